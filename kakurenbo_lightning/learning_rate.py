@@ -1,0 +1,141 @@
+"""A learning-rate factor that exists only while the optimizer steps, and schedules that keep pace with shorter epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import ceil
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+
+class LearningRateFactor:
+    """Multiplies the learning rate of every parameter group during ``optimizer.step`` and puts it back afterwards.
+
+    Schedulers, loggers and checkpoints see only the unscaled value. Tensor learning rates are changed in place, without a
+    synchronisation.
+
+    Attributes:
+        value: the factor; 1 leaves the optimizer alone.
+    """
+
+    def __init__(self) -> None:
+        self.value = 1.0
+        self._handles: list[Any] = []
+        self._optimizers: list[Optimizer] = []
+        self._saved: dict[int, list[Any]] = {}
+
+    def attach(self, optimizers: Iterable[Optimizer]) -> None:
+        """Act on these optimizers, and no longer on others."""
+        self.detach()
+        for optimizer in optimizers:
+            self._optimizers.append(optimizer)
+            self._handles.append(optimizer.register_step_pre_hook(self._scale))
+            self._handles.append(optimizer.register_step_post_hook(self._restore))
+
+    def detach(self) -> None:
+        """Restore everything and let go of the optimizers."""
+        self.restore()
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._optimizers = [], []
+
+    def restore(self) -> None:
+        """Put back what an exception inside ``optimizer.step`` left scaled."""
+        for optimizer in self._optimizers:
+            self._restore(optimizer)
+
+    def _scale(self, optimizer: Optimizer, *_: Any) -> None:
+        if self.value == 1.0:
+            return
+        self._restore(optimizer)
+        saved = self._saved[id(optimizer)] = []
+        for group in optimizer.param_groups:
+            rate = group["lr"]
+            if isinstance(rate, torch.Tensor):
+                saved.append(rate.clone())
+                rate.mul_(self.value)
+            else:
+                saved.append(rate)
+                group["lr"] = rate * self.value
+
+    def _restore(self, optimizer: Optimizer, *_: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, self._saved.pop(id(optimizer), ()), strict=False):
+            if isinstance(rate, torch.Tensor):
+                group["lr"].copy_(rate)
+            else:
+                group["lr"] = rate
+
+
+def scheduler_steps(batches: int, accumulate: int, frequency: int) -> int:
+    """How often Lightning steps a scheduler of interval "step" in an epoch of ``batches``.
+
+    It does so after every optimizer step (each ``accumulate`` batches, and the last) whose batch number is a multiple of
+    ``frequency``.
+    """
+    if accumulate == 1:
+        return batches // frequency
+    last = batches % accumulate != 0 and batches % frequency == 0
+    return sum(batch % frequency == 0 for batch in range(accumulate, batches + 1, accumulate)) + last
+
+
+class ScheduleAligner:
+    """Advances step-interval schedulers of a shortened epoch so that they end it where a full epoch would.
+
+    After the k-th of n scheduler steps of the epoch the schedule stands at position ``floor(k * n_full / n)`` of the full
+    epoch's n_full. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and "epoch" ones are left alone.
+    """
+
+    def __init__(self) -> None:
+        self._tracks: list[_Track] = []
+
+    def begin_epoch(self, configs: Iterable[Any], batches: int, full_batches: int, accumulate: int, done: int = 0) -> None:
+        """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
+
+        ``configs`` are Lightning's ``trainer.lr_scheduler_configs``.
+        """
+        self._tracks = []
+        for config in configs:
+            counted = isinstance(getattr(config.scheduler, "last_epoch", None), int)
+            if config.interval != "step" or config.reduce_on_plateau or not counted:
+                continue
+            steps = scheduler_steps(batches, accumulate, config.frequency)
+            full = scheduler_steps(full_batches, accumulate, config.frequency)
+            if 0 < steps < full:
+                behind = scheduler_steps(done, accumulate, config.frequency) if done else 0
+                self._tracks.append(_Track(config.scheduler, steps, full, behind))
+
+    def after_batch(self, step_scheduler: Callable[[Any], None]) -> None:
+        """Take the extra steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
+        for track in self._tracks:
+            track.catch_up(step_scheduler)
+
+
+class _Track:
+    """One scheduler's way through one epoch."""
+
+    def __init__(self, scheduler: Any, steps: int, full: int, behind: int) -> None:
+        self.scheduler, self.steps, self.full, self.taken = scheduler, steps, full, behind
+        self.origin = scheduler.last_epoch - behind * full // steps
+        self.last = scheduler.last_epoch
+
+    def catch_up(self, step_scheduler: Callable[[Any], None]) -> None:
+        if self.scheduler.last_epoch == self.last or self.taken >= self.steps:
+            return
+        self.taken += 1
+        target = self.origin + self.taken * self.full // self.steps
+        while self.scheduler.last_epoch < target:
+            before = self.scheduler.last_epoch
+            step_scheduler(self.scheduler)
+            if self.scheduler.last_epoch == before:
+                break  # the user's lr_scheduler_step does not advance it
+        self.last = self.scheduler.last_epoch
+
+
+def estimated_epochs(max_epochs: int, max_steps: int, steps_per_epoch: int) -> int | None:
+    """Length of a run in full epochs: Lightning's ``max_epochs`` (-1: none), bounded by ``max_steps`` (-1: none)."""
+    limits = [max_epochs] if max_epochs >= 0 else []
+    if max_steps >= 0:
+        limits.append(ceil(max_steps / max(1, steps_per_epoch)))
+    return min(limits) if limits else None

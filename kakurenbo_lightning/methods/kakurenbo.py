@@ -1,0 +1,193 @@
+"""KAKURENBO: hide the samples of lowest loss that the network already gets right with confidence.
+
+Truong Thao Nguyen, Balazs Gerofi, Edgar Josafat Martinez-Noriega, François Trahay, Mohamed Wahib: "KAKURENBO: Adaptively
+Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.methods.base import (
+    Epoch,
+    RefreshMode,
+    as_decimal,
+    exact_floor,
+    lowest,
+    require,
+    require_fraction,
+)
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.plan import EpochPlan
+from kakurenbo_lightning.statistics import SampleStatistics
+
+
+class Selection(NamedTuple):
+    """What :func:`select_hidden` chose.
+
+    Attributes:
+        hidden: ``bool[N]``.
+        candidates: how many samples of lowest loss were considered.
+        moved_back: how many of them stay in training because they are wrong or unsure.
+    """
+
+    hidden: Tensor
+    candidates: int
+    moved_back: int
+
+
+def select_hidden(
+    loss: Tensor,
+    correct: Tensor,
+    confidence: Tensor,
+    measured: Tensor,
+    max_hidden: int,
+    tau: float,
+    drop_top: int = 0,
+) -> Selection:
+    """Choose the samples to hide.
+
+    Args:
+        loss: ``float32[N]``. A sample whose loss is not finite is never a candidate.
+        correct: ``bool[N]``.
+        confidence: ``float32[N]``.
+        measured: ``bool[N]``; only these can be hidden.
+        max_hidden: number of candidates: those of lowest loss, ties by lower index.
+        tau: a candidate is hidden iff it is correct and ``confidence >= tau``; the others are moved back into training
+            and nothing takes their place.
+        drop_top: also hide this many of highest finite loss.
+    """
+    candidates = lowest(loss, max_hidden, measured)
+    # tau is compared in float32, so that a confidence of 0.7 hides at tau 0.7
+    hidden = candidates & correct & (confidence >= torch.tensor(tau, dtype=confidence.dtype, device=confidence.device))
+    counts = torch.stack([candidates.sum(), hidden.sum()]).tolist()
+    if drop_top:
+        hidden = hidden | lowest(-loss, drop_top, measured)
+    return Selection(hidden, counts[0], counts[0] - counts[1])
+
+
+@register_method("kakurenbo")
+@dataclass(frozen=True)
+class Kakurenbo:
+    """KAKURENBO (Nguyen et al., NeurIPS 2023).
+
+    Args:
+        max_fraction: F, the largest share of the data set that may be hidden, in [0, 1). Read as a decimal.
+        tau: confidence from which a correct candidate is hidden, in [0, 1].
+        fractions: F is multiplied by the first of these, and by the next one after each milestone; each in [0, 1].
+        milestones: increasing; integers are epochs, floats in (0, 1) are shares of ``max_epochs``. One fewer than ``fractions``.
+        drop_top: also hide this share of the data set, of highest finite loss (DeepCAM: 0.02), in [0, 1).
+        warmup_epochs: the learning rate is not scaled in the first so many epochs.
+        lr_fraction: the learning rate is divided by one minus the share really hidden (``"hidden"``) or minus F times the
+            schedule's factor even when less is hidden (``"max"``, the published code).
+        refresh_mode: mode of the pass over the hidden samples: ``"eval"``, or ``"train"`` as in the published code, which
+            changes BatchNorm's running statistics.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    max_fraction: float = 0.3
+    tau: float = 0.7
+    fractions: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4)
+    milestones: tuple[int | float, ...] = (0.3, 0.6, 0.8)
+    drop_top: float = 0.0
+    warmup_epochs: int = 0
+    lr_fraction: Literal["hidden", "max"] = "hidden"
+    refresh_mode: RefreshMode = "eval"
+
+    name: ClassVar[str]
+    family: ClassVar[str] = "hide"
+    summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a forward-only pass"
+    paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
+    reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
+
+    def __post_init__(self) -> None:
+        def check(condition: bool, setting: str, allowed: str, fix: str) -> None:
+            require(condition, self.name, setting, getattr(self, setting), allowed, fix)
+
+        require_fraction(self.name, "max_fraction", self.max_fraction)
+        require_fraction(self.name, "drop_top", self.drop_top)
+        require_fraction(self.name, "max_fraction + drop_top", float(as_decimal(self.max_fraction) + as_decimal(self.drop_top)))
+        check(_is_number(self.tau) and 0 <= self.tau <= 1, "tau", "a number in [0, 1]", "For example: 0.7.")
+        # Hydra hands over lists
+        object.__setattr__(self, "fractions", tuple(self.fractions))
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        check(all(_is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8].")
+        check(
+            len(self.milestones) == len(self.fractions) - 1,
+            "milestones",
+            f"one shorter than fractions ({len(self.fractions)} values)",
+            "Each milestone moves on to the next fraction.",
+        )
+        check(
+            all(_is_epoch(m) or (isinstance(m, float) and 0 < m < 1) for m in self.milestones),
+            "milestones",
+            "epochs (positive integers) or shares of max_epochs (floats in (0, 1))",
+            "For example: [60, 120, 160] or [0.3, 0.6, 0.8].",
+        )
+        kinds = {type(m) for m in self.milestones}
+        check(
+            len(kinds) <= 1 and all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False)),
+            "milestones",
+            "strictly increasing and of one kind, all epochs or all shares",
+            "For example: [60, 120, 160].",
+        )
+        check(
+            isinstance(self.warmup_epochs, int) and self.warmup_epochs >= 0,
+            "warmup_epochs",
+            "an integer >= 0",
+            "For example: 5.",
+        )
+        check(self.lr_fraction in ("hidden", "max"), "lr_fraction", "'hidden' or 'max'", "Use 'hidden' unless you reproduce the paper's code.")
+        check(self.refresh_mode in ("eval", "train"), "refresh_mode", "'eval' or 'train'", "Use 'eval' unless you reproduce the paper's code.")
+
+    def check_run(self, max_epochs: int | None) -> None:
+        """Shares of ``max_epochs`` need a run that has an end."""
+        if max_epochs is None and any(isinstance(m, float) for m in self.milestones):
+            raise ValueError(
+                f"{self.name}: milestones={self.milestones} are shares of max_epochs, but this run has no end; set "
+                "Trainer(max_epochs=...) or give the milestones in epochs, for example milestones=(30, 60, 80)"
+            )
+
+    def fraction(self, epoch: Epoch) -> Fraction:
+        """F_e: the largest share that may be hidden in ``epoch``, exactly."""
+        passed = 0
+        for milestone in self.milestones:
+            at = as_decimal(milestone) * epoch.max_epochs if isinstance(milestone, float) else milestone
+            passed += epoch.index >= at
+        return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
+
+    def plan(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
+        """Choose anew from the last seen loss, confidence and correctness; no memory of earlier choices."""
+        total, fraction = len(statistics), self.fraction(epoch)
+        measured = statistics.measured
+        chosen = select_hidden(
+            statistics.loss,
+            statistics.correct,
+            statistics.confidence,
+            measured,
+            exact_floor(fraction, total),
+            self.tau,
+            exact_floor(self.drop_top, total),
+        )
+        plan = EpochPlan.hide(
+            chosen.hidden,
+            metrics={"candidates": float(chosen.candidates), "moved_back": float(chosen.moved_back)},
+        )
+        scaled = epoch.index >= self.warmup_epochs and bool(measured.any())
+        hidden_share = Fraction(len(plan.hidden), total) if self.lr_fraction == "hidden" else fraction
+        return plan.with_lr_factor(float(1 / (1 - hidden_share)) if scaled else 1.0)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_epoch(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

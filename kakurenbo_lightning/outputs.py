@@ -1,0 +1,213 @@
+"""Where the per-sample loss, confidence and correctness of a training step come from.
+
+The first of these that applies, decided on the first batch:
+
+1. ``training_step`` returns them in its dict;
+2. ``sample_outputs(batch) -> dict``, a method of the module or a function given to the callback;
+3. the one criterion call of the step is seen and evaluated again per sample, on detached inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.criteria import CriterionCapture, class_values
+
+Values = dict[str, Tensor]
+
+EXAMPLE = """
+    sample_loss = F.cross_entropy(logits, target, reduction="none")
+    return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits, "target": target}"""
+
+
+class OutputsError(ValueError):
+    """Per-sample values cannot be had from the training step as it is."""
+
+
+class SampleOutputs:
+    """Observes training steps and returns what each sample's loss, confidence and correctness were.
+
+    Args:
+        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``.
+        sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
+        compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
+
+    Attributes:
+        source: one line saying where values come from; ``None`` before the first batch.
+    """
+
+    def __init__(
+        self,
+        reads: tuple[str, ...],
+        sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self._reads = reads
+        self._sample_outputs = sample_outputs
+        self._capture = CriterionCapture(always_mode=compiled)
+        self._way: str | None = None
+
+    @property
+    def source(self) -> str | None:
+        if self._way == "returned":
+            return "training_step returns them"
+        if self._way == "function":
+            return (
+                "sample_outputs(batch), one more forward pass per training batch "
+                "(return the values from training_step to save it)"
+            )
+        if self._way == "captured":
+            return f"the step's call of {self._capture.criterion}, seen {self._capture.manner}"
+        return "nowhere (the method needs none)" if self._way == "none" else None
+
+    @property
+    def has_function(self) -> bool:
+        """Whether way 2 is there, so that samples can be looked at without running ``training_step``."""
+        return self._sample_outputs is not None
+
+    def observe(
+        self, step: Callable[[], Any], batch: Any, size: int, looking: Callable[[], Any]
+    ) -> tuple[Any, Values | None]:
+        """Run one training step and return its outputs and the values of its samples.
+
+        Args:
+            step: runs the training step.
+            batch: what the step is given.
+            size: number of samples in the batch.
+            looking: makes the context in which way 2 may run the network without changing the training.
+
+        Returns:
+            The step's outputs, unchanged, and the values (each ``[size]``, detached), or ``None`` when there are none.
+
+        Raises:
+            OutputsError: the values are missing, or are not one per sample.
+        """
+        values: Values | None = None
+        if self._way == "function":
+            with looking():
+                values = self._call_function(batch)
+        if self._way in ("returned", "function", "none"):
+            outputs = step()
+        else:
+            with self._capture.watching():
+                outputs = step()
+        if self._way is None:
+            self._decide(outputs)
+            if self._way == "function":
+                with looking():
+                    values = self._call_function(batch)
+        if outputs is None or self._way == "none":
+            return outputs, None  # the user skips this batch, or nothing is needed
+        if self._way == "returned":
+            values = from_returned(outputs)
+        elif self._way == "captured":
+            values = self._captured()
+        self._check(values, size)
+        return outputs, values
+
+    def look(self, step: Callable[[], Any], batch: Any, size: int) -> Values:
+        """Values of a batch that is not trained; the caller provides the no-grad context.
+
+        Args:
+            step: runs ``training_step`` on the batch; not called when way 2 is there.
+            batch: the batch.
+            size: number of samples in it.
+
+        Raises:
+            OutputsError: as :meth:`observe`.
+        """
+        if self._sample_outputs is not None:
+            values = self._call_function(batch)
+        elif self._way == "returned":
+            values = from_returned(step())
+        else:
+            with self._capture.watching():
+                step()
+            values = self._captured()
+        self._check(values, size)
+        return values
+
+    def _call_function(self, batch: Any) -> Values:
+        assert self._sample_outputs is not None
+        return from_returned(self._sample_outputs(batch), "sample_outputs")
+
+    def _decide(self, outputs: Any) -> None:
+        """Choose the way, once."""
+        if isinstance(outputs, Mapping) and "sample_loss" in outputs:
+            self._way = "returned"
+        elif self._sample_outputs is not None:
+            self._way = "function"
+        elif len(self._capture.calls) == 1:
+            self._way = "captured"
+        elif outputs is None:
+            return  # a skipped batch says nothing; decide on the next one
+        elif not self._reads:
+            self._way = "none"
+        else:
+            self._captured()  # raises
+
+    def _captured(self) -> Values:
+        calls = self._capture.calls
+        if len(calls) != 1:
+            what = "no call of a criterion that is known" if not calls else f"{len(calls)} criterion calls"
+            raise OutputsError(
+                f"per-sample values: training_step made {what} "
+                f"({', '.join(name for name, _ in calls) or 'F.cross_entropy, F.nll_loss, F.mse_loss, ...'}), exactly one is needed; "
+                f"return the values from training_step instead:{EXAMPLE}"
+            )
+        return calls[0][1]
+
+    def _check(self, values: Values | None, size: int) -> None:
+        assert values is not None
+        for name, value in values.items():
+            if value.shape != (size,):
+                raise OutputsError(
+                    f"per-sample values: {name} has shape {list(value.shape)}, but the batch trains {size} samples: it must be "
+                    f"[{size}]. Return one value per sample, in the order of the batch:{EXAMPLE}"
+                )
+            if value.device != values["loss"].device:
+                raise OutputsError(
+                    f"per-sample values: {name} is on {value.device}, sample_loss is on {values['loss'].device}; return all of "
+                    "them on the module's device"
+                )
+        missing = [name for name in self._reads if name not in values]
+        if missing:
+            raise OutputsError(
+                f"per-sample values: the method reads {', '.join(missing)}, but {self.source} gives only "
+                f"{', '.join(values)}; return the missing ones (float confidence in [0, 1], bool correct), or logits and "
+                f"target of a classification, from training_step:{EXAMPLE}"
+            )
+
+
+def from_returned(outputs: Any, source: str = "training_step") -> Values:
+    """Read the values out of a dict returned by ``training_step`` or ``sample_outputs``.
+
+    Args:
+        outputs: ``sample_loss`` (float ``[B]``), and either ``logits`` (``[B, C, ...]``) with ``target`` or any of ``confidence``
+            (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
+        source: named in errors.
+
+    Raises:
+        OutputsError: there is no ``sample_loss`` or something is not a tensor.
+    """
+    if not isinstance(outputs, Mapping) or "sample_loss" not in outputs:
+        found = f"a dict with {sorted(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
+        raise OutputsError(f"per-sample values: {source} returned {found}, a dict with 'sample_loss' is needed:{EXAMPLE}")
+    known = {key: outputs[key] for key in ("sample_loss", "logits", "target", "confidence", "correct") if key in outputs}
+    for key, value in known.items():
+        if not isinstance(value, Tensor):
+            raise OutputsError(f"per-sample values: {key} from {source} is a {type(value).__name__}, it must be a tensor")
+        known[key] = value.detach()
+    values: Values = {"loss": known["sample_loss"]}
+    with torch.no_grad():
+        if "logits" in known and "target" in known:
+            values.update(class_values(known["logits"], known["target"]))
+        if "confidence" in known:
+            values["confidence"] = known["confidence"]
+        if "correct" in known:
+            values["correct"] = known["correct"].bool()
+    return values

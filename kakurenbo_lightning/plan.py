@@ -1,0 +1,190 @@
+"""What an epoch trains on (:class:`EpochPlan`) and which rank trains it in which step (:func:`deal`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.seeding import stream_generator
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The selection of one epoch, equal on every rank.
+
+    Attributes:
+        indices: ``int64[n]`` on the CPU, the data set indices to train, in no meaningful order. They repeat only for
+            methods that draw with replacement.
+        hidden: ``int64[h]`` on the CPU, ascending: the indices left out of this epoch.
+        weights: ``float32[N]`` loss weight of every data set index, or ``None`` for 1 everywhere.
+        lr_factor: factor on the learning rate of every optimizer step of the epoch.
+        metrics: what the method wants logged, as ``selection/<key>``.
+    """
+
+    indices: Tensor
+    hidden: Tensor
+    weights: Tensor | None = None
+    lr_factor: float = 1.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def everything(cls, num_samples: int) -> EpochPlan:
+        """The plan that trains every sample once."""
+        return cls(indices=torch.arange(num_samples), hidden=torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def hide(cls, mask: Tensor, lr_factor: float = 1.0, metrics: dict[str, float] | None = None) -> EpochPlan:
+        """The plan that leaves out the samples where ``mask`` (``bool[N]``, any device) is true."""
+        mask = mask.cpu()
+        return cls(
+            indices=(~mask).nonzero().squeeze(1),
+            hidden=mask.nonzero().squeeze(1),
+            lr_factor=lr_factor,
+            metrics=metrics or {},
+        )
+
+    def with_lr_factor(self, lr_factor: float) -> EpochPlan:
+        """The same selection with another learning-rate factor."""
+        return replace(self, lr_factor=lr_factor)
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the data set that is left out, in [0, 1)."""
+        total = len(self.indices) + len(self.hidden)
+        return len(self.hidden) / total if total else 0.0
+
+    def checksum(self) -> int:
+        """A 64-bit sum that differs when indices, their order or the hidden set differ."""
+        return sum(
+            int((part * torch.arange(1, 2 * len(part) + 1, 2)).sum()) * odd
+            for part, odd in ((self.indices, 1), (self.hidden, 0x9E3779B1))
+        ) % (1 << 63)
+
+
+@dataclass(frozen=True)
+class DealtEpoch:
+    """One rank's share of an epoch. All ranks have the same number of steps.
+
+    Attributes:
+        indices: ``int64[n_rank]`` on the CPU, in training order. Step ``s`` takes the next ``batch_size`` of them, the last
+            step takes all that are left.
+        batch_size: samples of every step but the last, per rank.
+        steps: number of steps.
+        world_size: number of ranks that share the epoch.
+        last_global_size: samples of the last step summed over all ranks.
+        padding: how many indices at the end are duplicates, there only to give every rank the same number of
+            forward passes. They must not be recorded.
+    """
+
+    indices: Tensor
+    batch_size: int
+    steps: int
+    world_size: int
+    last_global_size: int
+    padding: int = 0
+
+    def step(self, number: int) -> Tensor:
+        """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
+        start, length = number * self.batch_size, self.batch_length(number)
+        return self.indices[start : start + length - (self.padding if number == self.steps - 1 else 0)]
+
+    def batch_length(self, number: int) -> int:
+        """Samples of step ``number`` on this rank, padding included."""
+        return len(self.indices) - number * self.batch_size if number == self.steps - 1 else self.batch_size
+
+    def to(self, device: torch.device | str) -> DealtEpoch:
+        """The same with the indices on ``device``."""
+        return replace(self, indices=self.indices.to(device))
+
+    def batches(self, first: int = 0) -> Iterator[list[int]]:
+        """The batches of index lists from step ``first`` on, padding included."""
+        for number in range(first, self.steps):
+            start = number * self.batch_size
+            yield self.indices[start : start + self.batch_length(number)].tolist()
+
+    def loss_scale(self, number: int) -> float:
+        """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
+        if number != self.steps - 1:
+            return 1.0
+        return len(self.step(number)) * self.world_size / self.last_global_size
+
+    def samples_until(self, step: int) -> int:
+        """Samples trained by all ranks together in the first ``step`` steps."""
+        step = min(step, self.steps)
+        full = min(step, self.steps - 1) * self.batch_size * self.world_size
+        return full + (self.last_global_size if step == self.steps else 0)
+
+
+def deal(
+    plan: EpochPlan,
+    batch_size: int,
+    world_size: int = 1,
+    rank: int = 0,
+    *,
+    drop_last: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+) -> DealtEpoch:
+    """Deal a plan to one rank.
+
+    The order is a permutation from its own generator, seeded by ``(seed, epoch)``. Step ``s`` takes the next
+    ``batch_size * world_size`` indices, strided over the ranks. The tail is dealt evenly (sizes differ by at most one); a tail of
+    fewer than two samples per rank joins the step before it, because a batch of one sample stops BatchNorm. Nothing is
+    trained twice and nothing is left out, unless ``drop_last`` drops the tail.
+
+    Raises:
+        ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
+    """
+    indices = plan.indices
+    if shuffle:
+        indices = indices[torch.randperm(len(indices), generator=stream_generator(seed, epoch, "deal"))]
+    steps, tail = divmod(len(indices), batch_size * world_size)
+    if drop_last:
+        if steps == 0:
+            raise ValueError(
+                f"epoch {epoch} has {len(indices)} samples to train, but one step takes batch_size * world_size = "
+                f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
+                "hide fewer samples"
+            )
+        indices, tail = indices[: len(indices) - tail], 0
+    elif len(indices) < world_size:
+        raise ValueError(
+            f"epoch {epoch} has {len(indices)} samples to train for {world_size} ranks, at least one each is needed; "
+            "hide fewer samples or use fewer ranks"
+        )
+    last_global_size = batch_size * world_size
+    if tail and (tail >= 2 * world_size or steps == 0):
+        steps, last_global_size = steps + 1, tail
+    elif tail:
+        last_global_size += tail
+    return DealtEpoch(
+        indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
+        batch_size=batch_size,
+        steps=steps,
+        world_size=world_size,
+        last_global_size=last_global_size,
+    )
+
+
+def deal_forward_only(indices: Tensor, batch_size: int, world_size: int = 1, rank: int = 0) -> DealtEpoch:
+    """Deal ``indices`` (``int64[h]``, at least one) for a pass without training: the same number of batches on every rank.
+
+    A rank that would come one sample short is padded with a duplicate, see :attr:`DealtEpoch.padding`.
+    """
+    share = -(-len(indices) // world_size)
+    mine = indices[rank::world_size]
+    padding = share - len(mine)
+    if padding:
+        mine = torch.cat([mine, indices[:padding]])
+    return DealtEpoch(
+        indices=mine,
+        batch_size=batch_size,
+        steps=-(-share // batch_size),
+        world_size=world_size,
+        last_global_size=len(indices),
+        padding=padding,
+    )

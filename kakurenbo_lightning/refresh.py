@@ -1,0 +1,97 @@
+"""The forward-only pass over hidden samples that brings their statistics up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from functools import partial
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from kakurenbo_lightning.forward_only import forward_only
+from kakurenbo_lightning.methods.base import RefreshMode
+from kakurenbo_lightning.outputs import SampleOutputs
+from kakurenbo_lightning.plan import deal_forward_only
+from kakurenbo_lightning.sampler import SelectionSampler
+from kakurenbo_lightning.statistics import SampleStatistics
+from kakurenbo_lightning.trainer_adapter import TrainerAdapter
+
+PROGRESS_AFTER_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def looking(trainer: pl.Trainer, mode: RefreshMode = "eval") -> Iterator[None]:
+    """Run the module inside as training would, in its precision, but without a trace (see :func:`forward_only`)."""
+    with forward_only(trainer.lightning_module, mode), trainer.precision_plugin.train_step_context():
+        yield
+
+
+def refresh(
+    trainer: pl.Trainer,
+    adapter: TrainerAdapter,
+    loader: DataLoader,
+    indices: Tensor,
+    outputs: SampleOutputs,
+    statistics: SampleStatistics,
+    epoch: int,
+    mode: RefreshMode,
+) -> None:
+    """Record loss, confidence and correctness of ``indices`` as the network is now.
+
+    The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
+    train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
+
+    Args:
+        indices: ``int64[h]``, the same on every rank.
+        epoch: the epoch the measurements belong to.
+    """
+    if len(indices) == 0:
+        return
+    module, sampler = trainer.lightning_module, loader.sampler
+    assert isinstance(sampler, SelectionSampler)
+    _equalise_buffers(module)
+    dealt = deal_forward_only(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
+    training, start = sampler.dealt, sampler.start
+    sampler.follow(dealt)
+    on_device = dealt.to(statistics.device)
+    bar = trainer.progress_bar_callback
+    try:
+        with looking(trainer, mode):
+            for number, batch in enumerate(
+                tqdm(
+                    loader,
+                    desc=f"Refreshing {len(indices)} hidden samples",
+                    total=dealt.steps,
+                    delay=PROGRESS_AFTER_SECONDS,
+                    leave=False,
+                    disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
+                )
+            ):
+                batch = adapter.to_device(batch)
+                step = partial(call_training_step, module, batch, number)
+                size = dealt.batch_length(number)
+                values = outputs.look(step, batch, size)
+                rows = on_device.step(number)
+                statistics.record(rows, {name: value[: len(rows)] for name, value in values.items()}, epoch)
+    finally:
+        sampler.follow(training, start=start)
+
+
+def call_training_step(module: pl.LightningModule, batch: object, number: int) -> object:
+    """``training_step`` with as many of ``(batch, batch_idx)`` as it takes."""
+    takes = len(inspect.signature(module.training_step).parameters)
+    return module.training_step(batch, number) if takes > 1 else module.training_step(batch)
+
+
+def _equalise_buffers(module: pl.LightningModule) -> None:
+    """Every rank looks with rank 0's buffers, the ones a checkpoint holds."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for buffer in module.buffers():
+        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype is torch.bool else buffer, src=0)
