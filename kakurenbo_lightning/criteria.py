@@ -27,8 +27,8 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
         ignore_index: target of positions that do not count.
 
     Returns:
-        ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half of the
-        positions right).
+        ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half
+        of the positions right).
     """
     confidence, predicted = scores.float().softmax(1).max(1)
     if target.shape == scores.shape and target.is_floating_point():

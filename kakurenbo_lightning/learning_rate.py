@@ -68,15 +68,15 @@ class LearningRateFactor:
                 group["lr"] = rate
 
 
-def scheduler_steps(batches: int, accumulate: int, frequency: int) -> int:
-    """How often Lightning steps a scheduler of interval "step" in an epoch of ``batches``.
+def scheduler_steps(batches: int, accumulate: int, frequency: int, *, complete: bool = True) -> int:
+    """How often Lightning steps a scheduler of interval "step" in ``batches`` batches.
 
-    It does so after every optimizer step (each ``accumulate`` batches, and the last) whose batch number is a multiple of
-    ``frequency``.
+    It does so after every optimizer step (each ``accumulate`` batches, and the last of the epoch) whose batch number is a
+    multiple of ``frequency``. ``complete`` says that the last of ``batches`` is the last of the epoch.
     """
     if accumulate == 1:
         return batches // frequency
-    last = batches % accumulate != 0 and batches % frequency == 0
+    last = complete and batches % accumulate != 0 and batches % frequency == 0
     return sum(batch % frequency == 0 for batch in range(accumulate, batches + 1, accumulate)) + last
 
 
@@ -103,7 +103,7 @@ class ScheduleAligner:
             steps = scheduler_steps(batches, accumulate, config.frequency)
             full = scheduler_steps(full_batches, accumulate, config.frequency)
             if 0 < steps < full:
-                behind = scheduler_steps(done, accumulate, config.frequency) if done else 0
+                behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
                 self._tracks.append(_Track(config.scheduler, steps, full, behind))
 
     def after_batch(self, step_scheduler: Callable[[Any], None]) -> None:

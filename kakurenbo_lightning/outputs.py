@@ -69,9 +69,7 @@ class SampleOutputs:
         """Whether way 2 is there, so that samples can be looked at without running ``training_step``."""
         return self._sample_outputs is not None
 
-    def observe(
-        self, step: Callable[[], Any], batch: Any, size: int, looking: Callable[[], Any]
-    ) -> tuple[Any, Values | None]:
+    def observe(self, step: Callable[[], Any], batch: Any, size: int, looking: Callable[[], Any]) -> tuple[Any, Values | None]:
         """Run one training step and return its outputs and the values of its samples.
 
         Args:
@@ -153,10 +151,10 @@ class SampleOutputs:
     def _captured(self) -> Values:
         calls = self._capture.calls
         if len(calls) != 1:
-            what = "no call of a criterion that is known" if not calls else f"{len(calls)} criterion calls"
+            what = f"{len(calls)} criterion calls" if calls else "no call of a criterion that is known"
+            which = ", ".join(name for name, _ in calls) or "F.cross_entropy, F.nll_loss, F.mse_loss, ..."
             raise OutputsError(
-                f"per-sample values: training_step made {what} "
-                f"({', '.join(name for name, _ in calls) or 'F.cross_entropy, F.nll_loss, F.mse_loss, ...'}), exactly one is needed; "
+                f"per-sample values: training_step made {what} ({which}), exactly one is needed; "
                 f"return the values from training_step instead:{EXAMPLE}"
             )
         return calls[0][1]

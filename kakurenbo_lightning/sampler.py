@@ -53,9 +53,7 @@ class SelectionSampler(DistributedSampler):
         seed: int = 0,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(
-            range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last
-        )
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0
         self._on_set_epoch = on_set_epoch

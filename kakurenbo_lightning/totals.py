@@ -37,19 +37,22 @@ class RunTotals:
     def summary(self) -> str:
         """One line for the end of a run."""
         looked_at = max(1, self.samples_trained + self.samples_hidden)
+        spent = self.train_seconds + self.refresh_seconds + self.select_seconds
         return (
-            f"trained {self.samples_trained:,} samples, hid {self.samples_hidden:,} "
-            f"({self.samples_hidden / looked_at:.1%}), refreshed {self.samples_refreshed:,}; estimated saving "
-            f"{self.saved_seconds:.1f} s of {self.train_seconds + self.refresh_seconds + self.select_seconds + self.saved_seconds:.1f} s"
+            f"trained {self.samples_trained:,} samples, hid {self.samples_hidden:,} ({self.samples_hidden / looked_at:.1%}), "
+            f"refreshed {self.samples_refreshed:,}; estimated saving {self.saved_seconds:.1f} s "
+            f"of {spent + self.saved_seconds:.1f} s"
         )
 
 
 class Stopwatch:
-    """Seconds of wall time that can be paused; reads as 0 before it is started."""
+    """Seconds of wall time that can be paused."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: bool = False) -> None:
         self._elapsed = 0.0
         self._since: float | None = None
+        if running:
+            self.start()
 
     def start(self) -> None:
         """Run, if it does not already."""

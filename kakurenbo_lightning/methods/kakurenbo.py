@@ -118,7 +118,9 @@ class Kakurenbo:
         # Hydra hands over lists
         object.__setattr__(self, "fractions", tuple(self.fractions))
         object.__setattr__(self, "milestones", tuple(self.milestones))
-        check(all(_is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8].")
+        check(
+            all(_is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8]."
+        )
         check(
             len(self.milestones) == len(self.fractions) - 1,
             "milestones",
@@ -144,8 +146,18 @@ class Kakurenbo:
             "an integer >= 0",
             "For example: 5.",
         )
-        check(self.lr_fraction in ("hidden", "max"), "lr_fraction", "'hidden' or 'max'", "Use 'hidden' unless you reproduce the paper's code.")
-        check(self.refresh_mode in ("eval", "train"), "refresh_mode", "'eval' or 'train'", "Use 'eval' unless you reproduce the paper's code.")
+        check(
+            self.lr_fraction in ("hidden", "max"),
+            "lr_fraction",
+            "'hidden' or 'max'",
+            "Use 'hidden' unless you reproduce the paper's code.",
+        )
+        check(
+            self.refresh_mode in ("eval", "train"),
+            "refresh_mode",
+            "'eval' or 'train'",
+            "Use 'eval' unless you reproduce the paper's code.",
+        )
 
     def check_run(self, max_epochs: int | None) -> None:
         """Shares of ``max_epochs`` need a run that has an end."""

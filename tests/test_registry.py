@@ -1,0 +1,82 @@
+"""Methods by name, and what every method keeps to."""
+
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+import torch
+
+from kakurenbo_lightning import (
+    Epoch,
+    HideMethod,
+    SampleSelection,
+    SampleStatistics,
+    available_methods,
+    get_method,
+    register_method,
+)
+from kakurenbo_lightning.methods import Baseline, RandomHiding
+
+
+def test_the_methods_are_listed():
+    assert {"baseline", "kakurenbo", "random"} <= set(available_methods())
+
+
+@pytest.mark.parametrize("name", ["baseline", "kakurenbo", "random"])
+def test_a_method_is_a_frozen_pure_object(name):
+    method = get_method(name)
+    assert isinstance(method, HideMethod)
+    assert method.name == name
+    for field in fields(method):
+        with pytest.raises(FrozenInstanceError):
+            setattr(method, field.name, 0)
+    statistics = SampleStatistics(50)
+    statistics.record(torch.arange(50), {"loss": torch.rand(50), "confidence": torch.ones(50), "correct": torch.ones(50)}, 0)
+    before = statistics.state_dict()
+    plans = [method.plan(statistics, Epoch(3, 10, seed=1)) for _ in range(2)]
+    assert plans[0].checksum() == plans[1].checksum()
+    assert all(torch.equal(column, statistics.state_dict()[key]) for key, column in before.items())
+    assert sorted(torch.cat([plans[0].indices, plans[0].hidden]).tolist()) == list(range(50))
+
+
+def test_unknown_method_suggests_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'kakurenbo'"):
+        SampleSelection("kakurembo")
+    with pytest.raises(ValueError, match=r"available: .*baseline"):
+        SampleSelection("zzz")
+
+
+def test_unknown_setting_suggests_the_nearest():
+    with pytest.raises(TypeError, match="kakurenbo has no setting 'max_fractoin'; did you mean 'max_fraction'"):
+        SampleSelection("kakurenbo", max_fractoin=0.3)
+    with pytest.raises(TypeError, match="baseline has no setting 'tau'; it has no settings"):
+        SampleSelection("baseline", tau=0.3)
+
+
+def test_settings_beside_a_method_object_are_refused():
+    with pytest.raises(TypeError, match=r"put them into RandomHiding\(...\)"):
+        SampleSelection(RandomHiding(0.2), max_fraction=0.3)
+    with pytest.raises(TypeError, match="method=3"):
+        SampleSelection(3)
+
+
+def test_a_taken_name_is_refused():
+    with pytest.raises(ValueError, match="'kakurenbo' is taken"):
+        register_method("kakurenbo")(type("Other", (), {}))
+    assert register_method("baseline")(Baseline) is Baseline
+
+
+def test_random_hides_exactly_its_share_and_draws_anew():
+    method = get_method("random", max_fraction=0.29)
+    statistics = SampleStatistics(100)
+    hidden = [tuple(method.plan(statistics, Epoch(e, 10, seed=s)).hidden.tolist()) for s in (0, 1) for e in (0, 1, 2)]
+    assert {len(h) for h in hidden} == {29}
+    assert len(set(hidden)) == 6
+
+
+def test_random_hides_each_sample_equally_often():
+    """Each count is binomial(2000, 0.3); 6 sigma off has probability < 1e-6 for all 20 together."""
+    method, statistics = get_method("random", max_fraction=0.3), SampleStatistics(20)
+    counts = torch.zeros(20)
+    for epoch in range(2000):
+        counts[method.plan(statistics, Epoch(epoch)).hidden] += 1
+    assert (counts - 600).abs().max() < 6 * (2000 * 0.3 * 0.7) ** 0.5
