@@ -80,7 +80,7 @@ class SampleStatistics:
 
     def nonfinite(self) -> int:
         """How many measured samples have a NaN or infinite loss."""
-        return int((self.measured & ~self.loss.isfinite()).sum())
+        return int((self.measured & ~self.loss.isfinite()).count_nonzero())
 
     def merge(self) -> None:
         """Give every rank the rows that any rank wrote since the last merge: one collective, exact to the bit.

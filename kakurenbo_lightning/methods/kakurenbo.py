@@ -64,8 +64,9 @@ def select_hidden(
     """
     candidates = lowest(loss, max_hidden, measured)
     # tau is compared in float32, so that a confidence of 0.7 hides at tau 0.7
-    hidden = candidates & correct & (confidence >= torch.tensor(tau, dtype=confidence.dtype, device=confidence.device))
-    counts = torch.stack([candidates.sum(), hidden.sum()]).tolist()
+    threshold = torch.tensor(tau, dtype=confidence.dtype, device=confidence.device)
+    hidden = (confidence >= threshold).logical_and_(correct).logical_and_(candidates)
+    counts = torch.stack([candidates.count_nonzero(), hidden.count_nonzero()]).tolist()
     if drop_top:
         hidden = hidden | lowest(-loss, drop_top, measured)
     return Selection(hidden, counts[0], counts[0] - counts[1])
