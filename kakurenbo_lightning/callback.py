@@ -182,8 +182,8 @@ class SampleSelection(pl.Callback):
         if trainer.barebones:
             return
         metrics = {f"selection/{name}": value for name, value in self.run.metrics().items()}
-        pl_module.log_dict(metrics, batch_size=1)
-        pl_module.log("selection/hidden_fraction", self.plan.hidden_fraction, prog_bar=True, batch_size=1)
+        pl_module.log_dict(metrics, batch_size=1, sync_dist=True)
+        pl_module.log("selection/hidden_fraction", self.plan.hidden_fraction, prog_bar=True, batch_size=1, sync_dist=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Know which step of the plan comes next."""

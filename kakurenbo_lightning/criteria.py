@@ -126,6 +126,7 @@ class CriterionCapture:
         self.calls: list[tuple[str, Values]] = []
         self.criterion = ""
         self._by_name: bool | None = False if always_mode else None
+        self._reporting = _reporting(self._seen)
 
     @property
     def manner(self) -> str:
@@ -137,7 +138,7 @@ class CriterionCapture:
         """See the calls made inside; :attr:`calls` holds them afterwards."""
         self.calls = []
         if self._by_name:
-            with _replaced_by_name(self._seen):
+            with _in_functional(self._reporting):
                 yield
             return
         if self._by_name is False:
@@ -145,7 +146,7 @@ class CriterionCapture:
                 yield
             return
         named: list[Callable[..., Tensor]] = []
-        with _replaced_by_name(lambda criterion, args, kwargs: named.append(criterion)), _Mode(self._seen):
+        with _in_functional(_reporting(lambda criterion, args, kwargs: named.append(criterion))), _Mode(self._seen):
             yield
         if self.calls:
             self._by_name = len(named) == len(self.calls)
@@ -171,9 +172,8 @@ class _Mode(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def _replaced_by_name(sink: Sink) -> Iterator[None]:
-    """Within this context the functions of ``torch.nn.functional`` in :data:`CRITERIA` report their calls."""
+def _reporting(sink: Sink) -> dict[str, Callable[..., Tensor]]:
+    """The functions of :data:`CRITERIA` by name, each reporting its calls to ``sink`` first."""
 
     def reporting(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(criterion)
@@ -184,11 +184,18 @@ def _replaced_by_name(sink: Sink) -> Iterator[None]:
         call._criterion = criterion
         return call
 
-    originals = {criterion.__name__: criterion for criterion in CRITERIA}
-    for name, criterion in originals.items():
-        setattr(F, name, reporting(criterion))
+    return {criterion.__name__: reporting(criterion) for criterion in CRITERIA}
+
+
+@contextlib.contextmanager
+def _in_functional(replacements: dict[str, Callable[..., Tensor]]) -> Iterator[None]:
+    """Within this context ``torch.nn.functional`` holds these functions."""
+    functional = vars(F)
+    functional.update(replacements)
     try:
         yield
     finally:
-        for name, criterion in originals.items():
-            setattr(F, name, criterion)
+        functional.update(_ORIGINALS)
+
+
+_ORIGINALS = {criterion.__name__: criterion for criterion in CRITERIA}

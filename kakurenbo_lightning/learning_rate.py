@@ -16,12 +16,16 @@ class LearningRateFactor:
     Schedulers, loggers and checkpoints see only the unscaled value. Tensor learning rates are changed in place, without a
     synchronisation.
 
+    Args:
+        paused: asked at every step; the optimizer is left alone while it says so.
+
     Attributes:
         value: the factor; 1 leaves the optimizer alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paused: Callable[[], bool] = lambda: False) -> None:
         self.value = 1.0
+        self._paused = paused
         self._handles: list[Any] = []
         self._optimizers: list[Optimizer] = []
         self._saved: dict[int, list[Any]] = {}
@@ -47,7 +51,7 @@ class LearningRateFactor:
             self._restore(optimizer)
 
     def _scale(self, optimizer: Optimizer, *_: Any) -> None:
-        if self.value == 1.0:
+        if self.value == 1.0 or self._paused():
             return
         self._restore(optimizer)
         saved = self._saved[id(optimizer)] = []

@@ -120,12 +120,12 @@ class SampleOutputs:
         """
         if self._sample_outputs is not None:
             values = self._call_function(batch)
-        elif self._way == "returned":
-            values = from_returned(step())
         else:
             with self._capture.watching():
-                step()
-            values = self._captured()
+                outputs = step()
+            if self._way is None:  # a resumed run looks before it trains
+                self._decide(outputs)
+            values = from_returned(outputs) if self._way == "returned" else self._captured()
         self._check(values, size)
         return values
 

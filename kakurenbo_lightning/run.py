@@ -45,7 +45,7 @@ class SelectionRun:
     def __init__(self, trainer: pl.Trainer, method: HideMethod, seed: int, align_schedules: bool) -> None:
         self._trainer, self._method, self._seed, self._align_schedules = trainer, method, seed, align_schedules
         self.adapter = TrainerAdapter(trainer)
-        self.factor = LearningRateFactor()
+        self.factor = LearningRateFactor(paused=lambda: self.passive)
         self._aligner = ScheduleAligner()
         self.outputs: SampleOutputs | None = None
         self.loader: DataLoader | None = None
@@ -88,6 +88,8 @@ class SelectionRun:
         self._public, self._sampler = public, sampler
         self.loader = follow_sampler(loader, sampler, sized=not public)
         self._seed_loader("loader", 0)
+        if self.plan is not None and self.epoch == trainer.current_epoch:
+            self._deal(self.epoch, self.step)  # a new loader in mid-epoch, as the LR finder leaves it
         return self.loader
 
     def _check_length(self, total: int) -> None:
@@ -183,7 +185,15 @@ class SelectionRun:
             )
 
     def _follow(self, epoch: int, start: int) -> None:
-        """Make the plan what the loader, the trainer and the schedules go by."""
+        """Make the plan what the loader and the trainer go by."""
+        self._deal(epoch, start)
+        self._seed_loader("loader", epoch)
+        if not self._public:
+            self.adapter.refresh_lengths()
+            self.adapter.reiterate_if_needed()
+
+    def _deal(self, epoch: int, start: int) -> None:
+        """Make the plan what the sampler, the optimizers and the schedules go by."""
         self._sampler.follow(self.plan, epoch, start)
         self._dealt = self._sampler.dealt.to(self.statistics.device)
         self.step = start
@@ -193,10 +203,6 @@ class SelectionRun:
             self._aligner.begin_epoch(
                 trainer.lr_scheduler_configs, batches, self._full_batches, trainer.accumulate_grad_batches, start
             )
-        self._seed_loader("loader", epoch)
-        if not self._public:
-            self.adapter.refresh_lengths()
-            self.adapter.reiterate_if_needed()
 
     def _schedules_follow_epochs(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
@@ -260,8 +266,11 @@ class SelectionRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until the data set is there."""
-        self._loaded = dict(state) or None
+        """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
+        if self.plan is not None and state:
+            self._apply_state(state)
+        else:
+            self._loaded = dict(state) or None
 
     def _apply_state(self, state: dict[str, Any]) -> None:
         self.statistics.load_state_dict(state["statistics"])

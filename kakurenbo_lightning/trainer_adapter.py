@@ -88,12 +88,15 @@ class TrainerAdapter:
         return epoch_loop.batch_progress.current.processed if epoch_loop.restarting else None
 
     def begin_fresh_epoch(self) -> None:
-        """The checkpoint was taken on an epoch's last batch: begin the next epoch as if nothing had been interrupted.
+        """The checkpoint was taken when an epoch's batches were done: begin the next epoch as if nothing had been interrupted.
 
-        Lightning would compare the counters of the finished epoch with the length of the next one.
+        Lightning would compare the counters of the finished epoch with the length of the next one, and with ``max_steps`` it
+        leaves an epoch that was saved at its end uncounted.
         """
         fit_loop = self._trainer.fit_loop
         epoch_loop = fit_loop.epoch_loop
+        if fit_loop.restarted_on_epoch_end:
+            fit_loop.epoch_progress.increment_completed()
         if epoch_loop.restarted_on_train_batch_end:
             epoch_loop.batch_progress.increment_completed()
         if not epoch_loop._should_accumulate() and (epoch_loop.restarted_on_train_batch_end or not epoch_loop.restarted_on_last):
