@@ -88,32 +88,34 @@ class ScheduleAligner:
     """Advances step-interval schedulers of a shortened epoch so that they end it where a full epoch would.
 
     After the k-th of n scheduler steps of the epoch the schedule stands at position ``floor(k * n_full / n)`` of the full
-    epoch's n_full. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and "epoch" ones are left alone.
+    epoch's n_full, after the last batch at n_full. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and "epoch"
+    ones are left alone.
     """
 
     def __init__(self) -> None:
         self._tracks: list[_Track] = []
+        self._batches = 0
 
     def begin_epoch(self, configs: Iterable[Any], batches: int, full_batches: int, accumulate: int, done: int = 0) -> None:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
         ``configs`` are Lightning's ``trainer.lr_scheduler_configs``.
         """
-        self._tracks = []
+        self._tracks, self._batches = [], batches
         for config in configs:
             counted = isinstance(getattr(config.scheduler, "last_epoch", None), int)
             if config.interval != "step" or config.reduce_on_plateau or not counted:
                 continue
             steps = scheduler_steps(batches, accumulate, config.frequency)
             full = scheduler_steps(full_batches, accumulate, config.frequency)
-            if 0 < steps < full:
+            if steps < full:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
                 self._tracks.append(_Track(config.scheduler, steps, full, behind))
 
-    def after_batch(self, step_scheduler: Callable[[Any], None]) -> None:
+    def after_batch(self, batch_idx: int, step_scheduler: Callable[[Any], None]) -> None:
         """Take the extra steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
         for track in self._tracks:
-            track.catch_up(step_scheduler)
+            track.catch_up(step_scheduler, last=batch_idx + 1 == self._batches)
 
 
 class _Track:
@@ -121,14 +123,12 @@ class _Track:
 
     def __init__(self, scheduler: Any, steps: int, full: int, behind: int) -> None:
         self.scheduler, self.steps, self.full, self.taken = scheduler, steps, full, behind
-        self.origin = scheduler.last_epoch - behind * full // steps
+        self.origin = scheduler.last_epoch - (behind * full // steps if steps else 0)
         self.last = scheduler.last_epoch
 
-    def catch_up(self, step_scheduler: Callable[[Any], None]) -> None:
-        if self.scheduler.last_epoch == self.last or self.taken >= self.steps:
-            return
-        self.taken += 1
-        target = self.origin + self.taken * self.full // self.steps
+    def catch_up(self, step_scheduler: Callable[[Any], None], last: bool) -> None:
+        self.taken += self.scheduler.last_epoch != self.last
+        target = self.origin + (self.full if last else self.taken * self.full // self.steps if self.steps else 0)
         while self.scheduler.last_epoch < target:
             before = self.scheduler.last_epoch
             step_scheduler(self.scheduler)

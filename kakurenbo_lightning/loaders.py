@@ -94,7 +94,7 @@ def read_loader(loader: DataLoader) -> bool:
             f"batch_sampler={type(loader.batch_sampler).__name__} is not allowed: sample selection decides what is in a batch; "
             "use DataLoader(batch_size=..., shuffle=True)"
         )
-    sampler = loader.sampler
+    sampler = loader.batch_sampler.sampler
     if type(sampler) is SequentialSampler:
         return False
     if type(sampler) is DistributedSampler:

@@ -58,11 +58,12 @@ class EpochPlan:
         return len(self.hidden) / total if total else 0.0
 
     def checksum(self) -> int:
-        """A 64-bit sum that differs when indices, their order or the hidden set differ."""
-        return sum(
-            int((part * torch.arange(1, 2 * len(part) + 1, 2)).sum()) * odd
-            for part, odd in ((self.indices, 1), (self.hidden, 0x9E3779B1))
-        ) % (1 << 63)
+        """A 63-bit sum that differs when indices, their order, the hidden set, weights or the learning-rate factor do."""
+        factor = torch.tensor([self.lr_factor], dtype=torch.float64).view(torch.int64)
+        weights = factor[:0] if self.weights is None else self.weights.cpu().view(torch.int32)
+        parts = (self.indices, self.hidden, weights, factor)
+        sums = [int((part * torch.arange(1, 2 * len(part) + 1, 2)).sum()) for part in parts]
+        return sum(value * 0x9E3779B1**power for power, value in enumerate(sums)) % (1 << 63)
 
 
 def _where(mask: Tensor) -> Tensor:

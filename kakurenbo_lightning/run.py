@@ -72,10 +72,10 @@ class SelectionRun:
         trainer = self._trainer
         sampler = SelectionSampler(
             total,
-            loader.batch_size,
+            loader.batch_sampler.batch_size,
             trainer.world_size,
             trainer.global_rank,
-            drop_last=loader.drop_last,
+            drop_last=loader.batch_sampler.drop_last,
             shuffle=shuffle,
             seed=self._seed,
             on_set_epoch=self.begin_epoch,
@@ -230,7 +230,7 @@ class SelectionRun:
             self.statistics.record(self._dealt.step(batch_idx), self._values, self.epoch)
             self._values = None
         self.step = batch_idx + 1
-        self._aligner.after_batch(lambda scheduler: self._trainer.lightning_module.lr_scheduler_step(scheduler, None))
+        self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))
 
     def end_epoch(self, seconds: float) -> None:
         """Count."""

@@ -112,7 +112,7 @@ class TrainerAdapter:
         combined = fit_loop._combined_loader
         combined.limits = [self.limited(len(loader)) for loader in combined.flattened]
         fit_loop.max_batches = combined.limits[0]
-        interval = trainer.val_check_interval
+        interval = getattr(trainer, "val_check_interval", None)  # absent when validation goes by the clock
         if isinstance(interval, float):
             trainer.val_check_batch = max(1, int(fit_loop.max_batches * interval))
         elif isinstance(interval, int) and trainer.check_val_every_n_epoch is not None:

@@ -113,11 +113,11 @@ def test_aligned_epochs_end_where_full_ones_would(lengths, accumulate, frequency
             if stepped and (batch + 1) % frequency == 0:
                 scheduler.step()
                 done += 1
-            aligner.after_batch(lambda s: s.step())
-            expected = done * scheduler_steps(full, accumulate, frequency) // steps if steps else 0
-            assert scheduler.last_epoch - origin == expected
-        if steps:
-            assert scheduler.last_epoch - origin == scheduler_steps(full, accumulate, frequency)
+            aligner.after_batch(batch, lambda s: s.step())
+            if batch + 1 < batches:
+                expected = done * scheduler_steps(full, accumulate, frequency) // steps if steps else 0
+                assert scheduler.last_epoch - origin == expected
+        assert scheduler.last_epoch - origin == scheduler_steps(full, accumulate, frequency)
 
 
 def test_a_schedule_that_cannot_be_advanced_is_left_alone():
@@ -127,7 +127,7 @@ def test_a_schedule_that_cannot_be_advanced_is_left_alone():
     aligner.begin_epoch([config], 5, 10, 1)
     stuck.last_epoch = 1
     calls = []
-    aligner.after_batch(calls.append)
+    aligner.after_batch(0, calls.append)
     assert len(calls) == 1
 
 

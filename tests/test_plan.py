@@ -101,7 +101,7 @@ def test_single_process_order_is_the_two_rank_order_dealt():
         assert sorted(whole.step(step).tolist()) == sorted(halves[0].step(step).tolist() + halves[1].step(step).tolist())
 
 
-def test_checksum_sees_indices_order_and_hidden():
+def test_checksum_sees_every_part_of_a_plan():
     mask = torch.zeros(20, dtype=torch.bool)
     mask[3] = True
     plan = EpochPlan.hide(mask)
@@ -110,8 +110,11 @@ def test_checksum_sees_indices_order_and_hidden():
         EpochPlan(plan.indices.flip(0), plan.hidden),
         EpochPlan(plan.indices, plan.hidden + 1),
         EpochPlan.hide(mask.roll(1)),
+        plan.with_lr_factor(1.0000001),
+        EpochPlan(plan.indices, plan.hidden, weights=torch.ones(20)),
+        EpochPlan(plan.indices, plan.hidden, weights=torch.full((20,), 2.0)),
     ]
-    assert len({p.checksum() for p in [plan, *others]}) == 5
+    assert len({p.checksum() for p in [plan, *others]}) == 8
     assert plan.checksum() == EpochPlan.hide(mask.clone()).checksum()
 
 
