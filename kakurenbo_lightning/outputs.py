@@ -37,7 +37,7 @@ class SampleOutputs:
         compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
 
     Attributes:
-        source: one line saying where values come from; ``None`` before the first batch.
+        device: where the module is and values must be.
     """
 
     def __init__(
@@ -50,9 +50,11 @@ class SampleOutputs:
         self._sample_outputs = sample_outputs
         self._capture = CriterionCapture(always_mode=compiled)
         self._way: str | None = None
+        self.device = torch.device("cpu")
 
     @property
     def source(self) -> str | None:
+        """One line saying where values come from; ``None`` before the first batch."""
         if self._way == "returned":
             return "training_step returns them"
         if self._way == "function":
@@ -87,7 +89,7 @@ class SampleOutputs:
         values: Values | None = None
         if self._way == "function":
             with looking():
-                values = self._call_function(batch)
+                values = self._call_function(batch, size)
         if self._way in ("returned", "function", "none"):
             outputs = step()
         else:
@@ -97,12 +99,14 @@ class SampleOutputs:
             self._decide(outputs)
             if self._way == "function":
                 with looking():
-                    values = self._call_function(batch)
+                    values = self._call_function(batch, size)
         if outputs is None or self._way == "none":
             return outputs, None  # the user skips this batch, or nothing is needed
         if self._way == "returned":
-            values = from_returned(outputs)
+            values = from_returned(outputs, size)
         elif self._way == "captured":
+            if not self._reads and len(self._capture.calls) != 1:
+                return outputs, None  # a step that changes its mind may, when nothing is needed
             values = self._captured()
         self._check(values, size)
         return outputs, values
@@ -119,19 +123,19 @@ class SampleOutputs:
             OutputsError: as :meth:`observe`.
         """
         if self._sample_outputs is not None:
-            values = self._call_function(batch)
+            values = self._call_function(batch, size)
         else:
             with self._capture.watching():
                 outputs = step()
             if self._way is None:  # a resumed run looks before it trains
                 self._decide(outputs)
-            values = from_returned(outputs) if self._way == "returned" else self._captured()
+            values = from_returned(outputs, size) if self._way == "returned" else self._captured()
         self._check(values, size)
         return values
 
-    def _call_function(self, batch: Any) -> Values:
+    def _call_function(self, batch: Any, size: int) -> Values:
         assert self._sample_outputs is not None
-        return from_returned(self._sample_outputs(batch), "sample_outputs")
+        return from_returned(self._sample_outputs(batch), size, "sample_outputs")
 
     def _decide(self, outputs: Any) -> None:
         """Choose the way, once."""
@@ -167,10 +171,10 @@ class SampleOutputs:
                     f"per-sample values: {name} has shape {list(value.shape)}, but the batch trains {size} samples: it must be "
                     f"[{size}]. Return one value per sample, in the order of the batch:{EXAMPLE}"
                 )
-            if value.device != values["loss"].device:
+            if value.device != self.device:
                 raise OutputsError(
-                    f"per-sample values: {name} is on {value.device}, sample_loss is on {values['loss'].device}; return all of "
-                    "them on the module's device"
+                    f"per-sample values: {name} is on {value.device}, the module is on {self.device}; return every value on the "
+                    "module's device"
                 )
         missing = [name for name in self._reads if name not in values]
         if missing:
@@ -181,16 +185,17 @@ class SampleOutputs:
             )
 
 
-def from_returned(outputs: Any, source: str = "training_step") -> Values:
+def from_returned(outputs: Any, size: int, source: str = "training_step") -> Values:
     """Read the values out of a dict returned by ``training_step`` or ``sample_outputs``.
 
     Args:
         outputs: ``sample_loss`` (float ``[B]``), and either ``logits`` (``[B, C, ...]``) with ``target`` or any of ``confidence``
             (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
+        size: B.
         source: named in errors.
 
     Raises:
-        OutputsError: there is no ``sample_loss`` or something is not a tensor.
+        OutputsError: there is no ``sample_loss``, or something is not a tensor of B samples.
     """
     if not isinstance(outputs, Mapping) or "sample_loss" not in outputs:
         found = f"a dict with {sorted(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
@@ -199,6 +204,11 @@ def from_returned(outputs: Any, source: str = "training_step") -> Values:
     for key, value in known.items():
         if not isinstance(value, Tensor):
             raise OutputsError(f"per-sample values: {key} from {source} is a {type(value).__name__}, it must be a tensor")
+        if value.dim() == 0 or len(value) != size:
+            raise OutputsError(
+                f"per-sample values: {key} has shape {list(value.shape)}, but the batch trains {size} samples: the first axis "
+                f"must be the samples, [{size}] or [{size}, ...]. Return one value per sample, in the order of the batch:{EXAMPLE}"
+            )
         known[key] = value.detach()
     values: Values = {"loss": known["sample_loss"]}
     with torch.no_grad():

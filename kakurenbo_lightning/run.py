@@ -60,6 +60,7 @@ class SelectionRun:
         self._values: Values | None = None
         self._loaded: dict[str, Any] | None = None
         self._warned_nonfinite = False
+        self._counted = True
 
     # --- the loader
 
@@ -88,7 +89,9 @@ class SelectionRun:
         self._public, self._sampler = public, sampler
         self.loader = follow_sampler(loader, sampler, sized=not public)
         self._seed_loader("loader", 0)
-        if self.plan is not None and self.epoch == trainer.current_epoch:
+        if public and self._loaded is not None:
+            self._resume_publicly()
+        elif self.plan is not None and self.epoch == trainer.current_epoch:
             self._deal(self.epoch, self.step)  # a new loader in mid-epoch, as the LR finder leaves it
         return self.loader
 
@@ -119,9 +122,9 @@ class SelectionRun:
         if self.passive:
             return
         self._check_length(len(self.loader.dataset))
-        self.statistics.to(self._trainer.strategy.root_device)
-        if self._loaded is not None:
-            self._apply_state(self._loaded)
+        if self._public and epoch < self.epoch:
+            return  # Lightning completes the epoch a checkpoint was taken in; the next one is planned already
+        self._arrive()
         resumed = None if self._public else self.adapter.resumed_batches()
         if epoch == self.epoch and self.plan is not None:
             start = self.step if self._public else resumed or 0
@@ -134,8 +137,26 @@ class SelectionRun:
                 self.adapter.begin_fresh_epoch()
         self._follow(epoch, start)
 
+    def _arrive(self) -> None:
+        """The device is known, and with it where a loaded state goes."""
+        device = self._trainer.strategy.root_device
+        self.statistics.to(device)
+        self.outputs.device = device
+        if self._loaded is not None:
+            self._apply_state(self._loaded)
+
+    def _resume_publicly(self) -> None:
+        """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
+        self._arrive()
+        if self.step >= self._sampler.deal(self.plan, self.epoch).steps:
+            self._finish_epoch()
+            self._plan_epoch(self.epoch + 1)
+            self.step = 0
+        self._sampler.follow(self.plan, self.epoch, self.step)
+
     def _finish_epoch(self) -> None:
         """Look at what was hidden."""
+        self._count()
         watch = Stopwatch(running=True)
         if self._method.refresh_mode is not None:
             self._seed_loader("refresh", self.epoch)
@@ -159,7 +180,7 @@ class SelectionRun:
         self.statistics.merge()
         self.plan = self._method.plan(self.statistics, Epoch(epoch, self._max_epochs(), self._seed))
         self._check_ranks_agree(epoch)
-        self.epoch = epoch
+        self.epoch, self._counted = epoch, False
         self.nonfinite = self.statistics.nonfinite()
         self.seconds["select_seconds"] = watch.take()
         self.totals.select_seconds += self.seconds["select_seconds"]
@@ -235,7 +256,14 @@ class SelectionRun:
     def end_epoch(self, seconds: float) -> None:
         """Count."""
         self.totals.train_seconds += seconds
-        self.totals.samples_trained += self._dealt.samples_until(self.step)
+        self._count()
+
+    def _count(self) -> None:
+        """Add the epoch's trained samples to the totals, once; a run resumed at its last batch never sees its end."""
+        if not self._counted:
+            dealt = self._dealt or self._sampler.deal(self.plan, self.epoch)
+            self.totals.samples_trained += dealt.samples_until(self.step)
+            self._counted = True
 
     def metrics(self) -> dict[str, float]:
         """What is logged of the planned epoch."""
@@ -258,6 +286,7 @@ class SelectionRun:
             "seed": self._seed,
             "epoch": self.epoch,
             "step": self.step,
+            "counted": self._counted,
             "hidden": self.plan.hidden.clone(),
             "lr_factor": self.plan.lr_factor,
             "metrics": dict(self.plan.metrics),
@@ -276,7 +305,7 @@ class SelectionRun:
         self.statistics.load_state_dict(state["statistics"])
         mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
         self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["metrics"]))
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self._counted = state["epoch"], state["step"], state["counted"]
         self.totals = RunTotals(**state["totals"])
         self._loaded = None
 

@@ -178,7 +178,7 @@ def test_returned_values_win_over_capture(batch):
 
 def test_given_confidence_and_correct_win_over_logits(batch):
     given = {"confidence": torch.full((B,), 0.25), "correct": torch.ones(B, dtype=torch.uint8)}
-    values = from_returned({"sample_loss": torch.zeros(B), "logits": batch[0], "target": batch[1], **given})
+    values = from_returned({"sample_loss": torch.zeros(B), "logits": batch[0], "target": batch[1], **given}, B)
     assert values["confidence"].tolist() == [0.25] * B
     assert values["correct"].dtype is torch.bool
 
@@ -211,11 +211,14 @@ def test_capture_is_used_when_the_step_returns_a_scalar(batch):
         (lambda z, y: F.cross_entropy(z, y) + F.cross_entropy(z, y.flip(0)), "2 criterion calls"),
         (lambda z, y: F.cross_entropy(z[:3], y[:3]), r"loss has shape \[3\], but the batch trains 6"),
         (lambda z, y: F.mse_loss(z, z), "reads confidence, correct, but"),
-        (lambda z, y: {"loss": z.sum(), "sample_loss": torch.zeros(B - 1)}, r"shape \[5\].*must be\s+\[6\]"),
+        (
+            lambda z, y: {"loss": z.sum(), "sample_loss": torch.zeros(B - 1)},
+            r"sample_loss has shape \[5\], but the batch trains 6",
+        ),
         (lambda z, y: {"loss": z.sum(), "sample_loss": 3}, "sample_loss from training_step is a int"),
         (
             lambda z, y: {"loss": z.sum(), "sample_loss": torch.zeros(B), "confidence": torch.zeros(B, device="meta")},
-            "confidence is on meta, sample_loss is on cpu",
+            "confidence is on meta, the module is on cpu",
         ),
     ],
 )

@@ -1,0 +1,45 @@
+# Each target first builds its own virtual environment, so any of them works as the first command.
+PYTHON ?= python3
+VENV ?= .venv
+VENV_OLDEST ?= $(VENV)-oldest
+
+# The stamp is written last and carries the hash of pyproject.toml: no stamp, no finished environment.
+STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('pyproject.toml', 'rb').read()).hexdigest()[:16])")
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test test-all test-oldest bench lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+train: $(VENV)/$(STAMP) ## train baseline and KAKURENBO on digits and compare them (2 minutes)
+	$(BIN)/kakurenbo-train experiment=quickstart
+
+test: $(VENV)/$(STAMP) ## run the fast tests
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldest supported torch and Lightning
+	$(BIN)/python -m pytest -n 2 -m ""
+
+test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
+	$(VENV_OLDEST)/bin/python -m pytest -n 2
+
+bench: $(VENV)/$(STAMP) ## measure overhead, selection and saving
+	$(BIN)/python -m recipes.bench.overhead
+	$(BIN)/python -m recipes.bench.selection
+	$(BIN)/python -m recipes.bench.saving
+
+lint: $(VENV)/$(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: $(VENV)/$(STAMP) ## build the virtual environment and nothing else
+
+clean: ## delete caches and build results (environments and outputs stay)
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find kakurenbo_lightning recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV_OLDEST)/$(STAMP): CONSTRAINTS = --constraint .ci/oldest.txt
+%/$(STAMP):
+	@PYTHON="$(PYTHON)" .ci/venv "$*" "$(STAMP)" $(CONSTRAINTS)

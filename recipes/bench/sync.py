@@ -1,0 +1,95 @@
+"""Whether watching makes the host wait for the GPU: epochs under `torch.cuda.set_sync_debug_mode("error")`.
+
+From the first step of an epoch to its last, any operation that waits for the device raises an error. The same epochs
+without a callback come first: what raises there is Lightning's or the network's. On a CPU there is nothing to wait for
+and the epochs only run.
+"""
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from kakurenbo_lightning import SampleSelection
+from recipes.bench import report
+from recipes.bench.saving import ForcedHiding
+from recipes.bench.training import Classifier, RandomImages, prepare, trainer
+from recipes.models import CifarResNet
+
+EPOCHS = 3
+
+
+class NoWaiting(L.Callback):
+    """Forbids waiting for the device within the batch loop, from the second epoch on.
+
+    In the first one, cuDNN and the caching allocator set themselves up, which may wait. Stands last among the
+    callbacks, so the hooks of all others in between are under the ban.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._forbids = device == "cuda"
+        self.steps = 0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the ban."""
+        if self._forbids and trainer.current_epoch > 0:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """End it after the last step: what follows happens once per epoch and may wait."""
+        if self._forbids:
+            self.steps += torch.cuda.get_sync_debug_mode() > 0
+            if args[0].is_last_batch:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def check(selection: SampleSelection | None, device: str, steps: int, by_name: bool, seed: int) -> dict[str, Any]:
+    """Train under the ban; return what raised, if anything."""
+    torch.manual_seed(seed)
+    data = RandomImages(64 * steps, seed, batch_size=64)
+    ban = NoWaiting(device)
+    callbacks = [ban] if selection is None else [selection, ban]
+    error = None
+    try:
+        trainer(device, callbacks, EPOCHS).fit(Classifier(CifarResNet(), by_name), datamodule=data)
+    except RuntimeError as raised:
+        if "synchroniz" not in str(raised):
+            raise
+        error = str(raised).splitlines()[0]
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    return {"error": error, "steps_checked": ban.steps}
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Check training without a callback, with `baseline`, and with a method that hides and refreshes."""
+    options = report.parser("sync", __doc__)
+    options.add_argument("--steps", type=report.count, default=20, help="steps of an epoch")
+    settings = options.parse_args(arguments)
+    prepare(settings)
+    arms = {
+        "without a callback": (None, True),
+        "baseline": (SampleSelection("baseline", seed=0), True),
+        "baseline, function mode": (SampleSelection("baseline", seed=0), False),
+        "hiding 30 %": (SampleSelection(ForcedHiding((0.3,) * EPOCHS), seed=0), True),
+    }
+    rows = {
+        name: check(selection, settings.device, settings.steps, by_name, settings.seed)
+        for name, (selection, by_name) in arms.items()
+    }
+    clean = "no wait" if settings.device == "cuda" else "not checked on a CPU"
+    report.print_table(
+        "Waiting for the device within the batch loop",
+        ["training", "steps checked", "found"],
+        [[name, str(row["steps_checked"]), row["error"] or clean] for name, row in rows.items()],
+    )
+    result = {"benchmark": "sync", "machine": report.machine(settings.device), "arms": rows}
+    report.write(settings.json, result)
+    if rows["without a callback"]["error"] is None and any(row["error"] for row in rows.values()):
+        raise SystemExit("sample selection makes the host wait for the device, see the table")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Small image data sets, decoded once into memory and augmented on the device.
+
+A data set of 60,000 images of 32 x 32 pixels is 180 MB of uint8, so nothing is decoded twice: a batch is one indexing
+of a tensor, and the random crop, the flip and the normalisation are done for the whole batch on the device.
+"""
+
+import io
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.settings import check_setting, is_count
+
+
+class InMemoryImages(Dataset):
+    """Images and labels held as tensors, indexed by the batch.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image, uint8 [3, H, W], and its label, int64 []."""
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a whole batch: images, uint8 [B, 3, H, W], and labels, int64 [B]."""
+        rows = torch.as_tensor(indices)
+        return self.images[rows], self.labels[rows]
+
+
+def keep_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the batch as it is: `InMemoryImages.__getitems__` has collated it."""
+    return batch
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int) -> Tensor:
+    """Cut one window of the original size out of each zero-padded image, mirrored where asked.
+
+    Args:
+        images: [B, C, H, W] of any dtype.
+        top: int64 [B], the window's first row in the padded image, 0 to 2 * padding.
+        left: int64 [B], the window's first column, 0 to 2 * padding.
+        flipped: bool [B], whether to mirror the window left to right.
+        padding: pixels of zeros added on each side.
+
+    Returns:
+        [B, C, H, W], the dtype of `images`, on its device.
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    pixels = pixels.view(batch, 1, height * width).expand(batch, channels, height * width)
+    return padded.flatten(2).gather(2, pixels).view_as(images)
+
+
+class ImageData(L.LightningDataModule):
+    """Loaders over in-memory images; a subclass says where they come from in `load`.
+
+    Args:
+        batch_size: samples of a training batch (of one process).
+        eval_batch_size: samples of a validation batch.
+        num_workers: processes of each loader; 0 is the fastest for data in memory.
+        subset: train on the first `subset` rows only; None for all.
+        crop_padding: padding of the random crop in pixels; 0 for no crop.
+        flip: whether to mirror half of the training images.
+    """
+
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        num_workers: int = 0,
+        subset: int | None = None,
+        crop_padding: int = 4,
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 128.")
+        check_setting("data.eval_batch_size", eval_batch_size, is_count(eval_batch_size, 1), "an int >= 1", "Try 500.")
+        check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try 0.")
+        is_subset = subset is None or is_count(subset, 1)
+        check_setting("data.subset", subset, is_subset, "null or an int >= 1", "Use null for all training images.")
+        check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
+        check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.subset = subset
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.train_images: InMemoryImages | None = None
+        self.test_images: InMemoryImages | None = None
+        # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
+        self._scale = 255 * torch.tensor([self.mean, self.std]).view(2, 1, 3, 1, 1)
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
+        """Return the training and the test images."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read the images, once for all the fits of a process."""
+        if self.train_images is not None:
+            return
+        train, test = self.load()
+        if self.subset is not None:
+            known = self.subset <= len(train)
+            check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
+            train = InMemoryImages(train.images[: self.subset].clone(), train.labels[: self.subset].clone())
+        self.train_images, self.test_images = train, test
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the shuffled loader of the training images."""
+        return self._loader(self.train_images, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the test images: the recipe has no third split."""
+        return self._loader(self.test_images, self.eval_batch_size, shuffle=False)
+
+    def _loader(self, images: InMemoryImages, batch_size: int, shuffle: bool) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=keep_batch,
+        )
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Augment (when training) and normalise the batch where it lies: images become float32 [B, 3, H, W]."""
+        images, labels = batch
+        if self.trainer is not None and self.trainer.training:
+            images = self.augment(images)
+        return self.normalise(images), labels
+
+    def augment(self, images: Tensor) -> Tensor:
+        """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin."""
+        batch, device = len(images), images.device
+        top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), device=device)
+        flipped = torch.rand(batch, device=device) < (0.5 if self.flip else 0.0)
+        return crop_and_flip(images, top, left, flipped, self.crop_padding)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""
+        if self._scale.device != images.device:  # once: a copy at each batch would make the GPU wait
+            self._scale = self._scale.to(images.device)
+        mean, std = self._scale
+        return (images - mean) / std
+
+
+class Digits(ImageData):
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels, embedded in the package, scaled up so that a network has work to do.
+
+    Args:
+        size: height and width in pixels after bilinear scaling.
+        test_share: share of the images kept for validation, stratified by class.
+        split_seed: seed of that split.
+        settings: those of `ImageData`.
+    """
+
+    num_classes = 10
+    mean = (0.3054,) * 3
+    std = (0.3237,) * 3
+
+    def __init__(self, size: int = 32, test_share: float = 0.2, split_seed: int = 0, **settings) -> None:
+        super().__init__(**{"batch_size": 64, "flip": False, **settings})
+        check_setting("data.size", size, is_count(size, 8), "an int >= 8", "Try 32.")
+        check_setting("data.test_share", test_share, 0.01 <= test_share <= 0.99, "within 0.01 and 0.99", "Try 0.2.")
+        check_setting("data.split_seed", split_seed, is_count(split_seed, 0), "an int >= 0", "Try 0.")
+        self.size = size
+        self.test_share = test_share
+        self.split_seed = split_seed
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
+        """Return the images scaled to [N, 3, size, size] in uint8, split by class."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        labels = torch.from_numpy(digits.target).long()
+        train, test = train_test_split(
+            torch.arange(len(labels)).numpy(),
+            test_size=self.test_share,
+            random_state=self.split_seed,
+            stratify=digits.target,
+        )
+        return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])
+
+
+class CIFAR10(ImageData):
+    """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
+
+    Args:
+        root: folder of `train.parquet` and `test.parquet` in the layout of Hugging Face `datasets` (encoded images in
+            the column `image` or `img`, the class in `label`); without them, the folder of torchvision's download.
+        settings: those of `ImageData`.
+    """
+
+    num_classes = 10
+    mean = (0.4914, 0.4822, 0.4465)
+    std = (0.2470, 0.2435, 0.2616)
+
+    def __init__(self, root: str = "data/cifar10", **settings) -> None:
+        super().__init__(**settings)
+        self.root = Path(root).expanduser()
+
+    def prepare_data(self) -> None:
+        """Download the data set with torchvision unless it is there already."""
+        if self._has_parquet():
+            return
+        from torchvision.datasets import CIFAR10 as Download
+
+        try:
+            Download(self.root, download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"data.root={str(self.root)!r} holds no CIFAR-10 and the download failed ({error}). "
+                f"Save the two parquet files of https://huggingface.co/datasets/uoft-cs/cifar10 as train.parquet and "
+                f"test.parquet in {self.root.resolve()}, or unpack "
+                f"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or set data.root to the folder that "
+                f"has them."
+            ) from error
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
+        """Return both parts as uint8 [N, 3, 32, 32]."""
+        if self._has_parquet():
+            return read_parquet(self.root / "train.parquet"), read_parquet(self.root / "test.parquet")
+        from torchvision.datasets import CIFAR10 as Download
+
+        parts = [Download(self.root, train=train) for train in (True, False)]
+        train, test = (
+            InMemoryImages(
+                torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
+                torch.tensor(part.targets, dtype=torch.long),
+            )
+            for part in parts
+        )
+        return train, test
+
+    def _has_parquet(self) -> bool:
+        return all((self.root / f"{part}.parquet").is_file() for part in ("train", "test"))
+
+
+def read_parquet(path: Path) -> InMemoryImages:
+    """Decode a parquet file of encoded images (JPEG or PNG bytes) and int64 labels.
+
+    Raises:
+        ValueError: a column is missing, or the images are not all of one size.
+    """
+    import pyarrow.parquet
+    from lightning.pytorch.utilities import rank_zero_only
+    from PIL import Image
+    from tqdm import tqdm
+
+    table = pyarrow.parquet.read_table(path)
+    column = next((name for name in ("image", "img") if name in table.column_names), None)
+    if column is None or "label" not in table.column_names:
+        raise ValueError(
+            f"{path} has the columns {table.column_names}, but 'image' (or 'img', a struct with the field 'bytes') and "
+            f"'label' are needed. Take the file from a Hugging Face image classification data set, or rename them."
+        )
+    encoded = table[column].combine_chunks().field("bytes").to_pylist()
+    images = None
+    for row, data in enumerate(tqdm(encoded, desc=f"decoding {path.name}", unit="", disable=rank_zero_only.rank != 0)):
+        image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+        if images is None:
+            images = torch.empty((len(encoded), *image.shape), dtype=torch.uint8)
+        if image.shape != images.shape[1:]:
+            raise ValueError(
+                f"{path}: row {row} is an image of shape {tuple(image.shape)}, the first one is of shape "
+                f"{tuple(images.shape[1:])}. All images must be of one size: scale them to one before."
+            )
+        images[row] = image
+    return InMemoryImages(images, torch.tensor(table["label"].to_numpy(), dtype=torch.long))

@@ -1,0 +1,118 @@
+"""A CIFAR-style ResNet, timm's networks by name, and the LightningModule that trains either of them."""
+
+import difflib
+from collections.abc import Callable, Iterable
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from recipes.settings import check_setting, is_count
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
+    """Return a 3 x 3 convolution followed by batch normalisation."""
+    return nn.Sequential(nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels_out))
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions around a shortcut; the shortcut is a 1 x 1 convolution where the shape changes."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.first = conv3x3(channels_in, channels_out, stride)
+        self.second = conv3x3(channels_out, channels_out)
+        self.shortcut = nn.Identity()
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, channels_in, H, W] to [B, channels_out, H / stride, W / stride]."""
+        return F.relu(self.second(F.relu(self.first(features))) + self.shortcut(features))
+
+
+class CifarResNet(nn.Sequential):
+    """The residual network for 32 x 32 images (He et al., CVPR 2016, section 4.2).
+
+    Args:
+        depth: number of layers, 6n + 2 for n blocks in each of three stages: 8, 14, 20, 32, 44, 56, 110.
+        width: channels of the first stage; the next two have 2 and 4 times as many.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, depth: int = 8, width: int = 16, num_classes: int = 10) -> None:
+        is_depth = is_count(depth, 8) and depth % 6 == 2
+        check_setting("model.depth", depth, is_depth, "6n + 2 with n >= 1 (8, 14, 20, ...)", "Try 8 or 20.")
+        check_setting("model.width", width, is_count(width, 1), "an int >= 1", "Try 16.")
+        layers = [conv3x3(3, width), nn.ReLU(inplace=True)]
+        channels = width
+        for stage in range(3):
+            for block in range((depth - 2) // 6):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(Block(channels, width * 2**stage, stride))
+                channels = width * 2**stage
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def timm_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Return a network of timm by name, for images of 3 channels and `num_classes` classes.
+
+    Raises:
+        ValueError: timm has no model of that name.
+    """
+    import timm
+
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
+    check_setting("model.name", name, timm.is_model(name), "the name of a timm model", hint)
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=3)
+
+
+class ImageClassifier(L.LightningModule):
+    """Train a network on cross-entropy; nothing in it knows that samples are hidden.
+
+    Args:
+        network: maps images, float32 [B, 3, H, W], to logits [B, num_classes].
+        optimizer: makes the optimizer from the parameters.
+        num_classes: number of classes.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        num_classes: int,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [B, num_classes] of images [B, 3, H, W]."""
+        return self.network(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of a batch of images [B, 3, H, W] and labels [B]."""
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of a batch."""
+        images, labels = batch
+        logits = self(images)
+        self.accuracy(logits, labels)
+        self.log("val/loss", F.cross_entropy(logits, labels), sync_dist=True)
+        self.log("val/accuracy", self.accuracy, prog_bar=True)
+
+    def configure_optimizers(self) -> dict:
+        """Return the optimizer and a cosine schedule that ends at 0 with the last step."""
+        optimizer = self.optimizer(self.parameters())
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,12 @@
+"""Checks of settings, whose errors name the setting, its value, what is allowed and the fix."""
+
+
+def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) -> None:
+    """Raise a ValueError about the setting `name` unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name}={value!r} is not possible: it must be {allowed}. {fix}")
+
+
+def is_count(value: object, least: int) -> bool:
+    """Tell whether `value` is an int (no bool) of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,98 @@
+"""Train an image classifier on fewer samples: the console script `kakurenbo-train`.
+
+The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; with `compare=[a,b]` it trains several,
+one after the other with the same seed, and prints a table.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+
+import hydra
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, ListConfig
+
+from recipes.data import ImageData
+from recipes.models import ImageClassifier
+from recipes.results import Result, print_comparison
+from recipes.settings import check_setting
+
+
+def config_dir() -> str:
+    """Return the folder of the Hydra configs: the repository's own, else the one that the wheel carries."""
+    repository = Path(__file__).resolve().parents[1]
+    if (repository / "pyproject.toml").is_file():
+        return str(repository / "configs")
+    return str(files("kakurenbo_lightning") / "configs")
+
+
+def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
+    """Train one model with the method of `cfg.method`."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    selection = instantiate(cfg.method)
+    network = instantiate(cfg.model, num_classes=datamodule.num_classes)
+    model = ImageClassifier(network, instantiate(cfg.optimizer), datamodule.num_classes)
+    trainer = instantiate(cfg.trainer)(callbacks=[selection], logger=instantiate(cfg.logger) or False)
+
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    fit_seconds = time.perf_counter() - started
+
+    accuracy = trainer.callback_metrics.get("val/accuracy")
+    return Result(
+        method=cfg.method.method,
+        accuracy=None if accuracy is None else accuracy.item(),
+        totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
+        fit_seconds=fit_seconds,
+    )
+
+
+def with_method(cfg: DictConfig, name: str) -> DictConfig:
+    """Return `cfg` with the method group's option `name`; overrides given to the chosen option stay with it."""
+    if name == cfg.method.method:
+        return cfg
+    changed = cfg.copy()
+    changed.method = hydra.compose(f"method/{name}").method
+    return changed
+
+
+def run(cfg: DictConfig) -> list[Result]:
+    """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    if cfg.compare is None:
+        return [fit(cfg, instantiate(cfg.data))]
+    is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
+    check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
+    alone = cfg.ckpt_path is None
+    check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
+    datamodule = instantiate(cfg.data)
+    return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
+
+
+@hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
+def train(cfg: DictConfig) -> float | None:
+    """Run, leave results.json in the run's folder, and return the last accuracy for Hydra's sweepers."""
+    results = run(cfg)
+    if rank_zero_only.rank == 0:
+        if len(results) > 1:
+            print_comparison(results)
+        path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
+        path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
+        print(f"results: {path}")
+    return results[-1].accuracy
+
+
+def main() -> None:
+    """Start the program; the ranks that Lightning starts inherit the time, and with it the folder of the run."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ["KAKURENBO_STARTED"] = time.strftime("%Y-%m-%d/%H-%M-%S")
+    train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The cases that ``worker.py`` runs on every rank: ``CASES[name](scratch)`` returns plain tensors and numbers.
+
+``scratch`` is one folder for all ranks of the case.
+"""
+
+import os
+
+import torch
+import torch.distributed as dist
+from fits import CodedNet, Net, Points, SaveAt, fit
+from forced_methods import Given, Impure
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DistributedSampler
+
+from kakurenbo_lightning import EpochPlan, SampleStatistics
+from kakurenbo_lightning.methods import Baseline, Kakurenbo, RandomHiding
+from kakurenbo_lightning.plan import deal
+
+CASES = {}
+COUNT, BATCH, EPOCHS = 45, 4, 5
+KAKURENBO = Kakurenbo(max_fraction=0.4, tau=0.5)
+
+# 37 samples in steps of 8: the kept ones leave tails of 5, 4, 3, 2, 1, 0 and 7, and at the end there is less than a step
+HIDDEN_COUNTS = (0, 1, 2, 3, 4, 5, 6, 0, 28, 32, 35, 5)
+
+
+def case(name):
+    """Register a case."""
+
+    def register(function):
+        CASES[name] = function
+        return function
+
+    return register
+
+
+def plain(name, method, net=Net, **settings):
+    """Register a case that is one fit."""
+    CASES[name] = lambda scratch: fit(method, net(), **{"count": COUNT, "batch_size": BATCH, "max_epochs": EPOCHS, **settings})
+
+
+def given(counts, total):
+    """Hide ``counts[e]`` samples in epoch ``e``, other ones each time."""
+    return Given(tuple(tuple((7 * epoch + i) % total for i in range(count)) for epoch, count in enumerate(counts)))
+
+
+plain("kakurenbo", KAKURENBO)
+plain("random", RandomHiding(max_fraction=0.3))
+plain("baseline", Baseline())
+plain("uneven", given(HIDDEN_COUNTS, 37), count=37, max_epochs=len(HIDDEN_COUNTS))
+plain("four_ranks", given((0, 1, 3, 4, 5, 8, 28, 33, 2), 37), count=37, batch_size=2, max_epochs=9)
+plain("drop_last", KAKURENBO, loader={"drop_last": True})
+plain("workers", KAKURENBO, loader={"num_workers": 2, "persistent_workers": True}, max_epochs=3)
+plain("accumulate", KAKURENBO, accumulate_grad_batches=3)
+plain("returned", given((3, 8, 8, 1), COUNT), net=CodedNet, max_epochs=4)
+plain("sure", Kakurenbo(max_fraction=0.25, tau=0.5), net=lambda: CodedNet(sure=True), count=48)
+plain("norm", given((9, 8, 6), COUNT), net=lambda: Net(norm=True), max_epochs=3, limit_val_batches=0)
+plain("bf16", KAKURENBO, net=lambda: Net(dtype=torch.float32), precision="bf16-mixed")
+
+
+@case("user_sampler")
+def user_sampler(scratch):
+    """The user shards the data himself."""
+    sampler = DistributedSampler(Points(COUNT), int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["RANK"]))
+    return fit(
+        KAKURENBO,
+        Net(),
+        count=COUNT,
+        batch_size=BATCH,
+        max_epochs=EPOCHS,
+        loader={"shuffle": None, "sampler": sampler},
+        use_distributed_sampler=False,
+    )
+
+
+@case("impure")
+def impure(scratch):
+    """Ranks that do not hide the same."""
+    return failing(lambda: fit(Impure(), Net(), count=COUNT, batch_size=BATCH, max_epochs=3))
+
+
+@case("impure_rate")
+def impure_rate(scratch):
+    """Ranks that hide the same and scale the learning rate differently."""
+    return failing(lambda: fit(Impure(hides=False), Net(), count=COUNT, batch_size=BATCH, max_epochs=3))
+
+
+@case("too_few")
+def too_few(scratch):
+    """One sample left for two ranks."""
+    return failing(lambda: fit(given((0, 8), 9), Net(), count=9, batch_size=BATCH, max_epochs=2))
+
+
+def failing(run):
+    """The error that ``run`` raises, as text."""
+    try:
+        run()
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": "none"}
+
+
+@case("checkpoint")
+def checkpoint(scratch):
+    """A checkpoint in the middle of an epoch."""
+    saving = ModelCheckpoint(scratch, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    result = fit(KAKURENBO, Net(), count=COUNT, batch_size=BATCH, max_epochs=EPOCHS, callbacks=[saving])
+    return {**result, "states": {file.stem: selection_state(file) for file in scratch.glob("*.ckpt")}}
+
+
+def selection_state(file):
+    """What the selection saved."""
+    states = torch.load(file, weights_only=True)["callbacks"]
+    return next(state for state in states.values() if "statistics" in state)
+
+
+def resumed(scratch, net, at, counts=(9, 7, 11, 8)):
+    """An uninterrupted run and one that goes on from its checkpoint, taken after ``at = (epoch, batch)``."""
+    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": len(counts)}
+    whole = fit(given(counts, COUNT), net(), callbacks=[SaveAt(scratch / "at.ckpt", *at)], **settings)
+    return {"whole": whole, "resumed": fit(given(counts, COUNT), net(), ckpt_path=scratch / "at.ckpt", **settings)}
+
+
+CASES["resume_epoch_end"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, None))
+CASES["resume_mid_epoch"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, 2))
+CASES["resume_last_batch"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, 4))
+CASES["resume_returned"] = lambda scratch: resumed(scratch, CodedNet, (1, None))
+
+
+def some_rows(rows, epoch):
+    """Values for ``rows`` that differ for every row and epoch, among them all that floats can be."""
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-42, -1e-42])
+    special = torch.cat([special, torch.tensor([0x7FC12345, -0x3FEDCC]).int().view(torch.float32)])  # NaNs with a payload
+    loss = (rows + 1).float() * 10.0**epoch / 3
+    loss = torch.where(rows % 3 == 0, special[(rows + epoch) % len(special)], loss)
+    return {"loss": loss, "confidence": special.roll(epoch)[rows % len(special)], "correct": (rows + epoch) % 2 == 0}
+
+
+MERGE_COUNT = 120
+# what each merge follows: (epoch, the rows that were seen); row r is seen by rank r % 4
+MERGES = (
+    (0, torch.arange(0, 100)),
+    (1, torch.arange(20, 60)),
+    (1, torch.arange(0)),  # nothing new
+    (1, torch.arange(60, 90)),  # the rest of the epoch, after a checkpoint in it
+    (2, torch.arange(0, 117, 4)),  # only rank 0 saw something
+    (3, torch.arange(5, 116)),
+)
+
+
+@case("merge")
+def merge(scratch):
+    """Columns after each merge and those of one process that saw everything, as integers: their bits.
+
+    The last merge comes after a round trip through a saved state.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    statistics, alone = SampleStatistics(MERGE_COUNT), SampleStatistics(MERGE_COUNT)
+    after = {"after": [], "alone": []}
+    for number, (epoch, rows) in enumerate(MERGES):
+        if number == len(MERGES) - 1:
+            state = statistics.state_dict()
+            statistics = SampleStatistics(MERGE_COUNT)
+            statistics.load_state_dict(state)
+        mine = rows[rows % world_size == rank]
+        statistics.record(mine, some_rows(mine, epoch), epoch)
+        statistics.merge()
+        alone.record(rows, some_rows(rows, epoch), epoch)
+        after["after"].append(bits(statistics.state_dict()))
+        after["alone"].append(bits(alone.state_dict()))
+    return after
+
+
+def bits(columns):
+    """Floats as the integers with the same bits, so that equality sees NaN and -0.0."""
+    return {name: column.view(torch.int32) if column.is_floating_point() else column for name, column in columns.items()}
+
+
+DEALS = [(count, batch, drop_last) for count in (8, 29, 64, 67, 101) for batch in (1, 2, 8) for drop_last in (False, True)]
+
+
+@case("deal")
+def dealt(scratch):
+    """Each rank's share, dealt in its own process with its own global random state."""
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.manual_seed(rank)
+    shares = []
+    for count, batch, drop_last in DEALS:
+        if drop_last and count < batch * world_size:
+            shares.append([])
+            continue
+        share = deal(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
+        shares.append([share.step(step) for step in range(share.steps)])
+    return {"deals": DEALS, "shares": shares}

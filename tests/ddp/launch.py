@@ -1,0 +1,56 @@
+"""Run cases on several real processes, see ``worker.py``, and read what each rank returned."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+LIMIT_SECONDS = 240
+WORLD_SIZES = {"merge": 4, "deal": 4, "four_ranks": 4}  # of the cases that do not take two ranks
+_HERE = Path(__file__).parent
+
+
+def world_size(name):
+    """How many ranks the case ``name`` takes."""
+    return WORLD_SIZES.get(name, 2)
+
+
+def launch(folder, names):
+    """Run the cases ``names``; kills every process it started, also the data loaders' workers, before it returns."""
+    groups = {}
+    for name in sorted(names):
+        groups.setdefault(world_size(name), []).append(name)
+    (folder / "groups.json").write_text(json.dumps(list(groups.items())))
+    env = {key: value for key, value in os.environ.items() if key not in ("PL_GLOBAL_SEED", "GROUP_RANK")}
+    env.update(
+        OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=f"{_HERE.parents[1]}{os.pathsep}{env.get('PYTHONPATH', '')}"
+    )
+    with open(folder / "worker.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(_HERE / "worker.py"), str(folder)], env=env, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            process.wait(LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.write(f"\nkilled after {LIMIT_SECONDS} s")
+        finally:
+            # Lightning traps SIGTERM
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def read(folder, name):
+    """What each rank returned from the case ``name``, by rank; fails the test with the ranks' output when one did not."""
+    files = [folder / f"{name}.{rank}.pt" for rank in range(world_size(name))]
+    if all(file.exists() for file in files):
+        return [torch.load(file, weights_only=True) for file in files]
+    logs = [folder / "worker.log", *sorted(folder.glob(f"{name}.*.log"))]
+    text = "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-6000:]}" for log in logs if log.exists())
+    pytest.fail(f"case {name!r} did not finish on every one of {len(files)} ranks\n{text}", pytrace=False)

@@ -1,0 +1,54 @@
+"""The oracle: the batches of all ranks as one batch, in one plain process."""
+
+import torch
+import torch.nn.functional as F
+from fits import Points, copy_of
+
+
+def replay(ranks, net, count, accumulate=1, refresh=True):
+    """Train ``net`` on what the ranks trained, each step's batches joined, without Lightning and without our library.
+
+    Args:
+        ranks: what :func:`fits.fit` returned on each rank.
+        net: the module as it was before training.
+        count: length of the data set.
+        accumulate: batches per optimizer step.
+        refresh: the method looks at hidden samples after the epoch.
+
+    Returns:
+        For each epoch the statistics and the weights before it, and the weights at the end.
+    """
+    data, before = Points(count), {}
+    optimizer = net.configure_optimizers()
+    rate = optimizer.param_groups[0]["lr"]
+    rows = {
+        "loss": torch.full((count,), float("nan"), dtype=torch.float64),
+        "confidence": torch.full((count,), float("nan"), dtype=torch.float64),
+        "correct": torch.zeros(count, dtype=torch.bool),
+        "epoch_seen": torch.full((count,), -1, dtype=torch.int16),
+    }
+
+    def look(indices):
+        logits = net.network(data.x[indices])
+        loss, probability = F.cross_entropy(logits, data.y[indices], reduction="none"), logits.detach().softmax(1)
+        rows["loss"][indices] = loss.detach()
+        rows["confidence"][indices] = probability.amax(1)
+        rows["correct"][indices] = probability.argmax(1) == data.y[indices]
+        rows["epoch_seen"][indices] = epoch
+        return loss
+
+    for epoch in sorted(ranks[0]["epochs"]):
+        record = ranks[0]["epochs"][epoch]
+        before[epoch] = (copy_of(rows), copy_of(net.state_dict()))
+        optimizer.param_groups[0]["lr"] = rate * record["lr_factor"]
+        steps = len(record["trained"])
+        for step in range(steps):
+            batch = torch.cat([rank["epochs"][epoch]["trained"][step] for rank in ranks])
+            (look(batch).mean() / accumulate).backward()
+            if (step + 1) % accumulate == 0 or step + 1 == steps:
+                optimizer.step()
+                optimizer.zero_grad()
+        if refresh and len(record["hidden"]):
+            with torch.no_grad():
+                look(record["hidden"])
+    return before, copy_of(net.state_dict())

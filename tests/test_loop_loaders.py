@@ -1,0 +1,242 @@
+"""Whatever brings the train loader: data modules, hooks, subclasses, a CombinedLoader, workers."""
+
+import os
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from helpers import GROWING, Net, Points, Spy, SureNet, fit, hide_then_grow, loader
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset
+
+EPOCHS = len(GROWING)
+
+
+def watched_fit(train, module=None, **settings):
+    """Train with a selection and a spy that watches it."""
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(module or SureNet(), train, selection, spy, **{"max_epochs": EPOCHS, **settings})
+    return spy, selection
+
+
+def assert_ran_as_planned(spy):
+    assert spy.steps == list(spy.lengths.values()) == GROWING
+    for epoch, hidden in spy.hidden.items():
+        assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+
+
+# --- where the loader comes from
+
+
+class PointsModule(pl.LightningDataModule):
+    def train_dataloader(self):
+        return loader()
+
+    def val_dataloader(self):
+        return loader(16, shuffle=False)
+
+
+def test_a_data_module_works():
+    spy, _ = watched_fit(PointsModule())
+    assert_ran_as_planned(spy)
+    assert [spy.validations[epoch] for epoch in range(EPOCHS)] == [[n] for n in GROWING]
+
+
+def test_a_module_with_its_own_loader_works():
+    class SelfLoading(SureNet):
+        def train_dataloader(self):
+            return loader()
+
+    spy, _ = watched_fit(None, SelfLoading())
+    assert_ran_as_planned(spy)
+
+
+def test_a_combined_loader_of_one_works():
+    spy, _ = watched_fit(CombinedLoader(loader(), "max_size_cycle"))
+    assert_ran_as_planned(spy)
+
+
+def test_the_users_loader_is_left_as_it_was():
+    given = loader()
+    before = dict(vars(given))
+    watched_fit(given)
+    assert vars(given) == before
+    assert len(given) == 8
+    assert sorted(int(i) for batch in given for i in batch[2]) == list(range(64))
+
+
+# --- kinds of loader
+
+
+class NamedLoader(DataLoader):
+    """Takes more than DataLoader does, and uses it."""
+
+    def __init__(self, name, dataset, *, scale=1.0, **settings):
+        super().__init__(dataset, **settings)
+        self.name, self.scale = name, scale
+
+    def __iter__(self):
+        for x, y, index in super().__iter__():
+            yield self.scale * x, y, index
+
+
+class HiddenArguments(DataLoader):
+    """Cannot be made anew from its attributes."""
+
+    def __init__(self, count):
+        super().__init__(Points(count), 8, True)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: DataLoader(Points(64), 8, True, None, None, 0), id="positional arguments"),
+        pytest.param(lambda: NamedLoader("mine", Points(64), scale=2.0, batch_size=8, shuffle=True), id="extra arguments"),
+        pytest.param(lambda: HiddenArguments(64), id="hidden arguments"),
+        pytest.param(lambda: DataLoader(Points(64), 8, sampler=RandomSampler(Points(64))), id="random sampler"),
+        pytest.param(lambda: DataLoader(Points(64), 8, sampler=SequentialSampler(Points(64))), id="sequential sampler"),
+        pytest.param(
+            lambda: DataLoader(Points(64), 8, sampler=DistributedSampler(Points(64), num_replicas=1, rank=0)),
+            id="distributed sampler",
+        ),
+        pytest.param(
+            lambda: DataLoader(Points(64), batch_sampler=BatchSampler(RandomSampler(Points(64)), 8, False)), id="plain batch sampler"
+        ),
+        pytest.param(lambda: DataLoader(Points(64), 8, shuffle=True, generator=torch.Generator()), id="own generator"),
+        pytest.param(lambda: DataLoader(Subset(Points(100), range(64)), 8, shuffle=True), id="subset"),
+    ],
+)
+def test_a_loader_of_this_kind_works(make, hooked):
+    class Hooked(SureNet):
+        def train_dataloader(self):
+            return make()
+
+    spy, _ = watched_fit(None, Hooked()) if hooked else watched_fit(make())
+    assert_ran_as_planned(spy)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_plain_batch_sampler_keeps_its_order_and_its_tail_rule(shuffle, drop_last):
+    data = Points(61)
+    batches = BatchSampler((RandomSampler if shuffle else SequentialSampler)(data), 8, drop_last)
+    spy, _ = watched_fit(DataLoader(data, batch_sampler=batches), max_epochs=1)
+    assert spy.steps == [7 if drop_last else 8]
+    order = [index for batch in spy.batches[0] for index in batch]
+    assert (order != sorted(order)) == shuffle
+
+
+def test_a_subclass_keeps_its_behaviour():
+    class Scaled(SureNet):
+        seen = 0.0
+
+        def training_step(self, batch, batch_idx):
+            self.seen = max(self.seen, float(batch[0].abs().max()))
+            return super().training_step(batch, batch_idx)
+
+    module = Scaled()
+    watched_fit(NamedLoader("mine", Points(64), scale=1000.0, batch_size=8, shuffle=True), module)
+    assert module.seen > 1000
+
+
+def test_a_collate_function_and_batched_fetching_work():
+    class Fetching(Points):
+        def __getitems__(self, indices):
+            return [self[index] for index in indices]
+
+    def collate(items):
+        x, y, index = torch.utils.data.default_collate(items)
+        return {"x": x, "y": y, "index": index}
+
+    class Keyed(SureNet):
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch["x"], batch["y"], batch["index"]
+
+    spy, selection = watched_fit(DataLoader(Fetching(64), 8, shuffle=True, collate_fn=collate), Keyed())
+    assert_ran_as_planned(spy)
+    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
+
+
+# --- workers
+
+
+class WorkerPoints(Dataset):
+    """Points whose noise is drawn in the worker, and that tell its process id."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        info = torch.utils.data.get_worker_info()
+        noise = (torch.rand(1).item(), float(np.random.rand()), 0 if info is None else info.seed - info.id)
+        x = torch.zeros(6)
+        x[index % 3] = 3.0
+        return x + noise[0], index % 3, index, os.getpid()
+
+
+class PidNet(SureNet):
+    """Remembers which processes its batches come from, in training and in the refresh pass, and what they drew."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.trained_by, self.refreshed_by, self.drawn = set(), set(), {}
+
+    def training_step(self, batch, batch_idx):
+        (self.trained_by if torch.is_grad_enabled() else self.refreshed_by).update(batch[3].tolist())
+        if torch.is_grad_enabled():
+            self.drawn[self.trainer.current_epoch, batch_idx] = batch[0].clone()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_one_pool_of_workers_serves_all_epochs_and_refresh_passes(persistent):
+    module = PidNet()
+    train = DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2, persistent_workers=persistent)
+    spy, _ = watched_fit(train, module)
+    assert spy.steps == GROWING
+    assert len(module.trained_by) == 2
+    assert module.refreshed_by == module.trained_by
+    assert os.getpid() not in module.trained_by
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_epoch_draws_anew_in_the_workers(workers):
+    module = PidNet()
+    watched_fit(DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=workers), module)
+    first = [module.drawn[epoch, 0] for epoch in range(EPOCHS)]
+    assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
+def test_no_batch_of_an_earlier_plan_is_left_in_the_workers():
+    class Ending(Net):
+        """Ends epochs early, so that the workers have fetched more than was trained."""
+
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 3 and self.trainer.current_epoch % 2 == 0 else None
+
+    spy, selection = watched_fit(loader(num_workers=2, prefetch_factor=4), Ending())
+    for epoch, hidden in spy.hidden.items():
+        assert not set(spy.trained(epoch)) & set(hidden)
+        assert len(set(spy.trained(epoch))) == len(spy.trained(epoch))
+
+
+def test_reading_the_number_of_steps_early_builds_the_loader_once():
+    built = []
+
+    class Early(SureNet):
+        def train_dataloader(self):
+            built.append(1)
+            return loader(num_workers=2)
+
+        def configure_optimizers(self):
+            self.total = self.trainer.estimated_stepping_batches
+            return super().configure_optimizers()
+
+    module = Early()
+    spy, _ = watched_fit(None, module)
+    assert module.total == 8 * EPOCHS
+    assert built == [1]
+    assert_ran_as_planned(spy)

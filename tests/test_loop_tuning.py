@@ -1,0 +1,117 @@
+"""Lightning's learning-rate finder and batch-size scaler leave the selection as if they had not run."""
+
+import pytest
+from helpers import GROWING, Points, Spy, SureNet, fit, hide_then_grow, loader, trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.tuner import Tuner
+from torch.utils.data import DataLoader
+
+EPOCHS = len(GROWING)
+FIND = {"min_lr": 1e-4, "max_lr": 1e-2, "num_training_steps": 12, "early_stop_threshold": None}
+
+
+class SelfLoadingNet(SureNet):
+    """Brings its own loaders, of :attr:`batch_size`."""
+
+    batch_size = 8
+
+    def train_dataloader(self):
+        return DataLoader(Points(64), batch_size=self.batch_size, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(Points(16), batch_size=self.batch_size)
+
+
+def assert_ran_as_planned(spy, lengths=GROWING, epochs=EPOCHS):
+    assert spy.steps == lengths
+    assert list(spy.lengths.values()) == lengths
+    assert sorted(spy.hidden) == list(range(epochs))
+    for epoch, hidden in spy.hidden.items():
+        assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+
+
+def undisturbed():
+    """Batches of the run without finder or scaler."""
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SelfLoadingNet(dropout=0.0), None, selection, spy, max_epochs=EPOCHS)
+    return spy.batches
+
+
+def test_the_rate_finder_callback_runs_before_the_first_epoch(tmp_path):
+    selection, finder = hide_then_grow(), LearningRateFinder(attr_name="rate", **FIND)
+    spy = Spy(selection)
+    made = fit(SelfLoadingNet(), None, selection, finder, spy, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    assert len(finder.optimal_lr.results["lr"]) == 12
+    assert_ran_as_planned(spy)
+    assert made.global_step == sum(GROWING)
+
+
+def test_the_tuner_finds_a_rate_and_the_fit_after_it_is_undisturbed(tmp_path):
+    selection = hide_then_grow()
+    spy, module = Spy(selection), SelfLoadingNet(dropout=0.0)
+    made = trainer(selection, spy, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    found = Tuner(made).lr_find(module, min_lr=1e-4, max_lr=1e-2, num_training=12, update_attr=False)
+    assert len(found.results["lr"]) == 12
+    assert not spy.batches
+    made.fit(module)
+    assert_ran_as_planned(spy)
+    assert spy.batches == undisturbed()
+
+
+def test_the_rates_the_finder_tries_are_not_scaled(tmp_path):
+    selection = hide_then_grow()
+    module, seen = SelfLoadingNet(), []
+    made = trainer(selection, max_epochs=EPOCHS, default_root_dir=tmp_path)
+
+    class Watched(type(module)):
+        def training_step(self, batch, batch_idx):
+            seen.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+            return super().training_step(batch, batch_idx)
+
+    found = Tuner(made).lr_find(Watched(), min_lr=1e-4, max_lr=1e-2, num_training=12, update_attr=False)
+    assert seen == found.results["lr"]
+
+
+@pytest.mark.parametrize("mode", ["power", "binsearch"])
+def test_the_batch_size_finder_callback_plans_with_the_size_it_found(mode, tmp_path):
+    selection = hide_then_grow()
+    spy, module = Spy(selection), SelfLoadingNet()
+    finder = BatchSizeFinder(mode=mode, steps_per_trial=1, init_val=2, max_trials=3)
+    fit(module, None, selection, finder, spy, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    size = module.batch_size
+    assert size > 2
+    kept = [64, 32, 32, 48, 64]
+    assert_ran_as_planned(spy, [n // size + (n % size > 1) for n in kept])
+    assert {len(batch) for batches in spy.batches.values() for batch in batches[:-1]} == {size}
+
+
+def test_the_tuner_scales_the_batch_size_and_the_fit_after_it_uses_it(tmp_path):
+    selection = hide_then_grow()
+    spy, module = Spy(selection), SelfLoadingNet()
+    made = trainer(selection, spy, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    size = Tuner(made).scale_batch_size(module, steps_per_trial=1, init_val=2, max_trials=3)
+    made.fit(module)
+    assert size == module.batch_size > 2
+    assert_ran_as_planned(spy, [n // size + (n % size > 1) for n in (64, 32, 32, 48, 64)])
+
+
+class FindLater(LearningRateFinder):
+    """As in Lightning's documentation: looks for a rate before some epochs."""
+
+    def on_fit_start(self, *args):
+        return
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            self.lr_find(trainer, pl_module)
+
+
+def test_a_rate_finder_in_the_middle_of_the_run_loses_no_statistics(tmp_path):
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    finder = FindLater(attr_name="rate", update_attr=False, **FIND)
+    fit(SelfLoadingNet(dropout=0.0), None, selection, finder, spy, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    assert_ran_as_planned(spy)
+    assert selection.statistics.epoch_seen.tolist() == [EPOCHS - 1] * 64
+    assert spy.batches == undisturbed()

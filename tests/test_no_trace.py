@@ -1,0 +1,228 @@
+"""Looking at samples changes nothing: not the refresh pass, and not the observation of training steps."""
+
+import random
+from dataclasses import dataclass
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Net, SureNet, fit, loader
+from torchmetrics import CatMetric, MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from kakurenbo_lightning import EpochPlan, SampleSelection
+
+EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class Alternating:
+    """A user's own method: hides the even samples in epoch 1, the odd ones in epoch 2, and so on."""
+
+    refresh_mode: str | None = "eval"
+
+    name = "alternating"
+    family = "hide"
+    summary = "hides every other sample"
+    paper = "-"
+    reads = ("loss", "confidence", "correct")
+
+    def check_run(self, max_epochs):
+        pass
+
+    def plan(self, statistics, epoch):
+        mask = torch.zeros(len(statistics), dtype=torch.bool)
+        if epoch.index:
+            mask[epoch.index % 2 :: 2] = True
+        return EpochPlan.hide(mask)
+
+
+class Traced(SureNet):
+    """Draws random numbers of every kind in its step, logs, keeps metrics, and has a frozen BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.BatchNorm1d(6)
+        self.accuracy, self.mean, self.all = MulticlassAccuracy(3), MeanMetric(), CatMetric()
+
+    def on_train_epoch_start(self):
+        self.frozen.eval()
+
+    def training_step(self, batch, batch_idx):
+        noise = random.random() + np.random.rand() + torch.rand(1)
+        logits = self.network(self.frozen(batch[0]) + 0.01 * noise)
+        self.accuracy(logits, batch[1])
+        self.log("accuracy", self.accuracy, on_epoch=True, on_step=False)
+        values = super().training_step(batch, batch_idx)
+        self.mean.update(values["sample_loss"].detach())
+        self.all.update(values["sample_loss"].detach())
+        self.log("mean", self.mean)
+        self.log_dict({"loss": values["loss"].detach()}, on_epoch=True, on_step=True)
+        return {**values, "loss": values["loss"] + F.cross_entropy(logits, batch[1])}
+
+
+def torchmetrics_of(module):
+    return {name: metric for name, metric in module.named_modules() if hasattr(metric, "metric_state")}
+
+
+def snapshot(trainer, module):
+    """Everything of the run that a forward pass could change."""
+    optimizer = trainer.optimizers[0].state_dict()
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    metrics = {name: metric.metric_state for name, metric in torchmetrics_of(module).items()}
+    return {
+        "weights": {name: state[name] for name, _ in module.named_parameters()},
+        "buffers": {name: state[name] for name, _ in module.named_buffers()},
+        "gradients": [None if p.grad is None else p.grad.clone() for p in module.parameters()],
+        "optimizer": [{k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for s in optimizer["state"].values()],
+        "rates": [group["lr"] for group in optimizer["param_groups"]],
+        "flags": {name: part.training for name, part in module.named_modules()},
+        "metric states": {
+            name: {key: list(value) if isinstance(value, list) else value.clone() for key, value in state.items()}
+            for name, state in metrics.items()
+        },
+        "metric counts": {name: metric.update_count for name, metric in torchmetrics_of(module).items()},
+        "logged": {name: float(v) for name, v in trainer.callback_metrics.items() if not name.startswith("selection/")},
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": list(random.getstate()[1]),
+        "modes": [torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")],
+    }
+
+
+class Snapshots(pl.Callback):
+    """Snapshots at the start of each epoch, just after the refresh pass, and after the last batch of each."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.taken.append(snapshot(trainer, pl_module))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.taken.append(snapshot(trainer, pl_module))
+
+
+def traced_run(mode, **loader_settings):
+    """Snapshots of a run that hides the same samples with any ``mode`` of the refresh pass."""
+    random.seed(3)
+    np.random.seed(3)
+    selection, snapshots = SampleSelection(Alternating(mode)), Snapshots()
+    fit(Traced(), loader(**loader_settings), selection, snapshots, max_epochs=EPOCHS)
+    assert selection.totals.samples_hidden == 32 * (EPOCHS - 1)
+    assert selection.totals.samples_refreshed == (32 * (EPOCHS - 2) if mode else 0)
+    return snapshots.taken
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Snapshots by mode of the refresh pass; ``None`` makes no pass."""
+    return {mode: traced_run(mode) for mode in (None, "eval", "train")}
+
+
+def assert_same(one, other):
+    assert len(one) == len(other) == 2 * EPOCHS
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+EVERYTHING = [
+    "weights",
+    "buffers",
+    "gradients",
+    "optimizer",
+    "rates",
+    "flags",
+    "metric states",
+    "metric counts",
+    "logged",
+    "torch",
+    "numpy",
+    "python",
+    "modes",
+]
+
+
+@pytest.mark.parametrize("what", EVERYTHING)
+def test_the_refresh_pass_changes_nothing_of(runs, what):
+    assert runs[None][0].keys() == set(EVERYTHING)
+    assert_same([taken[what] for taken in runs["eval"]], [taken[what] for taken in runs[None]])
+
+
+@pytest.mark.parametrize("what", [what for what in EVERYTHING if what != "buffers"])
+def test_a_pass_in_train_mode_changes_nothing_of(runs, what):
+    assert_same([taken[what] for taken in runs["train"]], [taken[what] for taken in runs[None]])
+
+
+def test_a_pass_in_train_mode_updates_batch_norm_and_leaves_a_frozen_one():
+    plain, train = traced_run(None), traced_run("train")
+    for name in ("network.1.running_mean", "network.1.running_var", "network.1.num_batches_tracked"):
+        assert not torch.equal(train[-1]["buffers"][name], plain[-1]["buffers"][name])
+    # two passes of four batches, and the step runs the network twice
+    assert train[-1]["buffers"]["network.1.num_batches_tracked"] == plain[-1]["buffers"]["network.1.num_batches_tracked"] + 16
+    assert torch.equal(train[-1]["buffers"]["frozen.running_mean"], plain[-1]["buffers"]["frozen.running_mean"])
+
+
+def test_the_refresh_pass_with_workers_takes_no_random_number(runs):
+    with_pass, without = traced_run("eval", num_workers=2), traced_run(None, num_workers=2)
+    for what in ("weights", "torch", "numpy", "python"):
+        assert_same([taken[what] for taken in with_pass], [taken[what] for taken in without])
+
+
+def test_the_snapshots_would_show_a_change(runs):
+    first, last = runs[None][0], runs[None][-1]
+    for what in ("weights", "buffers", "gradients", "optimizer", "flags", "metric states", "logged", "torch", "numpy", "python"):
+        with pytest.raises(AssertionError):
+            torch.testing.assert_close(first[what], last[what], rtol=0, atol=0)
+
+
+# --- observing
+
+
+class WithOutputs(Net):
+    def sample_outputs(self, batch):
+        logits = self.network(batch[0])
+        return {"sample_loss": F.cross_entropy(logits, batch[1], reduction="none"), "logits": logits, "target": batch[1]}
+
+
+class WithModule(Net):
+    """Calls an nn.Module criterion with options."""
+
+    def training_step(self, batch, batch_idx):
+        criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1, weight=torch.tensor([1.0, 2.0, 3.0]))
+        return criterion(self.network(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}, {"gradient_clip_val": 0.1}],
+    ids=lambda settings: next(iter(settings), "plain"),
+)
+@pytest.mark.parametrize("module", [Net, SureNet, WithOutputs, WithModule])
+def test_a_run_that_is_only_observed_is_the_run_without_the_callback(module, settings):
+    weights = []
+    for callbacks in ([], [SampleSelection("baseline")]):
+        # without a generator of its own a plain DataLoader takes a number from the global stream in each epoch
+        train = loader(61, shuffle=False, generator=torch.Generator())
+        net = module()
+        fit(net, train, *callbacks, **settings)
+        weights.append(net.state_dict())
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=0)
+
+
+def test_what_the_step_returns_reaches_other_callbacks_unchanged():
+    class Outputs(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.seen.append({name: value.detach().clone() for name, value in outputs.items()})
+
+    seen = []
+    for callbacks in ([], [SampleSelection("baseline")]):
+        outputs = Outputs()
+        fit(SureNet(), loader(shuffle=False, generator=torch.Generator()), *callbacks, outputs, max_epochs=2)
+        seen.append(outputs.seen)
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=0)

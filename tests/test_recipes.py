@@ -1,0 +1,466 @@
+"""The recipe: data, models, configs, the program `kakurenbo-train`, its table and its plot."""
+
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import URLError
+
+import hydra
+import lightning as L
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.nn import functional as F
+
+import kakurenbo_lightning
+from recipes import plot
+from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, read_parquet
+from recipes.models import CifarResNet, ImageClassifier, timm_network
+from recipes.results import Result, comparison_table
+from recipes.train import config_dir, fit, run, with_method
+
+CONFIGS = Path(config_dir())
+REPOSITORY = Path(__file__).resolve().parents[1]
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+# seconds rather than minutes: 96 images of 8 x 8 pixels, 2 epochs, on the CPU
+TINY = [
+    *("data.size=8", "data.subset=96", "data.batch_size=32", "data.crop_padding=1", "model.width=4"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+]
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Compose the config as the program would, with the run's folder at tmp_path."""
+    HydraConfig.instance().cfg = None
+
+    def compose_with(*overrides):
+        folder = f"hydra.runtime.output_dir={tmp_path}"
+        cfg = hydra.compose("train", overrides=[*overrides, folder], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return hydra.compose("train", overrides=list(overrides))
+
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield compose_with
+    HydraConfig.instance().cfg = None
+
+
+def kakurenbo_train(*arguments, cwd, timeout=240):
+    """Run the program in a process of its own and return what it printed."""
+    command = [sys.executable, "-m", "recipes.train", *arguments]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write_parquet(path, images, labels, column="image"):
+    """Write uint8 images [N, H, W, 3] as PNG bytes, which keep every pixel."""
+    rows = []
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, format="PNG")
+        rows.append({"bytes": stream.getvalue(), "path": None})
+    pa.parquet.write_table(pa.table({column: rows, "label": labels}), path)
+
+
+def random_images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+
+
+# ---- data
+
+
+def test_a_batch_is_indexed_as_its_samples_are():
+    images = InMemoryImages(torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8), torch.arange(10))
+    batch, labels = images.__getitems__([7, 1, 1])
+    assert labels.tolist() == [7, 1, 1]
+    assert torch.equal(batch, torch.stack([images[i][0] for i in (7, 1, 1)]))
+    assert batch.dtype == torch.uint8
+
+
+def test_digits_are_split_by_class_once_and_for_all():
+    first, second, other = Digits(size=8), Digits(size=8), Digits(size=8, split_seed=1)
+    for data in (first, second, other):
+        data.setup("fit")
+    assert len(first.train_images) + len(first.test_images) == 1797
+    shares = torch.bincount(first.test_images.labels) / (torch.bincount(first.train_images.labels) / 0.8)
+    assert torch.allclose(shares, torch.full((10,), 0.2), atol=0.02)
+    assert torch.equal(first.train_images.images, second.train_images.images)
+    assert not torch.equal(first.train_images.labels, other.train_images.labels)
+
+
+def test_digits_are_scaled_up_to_the_size_asked_for():
+    data = Digits(size=20, subset=50)
+    data.setup("fit")
+    assert data.train_images.images.shape == (50, 3, 20, 20)
+    assert data.train_images.images.dtype == torch.uint8
+    assert data.train_images.images.amax() > 240
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_parquet_images_come_back_pixel_by_pixel(tmp_path, column):
+    images = random_images(5)
+    write_parquet(tmp_path / "part.parquet", images, [3, 1, 4, 1, 5], column)
+    read = read_parquet(tmp_path / "part.parquet")
+    assert torch.equal(read.images, torch.from_numpy(images).permute(0, 3, 1, 2))
+    assert read.labels.tolist() == [3, 1, 4, 1, 5]
+    assert read.labels.dtype == torch.int64
+
+
+def test_parquet_without_images_names_its_columns(tmp_path):
+    write_parquet(tmp_path / "part.parquet", random_images(1), [0], column="picture")
+    with pytest.raises(ValueError, match=r"part\.parquet has the columns \['picture', 'label'\], but 'image'"):
+        read_parquet(tmp_path / "part.parquet")
+
+
+def test_parquet_of_several_sizes_names_the_row(tmp_path):
+    images = [*random_images(2), random_images(1)[0, :16]]
+    write_parquet(tmp_path / "part.parquet", images, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"row 2 is an image of shape \(3, 16, 32\)"):
+        read_parquet(tmp_path / "part.parquet")
+
+
+def test_cifar10_reads_parquet_and_trains_on_the_first_rows(tmp_path):
+    images = random_images(12)
+    write_parquet(tmp_path / "train.parquet", images[:8], list(range(8)))
+    write_parquet(tmp_path / "test.parquet", images[8:], list(range(4)))
+    data = CIFAR10(root=str(tmp_path), subset=5)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.train_images.labels.tolist() == [0, 1, 2, 3, 4]
+    assert torch.equal(data.test_images.images, torch.from_numpy(images[8:]).permute(0, 3, 1, 2))
+
+
+def test_cifar10_falls_back_to_torchvision(tmp_path, monkeypatch):
+    images = random_images(6)
+    calls = []
+
+    def download(root, train=True, download=False):
+        calls.append(download)
+        return SimpleNamespace(data=images[:4] if train else images[4:], targets=[0, 1, 2, 3] if train else [4, 5])
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
+    data = CIFAR10(root=str(tmp_path))
+    data.prepare_data()
+    data.setup("fit")
+    assert calls == [True, False, False]
+    assert torch.equal(data.train_images.images, torch.from_numpy(images[:4]).permute(0, 3, 1, 2))
+    assert data.test_images.labels.tolist() == [4, 5]
+
+
+def test_cifar10_without_data_or_network_says_what_to_get(tmp_path, monkeypatch):
+    def download(*arguments, **settings):
+        raise URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
+    with pytest.raises(FileNotFoundError, match=r"data\.root='.*no network.*huggingface\.co.*test\.parquet"):
+        CIFAR10(root=str(tmp_path)).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0 is not possible: it must be an int >= 1. Try 128."),
+        ({"batch_size": True}, "data.batch_size=True"),
+        ({"eval_batch_size": 1.5}, "data.eval_batch_size=1.5"),
+        ({"num_workers": -1}, "data.num_workers=-1 is not possible: it must be an int >= 0"),
+        ({"subset": 0}, "data.subset=0 is not possible: it must be null or an int >= 1"),
+        ({"crop_padding": -1}, "data.crop_padding=-1"),
+        ({"flip": "yes"}, "data.flip='yes' is not possible: it must be true or false"),
+        ({"size": 4}, "data.size=4 is not possible: it must be an int >= 8"),
+        ({"test_share": 1.0}, "data.test_share=1.0 is not possible: it must be within 0.01 and 0.99"),
+        ({"split_seed": -1}, "data.split_seed=-1"),
+    ],
+)
+def test_a_wrong_data_setting_is_named_with_what_is_allowed(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Digits(**settings)
+
+
+def test_a_subset_beyond_the_data_set_is_refused():
+    data = Digits(size=8, subset=5000)
+    with pytest.raises(ValueError, match=r"data\.subset=5000 is not possible: it must be at most 1437"):
+        data.setup("fit")
+
+
+# ---- augmentation
+
+
+def slow_crop_and_flip(images, top, left, flipped, padding):
+    """One sample, one pixel at a time."""
+    result = torch.zeros_like(images)
+    batch, _, height, width = images.shape
+    for i in range(batch):
+        for y in range(height):
+            for x in range(width):
+                column = width - 1 - x if flipped[i] else x
+                from_y, from_x = int(top[i]) + y - padding, int(left[i]) + column - padding
+                if 0 <= from_y < height and 0 <= from_x < width:
+                    result[i, :, y, x] = images[i, :, from_y, from_x]
+    return result
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+def test_crop_and_flip_equals_the_slow_reference(padding):
+    generator = torch.Generator().manual_seed(padding)
+    images = torch.randint(0, 256, (9, 3, 5, 7), dtype=torch.uint8, generator=generator)
+    top, left = torch.randint(2 * padding + 1, (2, 9), generator=generator)
+    flipped = torch.rand(9, generator=generator) < 0.5
+    fast = crop_and_flip(images, top, left, flipped, padding)
+    assert torch.equal(fast, slow_crop_and_flip(images, top, left, flipped, padding))
+    assert fast.dtype == torch.uint8
+
+
+def test_each_sample_is_augmented_by_its_own_draw():
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
+    augmented = CIFAR10(crop_padding=2).augment(image.expand(200, -1, -1, -1))
+    assert len(augmented.flatten(1).unique(dim=0)) > 40  # of 5 x 5 places x 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_are_augmented_only_in_training(training):
+    data = Digits()
+    data.trainer = SimpleNamespace(training=training)
+    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
+    batch, labels = data.on_after_batch_transfer((images, torch.arange(32)), 0)
+    assert torch.equal(batch, data.normalise(images)) is not training
+    assert labels.tolist() == list(range(32))
+
+
+def test_normalised_digits_have_zero_mean_and_unit_variance():
+    data = Digits()
+    data.setup("fit")
+    images = data.normalise(data.train_images.images)
+    assert images.dtype == torch.float32
+    assert images.mean().abs() < 0.01
+    assert (images.std() - 1).abs() < 0.01
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20])
+def test_the_resnet_has_the_depth_asked_for(depth):
+    network = CifarResNet(depth=depth, width=4, num_classes=7)
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear) or getattr(m, "kernel_size", 0) == (3, 3)]
+    assert len(layers) == depth
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 9}, "model.depth=9 is not possible: it must be 6n + 2 with n >= 1"),
+        ({"depth": 2}, "model.depth=2"),
+        ({"width": 0}, "model.width=0 is not possible: it must be an int >= 1. Try 16."),
+    ],
+)
+def test_a_wrong_model_setting_is_named(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CifarResNet(**settings)
+
+
+def test_an_unknown_timm_model_gets_a_suggestion():
+    with pytest.raises(ValueError, match=r"model\.name='resnet_18' is not possible.*Did you mean .*resnet18"):
+        timm_network("resnet_18", num_classes=10)
+
+
+def test_the_training_step_is_the_plain_one():
+    model = ImageClassifier(CifarResNet(width=4), torch.optim.SGD, num_classes=10)
+    model.log = lambda *arguments, **settings: None
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    loss = model.eval().training_step((images, labels), 0)
+    assert torch.equal(loss, F.cross_entropy(model(images), labels))
+
+
+def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
+    data = Digits(size=8, subset=40, batch_size=16, crop_padding=1)
+    model = ImageClassifier(CifarResNet(width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 10)
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 6
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
+    cfg = compose(option)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(instantiate(cfg.method), kakurenbo_lightning.SampleSelection)
+    assert isinstance(instantiate(cfg.data), L.LightningDataModule)
+    network = instantiate(cfg.model, num_classes=10)
+    assert isinstance(instantiate(cfg.optimizer)(network.parameters()), torch.optim.Optimizer)
+    trainer = instantiate(cfg.trainer)(logger=instantiate(cfg.logger) or False)
+    assert Path(trainer.default_root_dir) == tmp_path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_configs_hold_the_defaults_of_the_code(compose, name):
+    settings = OmegaConf.to_container(compose(f"method={name}").method, resolve=True)
+    assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
+    assert settings.pop("method") == name
+    settings.pop("_convert_", None)
+    defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
+    assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+
+
+def test_every_method_has_a_config():
+    assert kakurenbo_lightning.available_methods() == METHODS
+
+
+def test_f_and_tau_reach_the_method(compose):
+    method = compose("F=0.11", "tau=0.22").method
+    assert (method.max_fraction, method.tau) == (0.11, 0.22)
+
+
+def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(compose):
+    cfg = compose("method=kakurenbo", "method.drop_top=0.02", "F=0.2")
+    assert with_method(cfg, "kakurenbo").method.drop_top == 0.02
+    assert OmegaConf.to_container(with_method(cfg, "random").method, resolve=True)["max_fraction"] == 0.2
+    assert cfg.method.method == "kakurenbo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare=baseline"], "compare='baseline' is not possible: it must be null or a list of methods"),
+        (["compare=[]"], "compare=[] is not possible"),
+        (
+            ["compare=[baseline]", "ckpt_path=x.ckpt"],
+            "ckpt_path='x.ckpt' is not possible: it must be null",
+        ),
+    ],
+)
+def test_a_wrong_comparison_is_refused(compose, overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(compose(*overrides))
+
+
+# ---- the program
+
+
+def test_one_fit_returns_accuracy_and_totals(compose, tmp_path):
+    cfg = compose(*TINY, "method=random", "F=0.25")
+    result = fit(cfg, instantiate(cfg.data))
+    assert result.method == "random"
+    assert 0 <= result.accuracy <= 1
+    assert result.totals["samples_trained"] + result.totals["samples_hidden"] == 2 * 96
+    assert result.hidden_share == 0.25
+    assert (tmp_path / "random" / "metrics.csv").is_file()
+
+
+def test_a_comparison_runs_each_method_on_the_same_images(compose):
+    results = run(compose(*TINY, "compare=[baseline,kakurenbo]", "logger=none", "trainer.enable_checkpointing=false"))
+    assert [result.method for result in results] == ["baseline", "kakurenbo"]
+    assert results[0].totals["samples_trained"] == 2 * 96
+    assert results[0].hidden_share == 0
+
+
+def test_the_same_seed_gives_the_same_accuracy(compose):
+    cfg = compose(*TINY, "method=random", "logger=none", "trainer.enable_checkpointing=false")
+    first, second = (fit(cfg, instantiate(cfg.data)) for _ in range(2))
+    assert first.accuracy == second.accuracy
+
+
+def test_quickstart_leaves_results_and_metrics_that_can_be_plotted(tmp_path):
+    printed = kakurenbo_train("experiment=quickstart", *TINY, "hydra.run.dir=run", cwd=tmp_path)
+    assert "baseline" in printed
+    assert "ideal" in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [result["method"] for result in results] == ["baseline", "kakurenbo"]
+    assert {"accuracy", "seconds", "hidden_share", "totals"} <= set(results[0])
+    plot.main([str(tmp_path / "run"), "-o", str(tmp_path / "plot.png")])
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_two_ranks_share_one_run_folder_and_one_of_them_reports(tmp_path):
+    ddp = ["trainer.devices=2", "trainer.strategy=ddp"]
+    printed = kakurenbo_train(*TINY, *ddp, "compare=[baseline,random]", "F=0.25", cwd=tmp_path)
+    assert printed.count("results: ") == 1
+    (path,) = tmp_path.glob("outputs/*/*/results.json")
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+    baseline, random = json.loads(path.read_text())
+    assert baseline["totals"]["samples_trained"] == 2 * 96
+    assert random["totals"]["samples_trained"] == 2 * 72
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_ranks_leaves_one_folder_per_job(tmp_path):
+    ddp = ["trainer.devices=2", "trainer.strategy=ddp"]
+    kakurenbo_train("-m", *TINY, *ddp, "method=kakurenbo,baseline", "F=0.2,0.3", cwd=tmp_path)
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+    assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4
+
+
+def test_help_lists_the_groups_and_two_line_examples(tmp_path):
+    printed = kakurenbo_train("--help", cwd=tmp_path)
+    assert "method: baseline, kakurenbo, random" in printed
+    assert "kakurenbo-train experiment=quickstart" in printed
+
+
+# ---- results and plot
+
+
+def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0):
+    totals = {
+        "samples_trained": trained,
+        "samples_hidden": hidden,
+        "samples_refreshed": refreshed,
+        "train_seconds": train_seconds,
+        "refresh_seconds": refresh_seconds,
+        "select_seconds": 0.0,
+        "saved_seconds": 0.0,
+    }
+    return Result(method, 0.9, totals, fit_seconds=train_seconds)
+
+
+def test_saving_and_its_ideal():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    # per sample: a training step 0.1 s, a forward pass 0.03 s
+    hiding = a_result("kakurenbo", trained=700, hidden=300, refreshed=300, train_seconds=70.0, refresh_seconds=9.0)
+    assert hiding.hidden_share == 0.3
+    assert hiding.saving(baseline) == pytest.approx(0.21)
+    assert hiding.ideal_share == pytest.approx(0.7 + 0.3 * 0.3)
+    assert a_result("random", 700, 300, 0, train_seconds=70.0).ideal_share == pytest.approx(0.7)
+
+
+def test_the_table_compares_with_the_baseline_only_where_there_is_one():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    hiding = a_result("random", trained=700, hidden=300, refreshed=0, train_seconds=72.0)
+    saving = list(comparison_table([baseline, hiding]).columns[5].cells)
+    assert saving == ["-", "28.0%"]
+    assert list(comparison_table([hiding]).columns[5].cells) == ["-"]
+
+
+def test_the_plot_reads_the_last_value_of_each_epoch(tmp_path):
+    folder = tmp_path / "run" / "kakurenbo"
+    folder.mkdir(parents=True)
+    rows = ["epoch,step,selection/hidden_fraction,val/accuracy", "0,9,0.0,", "0,9,,0.5", "1,19,0.25,", "1,19,,0.75"]
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    metrics = plot.read_metrics([tmp_path / "run"])["kakurenbo"]
+    assert metrics[plot.HIDDEN].tolist() == [0.0, 0.25]
+    assert metrics[plot.ACCURACY].tolist() == [0.5, 0.75]
+
+
+def test_plotting_a_folder_without_metrics_says_which(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"RUN_DIR='.*' holds no metrics\.csv.*logger=csv"):
+        plot.read_metrics([tmp_path])

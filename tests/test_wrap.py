@@ -1,0 +1,149 @@
+"""``SampleSelection.wrap``: the way through Lightning's public API only."""
+
+import lightning
+import pytest
+import torch
+from helpers import GROWING, Net, Spy, SureNet, dealt_steps, fit, hide_then_grow, loader
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader, WeightedRandomSampler
+
+from kakurenbo_lightning import SampleSelection, trainer_adapter
+from kakurenbo_lightning.loaders import ConflictError
+
+EPOCHS = len(GROWING)
+
+
+class WrapsItsLoader:
+    """Makes a module of ``helpers`` wrap its own train loader."""
+
+    def __init__(self, selection, count=64, **settings):
+        super().__init__(dropout=0.0)
+        self.selection, self.count, self.settings = selection, count, settings
+
+    def train_dataloader(self):
+        return self.selection.wrap(loader(self.count, **self.settings))
+
+    def val_dataloader(self):
+        return loader(16, shuffle=False)
+
+
+class Wrapping(WrapsItsLoader, SureNet):
+    pass
+
+
+class WrappingScalar(WrapsItsLoader, Net):
+    pass
+
+
+@pytest.fixture(params=["known internals", "unknown internals"])
+def lightning_version(request, monkeypatch):
+    """Lightning as it is, and one that lacks an attribute the loader swap needs."""
+    if request.param == "unknown internals":
+        lack_an_attribute(monkeypatch)
+
+
+def lack_an_attribute(monkeypatch):
+    monkeypatch.setattr(trainer_adapter, "_PRIVATE", (*trainer_adapter._PRIVATE, "fit_loop._moved_elsewhere"))
+
+
+def wrapped_fit(selection=None, count=64, module=Wrapping, loader_settings=None, **settings):
+    selection = selection or hide_then_grow()
+    spy = Spy(selection)
+    net = module(selection, count, **(loader_settings or {}))
+    made = fit(net, None, selection, spy, **{"max_epochs": EPOCHS, **settings})
+    return spy, selection, made
+
+
+@pytest.mark.usefixtures("lightning_version")
+class TestWrap:
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("count", [64, 61])
+    def test_each_epoch_trains_and_validates_as_planned(self, count, workers):
+        spy, _, _ = wrapped_fit(count=count, loader_settings={"num_workers": workers})
+        kept = [count - len(hidden) for hidden in spy.hidden.values()]
+        assert spy.steps == [dealt_steps(n, 8) for n in kept]
+        assert kept[:4] == [count, count - count // 2, count - count // 2, count - count // 4]
+        for epoch, hidden in spy.hidden.items():
+            assert spy.trained(epoch) == sorted(set(range(count)) - set(hidden))
+        assert [spy.validations[epoch] for epoch in range(EPOCHS)] == [[n] for n in spy.steps]
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_statistics_belong_to_the_sample_of_their_index(self, workers):
+        _, selection, _ = wrapped_fit(count=61, loader_settings={"num_workers": workers})
+        assert torch.equal(selection.statistics.confidence, (torch.arange(61) + 1) / 1024)
+        assert selection.statistics.epoch_seen.tolist() == [EPOCHS - 1] * 61
+
+    def test_a_step_that_returns_a_scalar_hides_too(self):
+        spy, _, _ = wrapped_fit(module=WrappingScalar)
+        assert any(spy.hidden.values())
+        for epoch, hidden in spy.hidden.items():
+            assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+
+    def test_a_method_that_hides_from_the_first_epoch_on_works(self):
+        spy, _, _ = wrapped_fit(SampleSelection("random", max_fraction=0.25))
+        assert spy.steps == [6] * EPOCHS
+        for epoch, hidden in spy.hidden.items():
+            assert len(hidden) == 16
+            assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+
+    def test_validation_by_batches_max_steps_and_an_integer_limit_work(self):
+        spy, _, _ = wrapped_fit(val_check_interval=3)
+        assert [spy.validations[epoch] for epoch in range(EPOCHS)] == [[3, 6], [3], [3], [3, 6], [3, 6]]
+        _, _, made = wrapped_fit(max_steps=13, max_epochs=-1)
+        assert made.global_step == 13
+        with pytest.warns(UserWarning, match="limit_train_batches=3"):
+            spy, _, _ = wrapped_fit(limit_train_batches=3)
+        assert spy.steps == [3] * EPOCHS
+
+    def test_accumulation_steps_at_the_end_of_each_epoch(self):
+        spy, _, _ = wrapped_fit(accumulate_grad_batches=3)
+        assert [len(spy.rates[epoch]) for epoch in range(EPOCHS)] == [3, 2, 2, 2, 3]
+
+    def test_a_second_fit_continues(self):
+        once, _, _ = wrapped_fit()
+        selection = hide_then_grow()
+        twice, module = Spy(selection), Wrapping(selection)
+        made = fit(module, None, selection, twice, max_epochs=2)
+        made.fit_loop.max_epochs = EPOCHS
+        made.fit(module)
+        assert twice.steps == once.steps
+        for epoch, hidden in twice.hidden.items():
+            assert twice.trained(epoch) == sorted(set(range(64)) - set(hidden))
+
+    @pytest.mark.parametrize("at", ["train epoch end", "validation end"])
+    def test_resuming_after_an_epoch_trains_what_the_whole_run_trained(self, tmp_path, at):
+        selection = hide_then_grow()
+        whole, module = Spy(selection), Wrapping(selection)
+        keep = ModelCheckpoint(tmp_path, save_top_k=-1, save_on_train_epoch_end=at == "train epoch end", filename="{epoch}")
+        fit(module, None, selection, keep, whole, max_epochs=EPOCHS, enable_checkpointing=True)
+        spy, _, _ = wrapped_fit(ckpt_path=tmp_path / "epoch=1.ckpt", seed=17)
+        assert dict(spy.batches) == {epoch: whole.batches[epoch] for epoch in range(2, EPOCHS)}
+        assert {epoch: spy.validations[epoch] for epoch in spy.batches} == {
+            epoch: whole.validations[epoch] for epoch in spy.batches
+        }
+
+
+def test_the_batches_and_rates_are_those_of_the_loader_swap():
+    wrapped, _, _ = wrapped_fit()
+    selection = hide_then_grow()
+    swapped = Spy(selection)
+    fit(SureNet(dropout=0.0), loader(), selection, swapped, max_epochs=EPOCHS)
+    assert wrapped.batches == swapped.batches
+    assert wrapped.rates == swapped.rates
+
+
+def test_without_wrap_a_lightning_that_lacks_an_attribute_is_named(monkeypatch):
+    lack_an_attribute(monkeypatch)
+    with pytest.raises(ConflictError) as caught:
+        fit(SureNet(), loader(), hide_then_grow(), max_epochs=EPOCHS)
+    for part in (f"Lightning {lightning.__version__}", "trainer.fit_loop._moved_elsewhere", "selection.wrap(DataLoader"):
+        assert part in str(caught.value)
+
+
+def test_what_wrap_refuses_is_what_the_swap_refuses():
+    class Weighted(Wrapping):
+        def train_dataloader(self):
+            return self.selection.wrap(DataLoader(loader().dataset, 8, sampler=WeightedRandomSampler([1.0] * 64, 64)))
+
+    with pytest.raises(ConflictError, match="sampler=WeightedRandomSampler"):
+        wrapped_fit(module=Weighted)
