@@ -1,19 +1,26 @@
 """Train on fewer samples and lose nothing: sample selection as a PyTorch Lightning callback."""
 
 from kakurenbo_lightning.callback import SampleSelection
+from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
 from kakurenbo_lightning.methods import Epoch, HideMethod, available_methods, get_method, register_method
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.sampler import SelectionSampler
+from kakurenbo_lightning.seeded_dataset import SeededDataset
+from kakurenbo_lightning.state import MismatchError
 from kakurenbo_lightning.statistics import SampleStatistics
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AtomicCheckpointIO",
+    "DamagedCheckpointError",
     "Epoch",
     "EpochPlan",
     "HideMethod",
+    "MismatchError",
     "SampleSelection",
     "SampleStatistics",
+    "SeededDataset",
     "SelectionSampler",
     "available_methods",
     "get_method",

@@ -6,15 +6,17 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.loaders import ConflictError, only_loader
 from kakurenbo_lightning.methods import HideMethod, get_method
 from kakurenbo_lightning.outputs import SampleOutputs
@@ -45,6 +47,8 @@ class SampleSelection(pl.Callback):
             one built from ``trainer.estimated_stepping_batches`` ends where it should.
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
             ``correct``); by default the module's method of that name, if any.
+        on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``
+            to forget it and select anew.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -64,6 +68,7 @@ class SampleSelection(pl.Callback):
         seed: int | None = None,
         align_schedules: bool = True,
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
+        on_mismatch: Literal["error", "reset"] = "error",
         **settings: Any,
     ) -> None:
         if not isinstance(method, str) and settings:
@@ -77,6 +82,9 @@ class SampleSelection(pl.Callback):
         self._seed = seed
         self._align_schedules = align_schedules
         self._sample_outputs = sample_outputs
+        if on_mismatch not in ("error", "reset"):
+            raise ValueError(f"on_mismatch={on_mismatch!r} is not allowed; it must be 'error' or 'reset'")
+        self._on_mismatch = on_mismatch
         self._trainer: pl.Trainer | None = None
         self._watch = Stopwatch()
         self._described = False
@@ -122,8 +130,8 @@ class SampleSelection(pl.Callback):
             return
         refuse_conflicts(trainer)
         if trainer is not self._trainer:  # a second fit of the same Trainer goes on where the first one ended
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self._seed is None else self._seed
-            self.run = SelectionRun(trainer, self.method, seed, self._align_schedules)
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+            self.run = SelectionRun(trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch)
             self._trainer, self._described = trainer, False
         run = self.run
         run.loader = None
@@ -132,6 +140,9 @@ class SampleSelection(pl.Callback):
         self._refuse_module(pl_module)
         if not run.adapter.missing:
             run.adapter.install_loader_swap(self._swap)
+            run.adapter.isolate_validation()
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run:
             rank_zero_warn(
                 f"Trainer(limit_train_batches={trainer.limit_train_batches}) fixes the number of batches per epoch, so hiding "
@@ -177,23 +188,23 @@ class SampleSelection(pl.Callback):
     # --- the epoch, which SelectionSampler.set_epoch has planned
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log what was planned."""
+        """The clock of training runs from here."""
         self._watch.start()
-        if trainer.barebones:
-            return
-        metrics = {f"selection/{name}": value for name, value in self.run.metrics().items()}
-        pl_module.log_dict(metrics, batch_size=1, sync_dist=True)
-        pl_module.log("selection/hidden_fraction", self.plan.hidden_fraction, prog_bar=True, batch_size=1, sync_dist=True)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Know which step of the plan comes next."""
+        """Know which step of the plan comes next, and show the hidden share in the progress bar."""
         self._watch.start()
         self.run.step = batch_idx
+        if not self.run.announced:
+            self.run.announced = True
+            if not trainer.barebones:
+                share = self.plan.hidden_fraction
+                pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Record what was seen."""
+        """Let the schedules keep pace, and say once where per-sample values come from."""
         self.run.end_batch(batch_idx)
         if not self._described and self.run.outputs.source:
             self._described = True
@@ -208,8 +219,11 @@ class SampleSelection(pl.Callback):
         self._watch.pause()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count."""
+        """Count, and log what was planned: here, so that an epoch resumed in its middle is logged too."""
         self.run.end_epoch(self._watch.take())
+        if not trainer.barebones:
+            metrics = {f"selection/{name}": value for name, value in self.run.metrics.items()}
+            pl_module.log_dict(metrics, batch_size=1, sync_dist=True)
 
     # --- after training
 
@@ -219,7 +233,9 @@ class SampleSelection(pl.Callback):
         self._release()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave no scaled learning rate behind for the checkpoint of the exception."""
+        """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
+        if self.run is not None and hasattr(exception, "add_note"):  # Python 3.11
+            exception.add_note(f"SampleSelection: {self.run.whereabouts()} when this happened")
         self._release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -227,6 +243,7 @@ class SampleSelection(pl.Callback):
         if stage == "fit":
             self._release()
             self.run.adapter.remove_loader_swap()
+            self.run.adapter.release_validation()
 
     def _release(self) -> None:
         if self.run is not None:
@@ -239,9 +256,7 @@ class SampleSelection(pl.Callback):
         """Plain tensors and numbers; loads with ``weights_only=True``. Collective unless an exception is being handled."""
         if self.run is None or self.run.plan is None:
             return {}
-        if self._trainer.state.status != TrainerStatus.INTERRUPTED:
-            self.run.statistics.merge()
-        return self.run.state_dict()
+        return self.run.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the data set is there."""

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 
@@ -14,7 +15,7 @@ class LearningRateFactor:
     """Multiplies the learning rate of every parameter group during ``optimizer.step`` and puts it back afterwards.
 
     Schedulers, loggers and checkpoints see only the unscaled value. Tensor learning rates are changed in place, without a
-    synchronisation.
+    synchronisation. An optimizer without a learning rate (Adafactor with relative steps) is left alone, after a warning.
 
     Args:
         paused: asked at every step; the optimizer is left alone while it says so.
@@ -34,6 +35,11 @@ class LearningRateFactor:
         """Act on these optimizers, and no longer on others."""
         self.detach()
         for optimizer in optimizers:
+            if any(group.get("lr") is None for group in optimizer.param_groups):
+                rank_zero_warn(
+                    f"{type(optimizer).__name__} has no learning rate, so a method's learning-rate factor (1 / (1 - hidden share)) "
+                    "cannot act on it; give it an lr"
+                )
             self._optimizers.append(optimizer)
             self._handles.append(optimizer.register_step_pre_hook(self._scale))
             self._handles.append(optimizer.register_step_post_hook(self._restore))
@@ -56,19 +62,20 @@ class LearningRateFactor:
         self._restore(optimizer)
         saved = self._saved[id(optimizer)] = []
         for group in optimizer.param_groups:
-            rate = group["lr"]
+            rate = group.get("lr")
             if isinstance(rate, torch.Tensor):
                 saved.append(rate.clone())
                 rate.mul_(self.value)
             else:
                 saved.append(rate)
-                group["lr"] = rate * self.value
+                if rate is not None:
+                    group["lr"] = rate * self.value
 
     def _restore(self, optimizer: Optimizer, *_: Any) -> None:
         for group, rate in zip(optimizer.param_groups, self._saved.pop(id(optimizer), ()), strict=False):
             if isinstance(rate, torch.Tensor):
                 group["lr"].copy_(rate)
-            else:
+            elif rate is not None:
                 group["lr"] = rate
 
 

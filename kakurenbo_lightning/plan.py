@@ -76,12 +76,14 @@ class DealtEpoch:
     """One rank's share of an epoch. All ranks have the same number of steps.
 
     Attributes:
-        indices: ``int64[n_rank]`` on the CPU, in training order. Step ``s`` takes the next ``batch_size`` of them, the last
+        indices: ``int64[n_rank]`` on the CPU, in training order. Step ``first + s`` takes the next ``batch_size`` of them, the last
             step takes all that are left.
         batch_size: samples of every step but the last, per rank.
         steps: number of steps.
         world_size: number of ranks that share the epoch.
         last_global_size: samples of the last step summed over all ranks.
+        first: number of the first step that is dealt here; the steps before it were dealt otherwise (another world size).
+        samples_before: samples that all ranks trained in those.
         padding: how many indices at the end are duplicates, there only to give every rank the same number of
             forward passes. They must not be recorded.
     """
@@ -91,25 +93,28 @@ class DealtEpoch:
     steps: int
     world_size: int
     last_global_size: int
+    first: int = 0
+    samples_before: int = 0
     padding: int = 0
 
     def step(self, number: int) -> Tensor:
         """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
-        start, length = number * self.batch_size, self.batch_length(number)
+        start, length = (number - self.first) * self.batch_size, self.batch_length(number)
         return self.indices[start : start + length - (self.padding if number == self.steps - 1 else 0)]
 
     def batch_length(self, number: int) -> int:
         """Samples of step ``number`` on this rank, padding included."""
-        return len(self.indices) - number * self.batch_size if number == self.steps - 1 else self.batch_size
+        done = (number - self.first) * self.batch_size
+        return len(self.indices) - done if number == self.steps - 1 else self.batch_size
 
     def to(self, device: torch.device | str) -> DealtEpoch:
         """The same with the indices on ``device``."""
         return replace(self, indices=self.indices.to(device))
 
     def batches(self, first: int = 0) -> Iterator[list[int]]:
-        """The batches of index lists from step ``first`` on, padding included."""
-        for number in range(first, self.steps):
-            start = number * self.batch_size
+        """The batches of index lists from step ``first`` of the epoch on, padding included."""
+        for number in range(max(first, self.first), self.steps):
+            start = (number - self.first) * self.batch_size
             yield self.indices[start : start + self.batch_length(number)].tolist()
 
     def loss_scale(self, number: int) -> float:
@@ -119,10 +124,10 @@ class DealtEpoch:
         return len(self.step(number)) * self.world_size / self.last_global_size
 
     def samples_until(self, step: int) -> int:
-        """Samples trained by all ranks together in the first ``step`` steps."""
-        step = min(step, self.steps)
-        full = min(step, self.steps - 1) * self.batch_size * self.world_size
-        return full + (self.last_global_size if step == self.steps else 0)
+        """Samples trained by all ranks together in the first ``step`` steps of the epoch; ``step >= first``."""
+        if step >= self.steps and len(self.indices):
+            return self.samples_before + (self.steps - 1 - self.first) * self.batch_size * self.world_size + self.last_global_size
+        return self.samples_before + (min(step, self.steps) - self.first) * self.batch_size * self.world_size
 
 
 def deal(
@@ -135,13 +140,25 @@ def deal(
     shuffle: bool = True,
     seed: int = 0,
     epoch: int = 0,
+    done: tuple[int, int] = (0, 0),
 ) -> DealtEpoch:
-    """Deal a plan to one rank.
+    """Deal a plan, or what is left of it, to one rank.
 
     The order is a permutation from its own generator, seeded by ``(seed, epoch)``. Step ``s`` takes the next
     ``batch_size * world_size`` indices, strided over the ranks. The tail is dealt evenly (sizes differ by at most one); a tail of
     fewer than two samples per rank joins the step before it, because a batch of one sample stops BatchNorm. Nothing is
     trained twice and nothing is left out, unless ``drop_last`` drops the tail.
+
+    Args:
+        plan: of the epoch.
+        batch_size: samples per rank and step.
+        world_size: number of ranks.
+        rank: which one.
+        drop_last: drop an incomplete last step.
+        shuffle: random order, else as in the plan.
+        seed: of the order.
+        epoch: of the order.
+        done: how many steps and how many samples of the order were trained already, by other ranks or in other batches.
 
     Raises:
         ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
@@ -152,9 +169,13 @@ def deal(
         # int32 gives the same permutation with half the cache misses; index_select gathers faster than indexing
         dtype = torch.int32 if len(indices) < 2**31 else torch.int64
         indices = indices.index_select(0, torch.randperm(len(indices), generator=generator, dtype=dtype))
+    first, samples_before = done
+    indices = indices[samples_before:]
     steps, tail = divmod(len(indices), batch_size * world_size)
+    if samples_before and not len(indices):
+        return DealtEpoch(indices, batch_size, first, world_size, 0, first, samples_before)
     if drop_last:
-        if steps == 0:
+        if steps == 0 and not first:
             raise ValueError(
                 f"epoch {epoch} has {len(indices)} samples to train, but one step takes batch_size * world_size = "
                 f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
@@ -174,9 +195,11 @@ def deal(
     return DealtEpoch(
         indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
         batch_size=batch_size,
-        steps=steps,
+        steps=first + steps,
         world_size=world_size,
         last_global_size=last_global_size,
+        first=first,
+        samples_before=samples_before,
     )
 
 

@@ -18,6 +18,7 @@ from kakurenbo_lightning.forward_only import forward_only
 from kakurenbo_lightning.methods.base import RefreshMode
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import deal_forward_only
+from kakurenbo_lightning.rng import seed_everything
 from kakurenbo_lightning.sampler import SelectionSampler
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
@@ -41,6 +42,7 @@ def refresh(
     statistics: SampleStatistics,
     epoch: int,
     mode: RefreshMode,
+    seed: int,
 ) -> None:
     """Record loss, confidence and correctness of ``indices`` as the network is now.
 
@@ -50,6 +52,8 @@ def refresh(
     Args:
         indices: ``int64[h]``, the same on every rank.
         epoch: the epoch the measurements belong to.
+        mode: "eval", or "train" to let BatchNorm update its running statistics.
+        seed: of the random numbers the pass may draw (augmentation).
     """
     if len(indices) == 0:
         return
@@ -63,6 +67,7 @@ def refresh(
     bar = trainer.progress_bar_callback
     try:
         with looking(trainer, mode):
+            seed_everything(seed)
             for number, batch in enumerate(
                 tqdm(
                     loader,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from math import ceil
 from typing import Any
@@ -11,22 +11,24 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
 from kakurenbo_lightning.methods import Epoch, HideMethod
-from kakurenbo_lightning.outputs import SampleOutputs, Values
-from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
+from kakurenbo_lightning.outputs import SampleOutputs
+from kakurenbo_lightning.plan import DealtEpoch, EpochPlan, deal
+from kakurenbo_lightning.ranks import check_equal_plans, together
 from kakurenbo_lightning.refresh import looking, refresh
+from kakurenbo_lightning.rng import gather_rng_states, rng_state, set_rng_state
 from kakurenbo_lightning.sampler import SelectionSampler
 from kakurenbo_lightning.seeding import stream_seed
+from kakurenbo_lightning.state import STATE_VERSION, MismatchError, check_version, describe_method, mismatches
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
-
-STATE_VERSION = 1
 
 
 class SelectionRun:
@@ -38,12 +40,29 @@ class SelectionRun:
         epoch: number of the planned epoch, -1 before the first.
         step: batches of the epoch that are done.
         totals: sums over the epochs so far.
-        seconds: what selecting and refreshing before this epoch took.
-        nonfinite: samples whose last loss was NaN or infinite, when the epoch was planned.
+        metrics: what is logged of the planned epoch, by name.
+
+    Args:
+        trainer: the Trainer.
+        method: the selection method.
+        seed: of order and choice; ``None`` for ``default_seed``, which gives way to a checkpoint's.
+        default_seed: used when ``seed`` is ``None``.
+        align_schedules: see :class:`SampleSelection`.
+        on_mismatch: see :class:`SampleSelection`.
     """
 
-    def __init__(self, trainer: pl.Trainer, method: HideMethod, seed: int, align_schedules: bool) -> None:
-        self._trainer, self._method, self._seed, self._align_schedules = trainer, method, seed, align_schedules
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        method: HideMethod,
+        seed: int | None,
+        default_seed: int,
+        align_schedules: bool,
+        on_mismatch: str,
+    ) -> None:
+        self._trainer, self._method, self._align_schedules, self._on_mismatch = trainer, method, align_schedules, on_mismatch
+        self._given_seed = seed
+        self._seed = default_seed if seed is None else seed
         self.adapter = TrainerAdapter(trainer)
         self.factor = LearningRateFactor(paused=lambda: self.passive)
         self._aligner = ScheduleAligner()
@@ -51,13 +70,17 @@ class SelectionRun:
         self.loader: DataLoader | None = None
         self.statistics: SampleStatistics | None = None
         self.plan: EpochPlan | None = None
-        self.epoch, self.step, self.nonfinite = -1, 0, 0
+        self.epoch, self.step = -1, 0
         self.totals = RunTotals()
-        self.seconds = {"refresh_seconds": 0.0, "select_seconds": 0.0}
+        self.metrics: dict[str, float] = {}
+        self.announced = True  # the hidden share of this epoch is in the progress bar
+        self._refresh_seconds = 0.0
+        self._done = (0, 0)  # steps and samples of this epoch that were dealt to another world size
+        self._rng: dict[str, Any] | None = None  # to be put back when the resumed epoch is ready
+        self._fingerprint: str | None = None
         self._public = False
         self._sampler: SelectionSampler | None = None
         self._dealt: DealtEpoch | None = None  # the sampler's, on the device
-        self._values: Values | None = None
         self._loaded: dict[str, Any] | None = None
         self._warned_nonfinite = False
         self._counted = True
@@ -88,7 +111,8 @@ class SelectionRun:
             sampler.follow(self._method.plan(SampleStatistics(total), Epoch(0, max_epochs, self._seed)))
         self._public, self._sampler = public, sampler
         self.loader = follow_sampler(loader, sampler, sized=not public)
-        self._seed_loader("loader", 0)
+        # of the workers, which live on through the run
+        self.loader.generator.manual_seed(stream_seed(self._seed, trainer.current_epoch, f"workers:{sampler.rank}"))
         if public and self._loaded is not None:
             self._resume_publicly()
         elif self.plan is not None and self.epoch == trainer.current_epoch:
@@ -106,9 +130,6 @@ class SelectionRun:
         trainer = self._trainer
         steps = ceil(self._full_batches / trainer.accumulate_grad_batches)
         return estimated_epochs(-1 if trainer.max_epochs is None else trainer.max_epochs, trainer.max_steps, steps)
-
-    def _seed_loader(self, stream: str, epoch: int) -> None:
-        self.loader.generator.manual_seed(stream_seed(self._seed, epoch, f"{stream}:{self._sampler.rank}"))
 
     # --- before each epoch
 
@@ -128,6 +149,8 @@ class SelectionRun:
         resumed = None if self._public else self.adapter.resumed_batches()
         if epoch == self.epoch and self.plan is not None:
             start = self.step if self._public else resumed or 0
+            if not start:
+                self._done = (0, 0)
         else:
             start = 0
             if self.plan is not None:
@@ -136,6 +159,9 @@ class SelectionRun:
             if resumed is not None:
                 self.adapter.begin_fresh_epoch()
         self._follow(epoch, start)
+        if self._rng is not None:
+            set_rng_state(self._rng)
+            self._rng = None
 
     def _arrive(self) -> None:
         """The device is known, and with it where a loaded state goes."""
@@ -148,18 +174,19 @@ class SelectionRun:
     def _resume_publicly(self) -> None:
         """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
         self._arrive()
-        if self.step >= self._sampler.deal(self.plan, self.epoch).steps:
+        if self.plan is None:
+            return
+        if self.step >= self._sampler.deal(self.plan, self.epoch, self._done).steps:
             self._finish_epoch()
             self._plan_epoch(self.epoch + 1)
             self.step = 0
-        self._sampler.follow(self.plan, self.epoch, self.step)
+        self._sampler.follow(self._sampler.deal(self.plan, self.epoch, self._done), start=self.step)
 
     def _finish_epoch(self) -> None:
         """Look at what was hidden."""
-        self._count()
+        self._close_epoch()
         watch = Stopwatch(running=True)
         if self._method.refresh_mode is not None:
-            self._seed_loader("refresh", self.epoch)
             refresh(
                 self._trainer,
                 self.adapter,
@@ -169,53 +196,58 @@ class SelectionRun:
                 self.statistics,
                 self.epoch,
                 self._method.refresh_mode,
+                stream_seed(self._seed, self.epoch, f"refresh augmentation:{self._sampler.rank}"),
             )
             self.totals.samples_refreshed += len(self.plan.hidden)
-        self.seconds["refresh_seconds"] = watch.take()
-        self.totals.refresh_seconds += self.seconds["refresh_seconds"]
+        self._refresh_seconds = watch.take()
+        self.totals.refresh_seconds += self._refresh_seconds
 
     def _plan_epoch(self, epoch: int) -> None:
         """Give every rank what every rank saw, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
-        self.statistics.merge()
+        with together("merge the statistics", self.whereabouts()):
+            self.statistics.merge()
         self.plan = self._method.plan(self.statistics, Epoch(epoch, self._max_epochs(), self._seed))
-        self._check_ranks_agree(epoch)
-        self.epoch, self._counted = epoch, False
-        self.nonfinite = self.statistics.nonfinite()
-        self.seconds["select_seconds"] = watch.take()
-        self.totals.select_seconds += self.seconds["select_seconds"]
+        if self._sampler.num_replicas > 1 and dist.is_initialized():
+            check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
+        self.epoch, self._counted, self._done = epoch, False, (0, 0)
+        nonfinite = self.statistics.nonfinite()
+        seconds = watch.take()
+        self.totals.select_seconds += seconds
         self.totals.samples_hidden += len(self.plan.hidden)
-        if self.nonfinite and not self._warned_nonfinite:
+        self.metrics = {
+            "candidates": 0.0,
+            "moved_back": 0.0,
+            **self.plan.metrics,
+            "hidden_fraction": self.plan.hidden_fraction,
+            "lr_factor": self.plan.lr_factor,
+            "nonfinite": float(nonfinite),
+            "refresh_seconds": self._refresh_seconds,
+            "select_seconds": seconds,
+        }
+        groups = self._trainer.optimizers[0].param_groups if self._trainer.optimizers else [{}]
+        if groups[0].get("lr") is not None:
+            self.metrics["lr"] = float(groups[0]["lr"]) * self.plan.lr_factor
+        if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True
             rank_zero_warn(
-                f"{self.nonfinite} of {len(self.statistics)} samples have a NaN or infinite loss; they are never hidden. "
+                f"{nonfinite} of {len(self.statistics)} samples have a NaN or infinite loss; they are never hidden. "
                 "selection/nonfinite counts them each epoch"
-            )
-
-    def _check_ranks_agree(self, epoch: int) -> None:
-        if self._sampler.num_replicas == 1 or not dist.is_initialized():
-            return
-        mine = torch.tensor([self.plan.checksum()], device=self.statistics.device)
-        gathered = [torch.empty_like(mine) for _ in range(self._sampler.num_replicas)]
-        dist.all_gather(gathered, mine)
-        sums = [int(value) for value in gathered]
-        if len(set(sums)) > 1:
-            raise RuntimeError(
-                f"{self._method.name} chose differently on different ranks for epoch {epoch} (checksums {sums}); a method must "
-                "be a pure function of the merged statistics and the epoch; every rank needs the same data set, seed and settings"
             )
 
     def _follow(self, epoch: int, start: int) -> None:
         """Make the plan what the loader and the trainer go by."""
         self._deal(epoch, start)
-        self._seed_loader("loader", epoch)
+        self.announced = False
+        if callable(set_epoch := getattr(self.loader.dataset, "set_epoch", None)):
+            set_epoch(epoch)  # SeededDataset
         if not self._public:
             self.adapter.refresh_lengths()
             self.adapter.reiterate_if_needed()
 
     def _deal(self, epoch: int, start: int) -> None:
         """Make the plan what the sampler, the optimizers and the schedules go by."""
-        self._sampler.follow(self.plan, epoch, start)
+        self._sampler.follow(self._sampler.deal(self.plan, epoch, self._done), start=start)
         self._dealt = self._sampler.dealt.to(self.statistics.device)
         self.step = start
         self.factor.value = self.plan.lr_factor
@@ -236,78 +268,136 @@ class SelectionRun:
     # --- the epoch
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> Any:
-        """Run the training step, observe its samples, and weigh its loss by the size of this rank's batch."""
+        """Run the training step, record what was seen of its samples, and weigh its loss by the size of this rank's batch."""
         if self.passive:
             return step(*args)
         trainer, size = self._trainer, self._dealt.batch_length(self.step)
-        outputs, self._values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer))
+        outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer))
+        if values is not None:
+            self.statistics.record(self._dealt.step(self.step), values, self.epoch)
         if trainer.lightning_module.automatic_optimization:
             outputs = _scaled(outputs, self._dealt.loss_scale(self.step))
         return outputs
 
     def end_batch(self, batch_idx: int) -> None:
-        """Record what was seen and let the schedules catch up."""
-        if self._values is not None:
-            self.statistics.record(self._dealt.step(batch_idx), self._values, self.epoch)
-            self._values = None
+        """Let the schedules catch up."""
         self.step = batch_idx + 1
         self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))
 
     def end_epoch(self, seconds: float) -> None:
         """Count."""
         self.totals.train_seconds += seconds
-        self._count()
-
-    def _count(self) -> None:
-        """Add the epoch's trained samples to the totals, once; a run resumed at its last batch never sees its end."""
         if not self._counted:
-            dealt = self._dealt or self._sampler.deal(self.plan, self.epoch)
+            dealt = self._dealt or self._sampler.deal(self.plan, self.epoch, self._done)
             self.totals.samples_trained += dealt.samples_until(self.step)
             self._counted = True
 
-    def metrics(self) -> dict[str, float]:
-        """What is logged of the planned epoch."""
-        values = {"candidates": 0.0, "moved_back": 0.0, **self.plan.metrics, **self.seconds}
-        values.update(lr_factor=self.plan.lr_factor, nonfinite=float(self.nonfinite))
-        if self._trainer.optimizers:
-            values["lr"] = float(self._trainer.optimizers[0].param_groups[0]["lr"]) * self.plan.lr_factor
-        return values
+    def _close_epoch(self) -> None:
+        """Lightning never ends an epoch when it resumes at its last batch: count it and log its metrics all the same."""
+        if self._counted:
+            return
+        self.end_epoch(0.0)
+        for logger in self._trainer.loggers:
+            values = {f"selection/{name}": value for name, value in self.metrics.items()}
+            logger.log_metrics({**values, "epoch": self.epoch}, step=self._trainer.global_step - 1)
+
+    def whereabouts(self) -> str:
+        """Rank, epoch and step, for errors."""
+        rank = self._sampler.rank if self._sampler is not None else self._trainer.global_rank
+        steps = self._dealt.steps if self._dealt is not None else 0
+        return f"rank {rank}, in epoch {self.epoch} after step {self.step} of {steps},"
 
     # --- state
 
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`SampleSelection.state_dict`; merge the statistics first."""
+    def state_dict(self, collective: bool) -> dict[str, Any]:
+        """See :meth:`SampleSelection.state_dict`; ``collective``: every rank is here."""
         if self.plan is None:
             return {}
+        if collective:
+            with together("merge the statistics for a checkpoint", self.whereabouts()):
+                self.statistics.merge()
+                rng = gather_rng_states()
+        else:
+            rng = [rng_state()] if self._sampler.num_replicas == 1 else []
         return {
             "version": STATE_VERSION,
-            "method": self._method.name,
-            "settings": {field.name: _plain(getattr(self._method, field.name)) for field in fields(self._method)},
+            **self._identity(),
             "seed": self._seed,
             "epoch": self.epoch,
             "step": self.step,
+            "done": list(self._done),
             "counted": self._counted,
+            "world_size": self._sampler.num_replicas,
+            "batch_size": self._sampler.batch_size,
+            "drop_last": self._sampler.drop_last,
+            "shuffle": self._sampler.shuffle,
             "hidden": self.plan.hidden.clone(),
             "lr_factor": self.plan.lr_factor,
-            "metrics": dict(self.plan.metrics),
+            "plan_metrics": dict(self.plan.metrics),
+            "metrics": dict(self.metrics),
             "statistics": self.statistics.state_dict(),
             "totals": asdict(self.totals),
+            "rng": rng,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.loader.dataset)
+        return {
+            **describe_method(self._method),
+            "num_samples": len(self.statistics),
+            "fingerprint": self._fingerprint,
+            "seed": self._given_seed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
         if self.plan is not None and state:
             self._apply_state(state)
+            self._rng = None  # Lightning does not turn back the random streams then
         else:
             self._loaded = dict(state) or None
 
     def _apply_state(self, state: dict[str, Any]) -> None:
+        self._loaded = None
+        try:
+            check_version(state)
+            differing = mismatches(state, self._identity())
+            if differing:
+                raise MismatchError(
+                    f"the checkpoint's selection does not fit this run: {'; '.join(differing)}. Resume with what the checkpoint "
+                    "has, or pass SampleSelection(..., on_mismatch='reset') to forget its statistics and select anew"
+                )
+        except MismatchError as error:
+            if self._on_mismatch == "error":
+                raise
+            rank_zero_warn(f"on_mismatch='reset': the selection begins anew, nothing is hidden at first ({error})")
+            return
         self.statistics.load_state_dict(state["statistics"])
         mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
-        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["metrics"]))
+        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]))
         self.epoch, self.step, self._counted = state["epoch"], state["step"], state["counted"]
-        self.totals = RunTotals(**state["totals"])
-        self._loaded = None
+        self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
+        self._seed = self._sampler.seed = state["seed"]
+        self._sampler.shuffle = state["shuffle"]
+        self._done = tuple(state["done"])
+        self._take_share(state)
+
+    def _take_share(self, state: dict[str, Any]) -> None:
+        """Go on where the saved ranks were, or, when there are other ranks or batches now, deal what is left anew."""
+        world_size, batch_size = state["world_size"], state["batch_size"]
+        if (world_size, batch_size) == (self._sampler.num_replicas, self._sampler.batch_size):
+            if len(state["rng"]) == world_size:
+                self._rng = state["rng"][self._sampler.rank]
+            return
+        options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
+        before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
+        self._done = (self.step, before.samples_until(self.step))
+        rank_zero_info(
+            f"SampleSelection: the checkpoint is of {world_size} ranks with batches of {batch_size}, this run has "
+            f"{self._sampler.num_replicas} with batches of {self._sampler.batch_size}; what is left of epoch {self.epoch} is dealt anew "
+            f"after {self._done[1]:,} samples, random streams begin anew"
+        )
 
 
 def _scaled(outputs: Any, scale: float) -> Any:
@@ -317,7 +407,3 @@ def _scaled(outputs: Any, scale: float) -> Any:
     if isinstance(outputs, dict):
         return {**outputs, "loss": outputs["loss"] * scale}
     return outputs * scale
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

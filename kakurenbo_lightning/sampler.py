@@ -59,8 +59,8 @@ class SelectionSampler(DistributedSampler):
         self._on_set_epoch = on_set_epoch
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
-    def deal(self, plan: EpochPlan, epoch: int) -> DealtEpoch:
-        """This rank's share of ``plan``."""
+    def deal(self, plan: EpochPlan, epoch: int, done: tuple[int, int] = (0, 0)) -> DealtEpoch:
+        """This rank's share of ``plan``, of which ``done`` (steps, samples) are behind."""
         return deal(
             plan,
             self.batch_size,
@@ -70,6 +70,7 @@ class SelectionSampler(DistributedSampler):
             shuffle=self.shuffle,
             seed=self.seed,
             epoch=epoch,
+            done=done,
         )
 
     def follow(self, plan: EpochPlan | DealtEpoch, epoch: int = 0, start: int = 0) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from kakurenbo_lightning.loaders import ConflictError
 
@@ -27,6 +28,7 @@ _PRIVATE = (
     "fit_loop.epoch_loop.reset_restart_stage",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_accumulate",
+    "fit_loop.epoch_loop.val_loop.run",
     "strategy.training_step",
 )
 
@@ -79,6 +81,22 @@ class TrainerAdapter:
     def unwrap_training_step(self) -> None:
         """Undo :meth:`wrap_training_step`."""
         vars(self._trainer.strategy).pop("training_step", None)
+
+    # --- validation
+
+    def isolate_validation(self) -> None:
+        """Validation takes no random number from training, so a resumed run that skips a pending one goes on the same."""
+        loop = self._trainer.fit_loop.epoch_loop.val_loop
+
+        def run() -> Any:
+            with isolate_rng():
+                return type(loop).run(loop)
+
+        loop.run = run
+
+    def release_validation(self) -> None:
+        """Undo :meth:`isolate_validation`."""
+        vars(self._trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
 
     # --- the epoch
 
