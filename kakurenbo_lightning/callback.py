@@ -140,7 +140,7 @@ class SampleSelection(pl.Callback):
         self._refuse_module(pl_module)
         if not run.adapter.missing:
             run.adapter.install_loader_swap(self._swap)
-            run.adapter.isolate_validation()
+            run.adapter.wrap_validation(run.aside)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run:
@@ -243,7 +243,7 @@ class SampleSelection(pl.Callback):
         if stage == "fit":
             self._release()
             self.run.adapter.remove_loader_swap()
-            self.run.adapter.release_validation()
+            self.run.adapter.unwrap_validation()
 
     def _release(self) -> None:
         if self.run is not None:

@@ -41,10 +41,10 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def gather_rng_states() -> list[dict[str, Any]]:
+def gather_rng_states(mine: dict[str, Any]) -> list[dict[str, Any]]:
     """The state of every rank, by rank. Collective when there is more than one."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return [rng_state()]
+        return [mine]
     states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, rng_state())
+    dist.all_gather_object(states, mine)
     return states

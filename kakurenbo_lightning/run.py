@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from math import ceil
@@ -77,6 +78,7 @@ class SelectionRun:
         self._refresh_seconds = 0.0
         self._done = (0, 0)  # steps and samples of this epoch that were dealt to another world size
         self._rng: dict[str, Any] | None = None  # to be put back when the resumed epoch is ready
+        self._training_rng: dict[str, Any] | None = None  # while validation runs
         self._fingerprint: str | None = None
         self._public = False
         self._sampler: SelectionSampler | None = None
@@ -307,18 +309,29 @@ class SelectionRun:
         steps = self._dealt.steps if self._dealt is not None else 0
         return f"rank {rank}, in epoch {self.epoch} after step {self.step} of {steps},"
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Validation runs in here: it moves no random stream of training, so a resumed run that skips a pending one is the same."""
+        self._training_rng = rng_state()
+        try:
+            yield
+        finally:
+            set_rng_state(self._training_rng)
+            self._training_rng = None
+
     # --- state
 
     def state_dict(self, collective: bool) -> dict[str, Any]:
         """See :meth:`SampleSelection.state_dict`; ``collective``: every rank is here."""
         if self.plan is None:
             return {}
+        rng_of_training = self._training_rng or rng_state()
         if collective:
             with together("merge the statistics for a checkpoint", self.whereabouts()):
                 self.statistics.merge()
-                rng = gather_rng_states()
+                rng = gather_rng_states(rng_of_training)
         else:
-            rng = [rng_state()] if self._sampler.num_replicas == 1 else []
+            rng = [rng_of_training] if self._sampler.num_replicas == 1 else []
         return {
             "version": STATE_VERSION,
             **self._identity(),

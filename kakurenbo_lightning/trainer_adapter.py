@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from kakurenbo_lightning.loaders import ConflictError
 
@@ -84,18 +84,18 @@ class TrainerAdapter:
 
     # --- validation
 
-    def isolate_validation(self) -> None:
-        """Validation takes no random number from training, so a resumed run that skips a pending one goes on the same."""
+    def wrap_validation(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Validation during ``fit`` runs inside the context ``around()``; replaces an earlier one."""
         loop = self._trainer.fit_loop.epoch_loop.val_loop
 
         def run() -> Any:
-            with isolate_rng():
+            with around():
                 return type(loop).run(loop)
 
         loop.run = run
 
-    def release_validation(self) -> None:
-        """Undo :meth:`isolate_validation`."""
+    def unwrap_validation(self) -> None:
+        """Undo :meth:`wrap_validation`."""
         vars(self._trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
 
     # --- the epoch

@@ -1,0 +1,125 @@
+"""A run cut anywhere and resumed from its checkpoint equals the uncut one, to the bit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from helpers import Net, Points, trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader
+
+from kakurenbo_lightning import SampleSelection, available_methods
+
+EPOCHS, SAMPLES = 5, 61
+SETTINGS = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.5}, "random": {"max_fraction": 0.4}}
+
+
+def one_cycle(optimizer, module):
+    schedule = OneCycleLR(optimizer, 0.3, total_steps=int(module.trainer.estimated_stepping_batches))
+    return {"scheduler": schedule, "interval": "step"}
+
+
+class RestlessNet(Net):
+    """Draws from every random stream in training, and validates with a loader that does so too."""
+
+    def training_step(self, batch, batch_idx):
+        jitter = random.random() + np.random.rand()
+        return super().training_step((batch[0] + 0.1 * jitter + 0.1 * torch.randn_like(batch[0]), *batch[1:]), batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(3)
+        super().validation_step(batch, batch_idx)
+
+
+class Record(Callback):
+    """Batches, learning rates and logged selection metrics, by epoch."""
+
+    def __init__(self):
+        self.batches, self.rates, self.logged = {}, {}, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.setdefault(trainer.current_epoch, {})[batch_idx] = batch[2].tolist()
+        self.rates.setdefault(trainer.current_epoch, {})[batch_idx] = trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.logged[trainer.current_epoch] = {
+            key: float(value)
+            for key, value in trainer.callback_metrics.items()
+            if key.startswith("selection/") and not key.endswith("seconds")
+        }
+
+
+def run(method, *callbacks, ckpt_path=None, seed=0, workers=0, **settings):
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    selection, record, module = SampleSelection(method, **SETTINGS.get(method, {})), Record(), RestlessNet(schedule=one_cycle)
+    made = trainer(selection, record, *callbacks, max_epochs=EPOCHS, enable_checkpointing=bool(callbacks), **settings)
+    train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    made.fit(module, train, DataLoader(Points(20), 10), ckpt_path=ckpt_path)
+    return made, selection, record, module
+
+
+def final_state(made, selection, module):
+    """Everything that must be equal, as flat tensors."""
+    state = {f"module.{name}": value for name, value in module.state_dict().items()}
+    for number, slots in made.optimizers[0].state_dict()["state"].items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in slots.items() if torch.is_tensor(value)}
+    state["rate"] = torch.tensor(made.optimizers[0].param_groups[0]["lr"])
+    state |= {f"statistics.{name}": value for name, value in selection.statistics.state_dict().items()}
+    state["totals"] = torch.tensor(
+        [selection.totals.samples_trained, selection.totals.samples_hidden, selection.totals.samples_refreshed]
+    )
+    return state
+
+
+def assert_same(expected, actual):
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        same = torch.equal(value.nan_to_num(7.5), actual[name].nan_to_num(7.5))
+        assert same, f"{name} differs"
+
+
+def every(folder, moment):
+    """A checkpoint at each ``moment``."""
+    if moment == "every step":
+        return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    return ModelCheckpoint(
+        folder, filename="{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=moment == "train epoch end"
+    )
+
+
+@pytest.mark.parametrize("method", available_methods())
+@pytest.mark.parametrize("moment", ["every step", "validation end", "train epoch end"])
+def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
+    made, selection, record, module = run(method, every(tmp_path, moment))
+    expected = final_state(made, selection, module)
+    paths = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))[:-1]
+    chosen = paths[3::5] + [paths[7], paths[-1]] if moment == "every step" else paths
+    assert len(chosen) > 2
+    for path in chosen:
+        remade, reselection, rerecord, remodule = run(method, ckpt_path=path, seed=99)
+        assert_same(expected, final_state(remade, reselection, remodule))
+        for epoch, batches in rerecord.batches.items():
+            assert batches == {k: v for k, v in record.batches[epoch].items() if k in batches}
+            assert rerecord.rates[epoch] == {k: v for k, v in record.rates[epoch].items() if k in batches}
+        for epoch, logged in rerecord.logged.items():
+            assert logged == record.logged[epoch]
+
+
+@pytest.mark.parametrize("step", [10, 16])
+def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, step):
+    made, selection, _, module = run("kakurenbo", every(tmp_path, "every step"), workers=2)
+    remade, reselection, _, remodule = run("kakurenbo", ckpt_path=tmp_path / f"step={step}.ckpt", seed=99, workers=2)
+    assert_same(final_state(made, selection, module), final_state(remade, reselection, remodule))
+
+
+def test_the_state_loads_with_weights_only_and_is_small(tmp_path):
+    made, selection, _, _ = run("kakurenbo")
+    made.save_checkpoint(tmp_path / "state.ckpt")
+    state = torch.load(tmp_path / "state.ckpt", weights_only=True)["callbacks"]["SampleSelection"]
+    assert state["method"] == "kakurenbo"
+    per_sample = sum(column.nbytes for column in state["statistics"].values()) + state["hidden"].nbytes
+    assert per_sample <= 20 * SAMPLES
