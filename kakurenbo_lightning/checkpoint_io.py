@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
@@ -33,9 +35,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         partial = path.with_name(f".{path.name}.partial")
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         try:
-            super().save_checkpoint(checkpoint, partial, storage_options)
-            with partial.open("rb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError as error:

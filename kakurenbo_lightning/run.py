@@ -189,6 +189,7 @@ class SelectionRun:
         self._close_epoch()
         watch = Stopwatch(running=True)
         if self._method.refresh_mode is not None:
+            self._tell_dataset(self.epoch)
             refresh(
                 self._trainer,
                 self.adapter,
@@ -241,11 +242,15 @@ class SelectionRun:
         """Make the plan what the loader and the trainer go by."""
         self._deal(epoch, start)
         self.announced = False
-        if callable(set_epoch := getattr(self.loader.dataset, "set_epoch", None)):
-            set_epoch(epoch)  # SeededDataset
+        self._tell_dataset(epoch)
         if not self._public:
             self.adapter.refresh_lengths()
             self.adapter.reiterate_if_needed()
+
+    def _tell_dataset(self, epoch: int) -> None:
+        """For :class:`SeededDataset` and its like."""
+        if callable(set_epoch := getattr(self.loader.dataset, "set_epoch", None)):
+            set_epoch(epoch)
 
     def _deal(self, epoch: int, start: int) -> None:
         """Make the plan what the sampler, the optimizers and the schedules go by."""

@@ -78,6 +78,8 @@ class ImageData(L.LightningDataModule):
         eval_batch_size: samples of a validation batch.
         num_workers: processes of each loader; 0 is the fastest for data in memory.
         subset: train on the first `subset` rows only; None for all.
+        drop_last: whether to leave out an epoch's last training batch when it is short: a batch of a few samples can
+            spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
         crop_padding: padding of the random crop in pixels; 0 for no crop.
         flip: whether to mirror half of the training images.
     """
@@ -92,6 +94,7 @@ class ImageData(L.LightningDataModule):
         eval_batch_size: int = 500,
         num_workers: int = 0,
         subset: int | None = None,
+        drop_last: bool = False,
         crop_padding: int = 4,
         flip: bool = True,
     ) -> None:
@@ -101,12 +104,14 @@ class ImageData(L.LightningDataModule):
         check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try 0.")
         is_subset = subset is None or is_count(subset, 1)
         check_setting("data.subset", subset, is_subset, "null or an int >= 1", "Use null for all training images.")
+        check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
         check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
         check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.subset = subset
+        self.drop_last = drop_last
         self.crop_padding = crop_padding
         self.flip = flip
         self.train_images: InMemoryImages | None = None
@@ -127,21 +132,24 @@ class ImageData(L.LightningDataModule):
             known = self.subset <= len(train)
             check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
             train = InMemoryImages(train.images[: self.subset].clone(), train.labels[: self.subset].clone())
+        enough = not self.drop_last or len(train) >= self.batch_size
+        check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
         self.train_images, self.test_images = train, test
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader of the training images."""
-        return self._loader(self.train_images, self.batch_size, shuffle=True)
+        return self._loader(self.train_images, self.batch_size, training=True)
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of the test images: the recipe has no third split."""
-        return self._loader(self.test_images, self.eval_batch_size, shuffle=False)
+        return self._loader(self.test_images, self.eval_batch_size, training=False)
 
-    def _loader(self, images: InMemoryImages, batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
         return DataLoader(
             images,
             batch_size=batch_size,
-            shuffle=shuffle,
+            shuffle=training,
+            drop_last=training and self.drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -185,7 +193,7 @@ class Digits(ImageData):
     std = (0.3237,) * 3
 
     def __init__(self, size: int = 32, test_share: float = 0.2, split_seed: int = 0, **settings) -> None:
-        super().__init__(**{"batch_size": 64, "flip": False, **settings})
+        super().__init__(**{"batch_size": 64, "drop_last": True, "flip": False, **settings})
         check_setting("data.size", size, is_count(size, 8), "an int >= 8", "Try 32.")
         check_setting("data.test_share", test_share, 0.01 <= test_share <= 0.99, "within 0.01 and 0.99", "Try 0.2.")
         check_setting("data.split_seed", split_seed, is_count(split_seed, 0), "an int >= 0", "Try 0.")

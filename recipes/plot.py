@@ -49,7 +49,7 @@ def draw(runs: dict[str, pd.DataFrame], target: Path) -> None:
             values = 100 * metrics[ACCURACY].dropna()
             accuracy.plot(values.index, values, marker=".", label=f"{name} ({values.iloc[-1]:.1f} %)")
     hidden.set_ylabel("hidden samples (%)")
-    hidden.set_ylim(bottom=0)
+    hidden.set_ylim(bottom=-1)  # a run that hides nothing shows as a line, not as the axis
     accuracy.set_ylabel("validation accuracy (%)")
     accuracy.set_xlabel("epoch")
     for axes in (hidden, accuracy):

@@ -5,6 +5,7 @@ from collections import defaultdict
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -95,9 +96,7 @@ def hide_then_grow(**settings):
 
     With :class:`SureNet` and 64 samples in batches of 8 the epochs have :data:`GROWING` batches.
     """
-    return SampleSelection(
-        "kakurenbo", max_fraction=0.5, tau=0.0, fractions=(1.0, 0.5, 0.0), milestones=(3, 4), **settings
-    )
+    return SampleSelection("kakurenbo", max_fraction=0.5, tau=0.0, fractions=(1.0, 0.5, 0.0), milestones=(3, 4), **settings)
 
 
 GROWING = [8, 4, 4, 6, 8]
@@ -179,9 +178,42 @@ def fit(module, train, *callbacks, val=None, ckpt_path=None, seed=0, **settings)
     """Train ``module`` on the loader (or data module) ``train`` and return the Trainer."""
     made = trainer(*callbacks, **settings)
     torch.manual_seed(seed)
-    data = {"datamodule": train} if isinstance(train, pl.LightningDataModule) else {"train_dataloaders": train, "val_dataloaders": val}
+    data = (
+        {"datamodule": train}
+        if isinstance(train, pl.LightningDataModule)
+        else {"train_dataloaders": train, "val_dataloaders": val}
+    )
     made.fit(module, **data, ckpt_path=ckpt_path)
     return made
+
+
+def watched_fit(module=None, train=None, selection=None, *callbacks, **settings):
+    """Train with a selection and a spy that watches it.
+
+    Args:
+        module: :class:`SureNet` unless given.
+        train: 64 samples in batches of 8 unless given, or unless the module brings its own loader.
+        selection: :func:`hide_then_grow` unless given.
+        *callbacks: between the selection and the spy.
+        **settings: of :func:`fit`; :data:`GROWING` epochs unless given.
+
+    Returns:
+        The spy, the selection and the Trainer.
+    """
+    selection = selection or hide_then_grow()
+    module = SureNet() if module is None else module
+    if train is None and not is_overridden("train_dataloader", module):
+        train = loader()
+    spy = Spy(selection)
+    made = fit(module, train, selection, *callbacks, spy, **{"max_epochs": len(GROWING), **settings})
+    return spy, selection, made
+
+
+def assert_trained_as_planned(spy, count=64):
+    """Every kept sample was trained once, no hidden one was, and there were hidden ones."""
+    assert any(spy.hidden.values()), "nothing was hidden, so the test shows nothing"
+    for epoch, hidden in spy.hidden.items():
+        assert spy.trained(epoch) == sorted(set(range(count)) - set(hidden))
 
 
 def dealt_steps(count, batch_size):

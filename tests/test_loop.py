@@ -7,21 +7,24 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GROWING, Net, Points, Spy, SureNet, dealt_steps, fit, hide_then_grow, loader
+from helpers import (
+    GROWING,
+    Net,
+    Points,
+    SureNet,
+    assert_trained_as_planned,
+    dealt_steps,
+    fit,
+    hide_then_grow,
+    loader,
+    watched_fit,
+)
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from packaging import version
 
 from kakurenbo_lightning import SampleSelection
 
 EPOCHS = len(GROWING)
-
-
-def watched_fit(module=None, train=None, selection=None, **settings):
-    """Train with a selection and a spy that watches it."""
-    selection = selection or hide_then_grow()
-    spy = Spy(selection)
-    made = fit(module or SureNet(), train or loader(), selection, spy, **{"max_epochs": EPOCHS, **settings})
-    return spy, selection, made
 
 
 # --- length
@@ -96,8 +99,7 @@ def test_a_module_that_ends_an_epoch_early_leaves_the_next_one_whole():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kept_sample_is_trained_once_and_no_hidden_one(module, workers):
     spy, _, _ = watched_fit(module(), loader(61, num_workers=workers))
-    for epoch, hidden in spy.hidden.items():
-        assert spy.trained(epoch) == sorted(set(range(61)) - set(hidden))
+    assert_trained_as_planned(spy, 61)
     assert all(spy.hidden[epoch] for epoch in (1, 2, 3))
 
 
@@ -212,6 +214,12 @@ def test_max_steps_counts_optimizer_steps_under_accumulation():
 def test_max_time_and_min_epochs_leave_the_epochs_whole():
     spy, _, _ = watched_fit(max_time="00:01:00:00", min_epochs=2)
     assert spy.steps == GROWING
+
+
+@pytest.mark.parametrize("settings", [{"limit_train_batches": 0}, {"max_epochs": 0}, {"max_steps": 0}])
+def test_a_run_of_nothing_trains_nothing(settings):
+    spy, _, _ = watched_fit(**settings)
+    assert not spy.batches
 
 
 def test_fast_dev_run_runs_one_batch():

@@ -5,28 +5,22 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GROWING, Net, Spy, SureNet, fit, hide_then_grow, loader
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, LearningRateMonitor, ModelCheckpoint
+from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, fit, hide_then_grow, loader, watched_fit
+from lightning.pytorch import callbacks
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.trainer_adapter import ConflictError
 
 EPOCHS = len(GROWING)
-
-
-def watched_fit(module, selection=None, train=None, **settings):
-    """Train with a selection and a spy that watches it."""
-    selection = selection or hide_then_grow()
-    spy = Spy(selection)
-    made = fit(module, train or loader(), selection, spy, **{"max_epochs": EPOCHS, **settings})
-    return spy, selection, made
-
-
-def assert_trained_as_planned(spy, count=64):
-    assert all(spy.hidden[epoch] for epoch in (1, 2, 3)), "nothing was hidden, so the test shows nothing"
-    for epoch, hidden in spy.hidden.items():
-        assert spy.trained(epoch) == sorted(set(range(count)) - set(hidden))
 
 
 # --- optimization
@@ -40,9 +34,7 @@ def test_gradient_accumulation_steps_once_per_group_and_at_the_end_of_each_epoch
 
 
 def test_accumulation_that_changes_during_the_run():
-    selection = hide_then_grow()
-    spy = Spy(selection)
-    fit(SureNet(), loader(), selection, GradientAccumulationScheduler({0: 1, 2: 4}), spy, max_epochs=EPOCHS)
+    spy, _, _ = watched_fit(None, None, None, GradientAccumulationScheduler({0: 1, 2: 4}))
     assert spy.steps == GROWING
     assert [len(spy.rates[epoch]) for epoch in range(EPOCHS)] == [8, 4, 1, 2, 2]
 
@@ -63,6 +55,37 @@ def test_true_double_precision_works():
 def test_gradient_clipping_and_anomaly_detection_work():
     spy, _, _ = watched_fit(Net(), gradient_clip_val=0.5, detect_anomaly=True)
     assert_trained_as_planned(spy)
+
+
+def test_a_module_without_an_optimizer_is_observed():
+    class Idle(SureNet):
+        def configure_optimizers(self):
+            return None
+
+    spy, selection, _ = watched_fit(Idle())
+    assert_trained_as_planned(spy)
+    assert selection.statistics.measured.all()
+
+
+@pytest.mark.parametrize("defaults", [{}, {"lr": None}], ids=["no rate", "rate None"])
+def test_an_optimizer_that_has_no_rate_is_left_alone(defaults):
+    class Rateless(torch.optim.Optimizer):
+        """Knows its own step size, as Adafactor does."""
+
+        def __init__(self, parameters):
+            super().__init__(parameters, defaults)
+
+        def step(self, closure=None):
+            return closure()
+
+    class Module(SureNet):
+        def configure_optimizers(self):
+            return Rateless(self.parameters())
+
+    selection = hide_then_grow()
+    made = fit(Module(), loader(), selection, max_epochs=EPOCHS)
+    assert selection.totals.samples_hidden == 80
+    assert made.optimizers[0].param_groups[0].get("lr") is None
 
 
 class ManualNet(Net):
@@ -97,7 +120,9 @@ def test_manual_optimization_with_sample_outputs_hides_and_scales_the_rate():
 
 def test_manual_optimization_takes_sample_outputs_given_to_the_callback():
     module = ManualNet()
-    spy, _, _ = watched_fit(module, hide_then_grow(sample_outputs=lambda batch: ManualNetWithOutputs.sample_outputs(module, batch)))
+    spy, _, _ = watched_fit(
+        module, selection=hide_then_grow(sample_outputs=lambda batch: ManualNetWithOutputs.sample_outputs(module, batch))
+    )
     assert_trained_as_planned(spy)
 
 
@@ -108,7 +133,7 @@ def test_manual_optimization_without_sample_outputs_is_refused():
 
 @pytest.mark.parametrize("method", ["random", "baseline"])
 def test_manual_optimization_needs_no_sample_outputs_where_nothing_is_refreshed(method):
-    spy, selection, _ = watched_fit(ManualNet(), SampleSelection(method))
+    spy, selection, _ = watched_fit(ManualNet(), selection=SampleSelection(method))
     assert [len(spy.trained(epoch)) for epoch in range(EPOCHS)] == [64 - (19 if method == "random" else 0)] * EPOCHS
     assert selection.statistics.measured.any()
 
@@ -160,6 +185,49 @@ def test_a_compiled_criterion_is_seen_or_refused():
 # --- Lightning's callbacks
 
 
+def test_stochastic_weight_averaging_keeps_its_extra_epoch():
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(), loader(), selection, StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2), spy, max_epochs=EPOCHS)
+    assert spy.steps == [*GROWING, 8]  # the last one only brings BatchNorm up to date
+
+
+def test_an_exponential_moving_average_of_the_weights_works():
+    average = getattr(callbacks, "EMAWeightAveraging", None)
+    if average is None:
+        pytest.skip("EMAWeightAveraging is new in Lightning 2.6")
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(), loader(), selection, average(), spy, val=loader(16, shuffle=False), max_epochs=EPOCHS)
+    assert_trained_as_planned(spy)
+
+
+def test_a_parameter_group_added_during_the_run_is_scaled_from_then_on():
+    class Unfreeze(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.network[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 2:
+                self.unfreeze_and_add_param_group(pl_module.network[0], optimizer, lr=0.01)
+
+    class Frozen(SureNet):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    selection, seen = hide_then_grow(), []
+
+    class Rates(Spy):
+        def _seen_step(self, trainer):
+            return lambda optimizer, args, kwargs: seen.append([group["lr"] for group in optimizer.param_groups])
+
+    made = fit(Frozen(), loader(), selection, Unfreeze(), Rates(selection), max_epochs=EPOCHS)
+    factors = [1.0, 2.0, 2.0, 4 / 3, 1.0]
+    expected = [[0.1 * f] if epoch < 2 else [0.1 * f, 0.01 * f] for epoch, f in enumerate(factors)]
+    assert seen == [rates for rates, n in zip(expected, GROWING, strict=True) for _ in range(n)]
+    assert [group["lr"] for group in made.optimizers[0].param_groups] == [0.1, 0.01]
+
+
 def test_early_stopping_stops_after_the_epoch_it_decides_in():
     stop = EarlyStopping("val_loss", patience=0, min_delta=10.0)  # no epoch improves by 10
     selection = hide_then_grow()
@@ -182,9 +250,7 @@ def test_early_stopping_in_the_middle_of_a_shortened_epoch():
 def test_model_checkpoint_keeps_the_best_of_every_epoch(tmp_path):
     keep = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1)
     selection = hide_then_grow()
-    fit(
-        SureNet(), loader(), selection, keep, val=loader(shuffle=False), max_epochs=EPOCHS, enable_checkpointing=True
-    )
+    fit(SureNet(), loader(), selection, keep, val=loader(shuffle=False), max_epochs=EPOCHS, enable_checkpointing=True)
     saved = [torch.load(path, weights_only=True) for path in tmp_path.glob("*.ckpt")]
     assert sorted(state["epoch"] for state in saved) == list(range(EPOCHS))
     totals = [sum(GROWING[: epoch + 1]) for epoch in range(EPOCHS)]

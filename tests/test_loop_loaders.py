@@ -3,28 +3,20 @@
 import os
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
-from helpers import GROWING, Net, Points, Spy, SureNet, fit, hide_then_grow, loader
+from helpers import GROWING, Net, Points, SureNet, assert_trained_as_planned, fit, loader, watched_fit
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset
+
+from kakurenbo_lightning import SampleSelection
 
 EPOCHS = len(GROWING)
 
 
-def watched_fit(train, module=None, **settings):
-    """Train with a selection and a spy that watches it."""
-    selection = hide_then_grow()
-    spy = Spy(selection)
-    fit(module or SureNet(), train, selection, spy, **{"max_epochs": EPOCHS, **settings})
-    return spy, selection
-
-
 def assert_ran_as_planned(spy):
     assert spy.steps == list(spy.lengths.values()) == GROWING
-    for epoch, hidden in spy.hidden.items():
-        assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+    assert_trained_as_planned(spy)
 
 
 # --- where the loader comes from
@@ -39,7 +31,7 @@ class PointsModule(pl.LightningDataModule):
 
 
 def test_a_data_module_works():
-    spy, _ = watched_fit(PointsModule())
+    spy, _, _ = watched_fit(train=PointsModule())
     assert_ran_as_planned(spy)
     assert [spy.validations[epoch] for epoch in range(EPOCHS)] == [[n] for n in GROWING]
 
@@ -49,19 +41,19 @@ def test_a_module_with_its_own_loader_works():
         def train_dataloader(self):
             return loader()
 
-    spy, _ = watched_fit(None, SelfLoading())
+    spy, _, _ = watched_fit(SelfLoading())
     assert_ran_as_planned(spy)
 
 
 def test_a_combined_loader_of_one_works():
-    spy, _ = watched_fit(CombinedLoader(loader(), "max_size_cycle"))
+    spy, _, _ = watched_fit(train=CombinedLoader(loader(), "max_size_cycle"))
     assert_ran_as_planned(spy)
 
 
 def test_the_users_loader_is_left_as_it_was():
     given = loader()
     before = dict(vars(given))
-    watched_fit(given)
+    watched_fit(train=given)
     assert vars(given) == before
     assert len(given) == 8
     assert sorted(int(i) for batch in given for i in batch[2]) == list(range(64))
@@ -103,7 +95,8 @@ class HiddenArguments(DataLoader):
             id="distributed sampler",
         ),
         pytest.param(
-            lambda: DataLoader(Points(64), batch_sampler=BatchSampler(RandomSampler(Points(64)), 8, False)), id="plain batch sampler"
+            lambda: DataLoader(Points(64), batch_sampler=BatchSampler(RandomSampler(Points(64)), 8, False)),
+            id="plain batch sampler",
         ),
         pytest.param(lambda: DataLoader(Points(64), 8, shuffle=True, generator=torch.Generator()), id="own generator"),
         pytest.param(lambda: DataLoader(Subset(Points(100), range(64)), 8, shuffle=True), id="subset"),
@@ -114,7 +107,7 @@ def test_a_loader_of_this_kind_works(make, hooked):
         def train_dataloader(self):
             return make()
 
-    spy, _ = watched_fit(None, Hooked()) if hooked else watched_fit(make())
+    spy, _, _ = watched_fit(Hooked()) if hooked else watched_fit(train=make())
     assert_ran_as_planned(spy)
 
 
@@ -123,7 +116,7 @@ def test_a_loader_of_this_kind_works(make, hooked):
 def test_a_plain_batch_sampler_keeps_its_order_and_its_tail_rule(shuffle, drop_last):
     data = Points(61)
     batches = BatchSampler((RandomSampler if shuffle else SequentialSampler)(data), 8, drop_last)
-    spy, _ = watched_fit(DataLoader(data, batch_sampler=batches), max_epochs=1)
+    spy, _, _ = watched_fit(train=DataLoader(data, batch_sampler=batches), max_epochs=1)
     assert spy.steps == [7 if drop_last else 8]
     order = [index for batch in spy.batches[0] for index in batch]
     assert (order != sorted(order)) == shuffle
@@ -138,7 +131,7 @@ def test_a_subclass_keeps_its_behaviour():
             return super().training_step(batch, batch_idx)
 
     module = Scaled()
-    watched_fit(NamedLoader("mine", Points(64), scale=1000.0, batch_size=8, shuffle=True), module)
+    watched_fit(module, NamedLoader("mine", Points(64), scale=1000.0, batch_size=8, shuffle=True))
     assert module.seen > 1000
 
 
@@ -155,7 +148,7 @@ def test_a_collate_function_and_batched_fetching_work():
         def on_before_batch_transfer(self, batch, dataloader_idx):
             return batch["x"], batch["y"], batch["index"]
 
-    spy, selection = watched_fit(DataLoader(Fetching(64), 8, shuffle=True, collate_fn=collate), Keyed())
+    spy, selection, _ = watched_fit(Keyed(), DataLoader(Fetching(64), 8, shuffle=True, collate_fn=collate))
     assert_ran_as_planned(spy)
     assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
 
@@ -170,11 +163,9 @@ class WorkerPoints(Dataset):
         return 64
 
     def __getitem__(self, index):
-        info = torch.utils.data.get_worker_info()
-        noise = (torch.rand(1).item(), float(np.random.rand()), 0 if info is None else info.seed - info.id)
-        x = torch.zeros(6)
-        x[index % 3] = 3.0
-        return x + noise[0], index % 3, index, os.getpid()
+        x = torch.rand(6)
+        x[index % 3] += 3.0
+        return x, index % 3, index, os.getpid()
 
 
 class PidNet(SureNet):
@@ -195,7 +186,7 @@ class PidNet(SureNet):
 def test_one_pool_of_workers_serves_all_epochs_and_refresh_passes(persistent):
     module = PidNet()
     train = DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2, persistent_workers=persistent)
-    spy, _ = watched_fit(train, module)
+    spy, _, _ = watched_fit(module, train)
     assert spy.steps == GROWING
     assert len(module.trained_by) == 2
     assert module.refreshed_by == module.trained_by
@@ -205,9 +196,19 @@ def test_one_pool_of_workers_serves_all_epochs_and_refresh_passes(persistent):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_epoch_draws_anew_in_the_workers(workers):
     module = PidNet()
-    watched_fit(DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=workers), module)
+    watched_fit(module, DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=workers))
     first = [module.drawn[epoch, 0] for epoch in range(EPOCHS)]
     assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
+
+
+def test_what_workers_draw_depends_on_the_seed_of_the_selection_alone():
+    drawn = []
+    for seed in (0, 17):
+        module = PidNet()
+        train = DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2)
+        fit(module, train, SampleSelection("baseline", seed=5), max_epochs=2, seed=seed)
+        drawn.append(module.drawn)
+    torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=0)
 
 
 def test_no_batch_of_an_earlier_plan_is_left_in_the_workers():
@@ -217,7 +218,7 @@ def test_no_batch_of_an_earlier_plan_is_left_in_the_workers():
         def on_train_batch_start(self, batch, batch_idx):
             return -1 if batch_idx == 3 and self.trainer.current_epoch % 2 == 0 else None
 
-    spy, selection = watched_fit(loader(num_workers=2, prefetch_factor=4), Ending())
+    spy, _, _ = watched_fit(Ending(), loader(num_workers=2, prefetch_factor=4))
     for epoch, hidden in spy.hidden.items():
         assert not set(spy.trained(epoch)) & set(hidden)
         assert len(set(spy.trained(epoch))) == len(spy.trained(epoch))
@@ -236,7 +237,7 @@ def test_reading_the_number_of_steps_early_builds_the_loader_once():
             return super().configure_optimizers()
 
     module = Early()
-    spy, _ = watched_fit(None, module)
+    spy, _, _ = watched_fit(module)
     assert module.total == 8 * EPOCHS
     assert built == [1]
     assert_ran_as_planned(spy)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import GROWING, Net, Points, Spy, SureNet, fit, hide_then_grow, loader
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import GROWING, Net, Points, Spy, SureNet, assert_trained_as_planned, fit, hide_then_grow, loader, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
@@ -77,6 +77,32 @@ def test_validate_test_and_predict_between_fits_change_nothing():
     assert spy.steps == GROWING
 
 
+class Failing(SureNet):
+    """Fails once, in the second batch of epoch 2."""
+
+    failed = False
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.current_epoch == 2 and batch_idx == 1 and torch.is_grad_enabled() and not self.failed:
+            self.failed = True
+            raise RuntimeError("as planned")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_fit_after_an_exception_trains_the_interrupted_epoch_again():
+    selection = hide_then_grow()
+    spy, module = Spy(selection), still(Failing)
+    made = trainer(selection, spy, max_epochs=EPOCHS)
+    with pytest.raises(RuntimeError, match="as planned"):
+        made.fit(module, loader())
+    assert spy.steps == [8, 4, 2]
+    spy.batches.clear()
+    made.fit(module, loader())
+    assert spy.steps == GROWING[2:]
+    for epoch in range(2, EPOCHS):
+        assert spy.trained(epoch) == sorted(set(range(64)) - set(spy.hidden[epoch]))
+
+
 @pytest.mark.parametrize("limit", [2, 1])
 def test_reloading_the_data_keeps_the_epochs_right(limit):
     class Reloading(SureNet):
@@ -92,8 +118,7 @@ def test_reloading_the_data_keeps_the_epochs_right(limit):
         fit(module, None, selection, spy, max_epochs=EPOCHS, reload_dataloaders_every_n_epochs=limit)
     assert module.loaded == -(-EPOCHS // limit)
     assert spy.steps == list(spy.lengths.values()) == GROWING
-    for epoch, hidden in spy.hidden.items():
-        assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+    assert_trained_as_planned(spy)
 
 
 # --- checkpoints
@@ -188,6 +213,24 @@ def test_resuming_within_an_epoch_trains_the_rest_of_it(tmp_path, step):
         assert torch.equal(module.state_dict()[name], value), name
 
 
+def test_resuming_after_an_exception_trains_the_rest(tmp_path):
+    whole = Spy(hide_then_grow())
+    fit(still(), loader(), whole.selection, whole, max_epochs=EPOCHS)
+    with pytest.raises(RuntimeError, match="as planned"):
+        fit(
+            still(Failing),
+            loader(),
+            OnExceptionCheckpoint(tmp_path),
+            hide_then_grow(),
+            max_epochs=EPOCHS,
+            enable_checkpointing=True,
+        )
+    (path,) = tmp_path.glob("*.ckpt")
+    spy, _ = resumed_run(path, val=None)
+    assert spy.batches[2] == whole.batches[2][1:]
+    assert [spy.batches[epoch] for epoch in (3, 4)] == [whole.batches[epoch] for epoch in (3, 4)]
+
+
 def test_resuming_at_the_last_batch_of_a_shortened_epoch_begins_the_next_one(tmp_path):
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, _, paths = saved_run(tmp_path, keep=keep, val=None)
@@ -199,7 +242,7 @@ def test_resuming_at_the_last_batch_of_a_shortened_epoch_begins_the_next_one(tmp
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     _, _, paths = saved_run(tmp_path)
-    with pytest.raises(ValueError, match=r"saved statistics are of 64 samples, this data set has 61"):
+    with pytest.raises(ValueError, match=r"data set has 61 samples, the checkpoint's had 64"):
         fit(still(), loader(61), hide_then_grow(), ckpt_path=paths[1], max_epochs=EPOCHS)
 
 

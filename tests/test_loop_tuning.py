@@ -1,10 +1,12 @@
 """Lightning's learning-rate finder and batch-size scaler leave the selection as if they had not run."""
 
 import pytest
-from helpers import GROWING, Points, Spy, SureNet, fit, hide_then_grow, loader, trainer
+from helpers import GROWING, Points, Spy, SureNet, assert_trained_as_planned, fit, hide_then_grow, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
+
+from kakurenbo_lightning import SampleSelection
 
 EPOCHS = len(GROWING)
 FIND = {"min_lr": 1e-4, "max_lr": 1e-2, "num_training_steps": 12, "early_stop_threshold": None}
@@ -22,12 +24,10 @@ class SelfLoadingNet(SureNet):
         return DataLoader(Points(16), batch_size=self.batch_size)
 
 
-def assert_ran_as_planned(spy, lengths=GROWING, epochs=EPOCHS):
-    assert spy.steps == lengths
-    assert list(spy.lengths.values()) == lengths
-    assert sorted(spy.hidden) == list(range(epochs))
-    for epoch, hidden in spy.hidden.items():
-        assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+def assert_ran_as_planned(spy, lengths=GROWING):
+    assert spy.steps == list(spy.lengths.values()) == lengths
+    assert sorted(spy.hidden) == list(range(EPOCHS))
+    assert_trained_as_planned(spy)
 
 
 def undisturbed():
@@ -71,6 +71,23 @@ def test_the_rates_the_finder_tries_are_not_scaled(tmp_path):
 
     found = Tuner(made).lr_find(Watched(), min_lr=1e-4, max_lr=1e-2, num_training=12, update_attr=False)
     assert seen == found.results["lr"]
+
+
+def test_the_finder_trains_on_full_epochs_and_counts_nothing(tmp_path):
+    class Recording(SelfLoadingNet):
+        trained = ()
+
+        def training_step(self, batch, batch_idx):
+            self.trained = [*self.trained, *batch[2].tolist()]
+            return super().training_step(batch, batch_idx)
+
+    selection, module = SampleSelection("random", max_fraction=0.5), Recording()
+    made = trainer(selection, max_epochs=EPOCHS, default_root_dir=tmp_path)
+    Tuner(made).lr_find(module, min_lr=1e-4, max_lr=1e-2, num_training=16, update_attr=False)
+    assert sorted(module.trained) == sorted([*range(64)] * 2)
+    made.fit(module)
+    assert selection.totals.samples_hidden == 32 * EPOCHS
+    assert selection.totals.samples_trained == 32 * EPOCHS
 
 
 @pytest.mark.parametrize("mode", ["power", "binsearch"])

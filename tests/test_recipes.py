@@ -1,31 +1,24 @@
-"""The recipe: data, models, configs, the program `kakurenbo-train`, its table and its plot."""
+"""The recipe: models, configs, the program `kakurenbo-train`, its table and its plot."""
 
 import dataclasses
-import io
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import hydra
 import lightning as L
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from PIL import Image
 from torch.nn import functional as F
 
 import kakurenbo_lightning
 from recipes import plot
-from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, read_parquet
+from recipes.data import Digits
 from recipes.models import CifarResNet, ImageClassifier, timm_network
 from recipes.results import Result, comparison_table
 from recipes.train import config_dir, fit, run, with_method
@@ -36,7 +29,7 @@ OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 # seconds rather than minutes: 96 images of 8 x 8 pixels, 2 epochs, on the CPU
 TINY = [
-    *("data.size=8", "data.subset=96", "data.batch_size=32", "data.crop_padding=1", "model.width=4"),
+    *("data.size=8", "data.subset=96", "data.batch_size=8", "data.drop_last=false", "data.crop_padding=1", "model.width=4"),
     *("trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
 ]
 
@@ -64,189 +57,6 @@ def kakurenbo_train(*arguments, cwd, timeout=240):
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def write_parquet(path, images, labels, column="image"):
-    """Write uint8 images [N, H, W, 3] as PNG bytes, which keep every pixel."""
-    rows = []
-    for image in images:
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, format="PNG")
-        rows.append({"bytes": stream.getvalue(), "path": None})
-    pa.parquet.write_table(pa.table({column: rows, "label": labels}), path)
-
-
-def random_images(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-
-
-# ---- data
-
-
-def test_a_batch_is_indexed_as_its_samples_are():
-    images = InMemoryImages(torch.randint(0, 256, (10, 3, 4, 4), dtype=torch.uint8), torch.arange(10))
-    batch, labels = images.__getitems__([7, 1, 1])
-    assert labels.tolist() == [7, 1, 1]
-    assert torch.equal(batch, torch.stack([images[i][0] for i in (7, 1, 1)]))
-    assert batch.dtype == torch.uint8
-
-
-def test_digits_are_split_by_class_once_and_for_all():
-    first, second, other = Digits(size=8), Digits(size=8), Digits(size=8, split_seed=1)
-    for data in (first, second, other):
-        data.setup("fit")
-    assert len(first.train_images) + len(first.test_images) == 1797
-    shares = torch.bincount(first.test_images.labels) / (torch.bincount(first.train_images.labels) / 0.8)
-    assert torch.allclose(shares, torch.full((10,), 0.2), atol=0.02)
-    assert torch.equal(first.train_images.images, second.train_images.images)
-    assert not torch.equal(first.train_images.labels, other.train_images.labels)
-
-
-def test_digits_are_scaled_up_to_the_size_asked_for():
-    data = Digits(size=20, subset=50)
-    data.setup("fit")
-    assert data.train_images.images.shape == (50, 3, 20, 20)
-    assert data.train_images.images.dtype == torch.uint8
-    assert data.train_images.images.amax() > 240
-
-
-@pytest.mark.parametrize("column", ["image", "img"])
-def test_parquet_images_come_back_pixel_by_pixel(tmp_path, column):
-    images = random_images(5)
-    write_parquet(tmp_path / "part.parquet", images, [3, 1, 4, 1, 5], column)
-    read = read_parquet(tmp_path / "part.parquet")
-    assert torch.equal(read.images, torch.from_numpy(images).permute(0, 3, 1, 2))
-    assert read.labels.tolist() == [3, 1, 4, 1, 5]
-    assert read.labels.dtype == torch.int64
-
-
-def test_parquet_without_images_names_its_columns(tmp_path):
-    write_parquet(tmp_path / "part.parquet", random_images(1), [0], column="picture")
-    with pytest.raises(ValueError, match=r"part\.parquet has the columns \['picture', 'label'\], but 'image'"):
-        read_parquet(tmp_path / "part.parquet")
-
-
-def test_parquet_of_several_sizes_names_the_row(tmp_path):
-    images = [*random_images(2), random_images(1)[0, :16]]
-    write_parquet(tmp_path / "part.parquet", images, [0, 1, 2])
-    with pytest.raises(ValueError, match=r"row 2 is an image of shape \(3, 16, 32\)"):
-        read_parquet(tmp_path / "part.parquet")
-
-
-def test_cifar10_reads_parquet_and_trains_on_the_first_rows(tmp_path):
-    images = random_images(12)
-    write_parquet(tmp_path / "train.parquet", images[:8], list(range(8)))
-    write_parquet(tmp_path / "test.parquet", images[8:], list(range(4)))
-    data = CIFAR10(root=str(tmp_path), subset=5)
-    data.prepare_data()
-    data.setup("fit")
-    assert data.train_images.labels.tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(data.test_images.images, torch.from_numpy(images[8:]).permute(0, 3, 1, 2))
-
-
-def test_cifar10_falls_back_to_torchvision(tmp_path, monkeypatch):
-    images = random_images(6)
-    calls = []
-
-    def download(root, train=True, download=False):
-        calls.append(download)
-        return SimpleNamespace(data=images[:4] if train else images[4:], targets=[0, 1, 2, 3] if train else [4, 5])
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
-    data = CIFAR10(root=str(tmp_path))
-    data.prepare_data()
-    data.setup("fit")
-    assert calls == [True, False, False]
-    assert torch.equal(data.train_images.images, torch.from_numpy(images[:4]).permute(0, 3, 1, 2))
-    assert data.test_images.labels.tolist() == [4, 5]
-
-
-def test_cifar10_without_data_or_network_says_what_to_get(tmp_path, monkeypatch):
-    def download(*arguments, **settings):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
-    with pytest.raises(FileNotFoundError, match=r"data\.root='.*no network.*huggingface\.co.*test\.parquet"):
-        CIFAR10(root=str(tmp_path)).prepare_data()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch_size": 0}, "data.batch_size=0 is not possible: it must be an int >= 1. Try 128."),
-        ({"batch_size": True}, "data.batch_size=True"),
-        ({"eval_batch_size": 1.5}, "data.eval_batch_size=1.5"),
-        ({"num_workers": -1}, "data.num_workers=-1 is not possible: it must be an int >= 0"),
-        ({"subset": 0}, "data.subset=0 is not possible: it must be null or an int >= 1"),
-        ({"crop_padding": -1}, "data.crop_padding=-1"),
-        ({"flip": "yes"}, "data.flip='yes' is not possible: it must be true or false"),
-        ({"size": 4}, "data.size=4 is not possible: it must be an int >= 8"),
-        ({"test_share": 1.0}, "data.test_share=1.0 is not possible: it must be within 0.01 and 0.99"),
-        ({"split_seed": -1}, "data.split_seed=-1"),
-    ],
-)
-def test_a_wrong_data_setting_is_named_with_what_is_allowed(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Digits(**settings)
-
-
-def test_a_subset_beyond_the_data_set_is_refused():
-    data = Digits(size=8, subset=5000)
-    with pytest.raises(ValueError, match=r"data\.subset=5000 is not possible: it must be at most 1437"):
-        data.setup("fit")
-
-
-# ---- augmentation
-
-
-def slow_crop_and_flip(images, top, left, flipped, padding):
-    """One sample, one pixel at a time."""
-    result = torch.zeros_like(images)
-    batch, _, height, width = images.shape
-    for i in range(batch):
-        for y in range(height):
-            for x in range(width):
-                column = width - 1 - x if flipped[i] else x
-                from_y, from_x = int(top[i]) + y - padding, int(left[i]) + column - padding
-                if 0 <= from_y < height and 0 <= from_x < width:
-                    result[i, :, y, x] = images[i, :, from_y, from_x]
-    return result
-
-
-@pytest.mark.parametrize("padding", [0, 1, 3])
-def test_crop_and_flip_equals_the_slow_reference(padding):
-    generator = torch.Generator().manual_seed(padding)
-    images = torch.randint(0, 256, (9, 3, 5, 7), dtype=torch.uint8, generator=generator)
-    top, left = torch.randint(2 * padding + 1, (2, 9), generator=generator)
-    flipped = torch.rand(9, generator=generator) < 0.5
-    fast = crop_and_flip(images, top, left, flipped, padding)
-    assert torch.equal(fast, slow_crop_and_flip(images, top, left, flipped, padding))
-    assert fast.dtype == torch.uint8
-
-
-def test_each_sample_is_augmented_by_its_own_draw():
-    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    augmented = CIFAR10(crop_padding=2).augment(image.expand(200, -1, -1, -1))
-    assert len(augmented.flatten(1).unique(dim=0)) > 40  # of 5 x 5 places x 2
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_images_are_augmented_only_in_training(training):
-    data = Digits()
-    data.trainer = SimpleNamespace(training=training)
-    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
-    batch, labels = data.on_after_batch_transfer((images, torch.arange(32)), 0)
-    assert torch.equal(batch, data.normalise(images)) is not training
-    assert labels.tolist() == list(range(32))
-
-
-def test_normalised_digits_have_zero_mean_and_unit_variance():
-    data = Digits()
-    data.setup("fit")
-    images = data.normalise(data.train_images.images)
-    assert images.dtype == torch.float32
-    assert images.mean().abs() < 0.01
-    assert (images.std() - 1).abs() < 0.01
 
 
 # ---- models
@@ -287,7 +97,7 @@ def test_the_training_step_is_the_plain_one():
 
 
 def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
-    data = Digits(size=8, subset=40, batch_size=16, crop_padding=1)
+    data = Digits(size=8, subset=40, batch_size=16, crop_padding=1, drop_last=False)
     model = ImageClassifier(CifarResNet(width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 10)
     trainer = L.Trainer(
         max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -428,7 +238,6 @@ def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=
         "train_seconds": train_seconds,
         "refresh_seconds": refresh_seconds,
         "select_seconds": 0.0,
-        "saved_seconds": 0.0,
     }
     return Result(method, 0.9, totals, fit_seconds=train_seconds)
 

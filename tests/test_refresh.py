@@ -40,10 +40,7 @@ class Trained(pl.Callback):
 
 
 class Refreshed(pl.Callback):
-    """What the statistics hold of the samples that were hidden in the epoch before, at the start of each epoch.
-
-    They are read one batch after the refresh pass, before the first ``optimizer.step`` has recorded anything.
-    """
+    """What the statistics hold of the samples hidden in the epoch before, at the start of each epoch: after the refresh pass."""
 
     def __init__(self, selection):
         self.selection, self.hidden, self.seen = selection, torch.empty(0, dtype=torch.int64), []

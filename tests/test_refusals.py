@@ -70,11 +70,11 @@ def weighted():
         pytest.param(
             lambda: DataLoader(Stream(), batch_size=8), ["dataset=Stream", "IterableDataset", "map-style"], id="iterable"
         ),
+        pytest.param(lambda: DataLoader(Points(64), batch_size=None), ["batch_size=None", "set batch_size"], id="no batch size"),
         pytest.param(
-            lambda: DataLoader(Points(64), batch_size=None), ["batch_size=None", "set batch_size"], id="no batch size"
-        ),
-        pytest.param(
-            lambda: DataLoader(Points(64), 8, num_workers=1, in_order=False), ["in_order=False", "use in_order=True"], id="out of order"
+            lambda: DataLoader(Points(64), 8, num_workers=1, in_order=False),
+            ["in_order=False", "use in_order=True"],
+            id="out of order",
         ),
         pytest.param(
             lambda: DataLoader(Points(64), batch_sampler=OwnBatchSampler(RandomSampler(Points(64)), 8, False)),
@@ -82,7 +82,9 @@ def weighted():
             id="own batch sampler",
         ),
         pytest.param(
-            lambda: DataLoader(Points(64), 8, sampler=weighted()), ["sampler=WeightedRandomSampler", "shuffle=True"], id="weighted"
+            lambda: DataLoader(Points(64), 8, sampler=weighted()),
+            ["sampler=WeightedRandomSampler", "shuffle=True"],
+            id="weighted",
         ),
         pytest.param(
             lambda: DataLoader(Points(64), batch_sampler=BatchSampler(weighted(), 8, False)),
@@ -334,12 +336,13 @@ def test_samples_without_a_finite_loss_are_never_hidden_and_counted_with_one_war
 
     class Counter(Spy):
         def on_train_epoch_start(self, trainer, pl_module):
-            counted.append(float(trainer.callback_metrics["selection/nonfinite"]))
+            if trainer.current_epoch:
+                counted.append(float(trainer.callback_metrics["selection/nonfinite"]))
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        fit(Broken(), loader(), selection, spy, Counter())
+        made = fit(Broken(), loader(), selection, spy, Counter())
     assert [spy.trained(epoch) for epoch in range(1, 4)] == [sorted({5, 40, *spy.trained(epoch)}) for epoch in range(1, 4)]
     assert all(len(spy.hidden[epoch]) == 62 for epoch in range(1, 4))
-    assert counted == [0, 2, 2, 2]
+    assert [*counted, float(made.callback_metrics["selection/nonfinite"])] == [0, 2, 2, 2]
     assert len([w for w in seen if "2 of 64 samples have a NaN or infinite loss" in str(w.message)]) == 1

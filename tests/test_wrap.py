@@ -3,7 +3,7 @@
 import lightning
 import pytest
 import torch
-from helpers import GROWING, Net, Spy, SureNet, dealt_steps, fit, hide_then_grow, loader
+from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, dealt_steps, fit, hide_then_grow, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
@@ -63,8 +63,7 @@ class TestWrap:
         kept = [count - len(hidden) for hidden in spy.hidden.values()]
         assert spy.steps == [dealt_steps(n, 8) for n in kept]
         assert kept[:4] == [count, count - count // 2, count - count // 2, count - count // 4]
-        for epoch, hidden in spy.hidden.items():
-            assert spy.trained(epoch) == sorted(set(range(count)) - set(hidden))
+        assert_trained_as_planned(spy, count)
         assert [spy.validations[epoch] for epoch in range(EPOCHS)] == [[n] for n in spy.steps]
 
     @pytest.mark.parametrize("workers", [0, 2])
@@ -75,16 +74,13 @@ class TestWrap:
 
     def test_a_step_that_returns_a_scalar_hides_too(self):
         spy, _, _ = wrapped_fit(module=WrappingScalar)
-        assert any(spy.hidden.values())
-        for epoch, hidden in spy.hidden.items():
-            assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+        assert_trained_as_planned(spy)
 
     def test_a_method_that_hides_from_the_first_epoch_on_works(self):
         spy, _, _ = wrapped_fit(SampleSelection("random", max_fraction=0.25))
         assert spy.steps == [6] * EPOCHS
-        for epoch, hidden in spy.hidden.items():
-            assert len(hidden) == 16
-            assert spy.trained(epoch) == sorted(set(range(64)) - set(hidden))
+        assert [len(hidden) for hidden in spy.hidden.values()] == [16] * EPOCHS
+        assert_trained_as_planned(spy)
 
     def test_validation_by_batches_max_steps_and_an_integer_limit_work(self):
         spy, _, _ = wrapped_fit(val_check_interval=3)
@@ -107,8 +103,7 @@ class TestWrap:
         made.fit_loop.max_epochs = EPOCHS
         made.fit(module)
         assert twice.steps == once.steps
-        for epoch, hidden in twice.hidden.items():
-            assert twice.trained(epoch) == sorted(set(range(64)) - set(hidden))
+        assert_trained_as_planned(twice)
 
     @pytest.mark.parametrize("at", ["train epoch end", "validation end"])
     def test_resuming_after_an_epoch_trains_what_the_whole_run_trained(self, tmp_path, at):

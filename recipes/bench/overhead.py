@@ -1,17 +1,16 @@
 """What watching costs: the time of a training step with the `baseline` method against the same step without a callback.
 
-Blocks of steps with and without the callback take turns in one process, so that other load on the machine meets both
-alike. A third kind of block, again without the callback, shows how far two equal measurements differ.
+Three fits take turns of a few steps in one process, so that other load on the machine meets them alike: one without a
+callback, one with, and once more one without (`control`), which shows how far two equal measurements differ.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from statistics import median
 from typing import Any
 
-import lightning as L
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -19,10 +18,12 @@ from tqdm import tqdm
 from kakurenbo_lightning import SampleSelection
 from recipes.bench import report
 from recipes.bench.training import Classifier, RandomImages, prepare, trainer
+from recipes.bench.turns import TakeTurns, take_turns
 from recipes.models import CifarResNet
 
 ARMS = ("plain", "baseline", "control")
-SKIP = 3  # steps of each block that are not counted: the first one decides where values come from
+WARM_UP = 5  # turns that are not counted: in the first one the callback decides where values come from
+EPOCH = 50  # steps
 
 
 def tiny() -> nn.Module:
@@ -39,94 +40,55 @@ class Case:
         network: makes it.
         batch_size: samples of a step.
         by_name: whether the step calls its criterion as `F.cross_entropy`, see `Classifier`.
-        speed: steps of a block, relative to the others.
+        speed: turns, relative to the others.
     """
 
     name: str
     network: Callable[[], nn.Module]
     batch_size: int
-    by_name: bool
-    speed: int
+    by_name: bool = True
+    speed: int = 1
 
 
 CASES = {
-    "linear": Case("one linear layer", tiny, 128, True, 10),
-    "resnet8": Case("ResNet-8", CifarResNet, 128, True, 1),
-    "resnet50": Case("ResNet-50 layers, batch 8", lambda: CifarResNet(50, 16), 8, True, 1),
-    "resnet50-mode": Case("the same, function mode", lambda: CifarResNet(50, 16), 8, False, 1),
+    "linear": Case("one linear layer, batch 128", tiny, 128, speed=10),
+    "resnet8": Case("ResNet-8, batch 128", CifarResNet, 128),
+    "resnet50": Case("50 layers, batch 8", partial(CifarResNet, 50), 8),
+    "resnet50-mode": Case("50 layers, function mode", partial(CifarResNet, 50), 8, by_name=False),
 }
 
 
-class StepTimer(L.Callback):
-    """Reads the clock at the start of each step.
-
-    Stands behind the callback that is measured, so a step lasts from here to here: the training step, all hooks, and
-    fetching the next batch.
-    """
-
-    def __init__(self, device: str, kind: str) -> None:
-        self._device = device
-        self._now = report.clock("cpu", kind)
-        self._wait = report.clock(device, kind)
-        self._starts: list[float] = []
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Read the clock; the device is waited for once only."""
-        self._starts.append(self._wait() if batch_idx == SKIP else self._now())
-
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """Read it once more after the last step."""
-        if args[0].is_last_batch:
-            self._starts.append(self._wait())
-
-    def seconds(self) -> float:
-        """Return the time of a step: the median, or on a GPU, which works while the clock is read, the mean."""
-        starts = self._starts[SKIP:]
-        if self._device == "cuda":
-            return (starts[-1] - starts[0]) / (len(starts) - 1)
-        return median(later - earlier for earlier, later in pairwise(starts))
-
-
-def block(arm: str, model: L.LightningModule, data: L.LightningDataModule, settings: argparse.Namespace) -> float:
-    """Return the seconds of a step, from one epoch of a Trainer of its own."""
-    timer = StepTimer(settings.device, settings.clock)
-    watching = [SampleSelection("baseline", seed=0)] if arm == "baseline" else []
-    trainer(settings.device, [*watching, timer]).fit(model, datamodule=data)
-    return timer.seconds()
-
-
 def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any]:
-    """Return medians over `settings.rounds` rounds of one block of each arm, compared within each round."""
+    """Return medians over turns, each turn with the callback compared with the one without just before."""
     torch.manual_seed(settings.seed)
-    steps = settings.steps * case.speed
-    model = Classifier(case.network(), case.by_name)
-    data = RandomImages(case.batch_size * (steps + SKIP), settings.seed, batch_size=case.batch_size)
-    seconds: dict[str, list[float]] = {arm: [] for arm in ARMS}
-    block("plain", model, data, settings)  # warm-up
-    for number in range(settings.rounds):
-        turn = number % len(ARMS)
-        for arm in ARMS[turn:] + ARMS[:turn]:
-            seconds[arm].append(block(arm, model, data, settings))
-            bar.update()
-
-    def ratio(arm: str) -> float:
-        return median(mine / plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True))
-
-    def extra(arm: str) -> float:
-        return 1e6 * median(mine - plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True))
-
+    turns = settings.turns * case.speed
+    data = RandomImages(case.batch_size * EPOCH, settings.seed, batch_size=case.batch_size)
+    timers, fits = {}, []
+    for arm in ARMS:
+        clock = report.clock(settings.device, settings.clock)
+        timer = timers[arm] = TakeTurns(settings.steps, clock, bar.update)
+        watching = [SampleSelection("baseline", seed=0)] if arm == "baseline" else []
+        training = trainer(settings.device, [*watching, timer], -1, max_steps=(turns + WARM_UP) * settings.steps)
+        model = Classifier(case.network(), case.by_name)
+        own = RandomImages(0, batch_size=case.batch_size)
+        data.setup("fit")
+        own.train_images, own.test_images = data.train_images, data.test_images
+        fits.append((timer, partial(training.fit, model, datamodule=own)))
+    take_turns(fits)
+    seconds = {arm: timer.seconds[WARM_UP:] for arm, timer in timers.items()}
+    ratios = {arm: [mine / plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True)] for arm in ARMS}
+    extra = {arm: [mine - plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True)] for arm in ARMS}
     return {
         "network": case.name,
         "batch_size": case.batch_size,
-        "steps_per_block": steps,
-        "rounds": settings.rounds,
+        "steps_per_turn": settings.steps,
+        "turns": turns,
         "plain_ms": 1e3 * median(seconds["plain"]),
         "baseline_ms": 1e3 * median(seconds["baseline"]),
-        "ratio": ratio("baseline"),
-        "extra_us_per_step": extra("baseline"),
-        "control_ratio": ratio("control"),
-        "control_extra_us": extra("control"),
-        "blocks_ms": {arm: [round(1e3 * value, 4) for value in values] for arm, values in seconds.items()},
+        "ratio": median(ratios["baseline"]),
+        "extra_us_per_step": 1e6 * median(extra["baseline"]),
+        "control_ratio": median(ratios["control"]),
+        "control_extra_us": 1e6 * median(extra["control"]),
     }
 
 
@@ -134,7 +96,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     """Print one row per network."""
     report.print_table(
         "A step with the baseline method against one without a callback",
-        ["network", "plain", "baseline", "ratio", "extra per step", "control ratio"],
+        ["network", "plain", "baseline", "ratio", "extra per step", "control ratio", "control extra"],
         [
             [
                 row["network"],
@@ -143,10 +105,11 @@ def show(rows: list[dict[str, Any]]) -> None:
                 f"{row['ratio']:.4f}",
                 f"{row['extra_us_per_step']:.0f} us",
                 f"{row['control_ratio']:.4f}",
+                f"{row['control_extra_us']:.0f} us",
             ]
             for row in rows
         ],
-        "Medians of rounds, compared within each round. control: two measurements without a callback.",
+        "Medians of turns, compared turn by turn. control: two measurements without a callback.",
     )
 
 
@@ -154,13 +117,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure the chosen networks."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
-    options.add_argument("--steps", type=report.count, default=30, help="steps of a block (ten times as many for linear)")
-    options.add_argument("--rounds", type=report.count, default=15, help="blocks of each kind")
+    options.add_argument("--steps", type=report.count, default=1, help="steps of a turn; on a GPU, say 50")
+    options.add_argument("--turns", type=report.count, default=200, help="turns of each fit (ten times as many for linear)")
     settings = options.parse_args(arguments)
     prepare(settings)
     machine = report.machine(settings.device)
-    with tqdm(total=len(settings.cases) * settings.rounds * len(ARMS), desc="overhead", unit="block") as bar:
-        rows = [measure(CASES[name], settings, bar) for name in settings.cases]
+    cases = [CASES[name] for name in settings.cases]
+    turns = sum(settings.turns * case.speed + WARM_UP for case in cases)
+    with tqdm(total=len(ARMS) * turns, desc="overhead", unit="turn") as bar:
+        rows = [measure(case, settings, bar) for case in cases]
     show(rows)
     result = {"benchmark": "overhead", "machine": machine, "clock": settings.clock, "networks": rows}
     report.write(settings.json, result)

@@ -5,6 +5,7 @@ without a callback come first: what raises there is Lightning's or the network's
 and the epochs only run.
 """
 
+from traceback import extract_tb
 from typing import Any
 
 import lightning as L
@@ -42,6 +43,11 @@ class NoWaiting(L.Callback):
             if args[0].is_last_batch:
                 torch.cuda.set_sync_debug_mode("default")
 
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """End it, so that Lightning can clean up."""
+        if self._forbids:
+            torch.cuda.set_sync_debug_mode("default")
+
 
 def check(selection: SampleSelection | None, device: str, steps: int, by_name: bool, seed: int) -> dict[str, Any]:
     """Train under the ban; return what raised, if anything."""
@@ -49,17 +55,18 @@ def check(selection: SampleSelection | None, device: str, steps: int, by_name: b
     data = RandomImages(64 * steps, seed, batch_size=64)
     ban = NoWaiting(device)
     callbacks = [ban] if selection is None else [selection, ban]
-    error = None
+    error, where = None, []
     try:
         trainer(device, callbacks, EPOCHS).fit(Classifier(CifarResNet(), by_name), datamodule=data)
     except RuntimeError as raised:
         if "synchroniz" not in str(raised):
             raise
         error = str(raised).splitlines()[0]
+        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in extract_tb(raised.__traceback__)[-6:]]
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    return {"error": error, "steps_checked": ban.steps}
+    return {"error": error, "where": where, "steps_checked": ban.steps}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

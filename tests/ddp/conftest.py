@@ -1,17 +1,32 @@
 """``ranks``: what each rank of a case returned. All cases that the selected tests ask for are run by one launch."""
 
+import fcntl
 import functools
+import os
 
 import pytest
+import torch
 from launch import launch, read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """The tests beside us use the other cores, and tiny tensors gain nothing from threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def launched(request, tmp_path_factory):
-    """Results by name of case, of every case that a selected test asks for."""
-    folder = tmp_path_factory.mktemp("ddp")
+    """Results by name of case, of every case that a selected test asks for; pytest-xdist's workers share one launch."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "ddp"
+    folder.mkdir(exist_ok=True)
     calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
-    launch(folder, {call.params["ranks"] for call in calls if "ranks" in call.params})
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            launch(folder, {call.params["ranks"] for call in calls if "ranks" in call.params})
+            (folder / "done").touch()
     return functools.cache(functools.partial(read, folder))
 
 

@@ -6,8 +6,6 @@ from fits import CodedNet, Net
 from records import assert_same_bits, epochs, trained
 from replay import replay
 
-pytestmark = pytest.mark.xdist_group("ddp")
-
 FITS = [
     "kakurenbo",
     "random",

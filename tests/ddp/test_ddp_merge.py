@@ -5,8 +5,6 @@ import torch
 
 from kakurenbo_lightning import SampleStatistics
 
-pytestmark = pytest.mark.xdist_group("ddp")
-
 
 @pytest.mark.parametrize("ranks", ["merge"], indirect=True)
 def test_merged_rows_are_those_of_one_process_to_the_bit(ranks):

@@ -9,8 +9,6 @@ from records import epochs, trained
 
 from kakurenbo_lightning.methods import Kakurenbo
 
-pytestmark = pytest.mark.xdist_group("ddp")
-
 
 def one(name):
     return pytest.mark.parametrize("ranks", [name], indirect=True)
@@ -45,6 +43,16 @@ def test_refresh_gives_every_rank_equally_many_batches_and_sees_all_hidden(ranks
         assert len(seen) == len(hidden) + len(hidden) % 2  # one duplicate evens an odd number out
         counts.add(len(hidden))
     assert counts == {0, 1, 2, 3, 4, 5, 6, 28, 32, 35}
+
+
+@pytest.mark.parametrize("ranks", ["kakurenbo", "workers", "accumulate", "bf16"], indirect=True)
+def test_refresh_sees_exactly_the_hidden(ranks):
+    seen = 0
+    for before, after in pairwise(epochs(ranks)):
+        looked = torch.cat([torch.arange(0), *(look["indices"] for record in after for look in record["looked"])])
+        assert torch.equal(looked.unique(), before[0]["hidden"])
+        seen += len(looked)
+    assert seen > 10
 
 
 @one("drop_last")

@@ -1,0 +1,215 @@
+"""The benchmarks' own logic, at toy size: what they compare is equal, what they compute is right, what they write is JSON."""
+
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+from argparse import Namespace
+from itertools import chain
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from kakurenbo_lightning import Epoch, available_methods, get_method
+from kakurenbo_lightning.outputs import SampleOutputs
+from kakurenbo_lightning.plan import deal
+from recipes.bench import compare, overhead, saving, selection, sync
+from recipes.bench.loop import deal_with_loops, select_with_loops
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+GPU = REPOSITORY / "recipes/bench/gpu.sh"
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """One is enough here and leaves other work on the machine alone; the next test gets its own back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("total", [1, 10, 1000, 3333])
+@pytest.mark.parametrize("fraction", ["0.0", "0.3", "0.99"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_loops_hide_what_the_method_hides(total, fraction, seed):
+    statistics = selection.made_up(total, seed)
+    plan = get_method("kakurenbo", max_fraction=float(fraction), tau=0.7).plan(statistics, Epoch(1, 100, seed))
+    hidden, indices = select_with_loops(statistics, fraction, 0.7)
+    assert sorted(hidden) == plan.hidden.tolist()
+    assert indices == plan.indices.tolist()
+
+
+def test_the_loops_deal_as_many_samples_in_as_many_steps():
+    statistics = selection.made_up(1000, 0)
+    plan = get_method("kakurenbo").plan(statistics, Epoch(1, 100, 0))
+    batches = deal_with_loops(plan.indices.tolist(), 64, 1, 0, seed=3)
+    assert sorted(chain.from_iterable(batches)) == plan.indices.tolist()
+    assert len(batches) == deal(plan, 64).steps
+
+
+def test_made_up_statistics_have_everything_that_is_awkward():
+    statistics = selection.made_up(20_000, 0)
+    assert statistics.loss.isnan().any()
+    assert not statistics.measured.all()
+    assert statistics.loss.unique().numel() < len(statistics) - 100
+    assert 0 < statistics.correct.float().mean() < 1
+
+
+def test_a_loop_that_hides_other_samples_is_an_error():
+    statistics = selection.made_up(1000, 0)
+    plan = get_method("random").plan(statistics, Epoch(1, 100, 0))
+    with pytest.raises(AssertionError, match="other samples"):
+        selection.loop_seconds(lambda: 0.0, statistics, plan)
+
+
+def test_every_round_has_every_share_once():
+    shares = [0.0, 0.1, 0.3, 0.5]
+    order = saving.schedule(shares, 5)
+    rounds = [order[first : first + 4] for first in range(0, 20, 4)]
+    assert all(sorted(one) == shares for one in rounds)
+    assert rounds[0] != rounds[1]
+
+
+def test_the_ideal_epoch_achieves_all_of_the_saving():
+    shares = [0.0, 0.25, 0.5]
+    seconds = {0.0: 8.0, 0.25: 0.75 * 8 + 0.25 * 2, 0.5: 0.5 * 8 + 0.5 * 2 + 0.3}
+    epochs = [(share, seconds[share]) for share in saving.schedule(shares, 3)]
+    full, quarter, half = saving.summarise(shares, epochs, forward=[2.0] * 3)
+    assert full["achieved"] is None
+    assert full["saving"] == 0
+    assert quarter["achieved"] == pytest.approx(1)
+    assert half["achieved"] == pytest.approx(0.9)
+    assert half["achieved_by_round"] == [0.9] * 3
+
+
+def test_forced_hiding_hides_the_share_of_its_epoch_and_is_not_registered():
+    statistics = selection.made_up(100, 0)
+    method = saving.ForcedHiding((0.0, 0.3))
+    assert [len(method.plan(statistics, Epoch(index)).hidden) for index in range(3)] == [0, 30, 0]
+    assert "forced" not in available_methods()
+
+
+def written(path):
+    result = json.loads(path.read_text())
+    machine = result["machine"]
+    assert machine["command"].startswith("python -m recipes.bench.")
+    assert machine["torch"] == torch.__version__
+    return result
+
+
+def test_overhead_end_to_end(tmp_path):
+    path = tmp_path / "new" / "overhead.json"
+    overhead.main(["--cases", "linear", "--steps", "1", "--rounds", "1", "--json", str(path)])
+    (row,) = written(path)["networks"]
+    assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["plain_ms"])
+    assert row["extra_us_per_step"] == pytest.approx(1e3 * (row["baseline_ms"] - row["plain_ms"]))
+
+
+def test_a_function_mode_case_really_uses_the_mode(monkeypatch):
+    seen = []
+    observe = SampleOutputs.observe
+
+    def spy(self, *args, **kwargs):
+        values = observe(self, *args, **kwargs)
+        seen.append(self.source)
+        return values
+
+    monkeypatch.setattr(SampleOutputs, "observe", spy)
+    for by_name in (True, False):
+        model = overhead.Classifier(overhead.tiny(), by_name)
+        settings = Namespace(device="cpu", clock="wall")
+        overhead.block("baseline", model, overhead.RandomImages(5 * 4, batch_size=4), settings)
+        assert len(seen) == 5
+        assert ("function mode" in seen.pop()) != by_name
+        seen.clear()
+
+
+def test_selection_end_to_end(tmp_path):
+    path = tmp_path / "selection.json"
+    selection.main(["--sizes", "1e3", "--repeats", "1", "--json", str(path)])
+    (row,) = written(path)["sizes"]
+    assert row["samples"] == 1000
+    assert row["times_faster"] == pytest.approx(row["loop_s"] / row["seconds"])
+    assert row["statistics_bytes_per_sample"] <= 16
+
+
+def test_loops_are_left_out_above_their_size():
+    settings = Namespace(device="cpu", clock="cpu", seed=0, repeats=2, loop_up_to=1000)
+    row = selection.measure(1001, settings)
+    assert row["loop_s"] is None
+    assert row["times_faster"] is None
+
+
+def test_saving_end_to_end(tmp_path):
+    path = tmp_path / "saving.json"
+    options = ["--samples", "24", "--batch-size", "8", "--width", "2", "--rounds", "2", "--shares", "0.5"]
+    saving.main([*options, "--json", str(path)])
+    result = written(path)
+    assert [row["share"] for row in result["shares"]] == [0.0, 0.5]
+    assert result["shares"][0]["seconds"] == result["full_s"] > 0
+    assert len(result["shares"][1]["achieved_by_round"]) == 2
+
+
+def test_sync_end_to_end(tmp_path):
+    path = tmp_path / "sync.json"
+    sync.main(["--steps", "1", "--json", str(path)])
+    assert all(arm["error"] is None for arm in written(path)["arms"].values())
+
+
+def test_compare_end_to_end(tmp_path):
+    for part in ("train", "test"):
+        image = io.BytesIO()
+        Image.new("RGB", (32, 32)).save(image, "png")
+        table = pyarrow.table({"img": [{"bytes": image.getvalue()}] * 16, "label": list(range(8)) * 2})
+        pyarrow.parquet.write_table(table, tmp_path / f"{part}.parquet")
+    path = tmp_path / "compare.json"
+    options = ["--data-root", str(tmp_path), "--network", "resnet8", "--batch-size", "8", "--epochs", "2"]
+    compare.main([*options, "--json", str(path)])
+    assert [one["method"] for one in written(path)["results"]] == ["baseline", "kakurenbo"]
+
+
+def test_a_resnet18_for_small_images_keeps_their_size():
+    features = torch.zeros(1, 3, 32, 32)
+    network = compare.small_image_resnet18().eval()
+    assert network.maxpool(network.conv1(features)).shape == (1, 64, 32, 32)
+
+
+def fake_python(folder, fails=""):
+    """Return a Python that writes what it was asked for instead of measuring it, and exits with 1 for one module."""
+    program = folder / "python"
+    program.write_text(
+        f"""#!/bin/bash
+if [ "$1" = -m ]; then
+    name=${{2##*.}}
+    if [ "$name" = "{fails}" ]; then exit 1; fi
+    while [ "$1" != --json ]; do shift; done
+    echo "{{\\"benchmark\\": \\"$name\\"}}" > "$2"
+else
+    exec "{sys.executable}" "$@"
+fi
+"""
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("fails", ["", "saving"])
+def test_gpu_leaves_one_json_whatever_fails(tmp_path, device, fails):
+    out = tmp_path / "out"
+    variables = {"PYTHON": str(fake_python(tmp_path, fails)), "DEVICE": device, "OUT": str(out), "WHEELS": str(tmp_path)}
+    environment = os.environ | variables | {"DATA_ROOT": str(tmp_path)}
+    done = subprocess.run(["bash", str(GPU)], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
+    assert [path.name for path in out.iterdir()] == ["bench.json"]
+    result = json.loads((out / "bench.json").read_text())
+    names = {"sync", "overhead", "selection", "saving", "compare"}
+    assert set(result) == (names - {fails}) | {"failed"}
+    assert result["failed"] == ([fails] if fails else [])
