@@ -228,8 +228,8 @@ class SelectionRun:
             "refresh_seconds": self._refresh_seconds,
             "select_seconds": seconds,
         }
-        groups = self._trainer.optimizers[0].param_groups if self._trainer.optimizers else [{}]
-        if groups[0].get("lr") is not None:
+        groups = self._trainer.optimizers[0].param_groups if self._trainer.optimizers else []
+        if groups and groups[0].get("lr") is not None:
             self.metrics["lr"] = float(groups[0]["lr"]) * self.plan.lr_factor
         if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True

@@ -102,6 +102,11 @@ def hide_then_grow(**settings):
 GROWING = [8, 4, 4, 6, 8]
 
 
+def first_rate(optimizer):
+    """The learning rate of the first parameter group in a list; Lightning's stand-in for no optimizer has none."""
+    return [float(group["lr"]) for group in optimizer.param_groups[:1]]
+
+
 class Spy(pl.Callback):
     """Writes down what each epoch really did. Put it after the selection in the list of callbacks.
 
@@ -136,7 +141,7 @@ class Spy(pl.Callback):
 
     def _seen_step(self, trainer):
         def hook(optimizer, args, kwargs):
-            self.rates[trainer.current_epoch].append(float(optimizer.param_groups[0]["lr"]))
+            self.rates[trainer.current_epoch] += first_rate(optimizer)
 
         return hook
 
@@ -148,7 +153,7 @@ class Spy(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.batches[trainer.current_epoch].append(batch[2].tolist())
-        self.base_rates[trainer.current_epoch].append(float(trainer.optimizers[0].param_groups[0]["lr"]))
+        self.base_rates[trainer.current_epoch] += first_rate(trainer.optimizers[0])
 
     def on_validation_start(self, trainer, pl_module):
         self.validations[trainer.current_epoch].append(len(self.batches[trainer.current_epoch]))
@@ -202,7 +207,7 @@ def watched_fit(module=None, train=None, selection=None, *callbacks, **settings)
     """
     selection = selection or hide_then_grow()
     module = SureNet() if module is None else module
-    if train is None and not is_overridden("train_dataloader", module):
+    if train is None and not is_overridden("train_dataloader", getattr(module, "_orig_mod", module)):
         train = loader()
     spy = Spy(selection)
     made = fit(module, train, selection, *callbacks, spy, **{"max_epochs": len(GROWING), **settings})
