@@ -73,15 +73,16 @@ def _where(mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DealtEpoch:
-    """One rank's share of an epoch. All ranks have the same number of steps.
+    """One rank's share of an epoch. All ranks have the same number of steps, and in each their sizes differ by at most one.
 
     Attributes:
-        indices: ``int64[n_rank]`` on the CPU, in training order. Step ``first + s`` takes the next ``batch_size`` of them, the last
-            step takes all that are left.
-        batch_size: samples of every step but the last, per rank.
-        steps: number of steps.
+        indices: ``int64[n_rank]`` on the CPU, in training order: this rank's of a global order strided over the ranks.
+        batch_size: samples of a full step, per rank.
+        steps: number of the epoch's steps.
         world_size: number of ranks that share the epoch.
-        last_global_size: samples of the last step summed over all ranks.
+        rank: this one.
+        total: samples of all ranks together.
+        last_start: place in the global order where the last step begins.
         first: number of the first step that is dealt here; the steps before it were dealt otherwise (another world size).
         samples_before: samples that all ranks trained in those.
         padding: how many indices at the end are duplicates, there only to give every rank the same number of
@@ -92,20 +93,31 @@ class DealtEpoch:
     batch_size: int
     steps: int
     world_size: int
-    last_global_size: int
+    rank: int
+    total: int
+    last_start: int
     first: int = 0
     samples_before: int = 0
     padding: int = 0
 
+    def _begin(self, number: int) -> int:
+        """Place in the global order where step ``number`` begins."""
+        if number >= self.steps:
+            return self.total
+        return self.last_start if number == self.steps - 1 else (number - self.first) * self.batch_size * self.world_size
+
+    def _mine(self, place: int) -> int:
+        """How many of the global order's first ``place`` are this rank's."""
+        return (place - self.rank + self.world_size - 1) // self.world_size
+
     def step(self, number: int) -> Tensor:
         """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
-        start, length = (number - self.first) * self.batch_size, self.batch_length(number)
-        return self.indices[start : start + length - (self.padding if number == self.steps - 1 else 0)]
+        return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
     def batch_length(self, number: int) -> int:
         """Samples of step ``number`` on this rank, padding included."""
-        done = (number - self.first) * self.batch_size
-        return len(self.indices) - done if number == self.steps - 1 else self.batch_size
+        end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
+        return end - self._mine(self._begin(number))
 
     def to(self, device: torch.device | str) -> DealtEpoch:
         """The same with the indices on ``device``."""
@@ -114,20 +126,16 @@ class DealtEpoch:
     def batches(self, first: int = 0) -> Iterator[list[int]]:
         """The batches of index lists from step ``first`` of the epoch on, padding included."""
         for number in range(max(first, self.first), self.steps):
-            start = (number - self.first) * self.batch_size
+            start = self._mine(self._begin(number))
             yield self.indices[start : start + self.batch_length(number)].tolist()
 
     def loss_scale(self, number: int) -> float:
         """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
-        if number != self.steps - 1:
-            return 1.0
-        return len(self.step(number)) * self.world_size / self.last_global_size
+        return len(self.step(number)) * self.world_size / (self._begin(number + 1) - self._begin(number))
 
     def samples_until(self, step: int) -> int:
         """Samples trained by all ranks together in the first ``step`` steps of the epoch; ``step >= first``."""
-        if step >= self.steps and len(self.indices):
-            return self.samples_before + (self.steps - 1 - self.first) * self.batch_size * self.world_size + self.last_global_size
-        return self.samples_before + (min(step, self.steps) - self.first) * self.batch_size * self.world_size
+        return self.samples_before + self._begin(step)
 
 
 def deal(
@@ -144,10 +152,11 @@ def deal(
 ) -> DealtEpoch:
     """Deal a plan, or what is left of it, to one rank.
 
-    The order is a permutation from its own generator, seeded by ``(seed, epoch)``. Step ``s`` takes the next
-    ``batch_size * world_size`` indices, strided over the ranks. The tail is dealt evenly (sizes differ by at most one); a tail of
-    fewer than two samples per rank joins the step before it, because a batch of one sample stops BatchNorm. Nothing is
-    trained twice and nothing is left out, unless ``drop_last`` drops the tail.
+    The order is a permutation from its own generator, seeded by ``(seed, epoch)``. A step takes the next
+    ``batch_size * world_size`` indices, strided over the ranks, so that sizes differ by at most one. A tail of less than half a
+    step is shared evenly with the step before it, because a hidden part leaves any number of samples, and a batch of a
+    few spoils BatchNorm's statistics (one of a single sample stops it). Nothing is trained twice and nothing is left out,
+    unless ``drop_last`` drops the tail.
 
     Args:
         plan: of the epoch.
@@ -171,33 +180,35 @@ def deal(
         indices = indices.index_select(0, torch.randperm(len(indices), generator=generator, dtype=dtype))
     first, samples_before = done
     indices = indices[samples_before:]
-    steps, tail = divmod(len(indices), batch_size * world_size)
-    if samples_before and not len(indices):
-        return DealtEpoch(indices, batch_size, first, world_size, 0, first, samples_before)
+    total, full = len(indices), batch_size * world_size
+    steps, tail = divmod(total, full)
     if drop_last:
         if steps == 0 and not first:
             raise ValueError(
-                f"epoch {epoch} has {len(indices)} samples to train, but one step takes batch_size * world_size = "
+                f"epoch {epoch} has {total} samples to train, but one step takes batch_size * world_size = "
                 f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
                 "hide fewer samples"
             )
-        indices, tail = indices[: len(indices) - tail], 0
-    elif len(indices) < world_size:
+        total, tail = total - tail, 0
+        indices = indices[:total]
+    elif total < world_size and not (samples_before and total == 0):
         raise ValueError(
-            f"epoch {epoch} has {len(indices)} samples to train for {world_size} ranks, at least one each is needed; "
+            f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
             "hide fewer samples or use fewer ranks"
         )
-    last_global_size = batch_size * world_size
-    if tail and (tail >= 2 * world_size or steps == 0):
-        steps, last_global_size = steps + 1, tail
-    elif tail:
-        last_global_size += tail
+    last_start = (steps - 1) * full
+    if tail and (steps == 0 or tail >= max(full / 2, 2 * world_size)):  # a step of its own
+        steps, last_start = steps + 1, steps * full
+    elif tail and full + tail >= 4 * world_size:  # shared with the step before
+        steps, last_start = steps + 1, last_start + (full + tail + 1) // 2
     return DealtEpoch(
         indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
         batch_size=batch_size,
         steps=first + steps,
         world_size=world_size,
-        last_global_size=last_global_size,
+        rank=rank,
+        total=total,
+        last_start=max(0, last_start),
         first=first,
         samples_before=samples_before,
     )
@@ -209,6 +220,7 @@ def deal_forward_only(indices: Tensor, batch_size: int, world_size: int = 1, ran
     A rank that would come one sample short is padded with a duplicate, see :attr:`DealtEpoch.padding`.
     """
     share = -(-len(indices) // world_size)
+    steps = -(-share // batch_size)
     mine = indices[rank::world_size]
     padding = share - len(mine)
     if padding:
@@ -216,8 +228,10 @@ def deal_forward_only(indices: Tensor, batch_size: int, world_size: int = 1, ran
     return DealtEpoch(
         indices=mine,
         batch_size=batch_size,
-        steps=-(-share // batch_size),
+        steps=steps,
         world_size=world_size,
-        last_global_size=len(indices),
+        rank=rank,
+        total=len(indices),
+        last_start=min(len(indices), (steps - 1) * batch_size * world_size),
         padding=padding,
     )

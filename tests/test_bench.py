@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from kakurenbo_lightning import Epoch, available_methods, get_method
+from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import deal
 from recipes.bench import compare, overhead, saving, selection, sync
 from recipes.bench.loop import deal_with_loops, select_with_loops
+from recipes.bench.training import Classifier, RandomImages, trainer
+from recipes.bench.turns import TakeTurns, take_turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GPU = REPOSITORY / "recipes/bench/gpu.sh"
@@ -106,10 +109,11 @@ def written(path):
 
 def test_overhead_end_to_end(tmp_path):
     path = tmp_path / "new" / "overhead.json"
-    overhead.main(["--cases", "linear", "--steps", "1", "--rounds", "1", "--json", str(path)])
+    overhead.main(["--cases", "linear", "--steps", "2", "--turns", "1", "--json", str(path)])
     (row,) = written(path)["networks"]
-    assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["plain_ms"])
-    assert row["extra_us_per_step"] == pytest.approx(1e3 * (row["baseline_ms"] - row["plain_ms"]))
+    assert row["turns"] == 10
+    assert row["plain_ms"] > 0 < row["baseline_ms"]
+    assert row["ratio"] > 0 < row["control_ratio"]
 
 
 def test_a_function_mode_case_really_uses_the_mode(monkeypatch):
@@ -122,13 +126,43 @@ def test_a_function_mode_case_really_uses_the_mode(monkeypatch):
         return values
 
     monkeypatch.setattr(SampleOutputs, "observe", spy)
-    for by_name in (True, False):
-        model = overhead.Classifier(overhead.tiny(), by_name)
-        settings = Namespace(device="cpu", clock="wall")
-        overhead.block("baseline", model, overhead.RandomImages(5 * 4, batch_size=4), settings)
-        assert len(seen) == 5
-        assert ("function mode" in seen.pop()) != by_name
-        seen.clear()
+    for name, case in overhead.CASES.items():
+        model = Classifier(overhead.tiny(), case.by_name)
+        trainer("cpu", [SampleSelection("baseline")]).fit(model, datamodule=RandomImages(8, batch_size=4))
+        assert ("function mode" in seen[-1]) == (name == "resnet50-mode")
+
+
+def turns_of(fits, steps=2):
+    """Let functions of a `TakeTurns` and its log take turns, and return the log."""
+    log = []
+    entries = []
+    for name, fit in fits.items():
+        timer = TakeTurns(steps, iter(range(1000)).__next__)
+        entries.append((timer, partial(fit, timer, partial(log.append, name))))
+    take_turns(entries)
+    return log, [timer.seconds for timer, _ in entries]
+
+
+def pretend_to_fit(timer, step, steps=6):
+    for number in range(steps):
+        timer.on_train_batch_start(None, None, None, number)
+        step()
+    timer.on_train_end(None, None)
+
+
+def test_fits_take_turns_of_some_steps():
+    log, seconds = turns_of({"a": pretend_to_fit, "b": pretend_to_fit, "c": pretend_to_fit})
+    assert "".join(log) == "aabbcc" * 3
+    assert seconds == [[0.5] * 3] * 3
+
+
+def test_a_failing_fit_ends_all_of_them_with_its_error():
+    def fail(timer, step):
+        timer.on_train_batch_start(None, None, None, 0)
+        raise ValueError("out of luck")
+
+    with pytest.raises(ValueError, match="out of luck"):
+        turns_of({"a": pretend_to_fit, "b": fail, "c": pretend_to_fit})
 
 
 def test_selection_end_to_end(tmp_path):

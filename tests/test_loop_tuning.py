@@ -1,7 +1,7 @@
 """Lightning's learning-rate finder and batch-size scaler leave the selection as if they had not run."""
 
 import pytest
-from helpers import GROWING, Points, Spy, SureNet, assert_trained_as_planned, fit, hide_then_grow, trainer
+from helpers import GROWING, Points, Spy, SureNet, assert_trained_as_planned, dealt_steps, fit, hide_then_grow, trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader
@@ -99,7 +99,7 @@ def test_the_batch_size_finder_callback_plans_with_the_size_it_found(mode, tmp_p
     size = module.batch_size
     assert size > 2
     kept = [64, 32, 32, 48, 64]
-    assert_ran_as_planned(spy, [n // size + (n % size > 1) for n in kept])
+    assert_ran_as_planned(spy, [dealt_steps(n, size) for n in kept])
     assert {len(batch) for batches in spy.batches.values() for batch in batches[:-1]} == {size}
 
 
@@ -110,7 +110,7 @@ def test_the_tuner_scales_the_batch_size_and_the_fit_after_it_uses_it(tmp_path):
     size = Tuner(made).scale_batch_size(module, steps_per_trial=1, init_val=2, max_trials=3)
     made.fit(module)
     assert size == module.batch_size > 2
-    assert_ran_as_planned(spy, [n // size + (n % size > 1) for n in (64, 32, 32, 48, 64)])
+    assert_ran_as_planned(spy, [dealt_steps(n, size) for n in (64, 32, 32, 48, 64)])
 
 
 class FindLater(LearningRateFinder):

@@ -34,8 +34,10 @@ def test_every_index_exactly_once_in_equally_many_steps(samples, batch, world, s
         batches = list(share.batches())
         assert len(batches) == share.steps
         assert [share.step(s).tolist() for s in range(share.steps)] == batches
-        assert all(len(b) == batch for b in batches[:-1])
-        assert 1 <= len(batches[-1]) <= max(batch, 2) + batch + 2
+        assert all(len(b) == batch for b in batches[:-2])
+        assert all(1 <= len(b) <= max(batch, 3) + 1 for b in batches[-2:])
+        if share.steps > 1:
+            assert all(len(b) > batch / 2 - 1 for b in batches[-2:]), "a tail is shared with the step before"
     for step in range(dealt[0].steps):
         sizes = [len(share.step(step)) for share in dealt]
         assert max(sizes) - min(sizes) <= 1
@@ -49,6 +51,22 @@ def test_no_rank_trains_a_single_sample_when_there_are_enough(samples, batch, wo
         return
     for share in deal_all(EpochPlan.everything(samples), batch, world):
         assert min(len(b) for b in share.batches()) >= 2
+
+
+@pytest.mark.parametrize(
+    ("samples", "sizes"),
+    [
+        (128, [64, 64]),
+        (133, [64, 35, 34]),
+        (159, [64, 48, 47]),
+        (160, [64, 64, 32]),
+        (191, [64, 64, 63]),
+        (65, [33, 32]),
+        (5, [5]),
+    ],
+)
+def test_a_small_tail_is_shared_with_the_step_before(samples, sizes):
+    assert [len(b) for b in deal(EpochPlan.everything(samples), 64).batches()] == sizes
 
 
 @given(samples=st.integers(1, 100), batch=st.integers(1, 9), world=st.integers(1, 4))
