@@ -26,12 +26,12 @@ root=()
 if [ -n "$data" ]; then root=(--data-root "$data"); fi
 if [ "$device" = cpu ]; then
     sync=(--steps 2)
-    overhead=(--cases linear resnet8 --steps 2 --rounds 1)
+    overhead=(--cases linear resnet8 --steps 2 --turns 1)
     selection=(--sizes 1000 20000 --repeats 1)
     saving=(--samples 128 --batch-size 32 --rounds 1)
     compare=(--network resnet8 --samples 256 --batch-size 64 --epochs 2)
 else
-    sync=() overhead=(--steps 100 --rounds 15) selection=()
+    sync=() overhead=(--steps 50 --turns 30) selection=()
     saving=(--samples 50000 --batch-size 512 --depth 56 --rounds 3)
     compare=(--seconds 120)
 fi

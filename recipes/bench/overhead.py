@@ -22,8 +22,8 @@ from recipes.bench.turns import TakeTurns, take_turns
 from recipes.models import CifarResNet
 
 ARMS = ("plain", "baseline", "control")
-WARM_UP = 5  # turns that are not counted: in the first one the callback decides where values come from
-EPOCH = 50  # steps
+WARM_UP = 2  # turns that are not counted: in the first one the callback decides where values come from
+EPOCH = 200  # steps, so that few turns meet an epoch's end
 
 
 def tiny() -> nn.Module:
@@ -117,8 +117,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure the chosen networks."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
-    options.add_argument("--steps", type=report.count, default=1, help="steps of a turn; on a GPU, say 50")
-    options.add_argument("--turns", type=report.count, default=200, help="turns of each fit (ten times as many for linear)")
+    options.add_argument("--steps", type=report.count, default=10, help="steps of a turn")
+    options.add_argument("--turns", type=report.count, default=40, help="turns of each fit (ten times as many for linear)")
     settings = options.parse_args(arguments)
     prepare(settings)
     machine = report.machine(settings.device)
