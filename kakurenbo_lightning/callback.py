@@ -228,7 +228,8 @@ class SampleSelection(pl.Callback):
     # --- after training
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what it came to, and let go of the optimizers."""
+        """Give every rank all statistics, say what it came to, and let go of the optimizers."""
+        self.run.merge()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary()}")
         self._release()
 

@@ -208,8 +208,7 @@ class SelectionRun:
     def _plan_epoch(self, epoch: int) -> None:
         """Give every rank what every rank saw, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
-        with together("merge the statistics", self.whereabouts()):
-            self.statistics.merge()
+        self.merge()
         self.plan = self._method.plan(self.statistics, Epoch(epoch, self._max_epochs(), self._seed))
         if self._sampler.num_replicas > 1 and dist.is_initialized():
             check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
@@ -308,6 +307,11 @@ class SelectionRun:
             values = {f"selection/{name}": value for name, value in self.metrics.items()}
             logger.log_metrics({**values, "epoch": self.epoch}, step=self._trainer.global_step - 1)
 
+    def merge(self) -> None:
+        """Give every rank the statistics of all; collective."""
+        with together("merge the statistics", self.whereabouts()):
+            self.statistics.merge()
+
     def whereabouts(self) -> str:
         """Rank, epoch and step, for errors."""
         rank = self._sampler.rank if self._sampler is not None else self._trainer.global_rank
@@ -332,8 +336,8 @@ class SelectionRun:
             return {}
         rng_of_training = self._training_rng or rng_state()
         if collective:
-            with together("merge the statistics for a checkpoint", self.whereabouts()):
-                self.statistics.merge()
+            self.merge()
+            with together("save a checkpoint", self.whereabouts()):
                 rng = gather_rng_states(rng_of_training)
         else:
             rng = [rng_of_training] if self._sampler.num_replicas == 1 else []

@@ -25,7 +25,6 @@ class SampleStatistics:
         loss: ``float32[N]``, NaN where never measured.
         confidence: ``float32[N]``, the largest class probability, NaN where never measured.
         correct: ``bool[N]``, whether the arg max equalled the target.
-        epoch_seen: ``int16[N]``, the epoch of the last measurement, -1 where never measured.
     """
 
     _FLOATS = ("loss", "confidence")
@@ -34,8 +33,11 @@ class SampleStatistics:
         self.loss = torch.full((num_samples,), float("nan"), device=device)
         self.confidence = torch.full((num_samples,), float("nan"), device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
-        self.epoch_seen = torch.full((num_samples,), -1, dtype=torch.int16, device=device)
+        self._epoch_seen = torch.full((num_samples,), -1, dtype=torch.int16, device=device)
         self._touched = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        # indices recorded in _pending_epoch whose epoch_seen and touched are not written yet: once per epoch is enough
+        self._pending: list[Tensor] = []
+        self._pending_epoch = -1
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -43,6 +45,16 @@ class SampleStatistics:
     @property
     def device(self) -> torch.device:
         return self.loss.device
+
+    @property
+    def epoch_seen(self) -> Tensor:
+        """``int16[N]``: the epoch of the last measurement, -1 where never measured."""
+        if self._pending:
+            indices = torch.cat(self._pending)
+            self._epoch_seen.index_fill_(0, indices, self._pending_epoch)
+            self._touched.index_fill_(0, indices, True)
+            self._pending.clear()
+        return self._epoch_seen
 
     @property
     def measured(self) -> Tensor:
@@ -56,8 +68,9 @@ class SampleStatistics:
 
     def to(self, device: torch.device | str) -> SampleStatistics:
         """Move every column to ``device``, in place."""
-        for name, column in [*self._columns().items(), ("_touched", self._touched)]:
-            setattr(self, name, column.to(device))
+        self._columns()  # writes what is pending
+        for name in (*self._FLOATS, "correct", "_epoch_seen", "_touched"):
+            setattr(self, name, getattr(self, name).to(device))
         return self
 
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
@@ -71,12 +84,14 @@ class SampleStatistics:
         """
         if epoch > MAX_EPOCHS:
             raise ValueError(f"epoch={epoch} is more than statistics can count; at most {MAX_EPOCHS} epochs are allowed")
+        if epoch != self._pending_epoch:
+            self._columns()
+            self._pending_epoch = epoch
+        self._pending.append(indices)
         for name in ("loss", "confidence", "correct"):
             if name in values:
-                column = getattr(self, name)
-                column.index_copy_(0, indices, values[name].to(column.dtype))
-        self.epoch_seen.index_fill_(0, indices, epoch)
-        self._touched.index_fill_(0, indices, True)
+                column, value = getattr(self, name), values[name]
+                column.index_copy_(0, indices, value if value.dtype is column.dtype else value.to(column.dtype))
 
     def nonfinite(self) -> int:
         """How many measured samples have a NaN or infinite loss."""
@@ -91,11 +106,12 @@ class SampleStatistics:
             packed = self._pack()
             dist.all_reduce(packed)
             self._unpack(packed)
+        self._columns()
         self._touched.zero_()
 
     def _pack(self) -> Tensor:
         """``int32[3, N]``: the bits of the float columns and one word for the rest; 0 where this rank wrote nothing."""
-        rest = (self.epoch_seen.to(torch.int32) + 1) * 2 + self.correct
+        rest = (self.epoch_seen.to(torch.int32) + 1) * 2 + self.correct  # writes what is pending first
         rows = [getattr(self, name).view(torch.int32) for name in self._FLOATS]
         return torch.stack([row * self._touched for row in [*rows, rest]])
 

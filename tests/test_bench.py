@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import stat
 import subprocess
@@ -30,12 +31,14 @@ GPU = REPOSITORY / "recipes/bench/gpu.sh"
 
 
 @pytest.fixture(autouse=True)
-def threads():
-    """One is enough here and leaves other work on the machine alone; the next test gets its own back."""
-    before = torch.get_num_threads()
+def as_before():
+    """One thread is enough here; the number of threads and Lightning's log level are put back afterwards."""
+    threads, log = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
+    level = log.level
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    log.setLevel(level)
 
 
 @pytest.mark.parametrize("total", [1, 10, 1000, 3333])
