@@ -38,6 +38,8 @@ class RunTotals:
         """One line for the end of a run."""
         looked_at = max(1, self.samples_trained + self.samples_hidden)
         spent = self.train_seconds + self.refresh_seconds + self.select_seconds
+        if not self.samples_hidden:
+            return f"trained {self.samples_trained:,} samples and hid none"
         return (
             f"trained {self.samples_trained:,} samples, hid {self.samples_hidden:,} ({self.samples_hidden / looked_at:.1%}), "
             f"refreshed {self.samples_refreshed:,}; estimated saving {self.saved_seconds:.1f} s "

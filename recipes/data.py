@@ -193,7 +193,7 @@ class Digits(ImageData):
     std = (0.3237,) * 3
 
     def __init__(self, size: int = 32, test_share: float = 0.2, split_seed: int = 0, **settings) -> None:
-        super().__init__(**{"batch_size": 64, "drop_last": True, "flip": False, **settings})
+        super().__init__(**{"batch_size": 64, "flip": False, **settings})
         check_setting("data.size", size, is_count(size, 8), "an int >= 8", "Try 32.")
         check_setting("data.test_share", test_share, 0.01 <= test_share <= 0.99, "within 0.01 and 0.99", "Try 0.2.")
         check_setting("data.split_seed", split_seed, is_count(split_seed, 0), "an int >= 0", "Try 0.")

@@ -88,7 +88,7 @@ def keep_freed_memory() -> None:
         return
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         set_option = ctypes.CDLL(None).mallopt
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30)):
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30)):
             set_option(option, value)
 
 
