@@ -233,6 +233,10 @@ class SampleSelection(pl.Callback):
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary()}")
         self._release()
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A checkpoint of a finished run leaves nothing to train: its state is taken over all the same."""
+        self.run.take_over_rest()
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         if self.run is not None and hasattr(exception, "add_note"):  # Python 3.11
@@ -255,7 +259,7 @@ class SampleSelection(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers; loads with ``weights_only=True``. Collective unless an exception is being handled."""
-        if self.run is None or self.run.plan is None:
+        if self.run is None:
             return {}
         return self.run.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
 

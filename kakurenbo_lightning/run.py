@@ -173,6 +173,13 @@ class SelectionRun:
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
+    def take_over_rest(self) -> None:
+        """Apply a loaded state that no epoch came to use."""
+        if self._loaded is not None and self._sampler is not None:
+            self._arrive()
+            if self.plan is not None:
+                self._close_epoch()
+
     def _resume_publicly(self) -> None:
         """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
         self._arrive()
@@ -333,7 +340,7 @@ class SelectionRun:
     def state_dict(self, collective: bool) -> dict[str, Any]:
         """See :meth:`SampleSelection.state_dict`; ``collective``: every rank is here."""
         if self.plan is None:
-            return {}
+            return self._loaded or {}  # nothing has happened since it was loaded
         rng_of_training = self._training_rng or rng_state()
         if collective:
             self.merge()
