@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.methods import HideMethod
+from kakurenbo_lightning.plan import EpochPlan, deal
+from kakurenbo_lightning.ranks import together
+from kakurenbo_lightning.rng import gather_rng_states, rng_state
+from kakurenbo_lightning.totals import RunTotals
 
 STATE_VERSION = 1
 
@@ -50,6 +58,101 @@ def check_version(state: dict[str, Any]) -> None:
         raise MismatchError(
             f"the checkpoint's selection state has version {state.get('version')!r}, this release reads {STATE_VERSION}; "
             "resume with the release of kakurenbo-lightning that wrote it, or with on_mismatch='reset'"
+        )
+
+
+class Resumable:
+    """The part of :class:`~kakurenbo_lightning.run.SelectionRun` that writes its state and takes one over."""
+
+    def state_dict(self, collective: bool) -> dict[str, Any]:
+        """See :meth:`SampleSelection.state_dict`; ``collective``: every rank is here."""
+        if self.plan is None:
+            return self._loaded or {}  # nothing has happened since it was loaded
+        rng_of_training = self._training_rng or rng_state()
+        if collective:
+            self.merge()
+            with together("save a checkpoint", self.whereabouts()):
+                rng = gather_rng_states(rng_of_training)
+        else:
+            rng = [rng_of_training] if self._sampler.num_replicas == 1 else []
+        return {
+            "version": STATE_VERSION,
+            **self._identity(),
+            "seed": self._seed,
+            "epoch": self.epoch,
+            "step": self.step,
+            "done": list(self._done),
+            "counted": self._counted,
+            "world_size": self._sampler.num_replicas,
+            "batch_size": self._sampler.batch_size,
+            "drop_last": self._sampler.drop_last,
+            "shuffle": self._sampler.shuffle,
+            "hidden": self.plan.hidden.clone(),
+            "lr_factor": self.plan.lr_factor,
+            "plan_metrics": dict(self.plan.metrics),
+            "metrics": dict(self.metrics),
+            "statistics": self.statistics.state_dict(),
+            "totals": asdict(self.totals),
+            "rng": rng,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.loader.dataset)
+        return {
+            **describe_method(self._method),
+            "num_samples": len(self.statistics),
+            "fingerprint": self._fingerprint,
+            "seed": self._given_seed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
+        if self.plan is not None and state:
+            self._apply_state(state)
+            self._rng = None  # Lightning does not turn back the random streams then
+        else:
+            self._loaded = dict(state) or None
+
+    def _apply_state(self, state: dict[str, Any]) -> None:
+        self._loaded = None
+        try:
+            check_version(state)
+            differing = mismatches(state, self._identity())
+            if differing:
+                raise MismatchError(
+                    f"the checkpoint's selection does not fit this run: {'; '.join(differing)}. Resume with what the checkpoint "
+                    "has, or pass SampleSelection(..., on_mismatch='reset') to forget its statistics and select anew"
+                )
+        except MismatchError as error:
+            if self._on_mismatch == "error":
+                raise
+            rank_zero_warn(f"on_mismatch='reset': the selection begins anew, nothing is hidden at first ({error})")
+            return
+        self.statistics.load_state_dict(state["statistics"])
+        mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
+        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]))
+        self.epoch, self.step, self._counted = state["epoch"], state["step"], state["counted"]
+        self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
+        self._seed = self._sampler.seed = state["seed"]
+        self._sampler.shuffle = state["shuffle"]
+        self._done = tuple(state["done"])
+        self._take_share(state)
+
+    def _take_share(self, state: dict[str, Any]) -> None:
+        """Go on where the saved ranks were, or, when there are other ranks or batches now, deal what is left anew."""
+        world_size, batch_size = state["world_size"], state["batch_size"]
+        if (world_size, batch_size) == (self._sampler.num_replicas, self._sampler.batch_size):
+            if len(state["rng"]) == world_size:
+                self._rng = state["rng"][self._sampler.rank]
+            return
+        options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
+        before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
+        self._done = (self.step, before.samples_until(self.step))
+        rank_zero_info(
+            f"SampleSelection: the checkpoint is of {world_size} ranks with batches of {batch_size}, this run has "
+            f"{self._sampler.num_replicas} with batches of {self._sampler.batch_size}; what is left of epoch {self.epoch} is dealt anew "
+            f"after {self._done[1]:,} samples, random streams begin anew"
         )
 
 
