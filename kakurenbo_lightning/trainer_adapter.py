@@ -25,6 +25,8 @@ _PRIVATE = (
     "fit_loop.epoch_loop.batch_progress",
     "fit_loop.epoch_loop.restarting",
     "fit_loop.reset_restart_stage",
+    "fit_loop.restarted_on_epoch_start",
+    "fit_loop.restarted_on_epoch_end",
     "fit_loop.epoch_loop.reset_restart_stage",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_accumulate",
@@ -102,7 +104,11 @@ class TrainerAdapter:
 
     def resumed_batches(self) -> int | None:
         """Batches of the current epoch done before the checkpoint this run resumes from, ``None`` when it does not."""
-        epoch_loop = self._trainer.fit_loop.epoch_loop
+        fit_loop = self._trainer.fit_loop
+        epoch_loop = fit_loop.epoch_loop
+        if fit_loop.restarted_on_epoch_start:  # its counters are still those of the epoch before
+            epoch_loop.reset_restart_stage()
+            epoch_loop.restarting = False
         return epoch_loop.batch_progress.current.processed if epoch_loop.restarting else None
 
     def begin_fresh_epoch(self) -> None:

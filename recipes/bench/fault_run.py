@@ -24,7 +24,7 @@ from kakurenbo_lightning import SampleSelection
 
 SAMPLES, FEATURES, CLASSES = 93, 6, 3
 # of methods that would hide next to nothing here by default; the others run with their defaults
-SETTINGS: dict[str, dict[str, Any]] = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.4}}
+SETTINGS: dict[str, dict[str, Any]] = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.7}}
 STEP_ENDS = ("inside a step", "batch end", "last batch")
 EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
 WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
@@ -110,7 +110,7 @@ class Record(L.Callback):
     kill: Kill | None = None
     batches: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     rates: dict[int, dict[int, float]] = field(default_factory=dict)
-    plans: dict[int, int] = field(default_factory=dict)
+    plans: dict[int, dict[str, Any]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     position: dict[str, int] = field(default_factory=dict)
     _tick: int = 0
@@ -179,7 +179,8 @@ class Record(L.Callback):
         self.position = {"epoch": epoch, "batch": batch_idx, "of": trainer.num_training_batches}
         self.batches.setdefault(epoch, {})[batch_idx] = batch[2].clone()
         self.rates.setdefault(epoch, {})[batch_idx] = float(trainer.optimizers[0].param_groups[0]["lr"])
-        self.plans[epoch] = trainer.callbacks[0].plan.checksum()
+        plan = trainer.callbacks[0].plan
+        self.plans[epoch] = {"hidden": plan.hidden, "lr_factor": plan.lr_factor, "checksum": plan.checksum()}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Gradients are there."""
@@ -276,7 +277,7 @@ def train(
     torch.manual_seed(seed)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {})), Record(folder, kill)
-    logger = MemoryLogger()
+    logger, resumed = MemoryLogger(), resume and position(resume)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world_size,
@@ -296,7 +297,7 @@ def train(
     loader = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
     trainer.fit(module, loader, DataLoader(Points(24), 6), ckpt_path=resume)
     selection.statistics.merge()  # of the last epoch
-    return {"resumed": resume and position(resume), "logged": logger.epochs, **describe(trainer, selection, record, module)}
+    return {"resumed": resumed, "logged": logger.epochs, **describe(trainer, selection, record, module)}
 
 
 def position(checkpoint: Path) -> dict[str, int]:
