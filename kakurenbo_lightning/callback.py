@@ -252,8 +252,7 @@ class SampleSelection(pl.Callback):
 
     def _release(self) -> None:
         if self.run is not None:
-            self.run.factor.detach()
-            self.run.adapter.unwrap_training_step()
+            self.run.release()
 
     # --- state
 

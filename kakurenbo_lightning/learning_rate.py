@@ -92,56 +92,67 @@ def scheduler_steps(batches: int, accumulate: int, frequency: int, *, complete: 
 
 
 class ScheduleAligner:
-    """Advances step-interval schedulers of a shortened epoch so that they end it where a full epoch would.
+    """Moves step-interval schedulers so that they end each epoch where an epoch of the length they were built for would.
 
     After the k-th of n scheduler steps of the epoch the schedule stands at position ``floor(k * n_full / n)`` of the full
-    epoch's n_full, after the last batch at n_full. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and "epoch"
-    ones are left alone.
+    epoch's n_full, after the last batch at n_full. In a shortened epoch the aligner adds steps to Lightning's; in one that is longer
+    (resumed on fewer ranks) it takes them in Lightning's place. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and
+    "epoch" ones are left alone.
     """
 
     def __init__(self) -> None:
         self._tracks: list[_Track] = []
-        self._batches = 0
+        self._batches = self._accumulate = 1
 
     def begin_epoch(self, configs: Iterable[Any], batches: int, full_batches: int, accumulate: int, done: int = 0) -> None:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
         ``configs`` are Lightning's ``trainer.lr_scheduler_configs``.
         """
-        self._tracks, self._batches = [], batches
+        self.release()
+        self._batches, self._accumulate = batches, accumulate
         for config in configs:
             counted = isinstance(getattr(config.scheduler, "last_epoch", None), int)
             if config.interval != "step" or config.reduce_on_plateau or not counted:
                 continue
             steps = scheduler_steps(batches, accumulate, config.frequency)
             full = scheduler_steps(full_batches, accumulate, config.frequency)
-            if steps < full:
+            if steps != full:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
-                self._tracks.append(_Track(config.scheduler, steps, full, behind))
+                self._tracks.append(_Track(config, steps, full, behind))
 
     def after_batch(self, batch_idx: int, step_scheduler: Callable[[Any], None]) -> None:
-        """Take the extra steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
+        """Take the steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
+        last = batch_idx + 1 == self._batches
+        stepped = last or (batch_idx + 1) % self._accumulate == 0
         for track in self._tracks:
-            track.catch_up(step_scheduler, last=batch_idx + 1 == self._batches)
+            track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.config.frequency == 0, last)
+
+    def release(self) -> None:
+        """Hand the schedulers back to Lightning."""
+        for track in self._tracks:
+            track.config.interval = "step"
+        self._tracks = []
 
 
 class _Track:
     """One scheduler's way through one epoch."""
 
-    def __init__(self, scheduler: Any, steps: int, full: int, behind: int) -> None:
-        self.scheduler, self.steps, self.full, self.taken = scheduler, steps, full, behind
-        self.origin = scheduler.last_epoch - (behind * full // steps if steps else 0)
-        self.last = scheduler.last_epoch
+    def __init__(self, config: Any, steps: int, full: int, behind: int) -> None:
+        self.config, self.steps, self.full, self.taken = config, steps, full, behind
+        self.origin = config.scheduler.last_epoch - (behind * full // steps if steps else 0)
+        if steps > full:
+            config.interval = "selection"  # Lightning would take a step each time
 
-    def catch_up(self, step_scheduler: Callable[[Any], None], last: bool) -> None:
-        self.taken += self.scheduler.last_epoch != self.last
+    def catch_up(self, step_scheduler: Callable[[Any], None], due: bool, last: bool) -> None:
+        self.taken += due
         target = self.origin + (self.full if last else self.taken * self.full // self.steps if self.steps else 0)
-        while self.scheduler.last_epoch < target:
-            before = self.scheduler.last_epoch
-            step_scheduler(self.scheduler)
-            if self.scheduler.last_epoch == before:
+        scheduler = self.config.scheduler
+        while scheduler.last_epoch < target:
+            before = scheduler.last_epoch
+            step_scheduler(scheduler)
+            if scheduler.last_epoch == before:
                 break  # the user's lr_scheduler_step does not advance it
-        self.last = self.scheduler.last_epoch
 
 
 def estimated_epochs(max_epochs: int, max_steps: int, steps_per_epoch: int) -> int | None:

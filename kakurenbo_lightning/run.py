@@ -74,6 +74,7 @@ class SelectionRun(Resumable):
         self.announced = True  # the hidden share of this epoch is in the progress bar
         self._refresh_seconds = 0.0
         self._done = (0, 0)  # steps and samples of this epoch that were dealt to another world size
+        self._schedule_batches: int | None = None  # of a full epoch, when schedules were built for another world size
         self._rng: dict[str, Any] | None = None  # to be put back when the resumed epoch is ready
         self._training_rng: dict[str, Any] | None = None  # while validation runs
         self._fingerprint: str | None = None
@@ -263,9 +264,8 @@ class SelectionRun(Resumable):
         self.factor.value = self.plan.lr_factor
         if self._schedules_follow_epochs():
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
-            self._aligner.begin_epoch(
-                trainer.lr_scheduler_configs, batches, self._full_batches, trainer.accumulate_grad_batches, start
-            )
+            full = self._schedule_batches or self._full_batches
+            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, trainer.accumulate_grad_batches, start)
 
     def _schedules_follow_epochs(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
@@ -288,6 +288,12 @@ class SelectionRun(Resumable):
         if trainer.lightning_module.automatic_optimization:
             outputs = _scaled(outputs, self._dealt.loss_scale(self.step))
         return outputs
+
+    def release(self) -> None:
+        """Let go of optimizers, schedulers and the training step."""
+        self.factor.detach()
+        self._aligner.release()
+        self.adapter.unwrap_training_step()
 
     def end_batch(self, batch_idx: int) -> None:
         """Let the schedules catch up."""

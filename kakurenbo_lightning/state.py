@@ -85,6 +85,7 @@ class Resumable:
             "counted": self._counted,
             "world_size": self._sampler.num_replicas,
             "batch_size": self._sampler.batch_size,
+            "full_batches": self._schedule_batches or self._full_batches,
             "drop_last": self._sampler.drop_last,
             "shuffle": self._sampler.shuffle,
             "hidden": self.plan.hidden.clone(),
@@ -145,14 +146,17 @@ class Resumable:
         if (world_size, batch_size) == (self._sampler.num_replicas, self._sampler.batch_size):
             if len(state["rng"]) == world_size:
                 self._rng = state["rng"][self._sampler.rank]
+            if state["full_batches"] != self._full_batches:
+                self._schedule_batches = state["full_batches"]
             return
+        self._schedule_batches = state["full_batches"]
         options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
         before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
         self._done = (self.step, before.samples_until(self.step))
         rank_zero_info(
             f"SampleSelection: the checkpoint is of {world_size} ranks with batches of {batch_size}, this run has "
             f"{self._sampler.num_replicas} with batches of {self._sampler.batch_size}; what is left of epoch {self.epoch} is dealt anew "
-            f"after {self._done[1]:,} samples, random streams begin anew"
+            f"after {self._done[1]:,} samples, random streams begin anew, step schedules keep their pace per epoch"
         )
 
 
