@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
@@ -159,6 +160,9 @@ class SelectionRun(Resumable):
             if resumed is not None:
                 self.adapter.begin_fresh_epoch()
         self._follow(epoch, start)
+        self._restore_rng()
+
+    def _restore_rng(self) -> None:
         if self._rng is not None:
             set_rng_state(self._rng)
             self._rng = None
@@ -177,6 +181,7 @@ class SelectionRun(Resumable):
             self._arrive()
             if self.plan is not None:
                 self._close_epoch()
+            self._restore_rng()
 
     def _resume_publicly(self) -> None:
         """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
@@ -313,8 +318,9 @@ class SelectionRun(Resumable):
         if self._counted:
             return
         self.end_epoch(0.0)
+        # float32, as Lightning logs
+        values = {f"selection/{name}": float(torch.tensor(value, dtype=torch.float32)) for name, value in self.metrics.items()}
         for logger in self._trainer.loggers:
-            values = {f"selection/{name}": value for name, value in self.metrics.items()}
             logger.log_metrics({**values, "epoch": self.epoch}, step=self._trainer.global_step - 1)
 
     def merge(self) -> None:

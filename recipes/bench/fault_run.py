@@ -13,7 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from kakurenbo_lightning import SampleSelection
 
 SAMPLES, FEATURES, CLASSES = 93, 6, 3
 # of methods that would hide next to nothing here by default; the others run with their defaults
-SETTINGS: dict[str, dict[str, Any]] = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.7}}
+SETTINGS: dict[str, dict[str, Any]] = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.5}}
 STEP_ENDS = ("inside a step", "batch end", "last batch")
 EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
 WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
@@ -52,10 +52,15 @@ class Points(Dataset):
 
 
 class RestlessNet(L.LightningModule):
-    """BatchNorm, dropout, momentum, OneCycle by step, and random numbers of every stream in training and validation."""
+    """BatchNorm, dropout, momentum, OneCycle by step, and random numbers of every stream in training and validation.
 
-    def __init__(self) -> None:
+    Args:
+        one_cycle: else the learning rate is constant.
+    """
+
+    def __init__(self, one_cycle: bool = True) -> None:
         super().__init__()
+        self.one_cycle = one_cycle
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network = nn.Sequential(
@@ -72,9 +77,11 @@ class RestlessNet(L.LightningModule):
         noise = random.random() + np.random.rand() + torch.rand(1)
         self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]) + 0 * noise, sync_dist=True)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Return SGD with momentum and a schedule as long as Lightning expects the run to be."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if not self.one_cycle:
+            return optimizer
         schedule = OneCycleLR(optimizer, 0.3, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -253,6 +260,7 @@ def train(
     resume: Path | None = None,
     kill: Kill | None = None,
     callbacks: tuple[L.Callback, ...] = (),
+    one_cycle: bool = True,
     workers: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -268,6 +276,7 @@ def train(
         resume: a checkpoint.
         kill: when to die.
         callbacks: more of them.
+        one_cycle: of `RestlessNet`.
         workers: of the train loader.
         **settings: of the Trainer.
     """
@@ -284,16 +293,17 @@ def train(
         callbacks=[selection, record, *callbacks, *(checkpoints(folder, every) if every else [])],
         max_epochs=epochs,
         num_sanity_val_steps=0,
+        log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         **{
             "strategy": "ddp" if world_size > 1 else "auto",
             "logger": logger,
-            "enable_checkpointing": every > 0 or bool(callbacks),
+            "enable_checkpointing": every > 0 or any(isinstance(callback, Checkpoint) for callback in callbacks),
             **settings,
         },
     )
-    module = RestlessNet()
+    module = RestlessNet(one_cycle)
     loader = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
     trainer.fit(module, loader, DataLoader(Points(24), 6), ckpt_path=resume)
     selection.statistics.merge()  # of the last epoch
@@ -313,12 +323,14 @@ def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, mod
     return {
         "weights": dict(module.state_dict()),
         "optimizer": optimizer,
-        "schedule": {
-            key: value for key, value in trainer.lr_scheduler_configs[0].scheduler.state_dict().items() if key[0] != "_"
-        },
+        "schedules": [
+            {key: value for key, value in config.scheduler.state_dict().items() if key[0] != "_"}
+            for config in trainer.lr_scheduler_configs
+        ],
         "statistics": selection.statistics.state_dict(),
         "totals": totals,
         "steps": trainer.global_step,
+        "streams": [random.random(), float(np.random.rand()), float(torch.rand(1))],
         "batches": record.batches,
         "rates": record.rates,
         "plans": record.plans,
@@ -334,7 +346,7 @@ def train_to_file(folder: Path, name: str, *args: Any, **kwargs: Any) -> None:
 
 def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
     """Return the names of what a resumed run has otherwise than the whole one, from where it was resumed on."""
-    at_end = ("weights", "optimizer", "schedule", "statistics", "totals", "steps")
+    at_end = ("weights", "optimizer", "schedules", "statistics", "totals", "steps", "streams")
     names = [name for name in at_end if not equal(whole[name], resumed[name])]
     start = resumed["resumed"] or {"epoch": 0, "step": 0, "ended": 0}
     left = {
