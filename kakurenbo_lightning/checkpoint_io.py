@@ -12,6 +12,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 
+_FIX = "resume from an earlier checkpoint"
+
+
 class DamagedCheckpointError(RuntimeError):
     """A checkpoint file is truncated or its bytes have changed."""
 
@@ -60,9 +63,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             DamagedCheckpointError: the file is not what was written.
         """
-        if "://" not in str(path) and Path(path).is_file():
-            check_whole(Path(path))
-        return super().load_checkpoint(path, *args, **kwargs)
+        if "://" in str(path) or not Path(path).is_file():
+            return super().load_checkpoint(path, *args, **kwargs)
+        check_whole(Path(path))
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, UnicodeError) as error:
+            if "PytorchStreamReader" not in str(error) and not isinstance(error, UnicodeError):
+                raise
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {_FIX}") from error
 
 
 def check_whole(path: Path) -> None:
@@ -71,11 +80,10 @@ def check_whole(path: Path) -> None:
     Raises:
         DamagedCheckpointError: naming the file, what is wrong and what to do.
     """
-    fix = "resume from an earlier checkpoint"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
-        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {fix}") from error
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {_FIX}") from error
     if damaged is not None:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {fix}")
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {_FIX}")

@@ -243,8 +243,8 @@ class SelectionRun(Resumable):
         if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True
             rank_zero_warn(
-                f"{nonfinite} of {len(self.statistics)} samples have a NaN or infinite loss; they are never hidden. "
-                "selection/nonfinite counts them each epoch"
+                f"{nonfinite} of {len(self.statistics)} samples have a NaN or infinite loss; a method that goes by the loss "
+                "never hides them. selection/nonfinite counts them each epoch"
             )
 
     def _follow(self, epoch: int, start: int) -> None:

@@ -257,7 +257,7 @@ def train(
     batch_size: int = 8,
     seed: int = 0,
     every: int = 0,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     kill: Kill | None = None,
     callbacks: tuple[L.Callback, ...] = (),
     one_cycle: bool = True,
@@ -273,7 +273,7 @@ def train(
         batch_size: per rank.
         seed: of the global random streams.
         every: steps between checkpoints, see `checkpoints`; 0 for none at all.
-        resume: a checkpoint.
+        resume: a checkpoint; a string goes to Lightning unread, for example `"last"`.
         kill: when to die.
         callbacks: more of them.
         one_cycle: of `RestlessNet`.
@@ -286,7 +286,7 @@ def train(
     torch.manual_seed(seed)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {})), Record(folder, kill)
-    logger, resumed = MemoryLogger(), resume and position(resume)
+    logger, resumed = MemoryLogger(), position(resume) if isinstance(resume, Path) else None
     trainer = L.Trainer(
         accelerator="cpu",
         devices=world_size,
