@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-
 _FIX = "resume from an earlier checkpoint"
 
 
