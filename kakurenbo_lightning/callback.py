@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader
 from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.loaders import ConflictError, only_loader
 from kakurenbo_lightning.methods import HideMethod, get_method
+from kakurenbo_lightning.methods.registry import check_method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.run import SelectionRun
@@ -75,9 +77,7 @@ class SampleSelection(pl.Callback):
             raise TypeError(
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
             )
-        self.method: HideMethod = get_method(method, **settings) if isinstance(method, str) else method
-        if not isinstance(self.method, HideMethod):
-            raise TypeError(f"method={method!r} is neither a registered name nor a method object with plan(statistics, epoch)")
+        self.method: HideMethod = get_method(method, **settings) if isinstance(method, str) else check_method(method)
         self.run: SelectionRun | None = None
         self._seed = seed
         self._align_schedules = align_schedules
@@ -136,6 +136,10 @@ class SampleSelection(pl.Callback):
         run = self.run
         run.loader = None
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
+        if function is not None and not callable(function):
+            raise ConflictError(
+                f"sample_outputs={function!r} is not callable; it must be a function of a batch that returns a dict, or absent"
+            )
         run.outputs = SampleOutputs(self.method.reads, function, compiled=run.adapter.is_compiled(pl_module))
         self._refuse_module(pl_module)
         if not run.adapter.missing:
@@ -170,10 +174,15 @@ class SampleSelection(pl.Callback):
     def _swap(self, loaders: Any) -> Any:
         """What Lightning gets when it asks for the train loader."""
         loader = only_loader(loaders)
-        if isinstance(loader.sampler, SelectionSampler):
+        if loader is self.run.loader:
             return loaders  # wrapped by the user
+        if isinstance(loader.sampler, SelectionSampler):
+            raise ConflictError(
+                "this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader"
+            )
         follower = self.run.adopt(loader)
         if isinstance(loaders, CombinedLoader):
+            loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
         return follower
@@ -194,7 +203,7 @@ class SampleSelection(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Know which step of the plan comes next, and show the hidden share in the progress bar."""
         self._watch.start()
-        self.run.step = batch_idx
+        self.run.begin_batch(batch_idx)
         if not self.run.announced:
             self.run.announced = True
             if not trainer.barebones:
@@ -239,16 +248,14 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        if self.run is not None and hasattr(exception, "add_note"):  # Python 3.11
+        if self.run is not None and trainer.state.fn == TrainerFn.FITTING and hasattr(exception, "add_note"):  # Python 3.11
             exception.add_note(f"SampleSelection: {self.run.whereabouts()} when this happened")
         self._release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Leave the Trainer as it was."""
+        """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
         if stage == "fit":
             self._release()
-            self.run.adapter.remove_loader_swap()
-            self.run.adapter.unwrap_validation()
 
     def _release(self) -> None:
         if self.run is not None:

@@ -58,24 +58,39 @@ def _cross_entropy(loss: Tensor, scores: Tensor, target: Tensor, options: dict[s
     return {"loss": loss, **values}
 
 
-def _binary(loss: Tensor, probability: Tensor, target: Tensor) -> Values:
+def binary_values(probability: Tensor, target: Tensor) -> Values:
+    """Confidence and correctness of binary labels.
+
+    Args:
+        probability: float ``[B]``, ``[B, L]`` (labels), ``[B, H, W]`` (positions) or ``[B, L, ...]`` (labels at positions).
+        target: the same shape, 0 to 1.
+
+    Returns:
+        As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one.
+    """
     confidence = torch.maximum(probability, 1 - probability).float()
     right = (probability > 0.5) == (target > 0.5)
-    if loss.dim() > 1:
-        loss, confidence, right = loss.flatten(1).mean(1), confidence.flatten(1).mean(1), right.flatten(1).float().mean(1) >= 0.5
-    return {"loss": loss, "confidence": confidence, "correct": right}
+    if right.dim() == 2 or right.dim() > 3:
+        confidence, right = confidence.amin(1), right.all(1)
+    if right.dim() > 1:
+        confidence, right = confidence.flatten(1).mean(1), right.flatten(1).float().mean(1) >= 0.5
+    return {"confidence": confidence, "correct": right}
 
 
 def _with_logits(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
-    return _binary(loss, scores.sigmoid(), target)
+    return {"loss": _per_sample(loss), **binary_values(scores.sigmoid(), target)}
 
 
 def _with_probabilities(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
-    return _binary(loss, scores, target)
+    return {"loss": _per_sample(loss), **binary_values(scores, target)}
 
 
 def _regression(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
-    return {"loss": loss.flatten(1).mean(1) if loss.dim() > 1 else loss}
+    return {"loss": _per_sample(loss)}
+
+
+def _per_sample(loss: Tensor) -> Tensor:
+    return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
 
 
 # log-probabilities are logits whose softmax is themselves, so nll_loss reads as cross_entropy does
@@ -191,11 +206,13 @@ def _reporting(sink: Sink) -> dict[str, Callable[..., Tensor]]:
 def _in_functional(replacements: dict[str, Callable[..., Tensor]]) -> Iterator[None]:
     """Within this context ``torch.nn.functional`` holds these functions."""
     functional = vars(F)
-    functional.update(replacements)
+    # another library's patch stays: what it trains on is the user's choice
+    before = {name: original for name, original in _ORIGINALS.items() if functional[name] is original}
+    functional.update({name: replacements[name] for name in before})
     try:
         yield
     finally:
-        functional.update(_ORIGINALS)
+        functional.update(before)
 
 
 _ORIGINALS = {criterion.__name__: criterion for criterion in CRITERIA}

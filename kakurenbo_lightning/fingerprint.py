@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset
 
 from kakurenbo_lightning.rng import seed_everything
+from kakurenbo_lightning.seeded_dataset import tell_epoch
 
 PROBES = 8
 
@@ -19,20 +20,30 @@ PROBES = 8
 def fingerprint(dataset: Dataset) -> str:
     """A hash of the length and of the bytes of a few samples, spread evenly over the data set.
 
-    Random augmentations are drawn from a fixed seed meanwhile; the caller's random streams are left as they are. A sample that cannot
-    be read counts by its error's type: training will raise it where it belongs.
+    Random augmentations are drawn from a fixed seed meanwhile; the caller's random streams are left as they are. A sample that is not
+    the same when it is read twice (a data set with a generator of its own) counts by its place alone, and one that cannot be read
+    by its error's type: training will raise it where it belongs.
     """
     total = len(dataset)
     digest = hashlib.blake2b(str(total).encode(), digest_size=16)
+    tell_epoch(dataset, 0)
     with isolate_rng():
         for probe in range(min(PROBES, total)):
             index = probe * total // min(PROBES, total)
-            seed_everything(index)
-            try:
-                _update(digest, dataset[index])
-            except Exception as error:
-                digest.update(type(error).__name__.encode())
+            first, second = _sample(dataset, index), _sample(dataset, index)
+            digest.update(first if first == second else b"changing")
     return digest.hexdigest()
+
+
+def _sample(dataset: Dataset, index: int) -> bytes:
+    """A hash of one sample."""
+    digest = hashlib.blake2b(digest_size=16)
+    seed_everything(index)
+    try:
+        _update(digest, dataset[index])
+    except Exception as error:
+        digest.update(type(error).__name__.encode())
+    return digest.digest()
 
 
 def _update(digest: Any, value: Any) -> None:
@@ -41,7 +52,8 @@ def _update(digest: Any, value: Any) -> None:
         digest.update(str((value.dtype, tuple(value.shape))).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     elif isinstance(value, np.ndarray | np.generic):
-        digest.update(str((value.dtype, value.shape)).encode() + value.tobytes())
+        content = b"objects" if value.dtype.hasobject else value.tobytes()
+        digest.update(str((value.dtype, value.shape)).encode() + content)
     elif isinstance(value, str | bytes | int | float | bool | None):
         digest.update(repr(value).encode())
     elif isinstance(value, Mapping):

@@ -89,9 +89,15 @@ def read_loader(loader: DataLoader) -> bool:
             "DataLoader(in_order=False) is not allowed: the index of a sample comes from the order of the batches; "
             "use in_order=True"
         )
-    if type(loader.batch_sampler) is not BatchSampler:
+    if hasattr(loader, "load_state_dict"):
         raise ConflictError(
-            f"batch_sampler={type(loader.batch_sampler).__name__} is not allowed: sample selection decides what is in a batch; "
+            f"{type(loader).__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader, a "
+            "resumed run goes on at the right batch"
+        )
+    if type(loader.batch_sampler) is not BatchSampler:
+        kind = type(loader.batch_sampler)
+        raise ConflictError(
+            f"batch_sampler={kind.__module__}.{kind.__qualname__} is not allowed: sample selection decides what is in a batch; "
             "use DataLoader(batch_size=..., shuffle=True)"
         )
     sampler = loader.batch_sampler.sampler

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.criteria import CriterionCapture, class_values
+from kakurenbo_lightning.criteria import CriterionCapture, binary_values, class_values
 
 Values = dict[str, Tensor]
 
@@ -213,9 +213,24 @@ def from_returned(outputs: Any, size: int, source: str = "training_step") -> Val
     values: Values = {"loss": known["sample_loss"]}
     with torch.no_grad():
         if "logits" in known and "target" in known:
-            values.update(class_values(known["logits"], known["target"]))
+            values.update(_predictions(known["logits"], known["target"], source))
         if "confidence" in known:
             values["confidence"] = known["confidence"]
         if "correct" in known:
             values["correct"] = known["correct"].bool()
     return values
+
+
+def _predictions(logits: Tensor, target: Tensor, source: str) -> Values:
+    """Confidence and correctness from returned ``logits`` and ``target``, one logit meaning a binary label."""
+    if logits.dim() == 1 or logits.shape[1] == 1:
+        if logits.numel() == target.numel():
+            shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)  # positions, or one label
+            return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape))
+    elif target.shape in (logits.shape, logits.shape[:1] + logits.shape[2:]):
+        return class_values(logits, target)
+    raise OutputsError(
+        f"per-sample values: logits {list(logits.shape)} and target {list(target.shape)} from {source} do not fit; they must be "
+        "[B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one logit); or return "
+        "confidence and correct, each [B]"
+    )

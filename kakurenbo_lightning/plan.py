@@ -57,6 +57,14 @@ class EpochPlan:
         total = len(self.indices) + len(self.hidden)
         return len(self.hidden) / total if total else 0.0
 
+    def is_complement(self) -> bool:
+        """Whether ``indices`` are those that are not hidden, ascending, as :meth:`hide` makes them."""
+        total = len(self.indices) + len(self.hidden)
+        if total and int(max(self.indices.max(), self.hidden.max() if len(self.hidden) else 0)) >= total:
+            return False
+        kept = torch.ones(total, dtype=torch.bool).index_fill_(0, self.hidden, False)
+        return torch.equal(self.indices, _where(kept))
+
     def checksum(self) -> int:
         """A 63-bit sum that differs when indices, their order, the hidden set, weights or the learning-rate factor do."""
         factor = torch.tensor([self.lr_factor], dtype=torch.float64).view(torch.int64)
@@ -221,6 +229,7 @@ def deal_forward_only(indices: Tensor, batch_size: int, world_size: int = 1, ran
     """
     share = -(-len(indices) // world_size)
     steps = -(-share // batch_size)
+    batch_size = -(-share // steps)  # even, so that no batch of one spoils BatchNorm when the pass is in train mode
     mine = indices[rank::world_size]
     padding = share - len(mine)
     if padding:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.plan import EpochPlan
 
 
@@ -16,8 +17,28 @@ def together(purpose: str, whereabouts: str) -> Iterator[None]:
     """Around collectives: an error in them names this rank, how far it was, and what it waited for."""
     try:
         yield
+    except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
+        raise
     except RuntimeError as error:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            raise
         raise RuntimeError(f"{whereabouts} waited for the other ranks to {purpose}, and they did not come: {error}") from error
+
+
+def check_same_data(num_samples: int, fingerprint: str, whereabouts: str) -> None:
+    """Compare the ranks' data sets by length and fingerprint.
+
+    Raises:
+        ConflictError: on every rank, when they differ.
+    """
+    found: list[tuple[int, str] | None] = [None] * dist.get_world_size()
+    with together("compare their data sets", whereabouts):
+        dist.all_gather_object(found, (num_samples, fingerprint))
+    if len(set(found)) > 1:
+        raise ConflictError(
+            f"the ranks hold different train data sets (lengths {[length for length, _ in found]}); give every rank the whole "
+            "data set, the selection deals it"
+        )
 
 
 def check_equal_plans(plan: EpochPlan, device: torch.device, method: str, epoch: int, whereabouts: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from functools import partial
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -90,8 +90,8 @@ def refresh(
 
 def call_training_step(module: pl.LightningModule, batch: object, number: int) -> object:
     """``training_step`` with as many of ``(batch, batch_idx)`` as it takes."""
-    takes = len(inspect.signature(module.training_step).parameters)
-    return module.training_step(batch, number) if takes > 1 else module.training_step(batch)
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # Lightning's own rule
+    return module.training_step(batch, number) if takes_index else module.training_step(batch)
 
 
 def _equalise_buffers(module: pl.LightningModule) -> None:

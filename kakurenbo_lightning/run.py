@@ -14,18 +14,20 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
 from kakurenbo_lightning.methods import Epoch, HideMethod
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
-from kakurenbo_lightning.ranks import check_equal_plans, together
+from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
 from kakurenbo_lightning.refresh import looking, refresh
 from kakurenbo_lightning.rng import rng_state, set_rng_state
 from kakurenbo_lightning.sampler import SelectionSampler
+from kakurenbo_lightning.seeded_dataset import tell_epoch
 from kakurenbo_lightning.seeding import stream_seed
 from kakurenbo_lightning.state import Resumable
-from kakurenbo_lightning.statistics import SampleStatistics
+from kakurenbo_lightning.statistics import MAX_EPOCHS, SampleStatistics
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
 
@@ -78,7 +80,9 @@ class SelectionRun(Resumable):
         self._schedule_batches: int | None = None  # of a full epoch, when schedules were built for another world size
         self._rng: dict[str, Any] | None = None  # to be put back when the resumed epoch is ready
         self._training_rng: dict[str, Any] | None = None  # while validation runs
-        self._fingerprint: str | None = None
+        self.fingerprint: str | None = None
+        self._same_data = False  # the ranks have compared their data sets
+        self._align_from: int | None = None
         self._public = False
         self._sampler: SelectionSampler | None = None
         self._dealt: DealtEpoch | None = None  # the sampler's, on the device
@@ -108,6 +112,10 @@ class SelectionRun(Resumable):
         self._full_batches = self.adapter.limited(len(sampler))
         max_epochs = self._max_epochs()
         self._method.check_run(max_epochs)
+        if (max_epochs or 0) > MAX_EPOCHS:
+            raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
+        if self.fingerprint is None:  # before any worker reads
+            self.fingerprint = fingerprint(loader.dataset)
         if public:  # Lightning takes the first batches before set_epoch(0)
             sampler.follow(self._method.plan(SampleStatistics(total), Epoch(0, max_epochs, self._seed)))
         self._public, self._sampler = public, sampler
@@ -170,6 +178,9 @@ class SelectionRun(Resumable):
     def _arrive(self) -> None:
         """The device is known, and with it where a loaded state goes."""
         device = self._trainer.strategy.root_device
+        if self._sampler.num_replicas > 1 and not self._same_data:
+            check_same_data(len(self.statistics), self.fingerprint, self.whereabouts())
+            self._same_data = True
         self.statistics.to(device)
         self.outputs.device = device
         if self._loaded is not None:
@@ -197,9 +208,10 @@ class SelectionRun(Resumable):
     def _finish_epoch(self) -> None:
         """Look at what was hidden."""
         self._close_epoch()
+        self._wait_for_device()
         watch = Stopwatch(running=True)
         if self._method.refresh_mode is not None:
-            self._tell_dataset(self.epoch)
+            tell_epoch(self.loader.dataset, self.epoch)
             refresh(
                 self._trainer,
                 self.adapter,
@@ -212,14 +224,24 @@ class SelectionRun(Resumable):
                 stream_seed(self._seed, self.epoch, f"refresh augmentation:{self._sampler.rank}"),
             )
             self.totals.samples_refreshed += len(self.plan.hidden)
+            self._wait_for_device()
         self._refresh_seconds = watch.take()
         self.totals.refresh_seconds += self._refresh_seconds
+
+    def _wait_for_device(self) -> None:
+        """Between epochs, so that seconds are counted where they are spent."""
+        if self.statistics.device.type == "cuda":
+            torch.cuda.synchronize(self.statistics.device)
 
     def _plan_epoch(self, epoch: int) -> None:
         """Give every rank what every rank saw, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
         self.merge()
         self.plan = self._method.plan(self.statistics, Epoch(epoch, self._max_epochs(), self._seed))
+        if self.plan.weights is not None:
+            raise ValueError(
+                f"{self._method.name}: plan(...) returned weights, which this release does not apply; leave them None"
+            )
         if self._sampler.num_replicas > 1 and dist.is_initialized():
             check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
         self.epoch, self._counted, self._done = epoch, False, (0, 0)
@@ -251,15 +273,10 @@ class SelectionRun(Resumable):
         """Make the plan what the loader and the trainer go by."""
         self._deal(epoch, start)
         self.announced = False
-        self._tell_dataset(epoch)
+        tell_epoch(self.loader.dataset, epoch)
         if not self._public:
             self.adapter.refresh_lengths()
             self.adapter.reiterate_if_needed()
-
-    def _tell_dataset(self, epoch: int) -> None:
-        """For :class:`SeededDataset` and its like."""
-        if callable(set_epoch := getattr(self.loader.dataset, "set_epoch", None)):
-            set_epoch(epoch)
 
     def _deal(self, epoch: int, start: int) -> None:
         """Make the plan what the sampler, the optimizers and the schedules go by."""
@@ -267,7 +284,13 @@ class SelectionRun(Resumable):
         self._dealt = self._sampler.dealt.to(self.statistics.device)
         self.step = start
         self.factor.value = self.plan.lr_factor
-        if self._schedules_follow_epochs():
+        self._align_from = start
+
+    def begin_batch(self, batch_idx: int) -> None:
+        """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin."""
+        self.step = batch_idx
+        start, self._align_from = self._align_from, None
+        if start is not None and self._schedules_follow_epochs():
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
             full = self._schedule_batches or self._full_batches
             self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, trainer.accumulate_grad_batches, start)
@@ -295,10 +318,12 @@ class SelectionRun(Resumable):
         return outputs
 
     def release(self) -> None:
-        """Let go of optimizers, schedulers and the training step."""
+        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader."""
         self.factor.detach()
         self._aligner.release()
         self.adapter.unwrap_training_step()
+        self.adapter.unwrap_validation()
+        self.adapter.remove_loader_swap()
 
     def end_batch(self, batch_idx: int) -> None:
         """Let the schedules catch up."""

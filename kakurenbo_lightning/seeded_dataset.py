@@ -12,6 +12,17 @@ from torch.utils.data import Dataset
 from kakurenbo_lightning.seeding import stream_seed
 
 
+def tell_epoch(dataset: Dataset, epoch: int) -> None:
+    """Call ``set_epoch`` of a data set, and of those inside it (``Subset``, ``ConcatDataset``, ...), where there is one."""
+    pending = [dataset]
+    while pending:
+        current = pending.pop()
+        if callable(set_epoch := getattr(current, "set_epoch", None)):
+            set_epoch(epoch)
+        inner = (getattr(current, "dataset", None), *(getattr(current, "datasets", None) or ()))
+        pending += [part for part in inner if isinstance(part, Dataset)]
+
+
 class SeededDataset(Dataset):
     """Seeds Python, NumPy and torch by ``(seed, epoch, index)`` before each sample of a map-style data set is made.
 

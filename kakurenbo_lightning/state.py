@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
-from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.methods import HideMethod
 from kakurenbo_lightning.plan import EpochPlan, deal
 from kakurenbo_lightning.ranks import together
@@ -53,7 +52,7 @@ def mismatches(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def check_version(state: dict[str, Any]) -> None:
-    """Raise :class:`MismatchError` for a state of a later release."""
+    """Raise :class:`MismatchError` for a state of another version."""
     if state.get("version") != STATE_VERSION:
         raise MismatchError(
             f"the checkpoint's selection state has version {state.get('version')!r}, this release reads {STATE_VERSION}; "
@@ -89,6 +88,7 @@ class Resumable:
             "drop_last": self._sampler.drop_last,
             "shuffle": self._sampler.shuffle,
             "hidden": self.plan.hidden.clone(),
+            "indices": None if self.plan.is_complement() else self.plan.indices.clone(),
             "lr_factor": self.plan.lr_factor,
             "plan_metrics": dict(self.plan.metrics),
             "metrics": dict(self.metrics),
@@ -98,18 +98,16 @@ class Resumable:
         }
 
     def _identity(self) -> dict[str, Any]:
-        if self._fingerprint is None:
-            self._fingerprint = fingerprint(self.loader.dataset)
         return {
             **describe_method(self._method),
             "num_samples": len(self.statistics),
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "seed": self._given_seed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
-        if self.plan is not None and state:
+        if self.plan is not None and self.loader is not None and state:
             self._apply_state(state)
             self._rng = None  # Lightning does not turn back the random streams then
         else:
@@ -133,6 +131,8 @@ class Resumable:
         self.statistics.load_state_dict(state["statistics"])
         mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
         self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]))
+        if state["indices"] is not None:
+            self.plan = replace(self.plan, indices=state["indices"], hidden=state["hidden"])
         self.epoch, self.step, self._counted = state["epoch"], state["step"], state["counted"]
         self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
         self._seed = self._sampler.seed = state["seed"]

@@ -112,12 +112,52 @@ def test_binary_criteria(batch):
         assert torch.equal(values["correct"], (p > 0.5) == (target > 0.5))
 
 
-def test_multi_label_is_averaged_over_labels(batch):
-    target = (batch[0].roll(1, 0) > 0).float()
-    values = evaluate_per_sample(F.binary_cross_entropy_with_logits, (batch[0], target), {})
-    right = ((batch[0] > 0) == (target > 0)).float().mean(1)
-    assert torch.equal(values["correct"], right >= 0.5)
-    assert values["confidence"].shape == (B,)
+def test_a_multi_label_sample_is_right_when_all_labels_are_and_as_sure_as_the_least_sure():
+    scores = torch.tensor([[4.0, -4.0, 3.0], [4.0, 4.0, 4.0], [9.0, -9.0, -0.1]])
+    target = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    values = evaluate_per_sample(F.binary_cross_entropy_with_logits, (scores, target), {})
+    assert values["correct"].tolist() == [True, False, True]
+    assert torch.allclose(values["confidence"], torch.tensor([3.0, 4.0, 0.1]).sigmoid())
+    assert values["loss"].shape == (3,)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 1, 4, 4)])
+def test_binary_positions_are_averaged(shape):
+    scores = torch.full(shape, 2.0)
+    scores[1, ..., :3] = -2.0  # three of four positions wrong
+    values = evaluate_per_sample(F.binary_cross_entropy_with_logits, (scores, torch.ones(shape)), {})
+    assert values["correct"].tolist() == [True, False]
+    assert torch.allclose(values["confidence"], torch.tensor(2.0).sigmoid().expand(2))
+
+
+@pytest.mark.parametrize("shapes", [((4,), (4,)), ((4, 1), (4,)), ((4, 1), (4, 1))])
+def test_returned_single_logits_are_binary(shapes):
+    logits, target = torch.tensor([3.0, -3.0, 3.0, -3.0]), torch.tensor([1, 0, 0, 1])
+    returned = {"sample_loss": torch.zeros(4), "logits": logits.view(shapes[0]), "target": target.view(shapes[1])}
+    values = from_returned(returned, 4)
+    assert values["correct"].tolist() == [True, True, False, False]
+    assert torch.allclose(values["confidence"], torch.tensor(3.0).sigmoid().expand(4))
+
+
+def test_returned_logits_and_target_that_do_not_fit_are_refused():
+    with pytest.raises(OutputsError, match=r"logits \[4, 3\] and target \[4, 1\] from training_step do not fit"):
+        from_returned({"sample_loss": torch.zeros(4), "logits": torch.zeros(4, 3), "target": torch.zeros(4, 1)}, 4)
+
+
+def test_a_patch_of_the_criterion_by_another_library_stays(monkeypatch, batch):
+    calls = []
+
+    def patched(*args, **kwargs):
+        calls.append(args)
+        return imported_cross_entropy(*args, **kwargs)
+
+    monkeypatch.setattr(F, "cross_entropy", patched)
+    source = SampleOutputs(())
+    for _ in range(2):
+        calls.clear()
+        source.observe(lambda: F.cross_entropy(*batch), None, B, contextlib.nullcontext)
+        assert calls
+    assert F.cross_entropy is patched
 
 
 @pytest.mark.parametrize("criterion", [F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss])

@@ -2,10 +2,12 @@
 
 import random
 import re
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+import torch.utils.data
 from helpers import Net, Points, SureNet, hide_then_grow, loader, trainer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ from kakurenbo_lightning import (
     MismatchError,
     SampleSelection,
     SeededDataset,
+    register_method,
 )
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.plan import deal
@@ -123,6 +126,57 @@ def test_a_fingerprint_is_repeatable_whatever_a_sample_is(name):
     random.random(), np.random.rand()
     assert fingerprint(Odd([SAMPLES[name]] * 3)) == first
     assert fingerprint(Odd([SAMPLES[name]] * 4)) != first
+
+
+def test_a_fingerprint_does_not_depend_on_the_epoch_or_on_a_generator_of_the_data_set():
+    seeded = SeededDataset(Odd([SAMPLES["augmented"]] * 3))
+    first = fingerprint(seeded)
+    seeded.set_epoch(5)
+    assert fingerprint(torch.utils.data.Subset(seeded, range(3))) == fingerprint(seeded) == first
+    generator = np.random.default_rng(0)
+    own = Odd([lambda: generator.random(2)] * 3)
+    assert fingerprint(own) == fingerprint(own)
+
+
+def test_seeded_samples_inside_a_subset_hear_the_epoch():
+    seen = {}
+
+    class Watched(Net):
+        def training_step(self, batch, batch_idx):
+            seen.setdefault(self.trainer.current_epoch, {}).update(zip(batch[2].tolist(), batch[0].tolist(), strict=True))
+            return super().training_step(batch, batch_idx)
+
+    inside = torch.utils.data.Subset(SeededDataset(Jittered(24)), range(24))
+    fit(SampleSelection("baseline"), train=DataLoader(inside, 8, shuffle=True), module=Watched(), max_epochs=2)
+    assert all(seen[0][index] != seen[1][index] for index in range(24))
+
+
+@register_method("test_own_order")
+@dataclass(frozen=True)
+class OwnOrder:
+    """A method that says as little as it may: 48 samples in an order of its own."""
+
+    def plan(self, statistics, epoch):
+        order = torch.randperm(len(statistics), generator=epoch.generator())
+        return EpochPlan(order[:48], order[48:].sort().values)
+
+
+def test_a_plan_in_an_order_of_its_own_resumes_exactly(tmp_path):
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole, resumed = SureNet(dropout=0.0), SureNet(dropout=0.0)
+    fit(SampleSelection(OwnOrder()), keep, module=whole, max_epochs=2)
+    fit(SampleSelection(OwnOrder()), module=resumed, max_epochs=2, ckpt_path=tmp_path / "step=3.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_a_trainer_that_has_fitted_resumes_exactly(tmp_path):
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole, resumed = Net(), Net()
+    made = fit(SampleSelection("kakurenbo", max_fraction=0.5, tau=0.0), keep, module=whole, max_epochs=2)
+    made.fit(resumed, loader(), ckpt_path=tmp_path / "step=10.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
 def test_a_fingerprint_sees_values_and_survives_a_sample_that_raises():

@@ -97,7 +97,8 @@ def _kth_smallest(values: Tensor, k: int) -> Tensor:
     if values.device.type == "cpu":  # NumPy's partition is 18 times as fast as torch.kthvalue there
         values.numpy().partition(k - 1)
         return values[k - 1].clone()
-    return values.kthvalue(k).values
+    # not kthvalue, which torch 2.6 refuses on CUDA under deterministic algorithms
+    return values.topk(k, largest=False, sorted=False).values.max()
 
 
 def require(condition: bool, method: str, setting: str, value: object, allowed: str, fix: str) -> None:

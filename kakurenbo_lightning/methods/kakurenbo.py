@@ -6,6 +6,7 @@ Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
@@ -116,6 +117,9 @@ class Kakurenbo:
         require_fraction(self.name, "drop_top", self.drop_top)
         require_fraction(self.name, "max_fraction + drop_top", float(as_decimal(self.max_fraction) + as_decimal(self.drop_top)))
         check(_is_number(self.tau) and 0 <= self.tau <= 1, "tau", "a number in [0, 1]", "For example: 0.7.")
+        for name in ("fractions", "milestones"):
+            value = getattr(self, name)
+            check(isinstance(value, Sequence) and not isinstance(value, str), name, "a list", "For example: [0.3, 0.6, 0.8].")
         # Hydra hands over lists
         object.__setattr__(self, "fractions", tuple(self.fractions))
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -170,6 +174,7 @@ class Kakurenbo:
 
     def fraction(self, epoch: Epoch) -> Fraction:
         """F_e: the largest share that may be hidden in ``epoch``, exactly."""
+        self.check_run(epoch.max_epochs)
         passed = 0
         for milestone in self.milestones:
             at = as_decimal(milestone) * epoch.max_epochs if isinstance(milestone, float) else milestone
