@@ -13,7 +13,7 @@ BIN = $(VENV)/bin
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-train: $(VENV)/$(STAMP) ## train baseline and KAKURENBO on digits and compare them (2 minutes)
+train: $(VENV)/$(STAMP) ## train baseline and KAKURENBO on digits and compare them (1 to 3 minutes)
 	$(BIN)/kakurenbo-train experiment=quickstart
 
 test: $(VENV)/$(STAMP) ## run the fast tests

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any, Literal
@@ -142,6 +143,8 @@ class SampleSelection(pl.Callback):
             )
         run.outputs = SampleOutputs(self.method.reads, function, compiled=run.adapter.is_compiled(pl_module))
         self._refuse_module(pl_module)
+        # not so: a resumed run goes on at the right batch
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if not run.adapter.missing:
             run.adapter.install_loader_swap(self._swap)
             run.adapter.wrap_validation(run.aside)
@@ -217,7 +220,8 @@ class SampleSelection(pl.Callback):
         self.run.end_batch(batch_idx)
         if not self._described and self.run.outputs.source:
             self._described = True
-            settings = ", ".join(f"{field.name}={getattr(self.method, field.name)!r}" for field in fields(self.method))
+            changed = (field for field in fields(self.method) if getattr(self.method, field.name) != field.default)
+            settings = ", ".join(f"{field.name}={getattr(self.method, field.name)!r}" for field in changed)
             rank_zero_info(
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
                 f"{self.run.outputs.source}."
@@ -248,7 +252,8 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        if self.run is not None and trainer.state.fn == TrainerFn.FITTING and hasattr(exception, "add_note"):  # Python 3.11
+        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING
+        if started and hasattr(exception, "add_note"):  # Python 3.11
             exception.add_note(f"SampleSelection: {self.run.whereabouts()} when this happened")
         self._release()
 

@@ -103,23 +103,37 @@ class ScheduleAligner:
     def __init__(self) -> None:
         self._tracks: list[_Track] = []
         self._batches = self._accumulate = 1
+        self._paces: dict[str, Any] = {"anchor_step": 0, "anchors": [], "origins": []}
 
-    def begin_epoch(self, configs: Iterable[Any], batches: int, full_batches: int, accumulate: int, done: int = 0) -> None:
+    def begin_epoch(
+        self,
+        configs: Iterable[Any],
+        batches: int,
+        full_batches: int,
+        accumulate: int,
+        done: int = 0,
+        resumed: dict[str, Any] | None = None,
+    ) -> None:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
-        ``configs`` are Lightning's ``trainer.lr_scheduler_configs``.
+        ``configs`` are Lightning's ``trainer.lr_scheduler_configs``; ``resumed`` is the :meth:`state_dict` of the aligner that did
+        what is behind.
         """
         self.release()
         self._batches, self._accumulate = batches, accumulate
-        for config in configs:
-            counted = isinstance(getattr(config.scheduler, "last_epoch", None), int)
-            if config.interval != "step" or config.reduce_on_plateau or not counted:
+        configs = list(configs)
+        self._paces = {"anchor_step": 0, "anchors": positions(configs), "origins": positions(configs)}
+        if done and resumed is not None and len(resumed["anchors"]) == len(configs):
+            self._paces = dict(resumed)
+        for config, anchor, origin in zip(configs, self._paces["anchors"], self._paces["origins"], strict=True):
+            if config.interval != "step" or config.reduce_on_plateau or anchor is None:
                 continue
             steps = scheduler_steps(batches, accumulate, config.frequency)
             full = scheduler_steps(full_batches, accumulate, config.frequency)
-            if steps != full:
+            before = scheduler_steps(self._paces["anchor_step"], accumulate, config.frequency, complete=False)
+            if steps != full or before:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
-                self._tracks.append(_Track(config, steps, full, behind))
+                self._tracks.append(_Track(config, anchor, origin + full, steps - before, behind - before, owned=steps > full))
 
     def after_batch(self, batch_idx: int, step_scheduler: Callable[[Any], None]) -> None:
         """Take the steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
@@ -128,6 +142,10 @@ class ScheduleAligner:
         for track in self._tracks:
             track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.config.frequency == 0, last)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedulers stood when the epoch, or this dealing of it, began."""
+        return {key: list(value) if isinstance(value, list) else value for key, value in self._paces.items()}
+
     def release(self) -> None:
         """Hand the schedulers back to Lightning."""
         for track in self._tracks:
@@ -135,18 +153,24 @@ class ScheduleAligner:
         self._tracks = []
 
 
-class _Track:
-    """One scheduler's way through one epoch."""
+def positions(configs: Iterable[Any]) -> list[int | None]:
+    """``last_epoch`` of each scheduler, ``None`` for one that does not count."""
+    found = (getattr(config.scheduler, "last_epoch", None) for config in configs)
+    return [position if isinstance(position, int) else None for position in found]
 
-    def __init__(self, config: Any, steps: int, full: int, behind: int) -> None:
-        self.config, self.steps, self.full, self.taken = config, steps, full, behind
-        self.origin = config.scheduler.last_epoch - (behind * full // steps if steps else 0)
-        if steps > full:
+
+class _Track:
+    """One scheduler's way from ``start`` to ``end`` in ``steps`` steps, of which ``taken`` are behind."""
+
+    def __init__(self, config: Any, start: int, end: int, steps: int, taken: int, owned: bool) -> None:
+        self.config, self.start, self.end, self.steps, self.taken = config, start, end, steps, taken
+        if owned:
             config.interval = "selection"  # Lightning would take a step each time
 
     def catch_up(self, step_scheduler: Callable[[Any], None], due: bool, last: bool) -> None:
         self.taken += due
-        target = self.origin + (self.full if last else self.taken * self.full // self.steps if self.steps else 0)
+        way = self.end - self.start
+        target = self.start + (way if last else self.taken * way // self.steps if self.steps else 0)
         scheduler = self.config.scheduler
         while scheduler.last_epoch < target:
             before = scheduler.last_epoch

@@ -56,7 +56,7 @@ class SampleOutputs:
     def source(self) -> str | None:
         """One line saying where values come from; ``None`` before the first batch."""
         if self._way == "returned":
-            return "training_step returns them"
+            return "the dict that training_step returns"
         if self._way == "function":
             return (
                 "sample_outputs(batch), one more forward pass per training batch "
@@ -158,8 +158,9 @@ class SampleOutputs:
             what = f"{len(calls)} criterion calls" if calls else "no call of a criterion that is known"
             which = ", ".join(name for name, _ in calls) or "F.cross_entropy, F.nll_loss, F.mse_loss, ..."
             raise OutputsError(
-                f"per-sample values: training_step made {what} ({which}), exactly one is needed; "
-                f"return the values from training_step instead:{EXAMPLE}"
+                f"per-sample values: training_step made {what} ({which}), exactly one is needed. "
+                "Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * loss_b, with the target of "
+                f"the larger weight; a criterion that is only a metric may go under another function):{EXAMPLE}"
             )
         return calls[0][1]
 
@@ -180,8 +181,8 @@ class SampleOutputs:
         if missing:
             raise OutputsError(
                 f"per-sample values: the method reads {', '.join(missing)}, but {self.source} gives only "
-                f"{', '.join(values)}; return the missing ones (float confidence in [0, 1], bool correct), or logits and "
-                f"target of a classification, from training_step:{EXAMPLE}"
+                f"{', '.join(values)}. A regression has none: use method='random' or 'baseline', or return confidence (float in "
+                f"[0, 1]) and correct (bool) of your own, each [{size}]. A classification returns logits and target:{EXAMPLE}"
             )
 
 

@@ -83,6 +83,7 @@ class SelectionRun(Resumable):
         self.fingerprint: str | None = None
         self._same_data = False  # the ranks have compared their data sets
         self._align_from: int | None = None
+        self._paces: dict[str, Any] | None = None  # of the schedules, in an epoch that goes on
         self._public = False
         self._sampler: SelectionSampler | None = None
         self._dealt: DealtEpoch | None = None  # the sampler's, on the device
@@ -125,6 +126,7 @@ class SelectionRun(Resumable):
         if public and self._loaded is not None:
             self._resume_publicly()
         elif self.plan is not None and self.epoch == trainer.current_epoch:
+            self._paces = self._aligner.state_dict()
             self._deal(self.epoch, self.step)  # a new loader in mid-epoch, as the LR finder leaves it
         return self.loader
 
@@ -293,7 +295,9 @@ class SelectionRun(Resumable):
         if start is not None and self._schedules_follow_epochs():
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
             full = self._schedule_batches or self._full_batches
-            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, trainer.accumulate_grad_batches, start)
+            accumulate, resumed = trainer.accumulate_grad_batches, self._paces
+            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, accumulate, start, resumed)
+        self._paces = None
 
     def _schedules_follow_epochs(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from kakurenbo_lightning.learning_rate import positions
 from kakurenbo_lightning.methods import HideMethod
 from kakurenbo_lightning.plan import EpochPlan, deal
 from kakurenbo_lightning.ranks import together
@@ -55,8 +56,8 @@ def check_version(state: dict[str, Any]) -> None:
     """Raise :class:`MismatchError` for a state of another version."""
     if state.get("version") != STATE_VERSION:
         raise MismatchError(
-            f"the checkpoint's selection state has version {state.get('version')!r}, this release reads {STATE_VERSION}; "
-            "resume with the release of kakurenbo-lightning that wrote it, or with on_mismatch='reset'"
+            f"the checkpoint's selection state has version {state.get('version')!r}, this release reads {STATE_VERSION} (another "
+            "release of kakurenbo-lightning wrote it)"
         )
 
 
@@ -84,6 +85,7 @@ class Resumable:
             "counted": self._counted,
             "world_size": self._sampler.num_replicas,
             "batch_size": self._sampler.batch_size,
+            "paces": self._aligner.state_dict(),
             "full_batches": self._schedule_batches or self._full_batches,
             "drop_last": self._sampler.drop_last,
             "shuffle": self._sampler.shuffle,
@@ -119,14 +121,14 @@ class Resumable:
             check_version(state)
             differing = mismatches(state, self._identity())
             if differing:
-                raise MismatchError(
-                    f"the checkpoint's selection does not fit this run: {'; '.join(differing)}. Resume with what the checkpoint "
-                    "has, or pass SampleSelection(..., on_mismatch='reset') to forget its statistics and select anew"
-                )
+                raise MismatchError(f"the checkpoint's selection does not fit this run: {'; '.join(differing)}")
         except MismatchError as error:
             if self._on_mismatch == "error":
-                raise
-            rank_zero_warn(f"on_mismatch='reset': the selection begins anew, nothing is hidden at first ({error})")
+                raise MismatchError(
+                    f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "
+                    "statistics and select anew"
+                ) from None
+            rank_zero_warn(f"the selection begins anew, nothing is hidden at first: {error}")
             return
         self.statistics.load_state_dict(state["statistics"])
         mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
@@ -137,7 +139,7 @@ class Resumable:
         self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
         self._seed = self._sampler.seed = state["seed"]
         self._sampler.shuffle = state["shuffle"]
-        self._done = tuple(state["done"])
+        self._done, self._paces = tuple(state["done"]), dict(state["paces"])
         self._take_share(state)
 
     def _take_share(self, state: dict[str, Any]) -> None:
@@ -150,6 +152,7 @@ class Resumable:
                 self._schedule_batches = state["full_batches"]
             return
         self._schedule_batches = state["full_batches"]
+        self._paces.update(anchor_step=self.step, anchors=positions(self._trainer.lr_scheduler_configs))
         options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
         before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
         self._done = (self.step, before.samples_until(self.step))

@@ -21,7 +21,7 @@ from PIL import Image
 from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import deal
-from recipes.bench import compare, overhead, saving, selection, sync
+from recipes.bench import checkpoint, compare, fault_run, faults, overhead, saving, selection, sync
 from recipes.bench.loop import deal_with_loops, select_with_loops
 from recipes.bench.training import Classifier, RandomImages, trainer
 from recipes.bench.turns import TakeTurns, take_turns
@@ -192,6 +192,43 @@ def test_saving_end_to_end(tmp_path):
     assert [row["share"] for row in result["shares"]] == [0.0, 0.5]
     assert result["shares"][0]["seconds"] == result["full_s"] > 0
     assert len(result["shares"][1]["achieved_by_round"]) == 2
+
+
+def test_checkpoint_end_to_end(tmp_path):
+    path = tmp_path / "checkpoint.json"
+    checkpoint.main(["--sizes", "2000", "--repeats", "1", "--folder", str(tmp_path), "--json", str(path)])
+    (row,) = written(path)["sizes"]
+    assert row["hidden"] > 100
+    assert 11 * 2000 < row["bytes"] < 20 * 2000 + 20_000, "of which the random streams are 10 kB, whatever the data set"
+    assert row["save_s"] > 0 and row["load_s"] > 0 and row["read_file_s"] > 0
+
+
+def test_faults_end_to_end(tmp_path, capsys):
+    path = tmp_path / "faults.json"
+    faults.main(["--kills", "2", "--world-sizes", "1", "--methods", "kakurenbo", "--seed", "1", "--json", str(path)])
+    assert "2 kills, 2 exact resumes, 0 failures" in capsys.readouterr().out
+    result = written(path)
+    assert sum(len(row["kills"]) for row in result["trainings"]) == 2
+    assert all(row["exact"] and row["differs"] == [] for row in result["trainings"])
+
+
+def test_faults_ends_with_1_when_a_resume_is_not_exact(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(faults, "differences", lambda whole, resumed: ["weights"])
+    path = tmp_path / "faults.json"
+    with pytest.raises(SystemExit) as end:
+        faults.main(["--kills", "1", "--world-sizes", "1", "--methods", "random", "--json", str(path)])
+    assert end.value.code == 1
+    assert "1 kills, 0 exact resumes, 1 failures" in capsys.readouterr().out
+    assert json.loads(path.read_text())["trainings"][0]["differs"] == ["rank 0: weights"]
+
+
+def test_a_changed_bit_is_a_difference():
+    same = {"a": torch.tensor([1.0, float("nan")]), "b": [1, {"c": 0.1}]}
+    assert fault_run.equal(same, {"a": torch.tensor([1.0, float("nan")]), "b": [1, {"c": 0.1}]})
+    for other in ({"a": torch.tensor([1.0, -float("nan")]), "b": same["b"]}, {**same, "b": [1, {"c": 0.1 + 1e-17 * 4}]}):
+        assert not fault_run.equal({**same, "d": 0}, other)
+    assert not fault_run.equal(torch.tensor(0.0), torch.tensor(-0.0))
+    assert not fault_run.equal(torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64))
 
 
 def test_sync_end_to_end(tmp_path):

@@ -108,9 +108,9 @@ def test_aligned_epochs_end_where_full_ones_would(lengths, accumulate, frequency
         aligner.begin_epoch([config], batches, full, accumulate)
         for batch in range(batches):
             if batch == cut and cut:
-                config.interval = "step"  # another process
+                config.interval, saved = "step", aligner.state_dict()  # another process
                 aligner = ScheduleAligner()
-                aligner.begin_epoch([config], batches, full, accumulate, done=cut)
+                aligner.begin_epoch([config], batches, full, accumulate, done=cut, resumed=saved)
             stepped = (batch + 1) % accumulate == 0 or batch + 1 == batches
             if stepped and (batch + 1) % frequency == 0:
                 if config.interval == "step":  # as Lightning does

@@ -1,12 +1,13 @@
 """Methods by name, and what every method keeps to."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 
 import pytest
 import torch
 
 from kakurenbo_lightning import (
     Epoch,
+    EpochPlan,
     HideMethod,
     SampleSelection,
     SampleStatistics,
@@ -61,8 +62,24 @@ def test_settings_beside_a_method_object_are_refused():
 
 def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="'kakurenbo' is taken"):
-        register_method("kakurenbo")(type("Other", (), {}))
+        register_method("kakurenbo")(dataclass(frozen=True)(type("Other", (), {})))
     assert register_method("baseline")(Baseline) is Baseline
+
+
+def test_a_method_needs_no_more_than_a_plan_and_is_told_what_it_lacks():
+    @dataclass(frozen=True)
+    class Least:
+        def plan(self, statistics, epoch):
+            return EpochPlan.everything(len(statistics))
+
+    with pytest.raises(TypeError, match=r"lacks name, .*@register_method"):
+        SampleSelection(Least())
+    with pytest.raises(TypeError, match=r"method=Least is a class; pass Least\(...\)"):
+        SampleSelection(Least)
+    register_method("test_least")(Least)
+    assert SampleSelection("test_least").method.reads == ("loss", "confidence", "correct")
+    with pytest.raises(TypeError, match="Plain is not a dataclass"):
+        register_method("test_plain")(type("Plain", (), {}))
 
 
 def test_random_hides_exactly_its_share_and_draws_anew():

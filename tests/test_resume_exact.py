@@ -97,7 +97,7 @@ def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
     made, selection, record, module = run(method, every(tmp_path, moment))
     expected = final_state(made, selection, module)
     paths = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))[:-1]
-    chosen = paths[3::5] + [paths[7], paths[-1]] if moment == "every step" else paths
+    chosen = [*paths[3::5], paths[7], paths[-1]] if moment == "every step" else paths
     assert len(chosen) > 2
     for path in chosen:
         remade, reselection, rerecord, remodule = run(method, ckpt_path=path, seed=99)
@@ -117,7 +117,7 @@ def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, step):
 
 
 def test_the_state_loads_with_weights_only_and_is_small(tmp_path):
-    made, selection, _, _ = run("kakurenbo")
+    made, _selection, _, _ = run("kakurenbo")
     made.save_checkpoint(tmp_path / "state.ckpt")
     state = torch.load(tmp_path / "state.ckpt", weights_only=True)["callbacks"]["SampleSelection"]
     assert state["method"] == "kakurenbo"

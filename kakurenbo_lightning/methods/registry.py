@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from kakurenbo_lightning.methods.base import HideMethod
@@ -33,6 +33,10 @@ def register_method(name: str) -> Callable[[M], M]:
     """
 
     def register(cls: M) -> M:
+        if not is_dataclass(cls):
+            raise TypeError(
+                f"{cls.__qualname__} is not a dataclass; put @dataclass(frozen=True) below @register_method({name!r})"
+            )
         taken = _METHODS.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")

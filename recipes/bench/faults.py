@@ -139,7 +139,7 @@ class Faults:
         draws = random.Random(settings.seed)
         self._pairs = deck([(m, w) for m in settings.methods for w in settings.world_sizes], draws)
         self._moments = deck(settings.moments, random.Random(settings.seed + 1))
-        self._available = len(settings.moments)
+        self._next = [next(self._moments) for _ in settings.moments]
         self._whole: dict[tuple[str, int], Results] = {}
         self._number = 0
 
@@ -178,11 +178,13 @@ class Faults:
         return row | {"seconds": time.perf_counter() - started}
 
     def _draw(self, events: list[Event], training: Training, resume: Path | None, draws: random.Random) -> Kill | None:
-        """Draw the next kill: of the next moment that still comes in the training, if one does."""
+        """Draw the next kill: of the moment that waits longest of those that still come in the training, if one does."""
         behind = torch.load(resume, weights_only=True)["global_step"] if resume else 0
-        for _ in range(self._available):
-            kill = draw_kill(events, next(self._moments), max(training.every, behind), training.world_size, draws)
+        for place, moment in enumerate(self._next):
+            kill = draw_kill(events, moment, max(training.every, behind), training.world_size, draws)
             if kill is not None:
+                del self._next[place]
+                self._next.append(next(self._moments))
                 return kill
         return None
 
