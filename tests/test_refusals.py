@@ -77,7 +77,7 @@ def weighted():
             id="out of order",
         ),
         pytest.param(
-            lambda: DataLoader(Points(64), OwnBatchSampler is not allowed(RandomSampler(Points(64)), 8, False)),
+            lambda: DataLoader(Points(64), batch_sampler=OwnBatchSampler(RandomSampler(Points(64)), 8, False)),
             ["OwnBatchSampler is not allowed", "shuffle=True"],
             id="own batch sampler",
         ),
