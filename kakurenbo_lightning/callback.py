@@ -274,6 +274,11 @@ class SampleSelection(pl.Callback):
             return {}
         return self.run.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
 
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint saved by user code within a step holds the unscaled learning rate too."""
+        if self.run is not None:
+            self.run.factor.unscale(trainer.optimizers, checkpoint.get("optimizer_states", []))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the data set is there."""
         if self.run is not None:

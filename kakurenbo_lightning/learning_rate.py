@@ -56,6 +56,13 @@ class LearningRateFactor:
         for optimizer in self._optimizers:
             self._restore(optimizer)
 
+    def unscale(self, optimizers: Iterable[Optimizer], states: Iterable[dict[str, Any]]) -> None:
+        """Put the unscaled rates into optimizer states that were copied while an optimizer steps (a checkpoint saved then)."""
+        for optimizer, state in zip(optimizers, states, strict=False):
+            for group, rate in zip(state["param_groups"], self._saved.get(id(optimizer), ()), strict=False):
+                if rate is not None:
+                    group["lr"] = rate.clone() if isinstance(rate, torch.Tensor) else rate
+
     def _scale(self, optimizer: Optimizer, *_: Any) -> None:
         if self.value == 1.0 or self._paused():
             return

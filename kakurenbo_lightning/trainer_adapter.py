@@ -31,8 +31,12 @@ _PRIVATE = (
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_accumulate",
     "fit_loop.epoch_loop.val_loop.run",
+    "fit_loop.epoch_loop.val_loop.increment_progress_to_evaluation_end",
     "strategy.training_step",
 )
+
+
+_VALIDATION = ("run", "increment_progress_to_evaluation_end")  # of the validation loop: both make its iterators
 
 
 def _has(root: object, path: str) -> bool:
@@ -87,18 +91,23 @@ class TrainerAdapter:
     # --- validation
 
     def wrap_validation(self, around: Callable[[], AbstractContextManager[None]]) -> None:
-        """Validation during ``fit`` runs inside the context ``around()``; replaces an earlier one."""
+        """Validation during ``fit``, and what a resumed run does in its place, run inside ``around()``; replaces an earlier one."""
         loop = self._trainer.fit_loop.epoch_loop.val_loop
 
-        def run() -> Any:
-            with around():
-                return type(loop).run(loop)
+        def inside(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with around():
+                    return method(loop, *args, **kwargs)
 
-        loop.run = run
+            return call
+
+        for name in _VALIDATION:
+            setattr(loop, name, inside(getattr(type(loop), name)))
 
     def unwrap_validation(self) -> None:
         """Undo :meth:`wrap_validation`."""
-        vars(self._trainer.fit_loop.epoch_loop.val_loop).pop("run", None)
+        for name in _VALIDATION:
+            vars(self._trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
 
     # --- the epoch
 

@@ -134,7 +134,8 @@ def test_method_configs_hold_the_defaults_of_the_code(compose, name):
 
 
 def test_every_method_has_a_config():
-    assert kakurenbo_lightning.available_methods() == METHODS
+    ours = [name for name in kakurenbo_lightning.available_methods() if not name.startswith("test_")]
+    assert ours == METHODS
 
 
 def test_f_and_tau_reach_the_method(compose):
