@@ -25,10 +25,12 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
 
-bench: $(VENV)/$(STAMP) ## measure overhead, selection and saving
+bench: $(VENV)/$(STAMP) ## measure overhead, selection, saving and checkpoints; kill and resume 30 times
 	$(BIN)/python -m recipes.bench.overhead
 	$(BIN)/python -m recipes.bench.selection
 	$(BIN)/python -m recipes.bench.saving
+	$(BIN)/python -m recipes.bench.checkpoint
+	$(BIN)/python -m recipes.bench.faults
 
 lint: $(VENV)/$(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
