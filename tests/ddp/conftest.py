@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ def launched(request, tmp_path_factory):
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "ddp"
     folder.mkdir(exist_ok=True)
-    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    here = [item for item in request.session.items if item.path.is_relative_to(Path(__file__).parent)]
+    calls = [item.callspec for item in here if hasattr(item, "callspec")]
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
