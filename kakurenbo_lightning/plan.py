@@ -202,11 +202,7 @@ def deal(
             f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
             "hide fewer samples or use fewer ranks"
         )
-    last_start = (steps - 1) * full
-    if tail and (steps == 0 or tail >= max(full / 2, 2 * world_size)):  # a step of its own
-        steps, last_start = steps + 1, steps * full
-    elif tail and full + tail >= 4 * world_size:  # shared with the step before
-        steps, last_start = steps + 1, last_start + (full + tail + 1) // 2
+    steps, last_start = _cut(steps, tail, full, world_size)
     return DealtEpoch(
         indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
         batch_size=batch_size,
@@ -214,10 +210,19 @@ def deal(
         world_size=world_size,
         rank=rank,
         total=total,
-        last_start=max(0, last_start),
+        last_start=last_start,
         first=first,
         samples_before=samples_before,
     )
+
+
+def _cut(steps: int, tail: int, full: int, world_size: int) -> tuple[int, int]:
+    """How many steps ``steps`` full ones and a tail make, and the place in the order where the last one begins."""
+    if tail and (steps == 0 or tail >= max(full / 2, 2 * world_size)):  # a step of its own
+        return steps + 1, steps * full
+    if tail and full + tail >= 4 * world_size:  # shared with the step before
+        return steps + 1, (steps - 1) * full + (full + tail + 1) // 2
+    return steps, max(0, steps - 1) * full  # nothing left, or a step that is a little longer
 
 
 def deal_forward_only(indices: Tensor, batch_size: int, world_size: int = 1, rank: int = 0) -> DealtEpoch:
