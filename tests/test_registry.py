@@ -15,7 +15,7 @@ from kakurenbo_lightning import (
     get_method,
     register_method,
 )
-from kakurenbo_lightning.methods import Baseline, RandomHiding
+from kakurenbo_lightning.methods import Baseline, RandomHiding, registry
 
 
 def test_the_methods_are_listed():
@@ -78,6 +78,7 @@ def test_a_method_needs_no_more_than_a_plan_and_is_told_what_it_lacks():
         SampleSelection(Least)
     register_method("test_least")(Least)
     assert SampleSelection("test_least").method.reads == ("loss", "confidence", "correct")
+    registry._METHODS.pop("test_least")  # other tests go through all methods there are
     with pytest.raises(TypeError, match="Plain is not a dataclass"):
         register_method("test_plain")(type("Plain", (), {}))
 
