@@ -188,20 +188,10 @@ def deal(
     indices = indices[samples_before:]
     total, full = len(indices), batch_size * world_size
     steps, tail = divmod(total, full)
+    _check_enough(total, batch_size, world_size, drop_last, epoch, begun=samples_before > 0)
     if drop_last:
-        if steps == 0 and not first:
-            raise ValueError(
-                f"epoch {epoch} has {total} samples to train, but one step takes batch_size * world_size = "
-                f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
-                "hide fewer samples"
-            )
         total, tail = total - tail, 0
         indices = indices[:total]
-    elif total < world_size and not (samples_before and total == 0):
-        raise ValueError(
-            f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
-            "hide fewer samples or use fewer ranks"
-        )
     steps, last_start = _cut(steps, tail, full, world_size)
     return DealtEpoch(
         indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
@@ -214,6 +204,21 @@ def deal(
         first=first,
         samples_before=samples_before,
     )
+
+
+def _check_enough(total: int, batch_size: int, world_size: int, drop_last: bool, epoch: int, begun: bool) -> None:
+    """Raise ``ValueError`` when ``total`` samples do not make a step; an epoch that has ``begun`` may have none left."""
+    if drop_last and total < batch_size * world_size and not begun:
+        raise ValueError(
+            f"epoch {epoch} has {total} samples to train, but one step takes batch_size * world_size = "
+            f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
+            "hide fewer samples"
+        )
+    if not drop_last and total < world_size and not (begun and total == 0):
+        raise ValueError(
+            f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
+            "hide fewer samples or use fewer ranks"
+        )
 
 
 def _cut(steps: int, tail: int, full: int, world_size: int) -> tuple[int, int]:
