@@ -230,9 +230,13 @@ class SampleSelection(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
         self._watch.pause()
+        if self.run is not None:
+            self.run.begin_validation()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, and log what was planned: here, so that an epoch resumed in its middle is logged too."""
+        if trainer.current_epoch < self.run.epoch:
+            return  # resumed by wrap: the epoch is counted and logged, the next one planned
         self.run.end_epoch(self._watch.take())
         if not trainer.barebones:
             metrics = {f"selection/{name}": value for name, value in self.run.metrics.items()}

@@ -90,6 +90,7 @@ class SelectionRun(Resumable):
         self._loaded: dict[str, Any] | None = None
         self._warned_nonfinite = False
         self._counted = True
+        self._ending = False  # the last batch is done, and neither validation nor the epoch's end has come
 
     # --- the loader
 
@@ -201,7 +202,15 @@ class SelectionRun(Resumable):
         self._arrive()
         if self.plan is None:
             return
+        if self._ending:
+            raise ConflictError(
+                f"the checkpoint was saved between the last batch of epoch {self.epoch} and its validation, where selection.wrap(...) "
+                "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
+            )
         if self.step >= self._sampler.deal(self.plan, self.epoch, self._done).steps:
+            if self.epoch + 1 == self._max_epochs():
+                self._close_epoch()
+                return
             self._finish_epoch()
             self._plan_epoch(self.epoch + 1)
             self.step = 0
@@ -290,7 +299,7 @@ class SelectionRun(Resumable):
 
     def begin_batch(self, batch_idx: int) -> None:
         """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin."""
-        self.step = batch_idx
+        self.step, self._ending = batch_idx, False
         start, self._align_from = self._align_from, None
         if start is not None and self._schedules_follow_epochs():
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
@@ -332,11 +341,17 @@ class SelectionRun(Resumable):
     def end_batch(self, batch_idx: int) -> None:
         """Let the schedules catch up."""
         self.step = batch_idx + 1
+        self._ending = self.step == self.adapter.limited(self._dealt.steps)
         self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))
+
+    def begin_validation(self) -> None:
+        """A checkpoint is no longer of the last batch."""
+        self._ending = False
 
     def end_epoch(self, seconds: float) -> None:
         """Count."""
         self.totals.train_seconds += seconds
+        self._ending = False
         if not self._counted:
             dealt = self._dealt or self._sampler.deal(self.plan, self.epoch, self._done)
             self.totals.samples_trained += dealt.samples_until(self.step)

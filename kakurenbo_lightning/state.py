@@ -83,6 +83,7 @@ class Resumable:
             "step": self.step,
             "done": list(self._done),
             "counted": self._counted,
+            "ending": self._ending,
             "world_size": self._sampler.num_replicas,
             "batch_size": self._sampler.batch_size,
             "paces": self._aligner.state_dict(),
@@ -135,7 +136,8 @@ class Resumable:
         self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]))
         if state["indices"] is not None:
             self.plan = replace(self.plan, indices=state["indices"], hidden=state["hidden"])
-        self.epoch, self.step, self._counted = state["epoch"], state["step"], state["counted"]
+        self.epoch, self.step = state["epoch"], state["step"]
+        self._counted, self._ending = state["counted"], state["ending"]
         self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
         self._seed = self._sampler.seed = state["seed"]
         self._sampler.shuffle = state["shuffle"]

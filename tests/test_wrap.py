@@ -1,10 +1,15 @@
 """``SampleSelection.wrap``: the way through Lightning's public API only."""
 
+import csv
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
+from cuts import SaveAt
 from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, dealt_steps, fit, hide_then_grow, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, WeightedRandomSampler
 
 from kakurenbo_lightning import SampleSelection, trainer_adapter
@@ -33,6 +38,15 @@ class Wrapping(WrapsItsLoader, SureNet):
 
 class WrappingScalar(WrapsItsLoader, Net):
     pass
+
+
+def hidden_by_epoch(logger):
+    """``selection/hidden_fraction`` as a CSVLogger wrote it."""
+    if not Path(logger.experiment.metrics_file_path).exists():
+        return {}
+    with open(logger.experiment.metrics_file_path) as file:
+        rows = [row for row in csv.DictReader(file) if row.get("selection/hidden_fraction")]
+    return {int(row["epoch"]): float(row["selection/hidden_fraction"]) for row in rows}
 
 
 @pytest.fixture(params=["known internals", "unknown internals"])
@@ -116,6 +130,43 @@ class TestWrap:
         assert {epoch: spy.validations[epoch] for epoch in spy.batches} == {
             epoch: whole.validations[epoch] for epoch in spy.batches
         }
+
+    @pytest.mark.parametrize(
+        "hook, epoch, batch",
+        [
+            ("on_train_batch_end", 2, 1),
+            ("on_validation_end", 2, 0),
+            ("on_train_epoch_end", 2, 0),
+            ("on_validation_end", EPOCHS - 1, 0),
+            ("on_train_epoch_end", EPOCHS - 1, 0),
+            ("on_train_end", EPOCHS, 0),
+        ],
+    )
+    def test_a_resumed_run_counts_and_logs_what_the_whole_run_did(self, tmp_path, hook, epoch, batch):
+        loggers = [CSVLogger(tmp_path, name) for name in ("whole", "resumed")]
+        _, whole, made = self.run(SaveAt(tmp_path / "saved.ckpt", hook, epoch, batch), logger=loggers[0])
+        _, resumed, remade = self.run(ckpt_path=tmp_path / "saved.ckpt", logger=loggers[1], seed=17)
+        for name in ("samples_trained", "samples_hidden", "samples_refreshed"):
+            assert getattr(resumed.totals, name) == getattr(whole.totals, name)
+        for name, column in whole.statistics.state_dict().items():
+            assert torch.equal(column, resumed.statistics.state_dict()[name])
+        for name, value in made.lightning_module.state_dict().items():
+            assert torch.equal(value, remade.lightning_module.state_dict()[name])
+        logged, relogged = (hidden_by_epoch(logger) for logger in loggers)
+        assert set(range(epoch + 1, EPOCHS)) <= set(relogged) <= set(range(EPOCHS))
+        assert relogged == {e: logged[e] for e in relogged}
+
+    def test_a_checkpoint_between_last_batch_and_validation_is_refused(self, tmp_path):
+        self.run(SaveAt(tmp_path / "saved.ckpt", "on_train_batch_end", 2, 3))
+        with pytest.raises(ConflictError, match=r"last batch of epoch 2 and its validation, where selection.wrap"):
+            self.run(ckpt_path=tmp_path / "saved.ckpt")
+
+    @staticmethod
+    def run(*callbacks, **settings):
+        selection = hide_then_grow()
+        spy = Spy(selection)
+        made = fit(Wrapping(selection), None, selection, *callbacks, spy, max_epochs=EPOCHS, **settings)
+        return spy, selection, made
 
 
 def test_the_batches_and_rates_are_those_of_the_loader_swap():
