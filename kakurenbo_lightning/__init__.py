@@ -2,7 +2,7 @@
 
 from kakurenbo_lightning.callback import SampleSelection
 from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
-from kakurenbo_lightning.methods import Epoch, HideMethod, available_methods, get_method, register_method
+from kakurenbo_lightning.methods import Choice, Epoch, HideMethod, available_methods, get_method, register_method
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.sampler import SelectionSampler
 from kakurenbo_lightning.seeded_dataset import SeededDataset
@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AtomicCheckpointIO",
+    "Choice",
     "DamagedCheckpointError",
     "Epoch",
     "EpochPlan",

@@ -167,6 +167,11 @@ class SampleSelection(pl.Callback):
                 "training_step(dataloader_iter) is not supported: the index of a sample comes from the batch number; use "
                 "training_step(batch, batch_idx)"
             )
+        if self.method.unbiased and not module.automatic_optimization:
+            raise ConflictError(
+                f"automatic_optimization=False: the loss weights of {self.method.name} enter the loss that training_step returns; use "
+                "automatic optimization, or unbiased=False"
+            )
         if self.method.refresh_mode and not module.automatic_optimization and not self.run.outputs.has_function:
             raise ConflictError(
                 f"automatic_optimization=False: {self.method.name} looks at hidden samples by running training_step, which would "
@@ -190,12 +195,17 @@ class SampleSelection(pl.Callback):
             return loaders
         return follower
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A static method's scoring epochs come on top: now, when schedules are made and the loop has not looked at its length."""
+        self.run.restart.extend()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
         if self.run.loader is None:
             raise ConflictError(self.run.adapter.missing_message())
         self.run.factor.attach(trainer.optimizers)
         self.run.adapter.wrap_training_step(self.run.training_step)
+        self.run.restart.keep()
 
     # --- the epoch, which SelectionSampler.set_epoch has planned
 
@@ -263,8 +273,9 @@ class SampleSelection(pl.Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
-        if stage == "fit":
+        if stage == "fit" and self.run is not None:
             self._release()
+            self.run.restart.shorten()
 
     def _release(self) -> None:
         if self.run is not None:

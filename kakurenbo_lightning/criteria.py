@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 Values = dict[str, Tensor]
+Reads = tuple[str, ...]
 IGNORE_INDEX = -100
 
 
-def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Values:
+def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, reads: Reads = ()) -> Values:
     """Confidence and correctness of a classification.
 
     Args:
@@ -25,22 +26,37 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
             averaged over those whose target is not ``ignore_index``.
         target: ``int64[B, ...]`` class indices, or float ``[B, C, ...]`` class probabilities.
         ignore_index: target of positions that do not count.
+        reads: what is wanted beside confidence and correct.
 
     Returns:
         ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half
-        of the positions right).
+        of the positions right). On demand ``el2n`` (``float32[B]``, ``||softmax(scores) - onehot(target)||_2``) and, where a sample has one
+        class, ``target`` (``int64[B]``).
     """
-    confidence, predicted = scores.float().softmax(1).max(1)
+    probability = scores.float().softmax(1)
+    confidence, predicted = probability.max(1)
+    error_norm = _error_norm(probability, target) if "el2n" in reads else None
     if target.shape == scores.shape and target.is_floating_point():
         target = target.argmax(1)
     right = predicted == target
+    values = {"confidence": confidence, "correct": right}
+    if right.dim() == 1 and "target" in reads:
+        values["target"] = target
+    if error_norm is not None:
+        values["el2n"] = error_norm
     if right.dim() == 1:
-        return {"confidence": confidence, "correct": right}
+        return values
     counted = target != ignore_index
-    return {
-        "confidence": _mean_where(confidence, counted),
-        "correct": _mean_where(right.float(), counted) >= 0.5,
-    }
+    averaged = {name: _mean_where(value, counted) for name, value in values.items()}
+    return {**averaged, "correct": averaged["correct"] >= 0.5}
+
+
+def _error_norm(probability: Tensor, target: Tensor) -> Tensor:
+    """Length of ``probability`` minus the target's distribution along axis 1; ``[B, ...]``."""
+    if target.shape == probability.shape and target.is_floating_point():
+        return (probability - target).norm(dim=1)
+    here = target.clamp(min=0).unsqueeze(1)  # positions that are ignored count nowhere
+    return probability.scatter_add(1, here, torch.full_like(probability[:, :1], -1.0)).norm(dim=1)
 
 
 def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
@@ -49,9 +65,9 @@ def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
     return (values * counted).sum(1) / counted.sum(1).clamp(min=1)
 
 
-def _cross_entropy(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
+def _cross_entropy(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
     ignore_index = options.get("ignore_index", IGNORE_INDEX)
-    values = class_values(scores, target, ignore_index)
+    values = class_values(scores, target, ignore_index, reads)
     if loss.dim() > 1:
         counted = target != ignore_index if target.shape == loss.shape else torch.ones_like(loss, dtype=torch.bool)
         loss = _mean_where(loss, counted)
@@ -77,15 +93,15 @@ def binary_values(probability: Tensor, target: Tensor) -> Values:
     return {"confidence": confidence, "correct": right}
 
 
-def _with_logits(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
+def _with_logits(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
     return {"loss": _per_sample(loss), **binary_values(scores.sigmoid(), target)}
 
 
-def _with_probabilities(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
+def _with_probabilities(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
     return {"loss": _per_sample(loss), **binary_values(scores, target)}
 
 
-def _regression(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any]) -> Values:
+def _regression(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
     return {"loss": _per_sample(loss)}
 
 
@@ -106,7 +122,9 @@ CRITERIA: dict[Callable[..., Tensor], Callable[..., Values]] = {
 }
 
 
-def evaluate_per_sample(criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Values:
+def evaluate_per_sample(
+    criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], reads: Reads = ()
+) -> Values:
     """The values of each sample of one criterion call, on detached inputs: the call itself cannot be changed by it."""
     if len(args) > 2:
         bound = inspect.signature(criterion).bind(*args, **kwargs).arguments
@@ -119,27 +137,70 @@ def evaluate_per_sample(criterion: Callable[..., Tensor], args: tuple[Any, ...],
         options.pop(legacy, None)
     with torch.no_grad():
         loss = criterion(scores, target, reduction="none", **options)
-        return CRITERIA[criterion](loss, scores, target, options)
+        return CRITERIA[criterion](loss, scores, target, options, reads)
+
+
+class _WeighGradient(torch.autograd.Function):
+    """The identity whose backward multiplies the gradient of sample i (axis 0) by ``weights[i]``."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(weights)
+        return scores.view_as(scores)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (weights,) = ctx.saved_tensors
+        return gradient * weights.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1)), None
+
+
+def weighted(
+    criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor, weights: Tensor
+) -> Tensor:
+    """The criterion's own result with sample i counting ``weights[i]`` times: value and gradient, whatever its reduction and options.
+
+    Args:
+        criterion: of :data:`CRITERIA`.
+        args: of the call; the scores come first.
+        kwargs: of the call.
+        loss: ``[B]``, of each sample, detached.
+        weights: ``float32[B]``.
+    """
+    if args:
+        args = (_WeighGradient.apply(args[0], weights), *args[1:])
+    else:
+        kwargs = {**kwargs, "input": _WeighGradient.apply(kwargs["input"], weights)}
+    result = criterion(*args, **kwargs)
+    if result.dim():  # one value per sample or position, which the user reduces: its gradient is weighed above
+        scaled = result.detach() * weights.to(result.dtype).view(-1, *[1] * (result.dim() - 1))
+    else:
+        total = loss.sum()
+        scaled = result.detach() * torch.where(total == 0, 1.0, (loss * weights).sum() / total).to(result.dtype)
+    return result + (scaled - result.detach())
 
 
 class CriterionCapture:
-    """Sees the criterion calls of a step and evaluates them per sample.
+    """Sees the criterion calls of a step, evaluates them per sample, and weighs them where asked.
 
     The first step is watched through a ``TorchFunctionMode``, which sees every call but costs about a microsecond for each torch
     call of the step. When the same calls were also seen by replacing ``F.cross_entropy`` and its like by name, only that is
     done from the second step on.
 
     Args:
+        reads: the values that are wanted of each call.
         always_mode: keep to the function mode (when the step itself is compiled).
 
     Attributes:
+        reads: as given; may be changed.
         calls: name and values of each criterion call of the last watched step.
         criterion: name of the last criterion seen.
     """
 
-    def __init__(self, always_mode: bool = False) -> None:
+    def __init__(self, reads: Reads = (), always_mode: bool = False) -> None:
         self.calls: list[tuple[str, Values]] = []
         self.criterion = ""
+        self.reads = reads
+        self._weights: Tensor | None = None
         self._by_name: bool | None = False if always_mode else None
         self._reporting = _reporting(self._seen)
 
@@ -149,9 +210,13 @@ class CriterionCapture:
         return "by its name in torch.nn.functional" if self._by_name else "through a torch function mode"
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """See the calls made inside; :attr:`calls` holds them afterwards."""
-        self.calls = []
+    def watching(self, weights: Tensor | None = None) -> Iterator[None]:
+        """See the calls made inside; :attr:`calls` holds them afterwards.
+
+        Args:
+            weights: ``float32[B]``, how often each sample counts in the result of a call; ``None`` for once.
+        """
+        self.calls, self._weights = [], weights
         if self._by_name:
             with _in_functional(self._reporting):
                 yield
@@ -161,43 +226,49 @@ class CriterionCapture:
                 yield
             return
         named: list[Callable[..., Tensor]] = []
-        with _in_functional(_reporting(lambda criterion, args, kwargs: named.append(criterion))), _Mode(self._seen):
+
+        def called_by_name(criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+            named.append(criterion)
+            return criterion(*args, **kwargs)
+
+        with _in_functional(_reporting(called_by_name)), _Mode(self._seen):
             yield
         if self.calls:
             self._by_name = len(named) == len(self.calls)
 
-    def _seen(self, criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _seen(self, criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         self.criterion = f"F.{criterion.__name__}"
-        self.calls.append((self.criterion, evaluate_per_sample(criterion, args, kwargs)))
+        values = evaluate_per_sample(criterion, args, kwargs, self.reads)
+        self.calls.append((self.criterion, values))
+        if self._weights is None or values["loss"].shape != self._weights.shape:  # an error follows
+            return criterion(*args, **kwargs)
+        return weighted(criterion, args, kwargs, values["loss"], self._weights)
 
 
-Sink = Callable[[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]], None]
+Call = Callable[[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]], Tensor]
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self._sink = sink
+        self._call = call
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         func = getattr(func, "_criterion", func)  # functionals hand over themselves by name, replaced or not
-        if func in CRITERIA:
-            self._sink(func, args, kwargs)
-        return func(*args, **kwargs)
+        return self._call(func, args, kwargs) if func in CRITERIA else func(*args, **kwargs)
 
 
-def _reporting(sink: Sink) -> dict[str, Callable[..., Tensor]]:
-    """The functions of :data:`CRITERIA` by name, each reporting its calls to ``sink`` first."""
+def _reporting(call: Call) -> dict[str, Callable[..., Tensor]]:
+    """The functions of :data:`CRITERIA` by name, each leaving its calls to ``call``."""
 
     def reporting(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
         @functools.wraps(criterion)
-        def call(*args: Any, **kwargs: Any) -> Tensor:
-            sink(criterion, args, kwargs)
-            return criterion(*args, **kwargs)
+        def reported(*args: Any, **kwargs: Any) -> Tensor:
+            return call(criterion, args, kwargs)
 
-        call._criterion = criterion
-        return call
+        reported._criterion = criterion
+        return reported
 
     return {criterion.__name__: reporting(criterion) for criterion in CRITERIA}
 

@@ -48,9 +48,14 @@ class SampleOutputs:
     ) -> None:
         self._reads = reads
         self._sample_outputs = sample_outputs
-        self._capture = CriterionCapture(always_mode=compiled)
+        self._capture = CriterionCapture(reads, always_mode=compiled)
         self._way: str | None = None
         self.device = torch.device("cpu")
+
+    def also_read(self, name: str) -> None:
+        """One more value is needed."""
+        self._reads = (*self._reads, name)
+        self._capture.reads = self._reads
 
     @property
     def source(self) -> str | None:
@@ -71,7 +76,9 @@ class SampleOutputs:
         """Whether way 2 is there, so that samples can be looked at without running ``training_step``."""
         return self._sample_outputs is not None
 
-    def observe(self, step: Callable[[], Any], batch: Any, size: int, looking: Callable[[], Any]) -> tuple[Any, Values | None]:
+    def observe(
+        self, step: Callable[[], Any], batch: Any, size: int, looking: Callable[[], Any], weights: Tensor | None = None
+    ) -> tuple[Any, Values | None]:
         """Run one training step and return its outputs and the values of its samples.
 
         Args:
@@ -79,33 +86,39 @@ class SampleOutputs:
             batch: what the step is given.
             size: number of samples in the batch.
             looking: makes the context in which way 2 may run the network without changing the training.
+            weights: ``float32[size]``, how often each sample counts in the step's loss; ``None`` for once.
 
         Returns:
-            The step's outputs, unchanged, and the values (each ``[size]``, detached), or ``None`` when there are none.
+            The step's outputs, unchanged but for the weights, and the values (each ``[size]``, detached), or ``None`` when there are none.
 
         Raises:
             OutputsError: the values are missing, or are not one per sample.
         """
         values: Values | None = None
+        if self._way is None and weights is not None:  # a resumed run: which way the weights go must be known before
+            with looking(), self._capture.watching():
+                self._decide(step())
         if self._way == "function":
             with looking():
                 values = self._call_function(batch, size)
         if self._way in ("returned", "function", "none"):
             outputs = step()
         else:
-            with self._capture.watching():
+            with self._capture.watching(weights):
                 outputs = step()
         if self._way is None:
             self._decide(outputs)
             if self._way == "function":
                 with looking():
                     values = self._call_function(batch, size)
+        if outputs is not None and weights is not None:
+            outputs = self._weighed(outputs, weights)
         if outputs is None or self._way == "none":
             return outputs, None  # the user skips this batch, or nothing is needed
         if self._way == "returned":
-            values = from_returned(outputs, size)
+            values = from_returned(outputs, size, reads=self._reads)
         elif self._way == "captured":
-            if not self._reads and len(self._capture.calls) != 1:
+            if not self._reads and weights is None and len(self._capture.calls) != 1:
                 return outputs, None  # a step that changes its mind may, when nothing is needed
             values = self._captured()
         self._check(values, size)
@@ -129,13 +142,30 @@ class SampleOutputs:
                 outputs = step()
             if self._way is None:  # a resumed run looks before it trains
                 self._decide(outputs)
-            values = from_returned(outputs, size) if self._way == "returned" else self._captured()
+            values = from_returned(outputs, size, reads=self._reads) if self._way == "returned" else self._captured()
         self._check(values, size)
         return values
 
     def _call_function(self, batch: Any, size: int) -> Values:
         assert self._sample_outputs is not None
-        return from_returned(self._sample_outputs(batch), size, "sample_outputs")
+        return from_returned(self._sample_outputs(batch), size, "sample_outputs", self._reads)
+
+    def _weighed(self, outputs: Any, weights: Tensor) -> Any:
+        """The outputs with the weights in their loss; a captured criterion has them already."""
+        if self._way == "captured":
+            return outputs
+        if self._way != "returned":
+            raise OutputsError(
+                f"loss weights: they cannot enter the loss of this training_step, because values come from {self.source}. Return them "
+                f"from training_step, or use unbiased=False:{EXAMPLE}"
+            )
+        loss = outputs["sample_loss"]
+        if "loss" not in outputs or not (isinstance(loss, Tensor) and loss.requires_grad and loss.shape == weights.shape):
+            raise OutputsError(
+                "loss weights: training_step must return 'loss' and 'sample_loss', the latter with its graph (not detached), one per "
+                f"sample, [{len(weights)}]:{EXAMPLE}"
+            )
+        return {**outputs, "loss": outputs["loss"] + ((weights - 1) * loss).mean()}
 
     def _decide(self, outputs: Any) -> None:
         """Choose the way, once."""
@@ -186,7 +216,7 @@ class SampleOutputs:
             )
 
 
-def from_returned(outputs: Any, size: int, source: str = "training_step") -> Values:
+def from_returned(outputs: Any, size: int, source: str = "training_step", reads: tuple[str, ...] = ()) -> Values:
     """Read the values out of a dict returned by ``training_step`` or ``sample_outputs``.
 
     Args:
@@ -194,6 +224,7 @@ def from_returned(outputs: Any, size: int, source: str = "training_step") -> Val
             (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
         size: B.
         source: named in errors.
+        reads: what is wanted beside confidence and correct.
 
     Raises:
         OutputsError: there is no ``sample_loss``, or something is not a tensor of B samples.
@@ -214,7 +245,7 @@ def from_returned(outputs: Any, size: int, source: str = "training_step") -> Val
     values: Values = {"loss": known["sample_loss"]}
     with torch.no_grad():
         if "logits" in known and "target" in known:
-            values.update(_predictions(known["logits"], known["target"], source))
+            values.update(_predictions(known["logits"], known["target"], source, reads))
         if "confidence" in known:
             values["confidence"] = known["confidence"]
         if "correct" in known:
@@ -222,14 +253,14 @@ def from_returned(outputs: Any, size: int, source: str = "training_step") -> Val
     return values
 
 
-def _predictions(logits: Tensor, target: Tensor, source: str) -> Values:
+def _predictions(logits: Tensor, target: Tensor, source: str, reads: tuple[str, ...]) -> Values:
     """Confidence and correctness from returned ``logits`` and ``target``, one logit meaning a binary label."""
     if logits.dim() == 1 or logits.shape[1] == 1:
         if logits.numel() == target.numel():
             shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)  # positions, or one label
             return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape))
     elif target.shape in (logits.shape, logits.shape[:1] + logits.shape[2:]):
-        return class_values(logits, target)
+        return class_values(logits, target, reads=reads)
     raise OutputsError(
         f"per-sample values: logits {list(logits.shape)} and target {list(target.shape)} from {source} do not fit; they must be "
         "[B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one logit); or return "

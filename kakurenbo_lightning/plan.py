@@ -38,12 +38,15 @@ class EpochPlan:
         return cls(indices=torch.arange(num_samples), hidden=torch.empty(0, dtype=torch.int64))
 
     @classmethod
-    def hide(cls, mask: Tensor, lr_factor: float = 1.0, metrics: dict[str, float] | None = None) -> EpochPlan:
+    def hide(
+        cls, mask: Tensor, lr_factor: float = 1.0, metrics: dict[str, float] | None = None, weights: Tensor | None = None
+    ) -> EpochPlan:
         """The plan that leaves out the samples where ``mask`` (``bool[N]``, any device) is true."""
         mask = mask.cpu()
         return cls(
             indices=_where(~mask),
             hidden=_where(mask),
+            weights=weights,
             lr_factor=lr_factor,
             metrics=metrics or {},
         )
@@ -94,6 +97,7 @@ class DealtEpoch:
         last_start: place in the global order where the last step begins.
         first: number of the first step that is dealt here; the steps before it were dealt otherwise (another world size).
         samples_before: samples that all ranks trained in those.
+        weights: ``float32[n_rank]`` loss weights in the same order, or ``None`` for 1 everywhere.
         padding: how many indices at the end are duplicates, there only to give every rank the same number of
             forward passes. They must not be recorded.
     """
@@ -107,6 +111,7 @@ class DealtEpoch:
     last_start: int
     first: int = 0
     samples_before: int = 0
+    weights: Tensor | None = None
     padding: int = 0
 
     def _begin(self, number: int) -> int:
@@ -123,6 +128,12 @@ class DealtEpoch:
         """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
         return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
+    def step_weights(self, number: int) -> Tensor | None:
+        """The loss weights of step ``number``, ``float32[b]``, or ``None`` for 1 everywhere."""
+        if self.weights is None:
+            return None
+        return self.weights[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
+
     def batch_length(self, number: int) -> int:
         """Samples of step ``number`` on this rank, padding included."""
         end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
@@ -130,7 +141,8 @@ class DealtEpoch:
 
     def to(self, device: torch.device | str) -> DealtEpoch:
         """The same with the indices on ``device``."""
-        return replace(self, indices=self.indices.to(device))
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, indices=self.indices.to(device), weights=weights)
 
     def batches(self, first: int = 0) -> Iterator[list[int]]:
         """The batches of index lists from step ``first`` of the epoch on, padding included."""
@@ -193,8 +205,9 @@ def deal(
         total, tail = total - tail, 0
         indices = indices[:total]
     steps, last_start = _cut(steps, tail, full, world_size)
+    indices = indices[rank::world_size].contiguous() if world_size > 1 else indices
     return DealtEpoch(
-        indices=indices[rank::world_size].contiguous() if world_size > 1 else indices,
+        indices=indices,
         batch_size=batch_size,
         steps=first + steps,
         world_size=world_size,
@@ -203,6 +216,7 @@ def deal(
         last_start=last_start,
         first=first,
         samples_before=samples_before,
+        weights=None if plan.weights is None else plan.weights[indices],
     )
 
 

@@ -22,12 +22,14 @@ from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
 from kakurenbo_lightning.refresh import looking, refresh
+from kakurenbo_lightning.restart import Restart
 from kakurenbo_lightning.rng import rng_state, set_rng_state
 from kakurenbo_lightning.sampler import SelectionSampler
 from kakurenbo_lightning.seeded_dataset import tell_epoch
 from kakurenbo_lightning.seeding import stream_seed
 from kakurenbo_lightning.state import Resumable
-from kakurenbo_lightning.statistics import MAX_EPOCHS, SampleStatistics
+from kakurenbo_lightning.statistics import MAX_EPOCHS, TARGET, SampleStatistics
+from kakurenbo_lightning.targets import statistics_for
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
 
@@ -66,6 +68,7 @@ class SelectionRun(Resumable):
         self._seed = default_seed if seed is None else seed
         self.adapter = TrainerAdapter(trainer)
         self.factor = LearningRateFactor(paused=lambda: self.passive)
+        self.restart = Restart(trainer, method.scoring_epochs)
         self._aligner = ScheduleAligner()
         self.outputs: SampleOutputs | None = None
         self.loader: DataLoader | None = None
@@ -98,7 +101,9 @@ class SelectionRun(Resumable):
         """A copy of the user's ``loader`` that follows this run; ``public``: without Lightning's private attributes."""
         shuffle, total = read_loader(loader), len(loader.dataset)
         if self.statistics is None:
-            self.statistics = SampleStatistics(total)
+            self.statistics = statistics_for(self._method, loader.dataset, self._observe)
+        if self._method.needs_classes and bool((self.statistics.extra[TARGET.name] < 0).any()):
+            self.outputs.also_read(TARGET.name)
         self._check_length(total)
         trainer = self._trainer
         sampler = SelectionSampler(
@@ -113,13 +118,13 @@ class SelectionRun(Resumable):
         )
         self._full_batches = self.adapter.limited(len(sampler))
         max_epochs = self._max_epochs()
-        self._method.check_run(max_epochs)
+        self._method.check_run(max_epochs, total)
         if (max_epochs or 0) > MAX_EPOCHS:
             raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
         if self.fingerprint is None:  # before any worker reads
             self.fingerprint = fingerprint(loader.dataset)
         if public:  # Lightning takes the first batches before set_epoch(0)
-            sampler.follow(self._method.plan(SampleStatistics(total), Epoch(0, max_epochs, self._seed)))
+            sampler.follow(self._method.plan(self.statistics, Epoch(0, max_epochs, self._seed)))
         self._public, self._sampler = public, sampler
         self.loader = follow_sampler(loader, sampler, sized=not public)
         # of the workers, which live on through the run
@@ -141,7 +146,8 @@ class SelectionRun(Resumable):
     def _max_epochs(self) -> int | None:
         trainer = self._trainer
         steps = ceil(self._full_batches / trainer.accumulate_grad_batches)
-        return estimated_epochs(-1 if trainer.max_epochs is None else trainer.max_epochs, trainer.max_steps, steps)
+        epochs = estimated_epochs(-1 if trainer.max_epochs is None else trainer.max_epochs, trainer.max_steps, steps)
+        return self.restart.user_epochs(epochs)
 
     # --- before each epoch
 
@@ -221,7 +227,7 @@ class SelectionRun(Resumable):
         self._close_epoch()
         self._wait_for_device()
         watch = Stopwatch(running=True)
-        if self._method.refresh_mode is not None:
+        if self._method.refresh_mode is not None and self._method.chooses_in(self._epoch(self.epoch + 1)):
             tell_epoch(self.loader.dataset, self.epoch)
             refresh(
                 self._trainer,
@@ -244,15 +250,20 @@ class SelectionRun(Resumable):
         if self.statistics.device.type == "cuda":
             torch.cuda.synchronize(self.statistics.device)
 
+    def _observe(self, statistics: SampleStatistics, rows: torch.Tensor, values: dict[str, torch.Tensor], epoch: int) -> None:
+        self._method.observe(statistics, rows, values, self._epoch(epoch))
+
+    def _epoch(self, index: int) -> Epoch:
+        return Epoch(index, self._max_epochs(), self._seed)
+
     def _plan_epoch(self, epoch: int) -> None:
         """Give every rank what every rank saw, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
         self.merge()
-        self.plan = self._method.plan(self.statistics, Epoch(epoch, self._max_epochs(), self._seed))
-        if self.plan.weights is not None:
-            raise ValueError(
-                f"{self._method.name}: plan(...) returned weights, which this release does not apply; leave them None"
-            )
+        if 0 < self.restart.epochs == epoch:
+            self.restart.start_again()
+            self._rng = None
+        self.plan = self._method.plan(self.statistics, self._epoch(epoch), self.plan)
         if self._sampler.num_replicas > 1 and dist.is_initialized():
             check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
         self.epoch, self._counted, self._done = epoch, False, (0, 0)
@@ -270,6 +281,9 @@ class SelectionRun(Resumable):
             "refresh_seconds": self._refresh_seconds,
             "select_seconds": seconds,
         }
+        if self.restart.epochs:
+            self.totals.scoring_epochs = min(epoch + 1, self.restart.epochs)
+            self.metrics["scoring_epochs"] = float(self.totals.scoring_epochs)
         groups = self._trainer.optimizers[0].param_groups if self._trainer.optimizers else []
         if groups and groups[0].get("lr") is not None:
             self.metrics["lr"] = float(groups[0]["lr"]) * self.plan.lr_factor
@@ -323,7 +337,8 @@ class SelectionRun(Resumable):
         if self.passive:
             return step(*args)
         trainer, size = self._trainer, self._dealt.batch_length(self.step)
-        outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer))
+        weights = self._dealt.step_weights(self.step)
+        outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer), weights)
         if values is not None:
             self.statistics.record(self._dealt.step(self.step), values, self.epoch)
         if trainer.lightning_module.automatic_optimization:

@@ -92,11 +92,13 @@ class Resumable:
             "shuffle": self._sampler.shuffle,
             "hidden": self.plan.hidden.clone(),
             "indices": None if self.plan.is_complement() else self.plan.indices.clone(),
+            "weights": None if self.plan.weights is None else self.plan.weights.clone(),
             "lr_factor": self.plan.lr_factor,
             "plan_metrics": dict(self.plan.metrics),
             "metrics": dict(self.metrics),
             "statistics": self.statistics.state_dict(),
             "totals": asdict(self.totals),
+            "initial": self.restart.state_dict(),
             "rng": rng,
         }
 
@@ -133,7 +135,7 @@ class Resumable:
             return
         self.statistics.load_state_dict(state["statistics"])
         mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
-        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]))
+        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]), state["weights"])
         if state["indices"] is not None:
             self.plan = replace(self.plan, indices=state["indices"], hidden=state["hidden"])
         self.epoch, self.step = state["epoch"], state["step"]
@@ -141,6 +143,7 @@ class Resumable:
         self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
         self._seed = self._sampler.seed = state["seed"]
         self._sampler.shuffle = state["shuffle"]
+        self.restart.load_state_dict(state["initial"])
         self._done, self._paces = tuple(state["done"]), dict(state["paces"])
         self._take_share(state)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,27 @@ import torch.distributed as dist
 from torch import Tensor
 
 MAX_EPOCHS = torch.iinfo(torch.int16).max
+BYTES_PER_SAMPLE = 12  # without a method's own columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """One more value per sample, that a method keeps.
+
+    Attributes:
+        name: key in :attr:`SampleStatistics.extra`.
+        dtype: a float of 32 bits, or an integer of at most 32, or bool.
+        initial: of samples not seen yet.
+    """
+
+    name: str
+    dtype: torch.dtype
+    initial: float
+
+
+TARGET = Column("target", torch.int32, -1)  # the class of each sample, where the data set or the outputs tell
+
+Observer = Callable[["SampleStatistics", Tensor, Mapping[str, Tensor], int], None]
 
 
 class SampleStatistics:
@@ -18,21 +40,34 @@ class SampleStatistics:
     Rows are written on the device by :meth:`record` without synchronising it. In one epoch each index belongs to
     one rank, so :meth:`merge` is an exact sum of masked bits and leaves every rank with the same rows.
 
-    Memory: 12 bytes per sample (loss 4, confidence 4, epoch_seen 2, correct 1, touched 1); :meth:`merge` takes 16 more for its
-    duration when there is more than one rank.
+    Memory: 12 bytes per sample (loss 4, confidence 4, epoch_seen 2, correct 1, touched 1) and those of ``columns``; when there is more
+    than one rank :meth:`merge` takes 16 more, and 4 for each further column, for its duration.
+
+    Args:
+        num_samples: N.
+        device: of the columns.
+        columns: what a method keeps beside loss, confidence and correctness.
+        observe: ``observe(statistics, indices, values, epoch)`` is called by :meth:`record` before it replaces the last values.
 
     Attributes:
         loss: ``float32[N]``, NaN where never measured.
         confidence: ``float32[N]``, the largest class probability, NaN where never measured.
         correct: ``bool[N]``, whether the arg max equalled the target.
+        extra: the further columns by name, each ``[N]``.
     """
 
-    _FLOATS = ("loss", "confidence")
-
-    def __init__(self, num_samples: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        device: torch.device | str = "cpu",
+        columns: Iterable[Column] = (),
+        observe: Observer | None = None,
+    ) -> None:
         self.loss = torch.full((num_samples,), float("nan"), device=device)
         self.confidence = torch.full((num_samples,), float("nan"), device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
+        self.extra = {c.name: torch.full((num_samples,), c.initial, dtype=c.dtype, device=device) for c in columns}
+        self._observe = observe
         self._epoch_seen = torch.full((num_samples,), -1, dtype=torch.int16, device=device)
         self._touched = torch.zeros(num_samples, dtype=torch.bool, device=device)
         # indices recorded in _pending_epoch whose epoch_seen and touched are not written yet: once per epoch is enough
@@ -69,17 +104,27 @@ class SampleStatistics:
     def to(self, device: torch.device | str) -> SampleStatistics:
         """Move every column to ``device``, in place."""
         self._columns()  # writes what is pending
-        for name in (*self._FLOATS, "correct", "_epoch_seen", "_touched"):
+        for name in ("loss", "confidence", "correct", "_epoch_seen", "_touched"):
             setattr(self, name, getattr(self, name).to(device))
+        self.extra = {name: column.to(device) for name, column in self.extra.items()}
         return self
+
+    def subset(self, rows: Tensor) -> SampleStatistics:
+        """A copy of the rows ``rows`` (``int64[n]``)."""
+        part = SampleStatistics(0, self.device)
+        rows = rows.to(self.device)
+        part.loss, part.confidence, part.correct = self.loss[rows], self.confidence[rows], self.correct[rows]
+        part._epoch_seen, part._touched = self.epoch_seen[rows], self._touched[rows]
+        part.extra = {name: column[rows] for name, column in self.extra.items()}
+        return part
 
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
         """Write what was seen of ``indices`` in ``epoch``; no host synchronisation.
 
         Args:
             indices: ``int64[b]`` on :attr:`device`, without duplicates.
-            values: ``loss`` (float ``[b]``), and where known ``confidence`` (float ``[b]``) and ``correct`` (bool ``[b]``),
-                all on :attr:`device`.
+            values: ``loss`` (float ``[b]``), and where known ``confidence`` (float ``[b]``), ``correct`` (bool ``[b]``) and those of
+                :attr:`extra`, all on :attr:`device`.
             epoch: counted from 0, at most 32767.
         """
         if epoch > MAX_EPOCHS:
@@ -88,9 +133,11 @@ class SampleStatistics:
             self._columns()
             self._pending_epoch = epoch
         self._pending.append(indices)
-        for name in ("loss", "confidence", "correct"):
-            if name in values:
-                column, value = getattr(self, name), values[name]
+        if self._observe is not None:
+            self._observe(self, indices, values, epoch)
+        columns = {"loss": self.loss, "confidence": self.confidence, "correct": self.correct, **self.extra}
+        for name, value in values.items():
+            if (column := columns.get(name)) is not None:
                 column.index_copy_(0, indices, value if value.dtype is column.dtype else value.to(column.dtype))
 
     def nonfinite(self) -> int:
@@ -110,9 +157,10 @@ class SampleStatistics:
         self._touched.zero_()
 
     def _pack(self) -> Tensor:
-        """``int32[3, N]``: the bits of the float columns and one word for the rest; 0 where this rank wrote nothing."""
+        """``int32[k, N]``: the bits of the columns, correct and epoch_seen in one word; 0 where this rank wrote nothing."""
         rest = (self.epoch_seen.to(torch.int32) + 1) * 2 + self.correct  # writes what is pending first
-        rows = [getattr(self, name).view(torch.int32) for name in self._FLOATS]
+        columns = [self.loss, self.confidence, *self.extra.values()]
+        rows = [column.view(torch.int32) if column.is_floating_point() else column.to(torch.int32) for column in columns]
         packed = torch.empty(len(rows) + 1, len(self), dtype=torch.int32, device=self.device)
         for row, out in zip([*rows, rest], packed, strict=True):
             torch.mul(row, self._touched, out=out)
@@ -121,17 +169,18 @@ class SampleStatistics:
     def _unpack(self, packed: Tensor) -> None:
         rest = packed[-1]
         written = rest > 0
-        for name, row in zip(self._FLOATS, packed, strict=False):
-            column = getattr(self, name)
-            column.copy_(torch.where(written, row.view(torch.float32), column))
+        for column, row in zip([self.loss, self.confidence, *self.extra.values()], packed, strict=False):
+            values = row.view(torch.float32) if column.is_floating_point() else row.to(column.dtype)
+            column.copy_(torch.where(written, values, column))
         self.correct.copy_(torch.where(written, (rest & 1).bool(), self.correct))
         self.epoch_seen.copy_(torch.where(written, (rest >> 1) - 1, self.epoch_seen))
 
     def _columns(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in ("loss", "confidence", "correct", "epoch_seen")}
+        own = {"loss": self.loss, "confidence": self.confidence, "correct": self.correct, "epoch_seen": self.epoch_seen}
+        return {**own, **self.extra}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of the columns on the CPU (11 bytes per sample); merge first when there is more than one rank."""
+        """Copies of the columns on the CPU (11 bytes per sample and the further columns); merge first when there is more than one rank."""
         return {name: column.detach().to("cpu", copy=True) for name, column in self._columns().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

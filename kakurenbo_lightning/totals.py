@@ -14,6 +14,7 @@ class RunTotals:
         samples_trained: samples that went through a training step.
         samples_hidden: samples left out, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
+        scoring_epochs: epochs of a static method before it started again; their samples count as trained.
         train_seconds: training batches, their loading and what hooks do, without validation.
         refresh_seconds: the forward-only passes.
         select_seconds: merging statistics, planning and dealing.
@@ -22,6 +23,7 @@ class RunTotals:
     samples_trained: int = 0
     samples_hidden: int = 0
     samples_refreshed: int = 0
+    scoring_epochs: int = 0
     train_seconds: float = 0.0
     refresh_seconds: float = 0.0
     select_seconds: float = 0.0
@@ -38,10 +40,11 @@ class RunTotals:
         """One line for the end of a run."""
         looked_at = max(1, self.samples_trained + self.samples_hidden)
         spent = self.train_seconds + self.refresh_seconds + self.select_seconds
+        scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
         if not self.samples_hidden:
-            return f"trained {self.samples_trained:,} samples and hid none"
+            return f"trained {self.samples_trained:,} samples{scored} and hid none"
         return (
-            f"trained {self.samples_trained:,} samples, hid {self.samples_hidden:,} ({self.samples_hidden / looked_at:.1%}), "
+            f"trained {self.samples_trained:,} samples{scored}, hid {self.samples_hidden:,} ({self.samples_hidden / looked_at:.1%}), "
             f"refreshed {self.samples_refreshed:,}; estimated saving {self.saved_seconds:.1f} s "
             f"of {spent + self.saved_seconds:.1f} s"
         )

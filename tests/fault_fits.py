@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader, Dataset
 
-from kakurenbo_lightning import EpochPlan, SampleSelection
+from kakurenbo_lightning import Choice, HideMethod, SampleSelection
 from recipes.bench.fault_run import train
 
 SAMPLES, BATCH_SIZE = 40, 8
@@ -31,23 +31,18 @@ class BrokenSampleError(ValueError):
 
 
 @dataclass(frozen=True)
-class HideTheFirst:
+class HideTheFirst(HideMethod):
     """Hides :data:`HIDDEN` in every epoch but the first and looks at them afterwards."""
 
     name: ClassVar[str] = "first"
-    family: ClassVar[str] = "hide"
     summary: ClassVar[str] = "hides the first ten samples"
-    paper: ClassVar[str] = "-"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     refresh_mode: ClassVar[str] = "eval"
 
-    def check_run(self, max_epochs):
-        """Any run will do."""
-
-    def plan(self, statistics, epoch):
+    def choose(self, statistics, epoch):
         mask = torch.zeros(len(statistics), dtype=torch.bool)
         mask[list(HIDDEN) if epoch.index else []] = True
-        return EpochPlan.hide(mask)
+        return Choice(mask)
 
 
 class FailingPoints(Dataset):

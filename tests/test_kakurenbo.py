@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
-from kakurenbo_lightning.methods.base import lowest
+from kakurenbo_lightning.methods.choosing import lowest
 from kakurenbo_lightning.methods.kakurenbo import Kakurenbo, select_hidden
 
 LOSS = [0.05, 0.90, 0.10, 0.30, 0.02, 2.0, 0.15, 0.40, 0.01, 0.60]
@@ -187,6 +187,6 @@ def test_a_bad_setting_is_named_with_its_value_and_range(settings, words):
 
 def test_shares_of_max_epochs_need_an_end():
     with pytest.raises(ValueError, match=r"max_epochs=\.\.\."):
-        Kakurenbo().check_run(None)
-    Kakurenbo(milestones=(30, 60, 80)).check_run(None)
-    Kakurenbo().check_run(10)
+        Kakurenbo().check_run(None, 10)
+    Kakurenbo(milestones=(30, 60, 80)).check_run(None, 10)
+    Kakurenbo().check_run(10, 10)

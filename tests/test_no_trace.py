@@ -12,31 +12,26 @@ from helpers import Net, SureNet, fit, loader
 from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kakurenbo_lightning import EpochPlan, SampleSelection
+from kakurenbo_lightning import Choice, HideMethod, SampleSelection
 
 EPOCHS = 4
 
 
 @dataclass(frozen=True)
-class Alternating:
+class Alternating(HideMethod):
     """A user's own method: hides the even samples in epoch 1, the odd ones in epoch 2, and so on."""
 
     refresh_mode: str | None = "eval"
 
     name = "alternating"
-    family = "hide"
     summary = "hides every other sample"
-    paper = "-"
     reads = ("loss", "confidence", "correct")
 
-    def check_run(self, max_epochs):
-        pass
-
-    def plan(self, statistics, epoch):
+    def choose(self, statistics, epoch):
         mask = torch.zeros(len(statistics), dtype=torch.bool)
         if epoch.index:
             mask[epoch.index % 2 :: 2] = True
-        return EpochPlan.hide(mask)
+        return Choice(mask)
 
 
 class Traced(SureNet):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kakurenbo_lightning import (
+    Choice,
     Epoch,
-    EpochPlan,
     HideMethod,
     SampleSelection,
     SampleStatistics,
@@ -49,7 +49,7 @@ def test_unknown_method_suggests_the_nearest():
 def test_unknown_setting_suggests_the_nearest():
     with pytest.raises(TypeError, match="kakurenbo has no setting 'max_fractoin'; did you mean 'max_fraction'"):
         SampleSelection("kakurenbo", max_fractoin=0.3)
-    with pytest.raises(TypeError, match="baseline has no setting 'tau'; it has no settings"):
+    with pytest.raises(TypeError, match="baseline has no setting 'tau'; available: start_epoch, "):
         SampleSelection("baseline", tau=0.3)
 
 
@@ -62,25 +62,31 @@ def test_settings_beside_a_method_object_are_refused():
 
 def test_a_taken_name_is_refused():
     with pytest.raises(ValueError, match="'kakurenbo' is taken"):
-        register_method("kakurenbo")(dataclass(frozen=True)(type("Other", (), {})))
+        register_method("kakurenbo")(dataclass(frozen=True)(type("Other", (RandomHiding,), {})))
     assert register_method("baseline")(Baseline) is Baseline
 
 
-def test_a_method_needs_no_more_than_a_plan_and_is_told_what_it_lacks():
+def test_a_method_needs_no_more_than_a_choice_and_is_told_what_it_lacks():
     @dataclass(frozen=True)
-    class Least:
-        def plan(self, statistics, epoch):
-            return EpochPlan.everything(len(statistics))
+    class Least(HideMethod):
+        """Hides nothing at all.
 
-    with pytest.raises(TypeError, match=r"lacks name, .*@register_method"):
-        SampleSelection(Least())
+        It has no settings.
+        """
+
+        def choose(self, statistics, epoch):
+            return Choice(torch.zeros(len(statistics), dtype=torch.bool))
+
     with pytest.raises(TypeError, match=r"method=Least is a class; pass Least\(...\)"):
         SampleSelection(Least)
     register_method("test_least")(Least)
-    assert SampleSelection("test_least").method.reads == ("loss", "confidence", "correct")
+    method = SampleSelection("test_least", start_epoch=2).method
+    assert (method.reads, method.summary) == (("loss", "confidence", "correct"), "Hides nothing at all.")
     registry._METHODS.pop("test_least")  # other tests go through all methods there are
-    with pytest.raises(TypeError, match="Plain is not a dataclass"):
-        register_method("test_plain")(type("Plain", (), {}))
+    with pytest.raises(TypeError, match="Plain is no method; derive it from HideMethod"):
+        register_method("test_plain")(dataclass(frozen=True)(type("Plain", (), {})))
+    with pytest.raises(TypeError, match="Undecorated is not a dataclass itself"):
+        register_method("test_plain")(type("Undecorated", (HideMethod,), {}))
 
 
 def test_random_hides_exactly_its_share_and_draws_anew():

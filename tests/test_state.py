@@ -18,6 +18,7 @@ from kakurenbo_lightning import (
     AtomicCheckpointIO,
     DamagedCheckpointError,
     EpochPlan,
+    HideMethod,
     MismatchError,
     SampleSelection,
     SeededDataset,
@@ -154,10 +155,13 @@ def test_seeded_samples_inside_a_subset_hear_the_epoch():
 
 @register_method("test_own_order")
 @dataclass(frozen=True)
-class OwnOrder:
-    """A method that says as little as it may: 48 samples in an order of its own."""
+class OwnOrder(HideMethod):
+    """48 samples in an order of its own."""
 
-    def plan(self, statistics, epoch):
+    def choose(self, statistics, epoch):
+        """Not asked: this method plans by itself."""
+
+    def plan(self, statistics, epoch, previous=None):
         order = torch.randperm(len(statistics), generator=epoch.generator())
         return EpochPlan(order[:48], order[48:].sort().values)
 

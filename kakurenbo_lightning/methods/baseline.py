@@ -5,27 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kakurenbo_lightning.methods.base import Epoch, RefreshMode
+import torch
+
+from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.statistics import SampleStatistics
 
 
 @register_method("baseline")
 @dataclass(frozen=True)
-class Baseline:
-    """Train on everything; statistics are recorded all the same."""
+class Baseline(HideMethod):
+    """Train on everything; statistics are recorded all the same. The common settings change nothing."""
 
-    name: ClassVar[str]
-    family: ClassVar[str] = "hide"
     summary: ClassVar[str] = "trains on every sample and only observes"
-    paper: ClassVar[str] = "-"
     reads: ClassVar[tuple[str, ...]] = ()
-    refresh_mode: ClassVar[RefreshMode | None] = None
+    knows_keep_probability: ClassVar[bool] = True
 
-    def check_run(self, max_epochs: int | None) -> None:
-        """Any run will do."""
-
-    def plan(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
-        """Everything, once."""
-        return EpochPlan.everything(len(statistics))
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
+        """Nothing."""
+        return Choice(torch.zeros(len(statistics), dtype=torch.bool), keep_probability=1.0)

@@ -14,17 +14,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.base import (
-    Epoch,
-    RefreshMode,
-    as_decimal,
-    exact_floor,
-    lowest,
-    require,
-    require_fraction,
-)
+from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod, RefreshMode
+from kakurenbo_lightning.methods.checks import checker, is_count, is_number, require_fraction
+from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, lowest
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.statistics import SampleStatistics
 
 
@@ -75,7 +68,7 @@ def select_hidden(
 
 @register_method("kakurenbo")
 @dataclass(frozen=True)
-class Kakurenbo:
+class Kakurenbo(HideMethod):
     """KAKURENBO (Nguyen et al., NeurIPS 2023).
 
     Args:
@@ -103,20 +96,17 @@ class Kakurenbo:
     lr_fraction: Literal["hidden", "max"] = "hidden"
     refresh_mode: RefreshMode = "eval"
 
-    name: ClassVar[str]
-    family: ClassVar[str] = "hide"
     summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a forward-only pass"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
 
     def __post_init__(self) -> None:
-        def check(condition: bool, setting: str, allowed: str, fix: str) -> None:
-            require(condition, self.name, setting, getattr(self, setting), allowed, fix)
-
+        super().__post_init__()
+        check = checker(self)
         require_fraction(self.name, "max_fraction", self.max_fraction)
         require_fraction(self.name, "drop_top", self.drop_top)
         require_fraction(self.name, "max_fraction + drop_top", float(as_decimal(self.max_fraction) + as_decimal(self.drop_top)))
-        check(_is_number(self.tau) and 0 <= self.tau <= 1, "tau", "a number in [0, 1]", "For example: 0.7.")
+        check(is_number(self.tau) and 0 <= self.tau <= 1, "tau", "a number in [0, 1]", "For example: 0.7.")
         for name in ("fractions", "milestones"):
             value = getattr(self, name)
             check(isinstance(value, Sequence) and not isinstance(value, str), name, "a list", "For example: [0.3, 0.6, 0.8].")
@@ -124,7 +114,7 @@ class Kakurenbo:
         object.__setattr__(self, "fractions", tuple(self.fractions))
         object.__setattr__(self, "milestones", tuple(self.milestones))
         check(
-            all(_is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8]."
+            all(is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8]."
         )
         check(
             len(self.milestones) == len(self.fractions) - 1,
@@ -133,7 +123,7 @@ class Kakurenbo:
             "Each milestone moves on to the next fraction.",
         )
         check(
-            all(_is_epoch(m) or (isinstance(m, float) and 0 < m < 1) for m in self.milestones),
+            all(is_count(m, 1) or (isinstance(m, float) and 0 < m < 1) for m in self.milestones),
             "milestones",
             "epochs (positive integers) or shares of max_epochs (floats in (0, 1))",
             "For example: [60, 120, 160] or [0.3, 0.6, 0.8].",
@@ -146,7 +136,7 @@ class Kakurenbo:
             "For example: [60, 120, 160].",
         )
         check(
-            isinstance(self.warmup_epochs, int) and self.warmup_epochs >= 0,
+            is_count(self.warmup_epochs),
             "warmup_epochs",
             "an integer >= 0",
             "For example: 5.",
@@ -164,8 +154,12 @@ class Kakurenbo:
             "Use 'eval' unless you reproduce the paper's code.",
         )
 
-    def check_run(self, max_epochs: int | None) -> None:
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Shares of ``max_epochs`` need a run that has an end."""
+        super().check_run(max_epochs, num_samples)
+        self._check_end(max_epochs)
+
+    def _check_end(self, max_epochs: int | None) -> None:
         if max_epochs is None and any(isinstance(m, float) for m in self.milestones):
             raise ValueError(
                 f"{self.name}: milestones={self.milestones} are shares of max_epochs, but this run has no end; set "
@@ -174,38 +168,29 @@ class Kakurenbo:
 
     def fraction(self, epoch: Epoch) -> Fraction:
         """F_e: the largest share that may be hidden in ``epoch``, exactly."""
-        self.check_run(epoch.max_epochs)
+        self._check_end(epoch.max_epochs)
         passed = 0
         for milestone in self.milestones:
             at = as_decimal(milestone) * epoch.max_epochs if isinstance(milestone, float) else milestone
             passed += epoch.index >= at
         return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Choose anew from the last seen loss, confidence and correctness; no memory of earlier choices."""
-        total, fraction = len(statistics), self.fraction(epoch)
-        measured = statistics.measured
+        total = len(statistics)
         chosen = select_hidden(
             statistics.loss,
             statistics.correct,
             statistics.confidence,
-            measured,
-            exact_floor(fraction, total),
+            statistics.measured,
+            exact_floor(self.fraction(epoch), total),
             self.tau,
             exact_floor(self.drop_top, total),
         )
-        plan = EpochPlan.hide(
-            chosen.hidden,
-            metrics={"candidates": float(chosen.candidates), "moved_back": float(chosen.moved_back)},
-        )
-        scaled = epoch.index >= self.warmup_epochs and bool(measured.any())
-        hidden_share = Fraction(len(plan.hidden), total) if self.lr_fraction == "hidden" else fraction
-        return plan.with_lr_factor(float(1 / (1 - hidden_share)) if scaled else 1.0)
+        return Choice(chosen.hidden, metrics={"candidates": float(chosen.candidates), "moved_back": float(chosen.moved_back)})
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_epoch(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
+        """1 / (1 - share), unless nothing was measured yet or this is a warm-up epoch."""
+        if epoch.index < self.warmup_epochs or not bool(statistics.measured.any()):
+            return 1.0
+        return float(1 / (1 - (hidden_share if self.lr_fraction == "hidden" else self.fraction(epoch))))

@@ -1,58 +1,82 @@
-"""Methods by name."""
+"""Methods by name: ours, and those of other packages that declare them as entry points."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from importlib.metadata import entry_points
+from inspect import getfile
+from pathlib import Path
 from typing import Any, TypeVar
 
-from kakurenbo_lightning.methods.base import HideMethod
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-# of a method class that says nothing else; see HideMethod for what they mean
-_DEFAULTS: dict[str, Any] = {
-    "family": "hide",
-    "summary": "",
-    "paper": "-",
-    "reads": ("loss", "confidence", "correct"),
-    "refresh_mode": "eval",
-    "check_run": lambda self, max_epochs: None,
-}
+from kakurenbo_lightning.methods.base import HideMethod
+from kakurenbo_lightning.statistics import BYTES_PER_SAMPLE
+
+ENTRY_POINTS = "kakurenbo_lightning.methods"
+
 _METHODS: dict[str, type[HideMethod]] = {}
+_ASKED: set[str] = set()  # entry points that were loaded, or could not be
 M = TypeVar("M", bound=type)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What :func:`available_methods` says of a method.
+
+    Attributes:
+        name: as registered.
+        family: ``"hide"``.
+        paper: where it is from; "-" when from none.
+        summary: one line.
+        bytes_per_sample: of state on the device, with default settings.
+        card: the file that explains it, or ``None``.
+    """
+
+    name: str
+    family: str
+    paper: str
+    summary: str
+    bytes_per_sample: int
+    card: Path | None
 
 
 def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a method's settings dataclass available by ``name``.
 
-    The class needs ``plan(statistics, epoch) -> EpochPlan``; what else :class:`HideMethod` names has defaults: family "hide", reading
-    loss, confidence and correct, a refresh pass in eval mode.
-
     Raises:
+        TypeError: the class does not derive from :class:`HideMethod`.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
-        if not is_dataclass(cls):
+        if not is_dataclass(cls) or not issubclass(cls, HideMethod):
             raise TypeError(
-                f"{cls.__qualname__} is not a dataclass; put @dataclass(frozen=True) below @register_method({name!r})"
+                f"{cls.__qualname__} is no method; derive it from HideMethod and put @dataclass(frozen=True) below "
+                f"@register_method({name!r})"
+            )
+        if "__dataclass_params__" not in vars(cls):
+            raise TypeError(
+                f"{cls.__qualname__} is not a dataclass itself; put @dataclass(frozen=True) below @register_method({name!r})"
             )
         taken = _METHODS.get(name)
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")
         cls.name = name
-        for attribute, default in _DEFAULTS.items():
-            if not hasattr(cls, attribute):
-                setattr(cls, attribute, default)
+        if not cls.summary:
+            cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
         _METHODS[name] = cls
         return cls
 
     return register
 
 
-def available_methods() -> list[str]:
-    """The registered names, sorted."""
-    return sorted(_METHODS)
+def available_methods() -> dict[str, MethodInfo]:
+    """Every registered method by name, in alphabetical order; those of installed packages too."""
+    _load_entry_points()
+    return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
 def get_method(name: str, **settings: Any) -> HideMethod:
@@ -63,7 +87,9 @@ def get_method(name: str, **settings: Any) -> HideMethod:
         TypeError: a setting the method does not have.
     """
     if name not in _METHODS:
-        raise ValueError(f"method={name!r} is not known; {_suggest(name, available_methods())}")
+        _load_entry_points()
+    if name not in _METHODS:
+        raise ValueError(f"method={name!r} is not known; {_suggest(name, sorted(_METHODS))}")
     cls = _METHODS[name]
     known = [field.name for field in fields(cls)]
     for setting in settings:
@@ -76,21 +102,38 @@ def check_method(method: Any) -> HideMethod:
     """``method`` when it is a method object.
 
     Raises:
-        TypeError: it is something else, or lacks a part.
+        TypeError: it is something else.
     """
     if isinstance(method, type):
         raise TypeError(f"method={method.__name__} is a class; pass {method.__name__}(...)")
-    needed = ("name", "plan", *_DEFAULTS)
-    missing = [attribute for attribute in needed if not hasattr(method, attribute)]
-    if "plan" in missing:
-        raise TypeError(f"method={method!r} is neither a registered name nor a method object with plan(statistics, epoch)")
-    if missing:
-        raise TypeError(f"method={method!r} lacks {', '.join(missing)}; @register_method(name) on its class gives their defaults")
+    if not isinstance(method, HideMethod):
+        raise TypeError(
+            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod"
+        )
     return method
+
+
+def _describe(name: str, cls: type[HideMethod]) -> MethodInfo:
+    card = Path(getfile(cls)).with_suffix(".md")
+    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns)
+    return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card if card.is_file() else None)
+
+
+def _load_entry_points() -> None:
+    """Import what installed packages declare; one that fails is named and left out."""
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.value in _ASKED:
+            continue
+        _ASKED.add(point.value)
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist else point.module
+            rank_zero_warn(f"the methods of {package} are left out: {point.value} cannot be loaded ({error!r})")
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return hint + (f"available: {', '.join(known)}" if known else "it has no settings")
+    return f"{hint}available: {', '.join(known)}"

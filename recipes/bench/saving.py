@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kakurenbo_lightning import Epoch, EpochPlan, SampleSelection, SampleStatistics
+from kakurenbo_lightning import Choice, Epoch, HideMethod, SampleSelection, SampleStatistics
 from recipes.bench import report
 from recipes.bench.training import Classifier, images, prepare, trainer
 from recipes.models import CifarResNet
 
 
 @dataclass(frozen=True)
-class ForcedHiding:
+class ForcedHiding(HideMethod):
     """Hides a given share of random samples in each epoch, and looks at them afterwards.
 
     Args:
@@ -36,22 +36,16 @@ class ForcedHiding:
     shares: tuple[float, ...]
 
     name: ClassVar[str] = "forced"
-    family: ClassVar[str] = "hide"
     summary: ClassVar[str] = "hides a given share of random samples"
-    paper: ClassVar[str] = "-"
-    reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
     refresh_mode: ClassVar[str | None] = "eval"
 
-    def check_run(self, max_epochs: int | None) -> None:
-        """Any run will do."""
-
-    def plan(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Hide `round(share * N)` samples."""
         share = self.shares[epoch.index] if epoch.index < len(self.shares) else 0.0
         order = torch.randperm(len(statistics), generator=epoch.generator())
         hidden = torch.zeros(len(statistics), dtype=torch.bool)
         hidden[order[: round(share * len(statistics))]] = True
-        return EpochPlan.hide(hidden)
+        return Choice(hidden)
 
 
 class EpochTimer(L.Callback):

@@ -6,18 +6,13 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from kakurenbo_lightning import EpochPlan, register_method
+from kakurenbo_lightning import Choice, HideMethod, register_method
 
 
 @dataclass(frozen=True)
-class _Forced:
-    family: ClassVar[str] = "hide"
-    paper: ClassVar[str] = "-"
+class _Forced(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     refresh_mode: ClassVar[str] = "eval"
-
-    def check_run(self, max_epochs):
-        """Any run will do."""
 
 
 @register_method("given")
@@ -28,9 +23,9 @@ class Given(_Forced):
     hidden: tuple[tuple[int, ...], ...] = ()
     summary: ClassVar[str] = "hides what it is told"
 
-    def plan(self, statistics, epoch):
+    def choose(self, statistics, epoch):
         hidden = torch.tensor(self.hidden[epoch.index], dtype=torch.int64)
-        return EpochPlan.hide(torch.zeros(len(statistics), dtype=torch.bool).index_fill_(0, hidden, True))
+        return Choice(torch.zeros(len(statistics), dtype=torch.bool).index_fill_(0, hidden, True))
 
 
 @register_method("impure")
@@ -41,8 +36,11 @@ class Impure(_Forced):
     hides: bool = True
     summary: ClassVar[str] = "breaks the rule that a plan is a pure function"
 
-    def plan(self, statistics, epoch):
+    def choose(self, statistics, epoch):
         mask = torch.zeros(len(statistics), dtype=torch.bool)
         own = dist.get_rank() if epoch.index > 0 else 0
         mask[own if self.hides else 0] = True
-        return EpochPlan.hide(mask, lr_factor=1.0 if self.hides else 1.0 + own)
+        return Choice(mask)
+
+    def lr_factor(self, statistics, epoch, hidden_share):
+        return 1.0 if self.hides or not epoch.index else 1.0 + dist.get_rank()

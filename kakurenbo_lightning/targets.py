@@ -1,0 +1,56 @@
+"""The class of each sample, where the data set tells it without loading anything."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from kakurenbo_lightning.methods import HideMethod
+from kakurenbo_lightning.statistics import TARGET, Observer, SampleStatistics
+
+ATTRIBUTES = ("targets", "labels", "y")
+
+
+def statistics_for(method: HideMethod, dataset: Dataset, observe: Observer) -> SampleStatistics:
+    """Empty statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them."""
+    columns = (*method.columns, TARGET) if method.needs_classes else method.columns
+    statistics = SampleStatistics(len(dataset), columns=columns, observe=observe)
+    if method.needs_classes and (targets := targets_of(dataset)) is not None:
+        statistics.extra[TARGET.name].copy_(targets)
+    return statistics
+
+
+def targets_of(dataset: Dataset) -> Tensor | None:
+    """Class of each sample of a data set, ``int64[N]``, or ``None`` when it does not say.
+
+    Found in the attribute ``targets``, ``labels`` or ``y`` (torchvision's data sets have one), in a ``TensorDataset``'s last tensor, and
+    through ``Subset``, ``ConcatDataset`` and wrappers with a ``dataset``.
+    """
+    if isinstance(dataset, Subset):
+        inner = targets_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [targets_of(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else torch.cat(parts)
+    found = [getattr(dataset, name, None) for name in ATTRIBUTES]
+    if isinstance(dataset, TensorDataset):
+        found.append(dataset.tensors[-1])
+    for values in found:
+        if (targets := _classes(values, len(dataset))) is not None:
+            return targets
+    inner = getattr(dataset, "dataset", None)
+    return targets_of(inner) if isinstance(inner, Dataset) and len(inner) == len(dataset) else None
+
+
+def _classes(values: object, count: int) -> Tensor | None:
+    """``values`` as ``int64[count]`` when they are that many integers."""
+    if not isinstance(values, (list, tuple, np.ndarray, Tensor)) or len(values) != count:
+        return None
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    is_class = tensor.dim() == 1 and not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+    return tensor.long().cpu() if is_class and (count == 0 or int(tensor.min()) >= 0) else None
