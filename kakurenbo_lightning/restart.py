@@ -44,7 +44,7 @@ class Restart:
             ConflictError: the run's length is not counted in epochs.
         """
         trainer = self._trainer
-        if self.epochs or not self._scoring_epochs(trainer.max_epochs):
+        if self.epochs or trainer.fast_dev_run or not self._scoring_epochs(trainer.max_epochs):
             return
         if trainer.max_steps >= 0 or trainer.max_epochs is None or trainer.max_epochs < 0:
             raise ConflictError(

@@ -195,33 +195,6 @@ class SelectionRun(Resumable):
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
-    def take_over_rest(self) -> None:
-        """Apply a loaded state that no epoch came to use."""
-        if self._loaded is not None and self._sampler is not None:
-            self._arrive()
-            if self.plan is not None:
-                self._close_epoch()
-            self._restore_rng()
-
-    def _resume_publicly(self) -> None:
-        """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
-        self._arrive()
-        if self.plan is None:
-            return
-        if self._ending:
-            raise ConflictError(
-                f"the checkpoint was saved between the last batch of epoch {self.epoch} and its validation, where selection.wrap(...) "
-                "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
-            )
-        if self.step >= self._sampler.deal(self.plan, self.epoch, self._done).steps:
-            if self.epoch + 1 == self._max_epochs():
-                self._close_epoch()
-                return
-            self._finish_epoch()
-            self._plan_epoch(self.epoch + 1)
-            self.step = 0
-        self._sampler.follow(self._sampler.deal(self.plan, self.epoch, self._done), start=self.step)
-
     def _finish_epoch(self) -> None:
         """Look at what was hidden."""
         self._close_epoch()
