@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.checks import checker, is_count, require_fraction
+from kakurenbo_lightning.methods.checks import checker, is_count, require_fraction, whole_numbers
 from kakurenbo_lightning.methods.choosing import as_decimal
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.seeding import stream_generator
@@ -114,10 +114,9 @@ class HideMethod(ABC):
         require_fraction(self.name, "end_fraction", self.end_fraction)
         check(is_count(self.every_n_epochs, 1), "every_n_epochs", "an integer >= 1", "1 chooses anew in each epoch.")
         for name, what in (("protected", "data set indices"), ("protected_classes", "classes")):
-            value = getattr(self, name)
-            given = isinstance(value, (list, tuple, range, np.ndarray, Tensor))
-            object.__setattr__(self, name, tuple(int(v) for v in value) if given else value)
-            check(given and all(v >= 0 for v in getattr(self, name)), name, f"a list of {what}", "For example: [0, 17].")
+            whole = whole_numbers(getattr(self, name))
+            check(whole is not None, name, f"a list of {what}", "For example: [0, 17].")
+            object.__setattr__(self, name, whole)
         check(self.balance in (None, "class"), "balance", "None or 'class'", "'class' holds the fraction in each class.")
         check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
         check(

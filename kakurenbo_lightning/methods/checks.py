@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,3 +58,12 @@ def is_number(value: object) -> bool:
 def is_count(value: object, least: int = 0) -> bool:
     """An int of at least ``least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def whole_numbers(values: object) -> tuple[int, ...] | None:
+    """A list, range, array or tensor of integers >= 0 as a tuple; ``None`` when it is something else."""
+    try:
+        found = tuple(operator.index(value) for value in values) if not isinstance(values, (str, bytes)) else (-1,)
+    except TypeError:
+        return None
+    return found if all(value >= 0 for value in found) else None

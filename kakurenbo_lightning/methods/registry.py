@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
-from inspect import getfile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,9 +114,10 @@ def check_method(method: Any) -> HideMethod:
 
 
 def _describe(name: str, cls: type[HideMethod]) -> MethodInfo:
-    card = Path(getfile(cls)).with_suffix(".md")
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
+    card = Path(source).with_suffix(".md") if source else None
     state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns)
-    return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card if card.is_file() else None)
+    return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card if card and card.is_file() else None)
 
 
 def _load_entry_points() -> None:
