@@ -13,7 +13,17 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DistributedSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics
-from kakurenbo_lightning.methods import Baseline, Kakurenbo, RandomHiding
+from kakurenbo_lightning.methods import (
+    Baseline,
+    El2n,
+    Forget,
+    ForgetOnline,
+    InfoBatch,
+    Kakurenbo,
+    RandomCycle,
+    RandomHiding,
+    SeTa,
+)
 from kakurenbo_lightning.plan import deal
 
 CASES = {}
@@ -47,6 +57,15 @@ def given(counts, total):
 plain("kakurenbo", KAKURENBO)
 plain("random", RandomHiding(max_fraction=0.3))
 plain("baseline", Baseline())
+plain("infobatch", InfoBatch(end_fraction=0.2), max_epochs=6)
+plain("infobatch_returned", InfoBatch(end_fraction=0.2), net=CodedNet, max_epochs=6)
+plain("random_unbiased", RandomHiding(max_fraction=0.2, unbiased=True))
+plain("random_cycle", RandomCycle(max_fraction=0.3))
+plain("forget", Forget(max_fraction=0.3, static_epochs=2), max_epochs=3)
+plain("forget_online", ForgetOnline(max_fraction=0.3))
+plain("el2n", El2n(max_fraction=0.3, score_epochs=(0, 2)), max_epochs=3)
+plain("seta", SeTa(groups=4), max_epochs=6)
+plain("balanced", Kakurenbo(max_fraction=0.4, tau=0.3, balance="class", protected=(0, 4), every_n_epochs=2, start_epoch=1))
 plain("uneven", given(HIDDEN_COUNTS, 37), count=37, max_epochs=len(HIDDEN_COUNTS))
 plain("four_ranks", given((0, 1, 3, 4, 5, 8, 28, 33, 2), 37), count=37, batch_size=2, max_epochs=9)
 plain("drop_last", KAKURENBO, loader={"drop_last": True})

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from fits import Points, copy_of
 
 
-def replay(ranks, net, count, accumulate=1, refresh=True):
+def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
     """Train ``net`` on what the ranks trained, each step's batches joined, without Lightning and without our library.
 
     Args:
@@ -14,11 +14,13 @@ def replay(ranks, net, count, accumulate=1, refresh=True):
         count: length of the data set.
         accumulate: batches per optimizer step.
         refresh: the method looks at hidden samples after the epoch.
+        restart: the epoch that begins with the initial weights and a new optimizer, if any.
 
     Returns:
         For each epoch the statistics and the weights before it, and the weights at the end.
     """
     data, before = Points(count), {}
+    initial = copy_of(net.state_dict())
     optimizer = net.configure_optimizers()
     rate = optimizer.param_groups[0]["lr"]
     rows = {
@@ -39,12 +41,15 @@ def replay(ranks, net, count, accumulate=1, refresh=True):
 
     for epoch in sorted(ranks[0]["epochs"]):
         record = ranks[0]["epochs"][epoch]
+        if epoch == restart:
+            net.load_state_dict(initial)
+            optimizer = net.configure_optimizers()
         before[epoch] = (copy_of(rows), copy_of(net.state_dict()))
         optimizer.param_groups[0]["lr"] = rate * record["lr_factor"]
         steps = len(record["trained"])
         for step in range(steps):
             batch = torch.cat([rank["epochs"][epoch]["trained"][step] for rank in ranks])
-            (look(batch).mean() / accumulate).backward()
+            (look(batch).mul(record["loss_weights"][batch]).mean() / accumulate).backward()
             if (step + 1) % accumulate == 0 or step + 1 == steps:
                 optimizer.step()
                 optimizer.zero_grad()
