@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.loaders import ConflictError, only_loader
-from kakurenbo_lightning.methods import HideMethod, get_method
+from kakurenbo_lightning.methods import get_method
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import check_method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import EpochPlan
@@ -66,7 +67,7 @@ class SampleSelection(pl.Callback):
 
     def __init__(
         self,
-        method: str | HideMethod,
+        method: str | Method,
         *,
         seed: int | None = None,
         align_schedules: bool = True,
@@ -78,7 +79,7 @@ class SampleSelection(pl.Callback):
             raise TypeError(
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
             )
-        self.method: HideMethod = get_method(method, **settings) if isinstance(method, str) else check_method(method)
+        self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
         self.run: SelectionRun | None = None
         self._seed = seed
         self._align_schedules = align_schedules
@@ -167,7 +168,7 @@ class SampleSelection(pl.Callback):
                 "training_step(dataloader_iter) is not supported: the index of a sample comes from the batch number; use "
                 "training_step(batch, batch_idx)"
             )
-        if self.method.unbiased and not module.automatic_optimization:
+        if self.method.weighs and not module.automatic_optimization:
             raise ConflictError(
                 f"automatic_optimization=False: the loss weights of {self.method.name} enter the loss that training_step returns; use "
                 "automatic optimization, or unbiased=False"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
-from kakurenbo_lightning.methods import Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
@@ -57,7 +57,7 @@ class SelectionRun(Resumable):
     def __init__(
         self,
         trainer: pl.Trainer,
-        method: HideMethod,
+        method: Method,
         seed: int | None,
         default_seed: int,
         align_schedules: bool,

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from kakurenbo_lightning.learning_rate import positions
 from kakurenbo_lightning.loaders import ConflictError
-from kakurenbo_lightning.methods import HideMethod
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.plan import EpochPlan, deal
 from kakurenbo_lightning.ranks import together
 from kakurenbo_lightning.rng import gather_rng_states, rng_state
@@ -23,7 +23,7 @@ class MismatchError(ValueError):
     """The checkpoint's selection is of another data set, method or setting than this run's."""
 
 
-def describe_method(method: HideMethod) -> dict[str, Any]:
+def describe_method(method: Method) -> dict[str, Any]:
     """Name and settings, as plain values."""
     return {
         "method": method.name,

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from kakurenbo_lightning.methods import HideMethod
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.statistics import TARGET, Observer, SampleStatistics
 
 ATTRIBUTES = ("targets", "labels", "y")
 
 
-def statistics_for(method: HideMethod, dataset: Dataset, observe: Observer) -> SampleStatistics:
+def statistics_for(method: Method, dataset: Dataset, observe: Observer) -> SampleStatistics:
     """Empty statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them."""
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
     statistics = SampleStatistics(len(dataset), columns=columns, observe=observe)

@@ -1,10 +1,11 @@
 """Selection methods, one file each, and the registry that names them."""
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.baseline import Baseline
 from kakurenbo_lightning.methods.el2n import El2n
 from kakurenbo_lightning.methods.forget import Forget
 from kakurenbo_lightning.methods.forget_online import ForgetOnline
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.infobatch import InfoBatch
 from kakurenbo_lightning.methods.kakurenbo import Kakurenbo
 from kakurenbo_lightning.methods.random import RandomHiding

@@ -1,23 +1,18 @@
-"""What a hide method is: frozen settings, and one pure function of the statistics that says what to hide."""
+"""What a selection method of any family is: frozen settings and a pure plan of each epoch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
-from fractions import Fraction
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.checks import checker, is_count, require_fraction, whole_numbers
-from kakurenbo_lightning.methods.choosing import as_decimal
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.seeding import stream_generator
-from kakurenbo_lightning.statistics import TARGET, Column, SampleStatistics
+from kakurenbo_lightning.statistics import Column, SampleStatistics
 
 RefreshMode = Literal["eval", "train"]
 
@@ -45,95 +40,44 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a method chose.
-
-    Attributes:
-        hidden: ``bool[n]``, the samples to leave out.
-        keep_probability: ``float[n]``, or one number: with which probability a sample was kept, where that is known.
-        metrics: counts to log, as ``selection/<key>``.
-    """
-
-    hidden: Tensor
-    keep_probability: Tensor | float | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class HideMethod(ABC):
-    """A method of the hide family: an epoch trains on a part of the samples.
-
-    A method is a frozen dataclass that derives from this one: its fields are its settings, checked in ``__post_init__``, and
-    :meth:`choose` says what to hide. The settings below are common to all of them.
-
-    Args:
-        start_epoch: the first epoch that may hide, >= 0.
-        end_fraction: the last epochs train on everything, so many as this share of ``max_epochs``; in [0, 1).
-        every_n_epochs: a choice is kept for so many epochs; >= 1.
-        protected: data set indices that are never hidden. The method chooses from the others.
-        protected_classes: classes that are never hidden.
-        balance: ``"class"`` lets the method choose from each class by itself, so that its fraction holds in each; ``None`` from all.
-        unbiased: kept samples carry the loss weight 1 / (probability of being kept), so that the expected gradient is that of the full
-            data set. Refused by methods that know no such probability.
+class Method(ABC):
+    """What methods of every family have. A method is a frozen dataclass: its fields are its settings, checked in ``__post_init__``.
 
     Attributes:
         name: as registered.
-        family: ``"hide"``.
+        family: ``"hide"`` or ``"backprop"``.
         summary: one line for tables and the log.
         paper: where it is from.
         reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``target``.
         columns: what it keeps of each sample beside them.
-        knows_keep_probability: whether its choices carry :attr:`Choice.keep_probability`.
         refresh_mode: mode of the forward-only pass over the hidden samples after the epoch, ``None`` for no pass.
-
-    Raises:
-        ValueError: a setting out of range.
+        weighs: whether its steps may carry loss weights.
+        needs_classes: whether the class of each sample must be known.
     """
 
-    _: KW_ONLY
-    start_epoch: int = 0
-    end_fraction: float = 0.0
-    every_n_epochs: int = 1
-    protected: tuple[int, ...] = ()
-    protected_classes: tuple[int, ...] = ()
-    balance: Literal["class"] | None = None
-    unbiased: bool = False
-
     name: ClassVar[str] = "unregistered"
-    family: ClassVar[str] = "hide"
+    family: ClassVar[str]
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = "-"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
     columns: ClassVar[tuple[Column, ...]] = ()
-    knows_keep_probability: ClassVar[bool] = False
     refresh_mode = None  # a setting of some methods
-
-    def __post_init__(self) -> None:
-        check = checker(self)
-        check(is_count(self.start_epoch), "start_epoch", "an integer >= 0", "For example: 2.")
-        require_fraction(self.name, "end_fraction", self.end_fraction)
-        check(is_count(self.every_n_epochs, 1), "every_n_epochs", "an integer >= 1", "1 chooses anew in each epoch.")
-        for name, what in (("protected", "data set indices"), ("protected_classes", "classes")):
-            whole = whole_numbers(getattr(self, name))
-            check(whole is not None, name, f"a list of {what}", "For example: [0, 17].")
-            object.__setattr__(self, name, whole)
-        check(self.balance in (None, "class"), "balance", "None or 'class'", "'class' holds the fraction in each class.")
-        check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
-        check(
-            self.knows_keep_probability or not self.unbiased,
-            "unbiased",
-            f"False, because {self.name} hides by a rule and no sample has a known probability of being kept",
-            "Use unbiased=False, or a method that draws: infobatch, random, random_cycle.",
-        )
+    weighs = False
+    needs_classes = False
 
     @abstractmethod
-    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """Choose what ``epoch`` hides. Pure: equal inputs give equal choices on every rank and device.
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+        """What ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
 
         Args:
-            statistics: of the samples to choose from, n of them: all, or without the protected ones, or those of a class.
-            epoch: which epoch; its :meth:`~Epoch.generator` is the only source of randomness.
+            statistics: of all N samples, the same on every rank.
+            epoch: which epoch.
+            previous: the plan of the epoch before, which some epochs keep.
         """
+
+    def chooses_in(self, epoch: Epoch) -> bool:
+        """Whether the plan of ``epoch`` goes by what was last seen of the samples, so that the hidden ones are looked at before."""
+        return False
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
         """Bring :attr:`columns` up to date, before the last values in ``statistics`` are replaced; no device synchronisation.
@@ -145,91 +89,9 @@ class HideMethod(ABC):
             epoch: which epoch.
         """
 
-    def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
-        """Factor on the learning rate of an epoch that hides ``hidden_share`` of the data set."""
-        return 1.0
-
     def scoring_epochs(self, max_epochs: int | None) -> int:
         """A static method trains so many epochs on everything, chooses once, and starts a training of ``max_epochs`` again; else 0."""
         return 0
 
-    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:  # noqa: B027
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
-        check = checker(self)
-        check(
-            self.end_fraction == 0 or max_epochs is not None,
-            "end_fraction",
-            "0 in a run without an end",
-            "Set Trainer(max_epochs=...), of which it is a share.",
-        )
-        check(
-            all(index < num_samples for index in self.protected),
-            "protected",
-            f"data set indices below {num_samples}",
-            "They count from 0.",
-        )
-
-    @property
-    def needs_classes(self) -> bool:
-        """Whether the class of each sample must be known."""
-        return self.balance is not None or bool(self.protected_classes)
-
-    def chooses_in(self, epoch: Epoch) -> bool:
-        """Whether a new choice is made in ``epoch``, rather than kept, or everything trained."""
-        index = self._since_restart(epoch).index - self.start_epoch
-        anew = index == 0 if self.scoring_epochs(epoch.max_epochs) else index % self.every_n_epochs == 0
-        return self._hides_in(epoch) and anew
-
-    def _since_restart(self, epoch: Epoch) -> Epoch:
-        return replace(epoch, index=epoch.index - self.scoring_epochs(epoch.max_epochs))
-
-    def _hides_in(self, epoch: Epoch) -> bool:
-        index = self._since_restart(epoch).index
-        if index < self.start_epoch:
-            return False
-        return not self.end_fraction or index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
-
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
-        """What ``epoch`` trains.
-
-        Args:
-            statistics: of all N samples, the same on every rank.
-            epoch: which epoch.
-            previous: the plan of the epoch before, which some epochs keep.
-        """
-        if not self._hides_in(epoch):
-            return EpochPlan.everything(len(statistics))
-        if previous is not None and not self.chooses_in(epoch):
-            return previous
-        epoch = self._since_restart(epoch)
-        hidden = torch.zeros(len(statistics), dtype=torch.bool)
-        weights = torch.ones(len(statistics)) if self.unbiased else None
-        metrics: Counter[str] = Counter()
-        for part, rows in self._parts(statistics):
-            choice = self.choose(statistics if rows is None else statistics.subset(rows), replace(epoch, part=part))
-            where = slice(None) if rows is None else rows
-            hidden[where] = choice.hidden.cpu()
-            if weights is not None and choice.keep_probability is not None:
-                weights[where] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
-            metrics.update(choice.metrics)
-        plan = EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
-        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
-
-    def _parts(self, statistics: SampleStatistics) -> Iterator[tuple[int, Tensor | None]]:
-        """The parts of the data set that are chosen from, by number, each the indices of its samples (``None``: all)."""
-        if not self.protected and not self.needs_classes:
-            yield -1, None
-            return
-        free = np.ones(len(statistics), dtype=bool)
-        free[list(self.protected)] = False
-        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
-        if self.protected_classes:
-            free &= ~np.isin(classes, self.protected_classes)
-        rows = np.flatnonzero(free)
-        if self.balance is None:
-            yield -1, torch.from_numpy(rows)
-            return
-        by_class = rows[np.argsort(classes[rows], kind="stable")]
-        present, starts = np.unique(classes[by_class], return_index=True)
-        for label, part in zip(present.tolist(), np.split(by_class, starts[1:]), strict=True):
-            yield label + 1, torch.from_numpy(part)  # class -1 is unknown

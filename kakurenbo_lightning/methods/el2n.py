@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import checker, is_epoch_or_share, require, require_epochs, require_fraction
 from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, in_epochs, lowest
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.statistics import Column, SampleStatistics
 

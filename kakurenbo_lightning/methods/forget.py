@@ -13,9 +13,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import checker, is_epoch_or_share, require_epochs, require_fraction
 from kakurenbo_lightning.methods.choosing import exact_floor, in_epochs, lowest
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.statistics import Column, SampleStatistics
 
@@ -98,3 +99,8 @@ class Forget(Forgetting):
     def scoring_epochs(self, max_epochs: int | None) -> int:
         """``static_epochs``, in epochs."""
         return max(1, in_epochs(self.static_epochs, max_epochs))
+
+    def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
+        """Count until the restart."""
+        if epoch.index < self.scoring_epochs(epoch.max_epochs):
+            super().observe(statistics, rows, values, epoch)

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 import torch
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import require_fraction
 from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, mask_of, some_of
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.statistics import SampleStatistics
 

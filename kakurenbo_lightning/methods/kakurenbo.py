@@ -14,9 +14,10 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod, RefreshMode
+from kakurenbo_lightning.methods.base import Epoch, RefreshMode
 from kakurenbo_lightning.methods.checks import checker, is_count, is_number, require_fraction
 from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, lowest
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.statistics import SampleStatistics
 

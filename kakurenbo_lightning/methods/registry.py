@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from kakurenbo_lightning.methods.base import HideMethod
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.statistics import BYTES_PER_SAMPLE
 
 ENTRY_POINTS = "kakurenbo_lightning.methods"
 
-_METHODS: dict[str, type[HideMethod]] = {}
+_METHODS: dict[str, type[Method]] = {}
 _ASKED: set[str] = set()  # entry points that were loaded, or could not be
 M = TypeVar("M", bound=type)
 
@@ -47,12 +47,12 @@ def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a method's settings dataclass available by ``name``.
 
     Raises:
-        TypeError: the class does not derive from :class:`HideMethod`.
+        TypeError: the class does not derive from :class:`Method`.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
-        if not is_dataclass(cls) or not issubclass(cls, HideMethod):
+        if not is_dataclass(cls) or not issubclass(cls, Method):
             raise TypeError(
                 f"{cls.__qualname__} is no method; derive it from HideMethod and put @dataclass(frozen=True) below "
                 f"@register_method({name!r})"
@@ -79,7 +79,7 @@ def available_methods() -> dict[str, MethodInfo]:
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
-def get_method(name: str, **settings: Any) -> HideMethod:
+def get_method(name: str, **settings: Any) -> Method:
     """The method ``name`` with these settings.
 
     Raises:
@@ -98,7 +98,7 @@ def get_method(name: str, **settings: Any) -> HideMethod:
     return cls(**settings)
 
 
-def check_method(method: Any) -> HideMethod:
+def check_method(method: Any) -> Method:
     """``method`` when it is a method object.
 
     Raises:
@@ -106,14 +106,14 @@ def check_method(method: Any) -> HideMethod:
     """
     if isinstance(method, type):
         raise TypeError(f"method={method.__name__} is a class; pass {method.__name__}(...)")
-    if not isinstance(method, HideMethod):
+    if not isinstance(method, Method):
         raise TypeError(
             f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod"
         )
     return method
 
 
-def _describe(name: str, cls: type[HideMethod]) -> MethodInfo:
+def _describe(name: str, cls: type[Method]) -> MethodInfo:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
     card = Path(source).with_suffix(".md") if source else None
     state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns)

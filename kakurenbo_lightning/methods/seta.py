@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from kakurenbo_lightning.methods.base import Choice, Epoch, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import checker, is_count, is_number, require_fraction
 from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, some_of
+from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.statistics import SampleStatistics
 
