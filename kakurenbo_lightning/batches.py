@@ -53,6 +53,20 @@ def move(batch: Any, device: torch.device | str) -> Any:
     return _map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, [batch], None)
 
 
+def check_savable(batch: Any) -> None:
+    """Raise ``TypeError`` for a batch that a checkpoint could not hold and load with ``weights_only=True``."""
+
+    def check(leaf: Any) -> Any:
+        if not isinstance(leaf, (Tensor, str, bytes, int, float, bool, list, tuple, type(None))):
+            raise TypeError(
+                f"the batch holds a {type(leaf).__name__}: chosen samples wait for their step and are saved in checkpoints, so a batch may "
+                "hold tensors, strings, numbers, None, and dicts, lists and tuples of them; convert it in collate_fn"
+            )
+        return leaf
+
+    _map(check, [batch], None)
+
+
 def _is_column(value: Any, size: int | None) -> bool:
     """Whether ``value`` is a list or tuple of one plain value per sample."""
     if type(value) not in (list, tuple) or size is None or len(value) != size:

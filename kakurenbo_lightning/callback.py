@@ -122,6 +122,10 @@ class SampleSelection(pl.Callback):
                 "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
                 "SampleSelection that is among the Trainer's callbacks"
             )
+        if self.method.family == "backprop":
+            raise ConflictError(
+                f"selection.wrap(...) cannot skip steps, which {self.method.name} needs; leave out wrap, or use a hide method"
+            )
         return self.run.adopt(loader, public=True)
 
     # --- before training
@@ -168,6 +172,8 @@ class SampleSelection(pl.Callback):
                 "training_step(dataloader_iter) is not supported: the index of a sample comes from the batch number; use "
                 "training_step(batch, batch_idx)"
             )
+        if self.method.family == "backprop":
+            self._refuse_for_backprop(module)
         if self.method.weighs and not module.automatic_optimization:
             raise ConflictError(
                 f"automatic_optimization=False: the loss weights of {self.method.name} enter the loss that training_step returns; use "
@@ -178,6 +184,18 @@ class SampleSelection(pl.Callback):
                 f"automatic_optimization=False: {self.method.name} looks at hidden samples by running training_step, which would "
                 "step your optimizers; give the module (or the callback) sample_outputs(batch), which returns "
                 "{'sample_loss': ..., 'logits': ..., 'target': ...}"
+            )
+
+    def _refuse_for_backprop(self, module: pl.LightningModule) -> None:
+        if not module.automatic_optimization:
+            raise ConflictError(
+                f"automatic_optimization=False: {self.method.name} decides which batches make a step, so Lightning must make it; use "
+                "automatic optimization"
+            )
+        if self._trainer.accumulate_grad_batches != 1:
+            raise ConflictError(
+                f"Trainer(accumulate_grad_batches={self._trainer.accumulate_grad_batches}): {self.method.name} waits until chosen samples "
+                "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
             )
 
     def _swap(self, loaders: Any) -> Any:
@@ -217,12 +235,22 @@ class SampleSelection(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Know which step of the plan comes next, and show the hidden share in the progress bar."""
         self._watch.start()
-        self.run.begin_batch(batch_idx)
+        self.run.begin_batch(batch_idx, batch)
         if not self.run.announced:
             self.run.announced = True
             if not trainer.barebones:
                 share = self.plan.hidden_fraction
                 pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The clock of the backward pass."""
+        if self.run.driver is not None:
+            self.run.driver.phases.start("backward")
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock of the backward pass."""
+        if self.run.driver is not None:
+            self.run.driver.phases.stop("backward")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -120,11 +120,12 @@ class ScheduleAligner:
         accumulate: int,
         done: int = 0,
         resumed: dict[str, Any] | None = None,
+        skips: bool = False,
     ) -> None:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
         ``configs`` are Lightning's ``trainer.lr_scheduler_configs``; ``resumed`` is the :meth:`state_dict` of the aligner that did
-        what is behind.
+        what is behind; ``skips``: some batches make no step, and schedules go by the batches.
         """
         self.release()
         self._batches, self._accumulate = batches, accumulate
@@ -138,7 +139,7 @@ class ScheduleAligner:
             steps = scheduler_steps(batches, accumulate, config.frequency)
             full = scheduler_steps(full_batches, accumulate, config.frequency)
             before = scheduler_steps(self._paces["anchor_step"], accumulate, config.frequency, complete=False)
-            if steps != full or before:
+            if steps != full or before or skips:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
                 self._tracks.append(_Track(config, anchor, origin + full, steps - before, behind - before, owned=steps > full))
 

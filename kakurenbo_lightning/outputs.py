@@ -266,3 +266,12 @@ def _predictions(logits: Tensor, target: Tensor, source: str, reads: tuple[str, 
         "[B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one logit); or return "
         "confidence and correct, each [B]"
     )
+
+
+def scaled(outputs: Any, scale: float) -> Any:
+    """A training step's outputs with the loss times ``scale``."""
+    if scale == 1.0 or outputs is None:
+        return outputs
+    if isinstance(outputs, dict):
+        return {**outputs, "loss": outputs["loss"] * scale}
+    return outputs * scale

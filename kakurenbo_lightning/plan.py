@@ -134,6 +134,10 @@ class DealtEpoch:
             return None
         return self.weights[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
+    def step_total(self, number: int) -> int:
+        """Samples of step ``number`` on all ranks together, without padding."""
+        return self._begin(number + 1) - self._begin(number)
+
     def batch_length(self, number: int) -> int:
         """Samples of step ``number`` on this rank, padding included."""
         end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
@@ -152,7 +156,7 @@ class DealtEpoch:
 
     def loss_scale(self, number: int) -> float:
         """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
-        return len(self.step(number)) * self.world_size / (self._begin(number + 1) - self._begin(number))
+        return len(self.step(number)) * self.world_size / self.step_total(number)
 
     def samples_until(self, step: int) -> int:
         """Samples trained by all ranks together in the first ``step`` steps of the epoch; ``step >= first``."""

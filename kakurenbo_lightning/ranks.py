@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,15 +26,23 @@ def together(purpose: str, whereabouts: str) -> Iterator[None]:
         raise RuntimeError(f"{whereabouts} waited for the other ranks to {purpose}, and they did not come: {error}") from error
 
 
+def gather(mine: Any) -> list[Any]:
+    """An object of every rank, by rank. Collective when there is more than one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [mine]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
+
+
 def check_same_data(num_samples: int, fingerprint: str, whereabouts: str) -> None:
     """Compare the ranks' data sets by length and fingerprint.
 
     Raises:
         ConflictError: on every rank, when they differ.
     """
-    found: list[tuple[int, str] | None] = [None] * dist.get_world_size()
     with together("compare their data sets", whereabouts):
-        dist.all_gather_object(found, (num_samples, fingerprint))
+        found = gather((num_samples, fingerprint))
     if len(set(found)) > 1:
         raise ConflictError(
             f"the ranks hold different train data sets (lengths {[length for length, _ in found]}); give every rank the whole "

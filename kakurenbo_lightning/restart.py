@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils._pytree import tree_map
 
 from kakurenbo_lightning.loaders import ConflictError
-from kakurenbo_lightning.rng import gather_rng_states, rng_state, set_rng_state
+from kakurenbo_lightning.ranks import gather
+from kakurenbo_lightning.rng import rng_state, set_rng_state
 
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 
@@ -76,7 +77,7 @@ class Restart:
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "precision": trainer.precision_plugin.state_dict(),
                 "callbacks": {callback.state_key: callback.state_dict() for callback in self._others()},
-                "rng": gather_rng_states(rng_state()),
+                "rng": gather(rng_state()),
             }
         )
 

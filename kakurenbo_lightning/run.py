@@ -14,11 +14,14 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.backprop import BackpropDriver
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
+from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.outputs import SampleOutputs
+from kakurenbo_lightning.metrics import log_directly, planned
+from kakurenbo_lightning.outputs import SampleOutputs, scaled
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
 from kakurenbo_lightning.refresh import looking, refresh
@@ -72,6 +75,7 @@ class SelectionRun(Resumable):
         self._aligner = ScheduleAligner()
         self.outputs: SampleOutputs | None = None
         self.loader: DataLoader | None = None
+        self.driver: BackpropDriver | None = None
         self.statistics: SampleStatistics | None = None
         self.plan: EpochPlan | None = None
         self.epoch, self.step = -1, 0
@@ -114,6 +118,7 @@ class SelectionRun(Resumable):
             drop_last=loader.batch_sampler.drop_last,
             shuffle=shuffle,
             seed=self._seed,
+            extra=isinstance(self._method, BackpropMethod) and self._method.ends_short,
             on_set_epoch=self.begin_epoch,
         )
         self._full_batches = self.adapter.limited(len(sampler))
@@ -192,6 +197,8 @@ class SelectionRun(Resumable):
             self._same_data = True
         self.statistics.to(device)
         self.outputs.device = device
+        if isinstance(self._method, BackpropMethod) and self.driver is None:
+            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._seed)
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
@@ -244,22 +251,11 @@ class SelectionRun(Resumable):
         seconds = watch.take()
         self.totals.select_seconds += seconds
         self.totals.samples_hidden += len(self.plan.hidden)
-        self.metrics = {
-            "candidates": 0.0,
-            "moved_back": 0.0,
-            **self.plan.metrics,
-            "hidden_fraction": self.plan.hidden_fraction,
-            "lr_factor": self.plan.lr_factor,
-            "nonfinite": float(nonfinite),
-            "refresh_seconds": self._refresh_seconds,
-            "select_seconds": seconds,
-        }
+        self.metrics = planned(self.plan, nonfinite, self._trainer.optimizers)
+        self.metrics.update(refresh_seconds=self._refresh_seconds, select_seconds=seconds)
         if self.restart.epochs:
             self.totals.scoring_epochs = min(epoch + 1, self.restart.epochs)
             self.metrics["scoring_epochs"] = float(self.totals.scoring_epochs)
-        groups = self._trainer.optimizers[0].param_groups if self._trainer.optimizers else []
-        if groups and groups[0].get("lr") is not None:
-            self.metrics["lr"] = float(groups[0]["lr"]) * self.plan.lr_factor
         if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True
             rank_zero_warn(
@@ -283,17 +279,22 @@ class SelectionRun(Resumable):
         self.step = start
         self.factor.value = self.plan.lr_factor
         self._align_from = start
+        if self.driver is not None:
+            self.driver.begin_epoch(self._epoch(epoch), self._dealt, start, self.outputs)
 
-    def begin_batch(self, batch_idx: int) -> None:
-        """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin."""
+    def begin_batch(self, batch_idx: int, batch: Any) -> None:
+        """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin; look."""
         self.step, self._ending = batch_idx, False
         start, self._align_from = self._align_from, None
         if start is not None and self._schedules_follow_epochs():
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
             full = self._schedule_batches or self._full_batches
             accumulate, resumed = trainer.accumulate_grad_batches, self._paces
-            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, accumulate, start, resumed)
+            skips = self.driver is not None
+            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, accumulate, start, resumed, skips)
         self._paces = None
+        if self.driver is not None:
+            self.driver.look(batch, batch_idx)
 
     def _schedules_follow_epochs(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
@@ -309,18 +310,25 @@ class SelectionRun(Resumable):
         """Run the training step, record what was seen of its samples, and weigh its loss by the size of this rank's batch."""
         if self.passive:
             return step(*args)
-        trainer, size = self._trainer, self._dealt.batch_length(self.step)
+        trainer, driver = self._trainer, self.driver
+        if driver is not None and not driver.trains_batch:
+            return scaled(*driver.training_step(step, *args))
+        size = self._dealt.batch_length(self.step)
         weights = self._dealt.step_weights(self.step)
         outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer), weights)
         if values is not None:
             self.statistics.record(self._dealt.step(self.step), values, self.epoch)
+        if driver is not None:
+            driver.learn(values)
         if trainer.lightning_module.automatic_optimization:
-            outputs = _scaled(outputs, self._dealt.loss_scale(self.step))
+            outputs = scaled(outputs, self._dealt.loss_scale(self.step))
         return outputs
 
     def release(self) -> None:
         """Let go of the Trainer: optimizers, schedulers, training step, validation, loader."""
         self.factor.detach()
+        if self.driver is not None:
+            self.adapter.hold_step(False)
         self._aligner.release()
         self.adapter.unwrap_training_step()
         self.adapter.unwrap_validation()
@@ -329,7 +337,9 @@ class SelectionRun(Resumable):
     def end_batch(self, batch_idx: int) -> None:
         """Let the schedules catch up."""
         self.step = batch_idx + 1
-        self._ending = self.step == self.adapter.limited(self._dealt.steps)
+        self._ending = self.step == self.adapter.limited(len(self._sampler))
+        if self.driver is not None:
+            self.driver.phases.start("data")
         self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))
 
     def begin_validation(self) -> None:
@@ -342,18 +352,20 @@ class SelectionRun(Resumable):
         self._ending = False
         if not self._counted:
             dealt = self._dealt or self._sampler.deal(self.plan, self.epoch, self._done)
-            self.totals.samples_trained += dealt.samples_until(self.step)
             self._counted = True
+            if self.driver is None:
+                self.totals.samples_trained += dealt.samples_until(self.step)
+            else:
+                counts, phases = self.driver.end_epoch(self.epoch + 1 == self._trainer.max_epochs)
+                self.metrics.update(counts, **phases)
+                self.totals.add(counts, phases)
 
     def _close_epoch(self) -> None:
         """Lightning never ends an epoch when it resumes at its last batch: count it and log its metrics all the same."""
         if self._counted:
             return
         self.end_epoch(0.0)
-        # float32, as Lightning logs
-        values = {f"selection/{name}": float(torch.tensor(value, dtype=torch.float32)) for name, value in self.metrics.items()}
-        for logger in self._trainer.loggers:
-            logger.log_metrics({**values, "epoch": self.epoch}, step=self._trainer.global_step - 1)
+        log_directly(self._trainer, self.metrics, self.epoch)
 
     def merge(self) -> None:
         """Give every rank the statistics of all; collective."""
@@ -375,12 +387,3 @@ class SelectionRun(Resumable):
         finally:
             set_rng_state(self._training_rng)
             self._training_rng = None
-
-
-def _scaled(outputs: Any, scale: float) -> Any:
-    """A training step's outputs with the loss times ``scale``."""
-    if scale == 1.0 or outputs is None:
-        return outputs
-    if isinstance(outputs, dict):
-        return {**outputs, "loss": outputs["loss"] * scale}
-    return outputs * scale

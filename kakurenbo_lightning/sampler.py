@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -38,6 +39,7 @@ class SelectionSampler(DistributedSampler):
         drop_last: drop an incomplete last step, as in ``DataLoader``.
         shuffle: train in random order (else ascending index).
         seed: of the order; the same on every rank.
+        extra: one more batch, of a single sample, ends each epoch: the step in which a backprop method trains what is left.
         on_set_epoch: called with the epoch by :meth:`set_epoch`; how the callback plans in time.
     """
 
@@ -51,11 +53,13 @@ class SelectionSampler(DistributedSampler):
         drop_last: bool = False,
         shuffle: bool = True,
         seed: int = 0,
+        extra: bool = False,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0
+        self.extra = extra
         self._on_set_epoch = on_set_epoch
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
@@ -89,8 +93,9 @@ class SelectionSampler(DistributedSampler):
             self._on_set_epoch(epoch)
 
     def __len__(self) -> int:
-        return self.dealt.steps
+        return self.dealt.steps + self.extra
 
     def __iter__(self) -> Iterator[list[int]]:
         # A fresh iterator each time: DataLoader asks twice when it has workers.
-        return self.dealt.batches(self.start)
+        end = [self.dealt.indices[-1:].tolist()] if self.extra else []
+        return itertools.chain(self.dealt.batches(self.start), end)

@@ -12,8 +12,8 @@ from kakurenbo_lightning.learning_rate import positions
 from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.plan import EpochPlan, deal
-from kakurenbo_lightning.ranks import together
-from kakurenbo_lightning.rng import gather_rng_states, rng_state
+from kakurenbo_lightning.ranks import gather, together
+from kakurenbo_lightning.rng import rng_state
 from kakurenbo_lightning.totals import RunTotals
 
 STATE_VERSION = 1
@@ -70,12 +70,13 @@ class Resumable:
         if self.plan is None:
             return self._loaded or {}  # nothing has happened since it was loaded
         rng_of_training = self._training_rng or rng_state()
+        driven = None if self.driver is None else self.driver.state_dict()
         if collective:
             self.merge()
             with together("save a checkpoint", self.whereabouts()):
-                rng = gather_rng_states(rng_of_training)
+                rng, driven = gather(rng_of_training), gather(driven)
         else:
-            rng = [rng_of_training] if self._sampler.num_replicas == 1 else []
+            rng, driven = ([rng_of_training], [driven]) if self._sampler.num_replicas == 1 else ([], [driven])
         return {
             "version": STATE_VERSION,
             **self._identity(),
@@ -101,6 +102,7 @@ class Resumable:
             "totals": asdict(self.totals),
             "initial": self.restart.state_dict(),
             "rng": rng,
+            "driven": None if self.driver is None else driven,
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -145,6 +147,8 @@ class Resumable:
         self._seed = self._sampler.seed = state["seed"]
         self._sampler.shuffle = state["shuffle"]
         self.restart.load_state_dict(state["initial"])
+        if self.driver is not None:
+            self.driver.load_state_dict(state["driven"], self._sampler.rank, self._sampler.num_replicas)
         self._done, self._paces = tuple(state["done"]), dict(state["paces"])
         self._take_share(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -14,40 +15,63 @@ class RunTotals:
         samples_trained: samples that went through a training step.
         samples_hidden: samples left out, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
+        samples_looked: samples that a backprop method looked at before it chose.
+        samples_rejected: of these, the ones it did not train.
         scoring_epochs: epochs of a static method before it started again; their samples count as trained.
         train_seconds: training batches, their loading and what hooks do, without validation.
         refresh_seconds: the forward-only passes.
         select_seconds: merging statistics, planning and dealing.
+        look_seconds: of ``train_seconds``, selecting forward passes and choices.
+        forward_seconds: of them, the forward passes of training steps (measured for backprop methods).
+        backward_seconds: of them, the backward passes (likewise).
+        data_seconds: of them, waiting for the next batch (likewise).
     """
 
     samples_trained: int = 0
     samples_hidden: int = 0
     samples_refreshed: int = 0
+    samples_looked: int = 0
+    samples_rejected: int = 0
     scoring_epochs: int = 0
     train_seconds: float = 0.0
     refresh_seconds: float = 0.0
     select_seconds: float = 0.0
+    look_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+    def add(self, counts: Mapping[str, float], phases: Mapping[str, float]) -> None:
+        """Add an epoch of a backprop method: its counts, and seconds of its phases."""
+        self.samples_trained += int(counts["trained"])
+        self.samples_looked += int(counts["looked"])
+        self.samples_rejected += int(counts["rejected"])
+        for name, seconds in phases.items():
+            setattr(self, name, getattr(self, name) + seconds)
 
     @property
     def saved_seconds(self) -> float:
-        """Estimated: the hidden samples at the measured cost of a trained one, less refreshing and selecting."""
+        """Estimated: what hidden and rejected samples would have cost to train, less refreshing, looking and selecting."""
         if not self.samples_trained:
             return 0.0
-        cost = self.train_seconds / self.samples_trained
-        return cost * self.samples_hidden - self.refresh_seconds - self.select_seconds
+        cost = (self.train_seconds - self.look_seconds - self.data_seconds) / self.samples_trained
+        loading = self.data_seconds / max(self.samples_trained, self.samples_looked)
+        left_out = cost * (self.samples_hidden + self.samples_rejected) + loading * self.samples_hidden
+        return left_out - self.refresh_seconds - self.select_seconds - self.look_seconds
 
     def summary(self) -> str:
         """One line for the end of a run."""
-        looked_at = max(1, self.samples_trained + self.samples_hidden)
+        known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
         spent = self.train_seconds + self.refresh_seconds + self.select_seconds
         scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
-        if not self.samples_hidden:
-            return f"trained {self.samples_trained:,} samples{scored} and hid none"
-        return (
-            f"trained {self.samples_trained:,} samples{scored}, hid {self.samples_hidden:,} ({self.samples_hidden / looked_at:.1%}), "
-            f"refreshed {self.samples_refreshed:,}; estimated saving {self.saved_seconds:.1f} s "
-            f"of {spent + self.saved_seconds:.1f} s"
-        )
+        done = f"trained {self.samples_trained:,} samples{scored}"
+        if self.samples_looked:
+            done += f", looked at {self.samples_looked:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
+        if self.samples_hidden:
+            done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
+        if not self.samples_hidden and not self.samples_rejected:
+            return f"{done} and hid none"
+        return f"{done}; estimated saving {self.saved_seconds:.1f} s of {spent + self.saved_seconds:.1f} s"
 
 
 class Stopwatch:

@@ -30,6 +30,7 @@ _PRIVATE = (
     "fit_loop.epoch_loop.reset_restart_stage",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_accumulate",
+    "fit_loop._skip_backward",
     "fit_loop.epoch_loop.val_loop.run",
     "fit_loop.epoch_loop.val_loop.increment_progress_to_evaluation_end",
     "strategy.training_step",
@@ -87,6 +88,15 @@ class TrainerAdapter:
     def unwrap_training_step(self) -> None:
         """Undo :meth:`wrap_training_step`."""
         vars(self._trainer.strategy).pop("training_step", None)
+
+    def hold_step(self, hold: bool) -> None:
+        """``True``: the current batch makes no backward pass and no step, as if gradients were accumulated; ``False``: it does."""
+        fit_loop = self._trainer.fit_loop
+        fit_loop._skip_backward = hold
+        if hold:
+            fit_loop.epoch_loop._should_accumulate = lambda: True
+        else:
+            vars(fit_loop.epoch_loop).pop("_should_accumulate", None)
 
     # --- validation
 

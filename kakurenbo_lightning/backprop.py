@@ -1,0 +1,317 @@
+"""Drives a backprop method: look at every loaded batch, choose, and train on what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from kakurenbo_lightning.batches import check_savable
+from kakurenbo_lightning.methods.backprop import BackpropMethod
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.outputs import SampleOutputs, Values
+from kakurenbo_lightning.phases import Phases
+from kakurenbo_lightning.plan import DealtEpoch
+from kakurenbo_lightning.pool import Pool, Samples
+from kakurenbo_lightning.refresh import call_training_step, looking
+from kakurenbo_lightning.seeding import stream_generator
+from kakurenbo_lightning.statistics import SampleStatistics
+from kakurenbo_lightning.trainer_adapter import TrainerAdapter
+
+PHASES = ("look", "forward", "backward", "data")
+SMALLEST = 2  # samples per rank of a short batch: BatchNorm refuses one
+
+
+@dataclass
+class Counts:
+    """Samples of one epoch, over all ranks. ``looked + carried == chosen_trained + rejected + pooled``.
+
+    Attributes:
+        looked: were looked at.
+        carried: waited in the pool since the epoch before.
+        trained: went through a training step, those that were not looked at too.
+        chosen_trained: of these, the ones that were chosen.
+        rejected: were looked at and are not trained.
+        pooled: wait.
+        unknown: could not be scored.
+        steps: optimizer steps.
+    """
+
+    looked: int = 0
+    carried: int = 0
+    trained: int = 0
+    chosen_trained: int = 0
+    rejected: int = 0
+    pooled: int = 0
+    unknown: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Now:
+    """What the current training step trains.
+
+    Attributes:
+        samples: the chosen ones; ``None`` to skip the step.
+        scale: factor on this rank's mean loss.
+    """
+
+    samples: Samples | None
+    scale: float = 1.0
+
+
+class BackpropDriver:
+    """Looks, chooses and trains; what the pool and the method remember lives here.
+
+    Args:
+        trainer: the Trainer.
+        adapter: of it.
+        method: the selection method.
+        statistics: where they are kept.
+        seed: of the choices.
+
+    Attributes:
+        memory: of the method.
+        counts: of the epoch.
+        phases: seconds of looking, forward, backward and data.
+    """
+
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        adapter: TrainerAdapter,
+        method: BackpropMethod,
+        statistics: SampleStatistics,
+        seed: int,
+    ) -> None:
+        self._trainer, self._adapter, self._method = trainer, adapter, method
+        self._statistics, self._seed = statistics, seed
+        self.memory = method.memory()
+        self.counts = Counts()
+        self.phases = Phases(statistics.device)
+        self._pool = Pool("cpu" if method.pool_on_cpu else statistics.device)
+        self._candidates: list[tuple[Samples, Values]] = []
+        self._undecided = 0  # samples of all ranks that are candidates
+        self._now: Now | None = None
+        self._warned: set[str] = set()
+        self._checked = False
+
+    def begin_epoch(self, epoch: Epoch, dealt: DealtEpoch, start: int, outputs: SampleOutputs) -> None:
+        """An epoch begins, at step ``start``.
+
+        Args:
+            epoch: which epoch.
+            dealt: its batches, on the device.
+            start: the first step.
+            outputs: where per-sample values come from.
+        """
+        self._epoch, self._dealt, self._outputs = epoch, dealt, outputs
+        if start == 0:
+            waiting = self.counts.pooled
+            self.counts = Counts(carried=waiting, pooled=waiting)
+
+    # --- a batch
+
+    def look(self, batch: Any, number: int) -> None:
+        """Decide what the step of loaded batch ``number`` trains; the one after the last is there to train what is left."""
+        self.phases.stop("data")
+        self._now = None
+        extra = number >= self._dealt.steps
+        if not extra and not self._method.looks(self._epoch, number, self._dealt.steps, self.memory):
+            size = self._dealt.step_total(number)
+            self.counts.trained += size
+            self.counts.steps += 1
+            self._adapter.hold_step(False)
+            return
+        unknown = 0
+        with self.phases.during("look"):
+            if not extra:
+                self._see(batch, number)
+            if self._candidates and (extra or len(self._candidates) >= self._method.batches_per_choice):
+                unknown = self._choose(number)
+        self._decide(unknown, extra)
+
+    def _see(self, batch: Any, number: int) -> None:
+        indices, size = self._dealt.step(number), self._dealt.batch_length(number)
+        step = partial(call_training_step, self._trainer.lightning_module, batch, number)
+        with looking(self._trainer):
+            values = self._outputs.look(step, batch, size)
+        self._statistics.record(indices, values, self._epoch.index)
+        if not self._checked:
+            self._checked = True
+            check_savable(batch)
+        self._candidates.append((Samples(batch, indices), values))
+        self.counts.looked += self._dealt.step_total(number)
+        self._undecided += self._dealt.step_total(number)
+
+    def _choose(self, number: int) -> int:
+        """Choose among the candidates; how many of this rank's could not be scored."""
+        samples = Samples.join([candidate for candidate, _ in self._candidates])
+        values = {name: torch.cat([seen[name] for _, seen in self._candidates]) for name in self._candidates[0][1]}
+        self._candidates, self._undecided = [], 0
+        self._method.learn(self.memory, values, self._mean)
+        generator = stream_generator(self._seed, self._epoch.index, f"select:{number}:{self._dealt.rank}")
+        picked = self._method.select(values, samples.indices, self.memory, generator)
+        none = torch.zeros_like(picked.count)
+        told = [
+            picked.count,
+            none if picked.whole is None else picked.whole.long(),
+            none if picked.unknown is None else picked.unknown,
+        ]
+        count, whole, unknown = torch.stack(told).tolist()  # the one wait for the device
+        if whole:
+            self._warn("whole", f"{self._method.name}: every probability of a batch was 0 (equal losses); it is trained whole")
+        rows = picked.rows[:count]
+        self._pool.put(samples.take(rows, None if picked.weights is None else picked.weights[:count]))
+        return unknown
+
+    def _decide(self, unknown: int, extra: bool) -> None:
+        """Train or wait: the same on every rank.
+
+        A step is made when every rank has a full batch (short ones, at the epoch's end: when every rank has :data:`SMALLEST` samples).
+        What a rank has chosen beyond one full batch that waits is rejected, the newest first.
+        """
+        full = self._dealt.batch_size
+        waiting, not_scored = self._gather(len(self._pool), unknown)
+        least = (SMALLEST if extra else full) if self._method.pooled else 1
+        ready = min(waiting) >= least
+        take = [(count if extra or not self._method.pooled else full) if ready else 0 for count in waiting]
+        mine = take[self._dealt.rank]
+        self._now = Now(None)
+        if ready:
+            total = sum(take)
+            self._now = Now(self._pool.take(mine, self._statistics.device), mine * len(take) / total)
+            self.counts.trained += total
+            self.counts.chosen_trained += total
+            self.counts.steps += 1
+        left = [count - taken for count, taken in zip(waiting, take, strict=True)]
+        if len(left) > 1:
+            self._pool.drop(full)
+            left = [min(count, full) for count in left]
+        self.counts.unknown += sum(not_scored)
+        self.counts.pooled = sum(left) + self._undecided
+        self.counts.rejected = self.counts.looked + self.counts.carried - self.counts.chosen_trained - self.counts.pooled
+        self._adapter.hold_step(not ready)
+
+    def _gather(self, *mine: int) -> list[list[int]]:
+        """For each number those of all ranks; collective."""
+        if self._dealt.world_size == 1:
+            return [[number] for number in mine]
+        told = torch.tensor(mine, device=self._statistics.device)
+        everyone = [torch.empty_like(told) for _ in range(self._dealt.world_size)]
+        dist.all_gather(everyone, told)
+        return torch.stack(everyone, dim=1).tolist()
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """Mean over the ranks; collective."""
+        if self._dealt.world_size > 1:
+            dist.all_reduce(value)
+            value = value / self._dealt.world_size
+        return value
+
+    def _warn(self, what: str, text: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            rank_zero_warn(text)
+
+    def end_epoch(self, last: bool) -> tuple[dict[str, float], dict[str, float]]:
+        """Counts to log and seconds of the phases; ``last``: what waits now is never trained."""
+        if last:
+            self.counts.rejected += self.counts.pooled
+            self.counts.pooled = 0
+        seconds = self.phases.take()
+        return {name: float(value) for name, value in asdict(self.counts).items()}, {
+            f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES
+        }
+
+    # --- the step
+
+    @property
+    def trains_batch(self) -> bool:
+        """Whether the step trains the loaded batch as it is."""
+        return self._now is None
+
+    def learn(self, values: Values | None) -> None:
+        """An ordinary step has seen these."""
+        if values is not None:
+            self._method.learn(self.memory, values, self._mean)
+
+    def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+        """Train what was chosen in place of the loaded batch, or nothing; the outputs and the factor on their loss."""
+        assert self._now is not None
+        samples, scale = self._now.samples, self._now.scale
+        if samples is None:
+            return torch.zeros((), device=self._statistics.device), 1.0
+        run = partial(step, samples.batch, *args[1:])
+        with self.phases.during("forward"):
+            outputs, values = self._outputs.observe(
+                run, samples.batch, len(samples), partial(looking, self._trainer), samples.weights
+            )
+        if values is not None and not self._method.repeats:
+            self._statistics.record(samples.indices, values, self._epoch.index)
+        return outputs, scale
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of this rank; loads with ``weights_only=True``."""
+        return {
+            "memory": {name: _on_cpu(value) for name, value in self.memory.items()},
+            "pool": self._pool.state_dict(),
+            "candidates": [
+                {"samples": samples.state_dict(), "values": {name: _on_cpu(value) for name, value in values.items()}}
+                for samples, values in self._candidates
+            ],
+            "undecided": self._undecided,
+            "held": self._now is not None and self._now.samples is None,
+            "counts": asdict(self.counts),
+        }
+
+    def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Take over :meth:`state_dict` of every rank; those of another number of ranks are dealt anew.
+
+        Args:
+            states: by rank.
+            rank: this one.
+            world_size: of this run.
+        """
+        device, own = self._statistics.device, states[rank % len(states)]
+        self.memory = dict(own["memory"])
+        self.counts = Counts(**own["counts"])
+        self._undecided = own["undecided"]
+        same = len(states) == world_size
+        self._pool.load_state_dict(own["pool"] if same else dealt_anew([state["pool"] for state in states], rank, world_size))
+        self._candidates = []
+        for number in range(len(own["candidates"])):
+            there = [own] if same else states
+            parts = [[state["candidates"][number]["samples"]] for state in there]
+            values = [state["candidates"][number]["values"] for state in there]
+            joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
+            samples = Samples.join([Samples.of(part) for [part] in parts]).to(device)
+            rows = torch.arange(len(samples)) if same else torch.arange(rank, len(samples), world_size)
+            self._candidates.append(
+                (samples.take(rows.to(device)), {name: value[rows].to(device) for name, value in joined.items()})
+            )
+        self._now = Now(None) if own["held"] else None
+        self._adapter.hold_step(own["held"])
+
+
+def dealt_anew(pools: list[list[dict[str, Any]]], rank: int, world_size: int) -> list[dict[str, Any]]:
+    """What rank ``rank`` of ``world_size`` gets of the samples that waited on other ranks."""
+    parts = [Samples.of(part) for pool in pools for part in pool]
+    if not parts:
+        return []
+    joined = Samples.join(parts)
+    rows = torch.arange(rank, len(joined), world_size)
+    return [joined.take(rows).state_dict()] if len(rows) else []
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -1,0 +1,96 @@
+"""RHO-Loss: train on the samples whose loss can still be reduced.
+
+Sören Mindermann, Jan Brauner, Muhammed Razzak, Mrinank Sharma, Andreas Kirsch, Winnie Xu, Benedikt Höltgen, Aidan N. Gomez, Adrien
+Morisot, Sebastian Farquhar, Yarin Gal: "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt", ICML 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked
+from kakurenbo_lightning.methods.checks import checker, is_number
+from kakurenbo_lightning.methods.choosing import exact_floor
+from kakurenbo_lightning.methods.registry import register_method
+
+
+@register_method("rho_loss")
+@dataclass(frozen=True)
+class RhoLoss(BackpropMethod):
+    """RHO-Loss (Mindermann et al., ICML 2022).
+
+    Of each batch of B the ``floor(fraction * B)`` samples of highest ``loss - irreducible loss`` are trained at once; at least one is. A
+    sample whose irreducible loss is missing (NaN) is never chosen, and counted.
+
+    Args:
+        fraction: share of a batch that is trained, in (0, 1].
+        irreducible: file with ``{"irreducible": float32[N], "fingerprint": str}``, the loss of each sample by a model that was trained on
+            other data; ``python -m recipes.irreducible`` makes one.
+
+    Raises:
+        ValueError: a setting out of range, or a file of another data set.
+    """
+
+    fraction: float = 0.1
+    irreducible: str = "irreducible.pt"
+
+    summary: ClassVar[str] = "trains the samples of each batch whose loss is highest above their irreducible loss"
+    paper: ClassVar[str] = "Mindermann et al., ICML 2022"
+    reads: ClassVar[tuple[str, ...]] = ("loss",)
+    pooled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = checker(self)
+        check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", "a number in (0, 1]", "For example: 0.1.")
+        check(isinstance(self.irreducible, (str, Path)), "irreducible", "the path of a file", "For example: 'irreducible.pt'.")
+        object.__setattr__(self, "irreducible", str(self.irreducible))
+
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+        """The table has a row for each sample."""
+        check = checker(self)
+        make = "Make it with `python -m recipes.irreducible --help`."
+        check(Path(self.irreducible).is_file(), "irreducible", "a file that is there", make)
+        check(
+            isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), Tensor),
+            "irreducible",
+            "a file with {'irreducible': float32[N], 'fingerprint': str}",
+            make,
+        )
+        rows = len(self._file["irreducible"])
+        check(rows == num_samples, "irreducible", f"of a data set of {num_samples} samples, this file has {rows}", make)
+
+    def check_data(self, fingerprint: str) -> None:
+        """The table is of this data set."""
+        saved = self._file.get("fingerprint")
+        checker(self)(
+            saved in (None, fingerprint),
+            "irreducible",
+            "made from this training data (the fingerprint of a few samples differs)",
+            "Make it anew with `python -m recipes.irreducible`, for the data as this run loads it.",
+        )
+
+    @cached_property
+    def _file(self) -> Any:
+        return torch.load(self.irreducible, map_location="cpu", weights_only=True)
+
+    @cached_property
+    def _table(self) -> dict[torch.device, Tensor]:
+        return {torch.device("cpu"): self._file["irreducible"].float()}
+
+    def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
+        """The highest reducible losses; ties: those that come first."""
+        losses = values["loss"].float().nan_to_num(nan=float("inf"))
+        table = self._table.setdefault(losses.device, self._table[torch.device("cpu")].to(losses.device))
+        irreducible = table[indices]
+        known = irreducible.isfinite()
+        score = torch.where(known, losses - irreducible, -float("inf"))
+        count = max(1, exact_floor(self.fraction, len(losses)))
+        return Picked(score.argsort(descending=True, stable=True), known.sum().clamp(max=count), unknown=(~known).sum())

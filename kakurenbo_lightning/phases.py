@@ -1,0 +1,65 @@
+"""Where the seconds of an epoch go."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+
+class Phases:
+    """Seconds of named phases, on the CPU by the clock, on a GPU by events on its stream: nothing waits for the device before
+    :meth:`take`.
+
+    Args:
+        device: that does the work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._begun: dict[str, float | torch.cuda.Event] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, phase: str) -> None:
+        """The phase begins."""
+        self._begun[phase] = self._now()
+
+    def stop(self, phase: str) -> None:
+        """The phase ends, if it had begun."""
+        begun = self._begun.pop(phase, None)
+        if begun is None:
+            return
+        if self._cuda:
+            self._events.append((phase, begun, self._now()))
+        else:
+            self._seconds[phase] += self._now() - begun
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """The phase is what happens inside."""
+        self.start(phase)
+        try:
+            yield
+        finally:
+            self.stop(phase)
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last time; waits for the device."""
+        if self._events:
+            torch.cuda.synchronize()
+            for phase, begun, ended in self._events:
+                self._seconds[phase] += begun.elapsed_time(ended) / 1000
+        seconds = dict(self._seconds)
+        self._events, self._seconds = [], defaultdict(float)
+        return seconds
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
