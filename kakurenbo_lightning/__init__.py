@@ -7,13 +7,14 @@ from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.sampler import SelectionSampler
 from kakurenbo_lightning.seeded_dataset import SeededDataset
 from kakurenbo_lightning.state import MismatchError
-from kakurenbo_lightning.statistics import SampleStatistics
+from kakurenbo_lightning.statistics import Column, SampleStatistics
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AtomicCheckpointIO",
     "Choice",
+    "Column",
     "DamagedCheckpointError",
     "Epoch",
     "EpochPlan",

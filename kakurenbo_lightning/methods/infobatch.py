@@ -26,6 +26,7 @@ class InfoBatch(HideMethod):
 
     Args:
         prune_ratio: r, the probability with which a sample of below-average loss is pruned, in [0, 1).
+        start_epoch: the first epoch that may prune, >= 0; nothing is measured before epoch 1.
         end_fraction: 1 - delta of the paper: the last epochs train on everything, in [0, 1).
         unbiased: those that are left carry the weight 1 / (1 - r).
 
@@ -35,6 +36,7 @@ class InfoBatch(HideMethod):
 
     prune_ratio: float = 0.5
     _: KW_ONLY
+    start_epoch: int = 1
     end_fraction: float = 0.125
     unbiased: bool = True
 

@@ -7,7 +7,7 @@ Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
 
@@ -83,6 +83,7 @@ class Kakurenbo(HideMethod):
             schedule's factor even when less is hidden (``"max"``, the published code).
         refresh_mode: mode of the pass over the hidden samples: ``"eval"``, or ``"train"`` as in the published code, which
             changes BatchNorm's running statistics.
+        start_epoch: the first epoch that may hide, >= 0; nothing is measured before epoch 1.
 
     Raises:
         ValueError: a setting out of range.
@@ -96,6 +97,8 @@ class Kakurenbo(HideMethod):
     warmup_epochs: int = 0
     lr_fraction: Literal["hidden", "max"] = "hidden"
     refresh_mode: RefreshMode = "eval"
+    _: KW_ONLY
+    start_epoch: int = 1
 
     summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a forward-only pass"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"

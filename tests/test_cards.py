@@ -1,0 +1,130 @@
+"""The method cards: one outline, and settings tables that say what the code says."""
+
+import ast
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import kakurenbo_lightning.methods
+from kakurenbo_lightning import HideMethod, available_methods, get_method
+
+FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
+LIST = FOLDER / "README.md"
+OUTLINE = [
+    "What it does",
+    "Formula",
+    "Settings",
+    "Cost per epoch",
+    "When it helps, and when not",
+    "Differences from the authors' code",
+    "Measured",
+]
+CARDS = sorted(path for path in FOLDER.glob("*.md") if path.name not in ("README.md", "ADDING.md"))
+# what other packages in this environment register is not ours to describe
+METHODS = {
+    name: info
+    for name, info in available_methods().items()
+    if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")
+}
+
+
+def sections(path):
+    """Heading -> text of the ``##`` sections of a file, in order; ``""`` is what stands before the first one."""
+    parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def table(text):
+    """The first table of a text: its head, and its rows, each a list of cells."""
+    lines = re.search(r"(?:^\|.*\|$\n?)+", text + "\n", flags=re.MULTILINE)
+    if lines is None:
+        return [], []
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines.group().strip().splitlines()]
+    return rows[0], rows[2:]
+
+
+def settings(text):
+    """Setting -> default of a settings table."""
+    head, rows = table(text)
+    assert not head or head == ["setting", "default", "allowed", "meaning"]
+    assert all(len(row) == 4 and all(row) for row in rows), "a cell is empty"
+    return {name.strip("`"): ast.literal_eval(default.strip("`")) for name, default, _, _ in rows}
+
+
+def defaults(cls, common):
+    """Setting -> default of those that ``cls`` takes from HideMethod as they are (``common``), or of the others."""
+    changed = {name for base in cls.__mro__[: cls.__mro__.index(HideMethod)] for name in inspect.get_annotations(base)}
+    return {field.name: field.default for field in fields(cls) if (field.name not in changed) is common}
+
+
+def as_written(values):
+    """The values as text: ``True == 1`` and ``0 == 0.0``, so comparing values would miss a wrong kind."""
+    return {name: repr(value) for name, value in values.items()}
+
+
+def links(path):
+    """Relative link targets of a file, without code blocks."""
+    text = re.sub(r"^(`{3,}).*?^\1$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+
+
+def test_every_method_has_a_card_and_every_card_a_method():
+    assert sorted(str(info.card) for info in METHODS.values()) == [str(card) for card in CARDS]
+    assert {name: info.card.stem for name, info in METHODS.items()} == {name: name for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_keeps_to_the_outline(name):
+    found = sections(METHODS[name].card)
+    assert list(found) == ["", *OUTLINE]
+    assert found[""].splitlines()[0] == f"# {name}"
+    assert all(found[heading].strip() for heading in OUTLINE[:-1]), "a section is empty"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_settings_table_names_exactly_the_methods_own_settings(name):
+    text = sections(METHODS[name].card)["Settings"]
+    own = defaults(type(get_method(name)), common=False)
+    assert as_written(settings(text)) == as_written(own)
+    assert "(README.md#common-settings)" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_states_the_true_memory_per_sample(name):
+    head, rows = table(sections(METHODS[name].card)["Cost per epoch"])
+    assert head == ["forwards with backward", "forwards only", "bytes per sample"]
+    assert [row[-1] for row in rows] == [str(METHODS[name].bytes_per_sample)]
+
+
+def test_the_common_settings_are_described_once_with_true_defaults():
+    described = settings(sections(LIST)["Common settings"])
+    assert as_written(described) == as_written({field.name: field.default for field in fields(HideMethod)})
+    for name, info in METHODS.items():
+        common = defaults(type(get_method(name)), common=True)
+        assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
+
+
+def test_the_list_tells_of_every_method_what_it_is():
+    head, rows = table(sections(LIST)[""])
+    assert head == ["method", "an epoch hides", "chosen", "forward-only pass", "weights", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`]({name}.md)" for name in METHODS]
+    for (name, info), (_, _, chosen, looks, weights, memory) in zip(METHODS.items(), rows, strict=True):
+        method = get_method(name)
+        assert memory == str(info.bytes_per_sample)
+        assert (looks == "yes") is (method.refresh_mode is not None)
+        assert (weights != "no") is method.knows_keep_probability
+        assert (weights == "by default") is method.unbiased
+        assert (chosen == "once, then restart") is (method.scoring_epochs(200) > 0)
+
+
+@pytest.mark.parametrize("path", [*CARDS, LIST], ids=lambda path: path.stem)
+def test_links_lead_to_files_and_headings(path):
+    for link in links(path):
+        target, _, heading = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.is_file(), link
+        anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in sections(file)]
+        assert not heading or heading in anchors, link

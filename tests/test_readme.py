@@ -1,0 +1,50 @@
+"""README.md: its code runs, and its list of methods is complete."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import lightning as L
+from helpers import Net, loader
+
+from kakurenbo_lightning import HideMethod, available_methods, get_method
+from kakurenbo_lightning.methods import registry
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text()
+METHODS = [name for name in available_methods() if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")]
+
+
+class Data(L.LightningDataModule):
+    def train_dataloader(self):
+        return loader(32)
+
+
+def test_the_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"L": L, "model": Net(), "datamodule": Data()}
+    try:
+        for block in re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL):
+            exec(compile(block, "README.md", "exec"), names)
+        names["trainer"].fit_loop.max_epochs = 4  # the last trainer is that of the reader's own method
+        names["trainer"].fit(Net(), Data())
+    finally:
+        registry._METHODS.pop("half", None)  # other tests go through all methods there are
+    assert 0 < names["trainer"].callbacks[0].plan.hidden_fraction <= 0.5
+
+
+def test_the_table_links_every_method_and_names_its_settings():
+    rows = dict(
+        re.findall(r"^\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\1\.md\) \|[^|]*\| (.*) \|$", README, flags=re.MULTILINE)
+    )
+    assert sorted(rows) == METHODS
+    common = {field.name for field in fields(HideMethod)}
+    for name, cell in rows.items():
+        own = [field.name for field in fields(get_method(name)) if field.name not in common]
+        assert re.findall(r"`(\w+)`", cell) == own, name
+
+
+def test_links_lead_to_files():
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
