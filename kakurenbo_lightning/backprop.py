@@ -113,6 +113,7 @@ class BackpropDriver:
             outputs: where per-sample values come from.
         """
         self._epoch, self._dealt, self._outputs = epoch, dealt, outputs
+        self.phases.start("data")
         if start == 0:
             waiting = self.counts.pooled
             self.counts = Counts(carried=waiting, pooled=waiting)

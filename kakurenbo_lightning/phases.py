@@ -48,13 +48,14 @@ class Phases:
             self.stop(phase)
 
     def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last time; waits for the device."""
+        """Seconds of each phase since the last time, without those that have not ended; waits for the device."""
         if self._events:
             torch.cuda.synchronize()
             for phase, begun, ended in self._events:
                 self._seconds[phase] += begun.elapsed_time(ended) / 1000
         seconds = dict(self._seconds)
         self._events, self._seconds = [], defaultdict(float)
+        self._begun.clear()
         return seconds
 
     def _now(self) -> float | torch.cuda.Event:

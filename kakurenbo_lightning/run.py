@@ -315,7 +315,8 @@ class SelectionRun(Resumable):
             return scaled(*driver.training_step(step, *args))
         size = self._dealt.batch_length(self.step)
         weights = self._dealt.step_weights(self.step)
-        outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer), weights)
+        with contextlib.nullcontext() if driver is None else driver.phases.during("forward"):
+            outputs, values = self.outputs.observe(partial(step, *args), args[0], size, partial(looking, trainer), weights)
         if values is not None:
             self.statistics.record(self._dealt.step(self.step), values, self.epoch)
         if driver is not None:

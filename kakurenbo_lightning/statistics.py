@@ -109,12 +109,13 @@ class SampleStatistics:
         self.extra = {name: column.to(device) for name, column in self.extra.items()}
         return self
 
-    def subset(self, rows: Tensor) -> SampleStatistics:
-        """A copy of the rows ``rows`` (``int64[n]``)."""
+    def subset(self, rows: Tensor | slice) -> SampleStatistics:
+        """The rows ``rows``: a copy of those of a tensor (``int64[n]``), a view of a slice. For reading."""
+        if isinstance(rows, Tensor):
+            rows = rows.to(self.device)
         part = SampleStatistics(0, self.device)
-        rows = rows.to(self.device)
         part.loss, part.confidence, part.correct = self.loss[rows], self.confidence[rows], self.correct[rows]
-        part._epoch_seen, part._touched = self.epoch_seen[rows], self._touched[rows]
+        part._epoch_seen = self.epoch_seen[rows]
         part.extra = {name: column[rows] for name, column in self.extra.items()}
         return part
 

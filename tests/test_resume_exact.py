@@ -7,13 +7,14 @@ import pytest
 import torch
 from helpers import Net, Points, trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from method_tester import assert_exercised, short_run
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection, available_methods
 
 EPOCHS, SAMPLES = 5, 61
-SETTINGS = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.5}, "random": {"max_fraction": 0.4}}
+STEPS = 8  # of an epoch on everything, in batches of 8
 
 
 def one_cycle(optimizer, module):
@@ -34,12 +35,13 @@ class RestlessNet(Net):
 
 
 class Record(Callback):
-    """Batches, learning rates and logged selection metrics, by epoch."""
+    """Batches, learning rates, plans and logged selection metrics, by epoch; comes after the selection."""
 
     def __init__(self):
-        self.batches, self.rates, self.logged = {}, {}, {}
+        self.batches, self.rates, self.plans, self.logged = {}, {}, {}, {}
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.plans[trainer.current_epoch] = trainer.callbacks[0].plan
         self.batches.setdefault(trainer.current_epoch, {})[batch_idx] = batch[2].tolist()
         self.rates.setdefault(trainer.current_epoch, {})[batch_idx] = trainer.optimizers[0].param_groups[0]["lr"]
 
@@ -55,7 +57,7 @@ def run(method, *callbacks, ckpt_path=None, seed=0, workers=0, **settings):
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    selection, record, module = SampleSelection(method, **SETTINGS.get(method, {})), Record(), RestlessNet(schedule=one_cycle)
+    selection, record, module = SampleSelection(short_run(method)), Record(), RestlessNet(schedule=one_cycle)
     made = trainer(selection, record, *callbacks, max_epochs=EPOCHS, enable_checkpointing=bool(callbacks), **settings)
     train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     made.fit(module, train, DataLoader(Points(20), 10), ckpt_path=ckpt_path)
@@ -91,20 +93,40 @@ def every(folder, moment):
     )
 
 
+def position(path):
+    """Epoch and step of a checkpoint."""
+    state = torch.load(path, weights_only=True)
+    return state["callbacks"]["SampleSelection"]["epoch"], state["global_step"]
+
+
+def some_of(paths, restart):
+    """Checkpoints in the beginning, middle and end of epochs, and of a static method before, at and after its restart."""
+    chosen = {*paths[3::5], paths[7], paths[-1]}
+    return sorted(chosen | {paths[step - 1] for step in (restart - 1, restart, restart + 1) if restart}, key=paths.index)
+
+
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("moment", ["every step", "validation end", "train epoch end"])
 def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
     made, selection, record, module = run(method, every(tmp_path, moment))
     expected = final_state(made, selection, module)
     paths = sorted(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1]))[:-1]
-    chosen = [*paths[3::5], paths[7], paths[-1]] if moment == "every step" else paths
+    restart = short_run(method).scoring_epochs(EPOCHS)
+    chosen = some_of(paths, restart * STEPS) if moment == "every step" else paths
     assert len(chosen) > 2
+    cuts = [position(path) for path in chosen]
+    assert_exercised(method, [record.plans[epoch] for epoch, _ in cuts])
+    if restart:
+        assert min(cuts)[0] < restart - 1, "a run is cut in scoring epochs"
+        assert restart * STEPS in [step for _, step in cuts], "and at the restart"
+        assert max(cuts)[0] > restart, "and after it"
     for path in chosen:
         remade, reselection, rerecord, remodule = run(method, ckpt_path=path, seed=99)
         assert_same(expected, final_state(remade, reselection, remodule))
         for epoch, batches in rerecord.batches.items():
             assert batches == {k: v for k, v in record.batches[epoch].items() if k in batches}
             assert rerecord.rates[epoch] == {k: v for k, v in record.rates[epoch].items() if k in batches}
+            assert rerecord.plans[epoch].checksum() == record.plans[epoch].checksum()
         for epoch, logged in rerecord.logged.items():
             assert logged == record.logged[epoch]
 
@@ -116,10 +138,16 @@ def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, step):
     assert_same(final_state(made, selection, module), final_state(remade, reselection, remodule))
 
 
-def test_the_state_loads_with_weights_only_and_is_small(tmp_path):
-    made, _selection, _, _ = run("kakurenbo")
-    made.save_checkpoint(tmp_path / "state.ckpt")
-    state = torch.load(tmp_path / "state.ckpt", weights_only=True)["callbacks"]["SampleSelection"]
-    assert state["method"] == "kakurenbo"
-    per_sample = sum(column.nbytes for column in state["statistics"].values()) + state["hidden"].nbytes
-    assert per_sample <= 20 * SAMPLES
+@pytest.mark.parametrize("method", available_methods())
+def test_the_state_loads_with_weights_only_and_is_small(tmp_path, method):
+    _, selection, record, _ = run(method, every(tmp_path, "train epoch end"))
+    paths = list(tmp_path.glob("*.ckpt"))
+    assert len(paths) == EPOCHS + short_run(method).scoring_epochs(EPOCHS)
+    assert_exercised(method, record.plans.values())
+    for path in paths:
+        state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+        assert state["method"] == method
+        assert (state["weights"] is None) == (record.plans[state["epoch"]].weights is None)
+        size = sum(column.nbytes for column in state["statistics"].values()) + state["hidden"].nbytes
+        size += 0 if state["weights"] is None else state["weights"].nbytes
+        assert size <= (selection.statistics.bytes_per_sample + 8) * SAMPLES

@@ -6,11 +6,16 @@ import itertools
 import pytest
 import torch
 from cuts import SaveAt, on_ranks
+from method_tester import assert_exercised, short_run
 
-from kakurenbo_lightning import available_methods
+from kakurenbo_lightning import EpochPlan, available_methods
 from recipes.bench.fault_run import SAMPLES, differences, equal
 
 LAST = -1
+
+
+CUTS = {"mid-epoch": (1, 1), "last-batch": (1, LAST), "after-restart": (2, 1)}  # the epoch, and the batch that was the last
+STATIC = [name for name in available_methods() if short_run(name).scoring_epochs(4)]
 
 
 @pytest.fixture(scope="module")
@@ -20,21 +25,43 @@ def whole(tmp_path_factory):
     @functools.cache
     def get(method):
         folder = tmp_path_factory.mktemp(method)
-        saves = tuple(SaveAt(folder / f"{batch}.ckpt", "on_train_batch_end", 1, batch) for batch in (1, LAST))
+        saves = tuple(SaveAt(folder / f"{cut}.ckpt", "on_train_batch_end", *at) for cut, at in CUTS.items())
         end = SaveAt(folder / "end.ckpt", "on_train_epoch_end", 0)
-        return folder, on_ranks(folder, method, 2, callbacks=(*saves, end))
+        return folder, on_ranks(folder, short_run(method), 2, callbacks=(*saves, end))
 
     return get
 
 
+def plan_in(path):
+    """The plan that a checkpoint holds."""
+    state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+    hidden = torch.zeros(SAMPLES, dtype=torch.bool).index_fill_(0, state["hidden"], True)
+    return EpochPlan.hide(hidden, weights=state["weights"])
+
+
 @pytest.mark.parametrize("method", available_methods())
-@pytest.mark.parametrize("batch", [1, LAST], ids=["mid-epoch", "last-batch"])
-def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, batch):
+@pytest.mark.parametrize("cut", ["mid-epoch", "last-batch"])
+def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):
+    """Static methods are cut before their restart, and at it."""
+    assert short_run(method).scoring_epochs(4) == (2 if method in STATIC else 0)
+    assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=method not in STATIC)
+
+
+@pytest.mark.parametrize("method", STATIC)
+def test_two_ranks_cut_after_a_restart_and_resumed_equal_uncut(whole, tmp_path, method):
+    assert_resumed_equals_uncut(whole, tmp_path, method, "after-restart")
+
+
+def assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=True):
     folder, expected = whole(method)
-    resumed = on_ranks(tmp_path, method, 2, seed=99, resume=folder / f"{batch}.ckpt")
+    path, (epoch, batch) = folder / f"{cut}.ckpt", CUTS[cut]
+    if hides:
+        assert_exercised(method, [plan_in(path)])
+    resumed = on_ranks(tmp_path, short_run(method), 2, seed=99, resume=path)
     for rank in (0, 1):
         assert differences(expected[rank], resumed[rank]) == []
-    assert len(resumed[0]["batches"].get(1, ())) == (len(expected[0]["batches"][1]) - 2 if batch == 1 else 0)
+    left = len(expected[0]["batches"][epoch]) - 2 if batch == 1 else 0
+    assert len(resumed[0]["batches"].get(epoch, ())) == left
 
 
 def trained(results, epoch, batches=slice(None)):
@@ -65,10 +92,10 @@ def assert_every_kept_sample_is_trained_once(results, epochs):
 def test_two_ranks_become_three_become_one_between_epochs(whole, tmp_path, method):
     folder, on_two = whole(method)
     end = SaveAt(tmp_path / "end.ckpt", "on_train_epoch_end", 1)
-    on_three = on_ranks(tmp_path, method, 3, resume=folder / "end.ckpt", callbacks=(end,))
+    on_three = on_ranks(tmp_path, short_run(method), 3, resume=folder / "end.ckpt", callbacks=(end,))
     assert equal(on_three[0]["plans"][1], on_two[0]["plans"][1]), "what is chosen does not depend on the ranks"
     assert len(on_three[0]["batches"][1]) < len(on_two[0]["batches"][1])
-    (on_one,) = on_ranks(tmp_path, method, 1, resume=end.path, batch_size=5)
+    (on_one,) = on_ranks(tmp_path, short_run(method), 1, resume=end.path, batch_size=5)
     for results, epochs in ((on_three, (1, 2, 3)), ([on_one], (2, 3))):
         assert sorted(results[0]["batches"]) == list(epochs)
         assert_every_kept_sample_is_trained_once(results, epochs)
@@ -84,7 +111,7 @@ def test_two_ranks_become_three_become_one_between_epochs(whole, tmp_path, metho
 @pytest.mark.parametrize(("ranks", "batch_size"), [(1, 8), (3, 8), (1, 3)])
 def test_other_ranks_within_an_epoch_train_what_is_left(whole, tmp_path, ranks, batch_size):
     folder, before = whole("kakurenbo")
-    after = on_ranks(tmp_path, "kakurenbo", ranks, resume=folder / "1.ckpt", batch_size=batch_size)
+    after = on_ranks(tmp_path, short_run("kakurenbo"), ranks, resume=folder / "mid-epoch.ckpt", batch_size=batch_size)
     done, rest = trained(before, 1, slice(2)), trained(after, 1)
     assert len(done) == 2 * 2 * 8 and rest
     assert sorted(done + rest) == kept(before, 1) == kept(after, 1)

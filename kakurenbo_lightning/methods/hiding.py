@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from typing import ClassVar, Literal
@@ -156,26 +156,29 @@ class HideMethod(Method):
         if previous is not None and not self.chooses_in(epoch):
             return previous
         epoch = self._since_restart(epoch)
-        hidden = torch.zeros(len(statistics), dtype=torch.bool)
-        weights = torch.ones(len(statistics)) if self.unbiased else None
+        rows, parts = self._parts(statistics)
+        among = statistics if rows is None else statistics.subset(rows)
+        hidden = torch.zeros(len(among), dtype=torch.bool)
+        weights = torch.ones(len(among)) if self.unbiased else None
         metrics: Counter[str] = Counter()
-        for part, rows in self._parts(statistics):
-            choice = self.choose(statistics if rows is None else statistics.subset(rows), replace(epoch, part=part))
-            where = slice(None) if rows is None else rows
-            hidden[where] = choice.hidden.cpu()
+        for part, place in parts:
+            choice = self.choose(among if len(parts) == 1 else among.subset(place), replace(epoch, part=part))
+            hidden[place] = choice.hidden.cpu()
             if weights is not None and choice.keep_probability is not None:
-                weights[where] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
+                weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
             metrics.update(choice.metrics)
+        if rows is not None:
+            hidden = torch.zeros(len(statistics), dtype=torch.bool).index_copy_(0, rows, hidden)
+            weights = None if weights is None else torch.ones(len(statistics)).index_copy_(0, rows, weights)
         if weights is not None and bool((weights == 1).all()):
             weights = None
         plan = EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
-    def _parts(self, statistics: SampleStatistics) -> Iterator[tuple[int, Tensor | None]]:
-        """The parts of the data set that are chosen from, by number, each the indices of its samples (``None``: all)."""
+    def _parts(self, statistics: SampleStatistics) -> tuple[Tensor | None, list[tuple[int, slice]]]:
+        """The samples that are chosen from (``int64[n]``; ``None``: all), and the parts of them that are by themselves: number, place."""
         if not self.protected and not self.needs_classes:
-            yield -1, None
-            return
+            return None, [(-1, slice(None))]
         free = np.ones(len(statistics), dtype=bool)
         free[list(self.protected)] = False
         classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
@@ -183,14 +186,13 @@ class HideMethod(Method):
             free &= ~np.isin(classes, self.protected_classes)
         rows = np.flatnonzero(free)
         if not len(rows):
-            return
+            return torch.from_numpy(rows), []
         if self.balance is None:
-            yield -1, torch.from_numpy(rows)
-            return
+            return torch.from_numpy(rows), [(-1, slice(None))]
         key = classes[rows] + 1  # class -1 is unknown
         if key.max() < 1 << 16:
             key = key.astype(np.uint16)  # sorted in linear time
         order = np.argsort(key, kind="stable")
         present, starts = np.unique(key[order], return_index=True)
-        for label, part in zip(present.tolist(), np.split(rows[order], starts[1:]), strict=True):
-            yield label, torch.from_numpy(part)
+        places = map(slice, starts.tolist(), [*starts[1:].tolist(), len(rows)])
+        return torch.from_numpy(rows[order]), list(zip(present.tolist(), places, strict=True))

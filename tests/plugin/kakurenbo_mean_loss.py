@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning import Choice, Epoch, HideMethod, SampleStatistics, register_method
+from kakurenbo_lightning import Choice, Column, Epoch, HideMethod, SampleStatistics, register_method
 from kakurenbo_lightning.methods.checks import checker, is_number, require_fraction
 from kakurenbo_lightning.methods.choosing import exact_floor, lowest, mask_of, some_of
-from kakurenbo_lightning.statistics import Column
 
 
 @register_method("mean_loss")

@@ -1,0 +1,243 @@
+"""What each hide method must choose, slowly and obviously: loops over samples and Python's ``sorted``; nothing of the library's code.
+
+``reference(method, samples, epoch)`` is given the settings, of each sample what was seen of it (:class:`histories.Sighting`), and
+which epoch, counted from the restart for methods that restart; it returns :class:`Expected`. Where a method draws, the same torch
+generator says which permutation was drawn; who is eligible, how many are drawn and from which set is worked out here.
+"""
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Expected(NamedTuple):
+    """What is hidden, and with which probability each sample was kept (``None``: the method knows none)."""
+
+    hidden: set
+    keep: list | None = None
+
+
+def share(fraction, count):
+    """floor(fraction * count), the fraction read as it is written."""
+    return math.floor(Decimal(str(fraction)) * count)
+
+
+def epochs_of(value, max_epochs):
+    """An epoch, or a share of all."""
+    return share(value, max_epochs) if isinstance(value, float) else value
+
+
+def some(rows, count, generator):
+    """The ``count`` of ``rows`` that the generator draws."""
+    order = torch.randperm(len(rows), generator=generator, dtype=torch.int32).tolist()
+    return [rows[place] for place in order[:count]]
+
+
+def loss_of(seen):
+    """The last one, NaN when there is none."""
+    return seen[-1].loss if seen else math.nan
+
+
+def lowest_drawn(score, count, generator):
+    """The ``count`` samples of lowest score (a dict, finite); among equals it is drawn."""
+    count = min(count, len(score))
+    if count == 0:
+        return set()
+    worst = sorted(score.values())[count - 1]
+    below = [i for i in score if score[i] < worst]
+    equal = sorted(i for i in score if score[i] == worst)
+    return {*below, *some(equal, count - len(below), generator)}
+
+
+def baseline(method, samples, epoch):
+    """Nothing."""
+    return Expected(set(), [1.0] * len(samples))
+
+
+def random(method, samples, epoch):
+    """A uniform floor(F * N)."""
+    count = share(method.max_fraction, len(samples))
+    hidden = some(range(len(samples)), count, epoch.generator())
+    return Expected(set(hidden), [(len(samples) - count) / len(samples)] * len(samples))
+
+
+def random_cycle(method, samples, epoch):
+    """Deal from a pack; a new pack is shuffled when it is empty, and what this epoch has of it goes to its bottom."""
+    total = len(samples)
+    taken = total - share(method.max_fraction, total)
+    pack, packs, mine = [], 0, []
+    for e in range(method.start_epoch, epoch.index + 1):
+        if (e - method.start_epoch) % method.every_n_epochs:
+            continue
+        mine = []
+        while len(mine) < taken:
+            if not pack:
+                fresh = torch.randperm(total, generator=epoch.generator(packs)).tolist()
+                packs += 1
+                pack = [i for i in fresh if i not in mine] + [i for i in fresh if i in mine]
+            mine.append(pack.pop(0))
+    return Expected(set(range(total)) - set(mine), [taken / total] * total)
+
+
+def kakurenbo(method, samples, epoch):
+    """The M of lowest loss, of them the right and sure; and DropTop."""
+    passed = sum(
+        Decimal(epoch.index) >= (Decimal(str(at)) * epoch.max_epochs if isinstance(at, float) else at) for at in method.milestones
+    )
+    fraction = Decimal(str(method.max_fraction)) * Decimal(str(method.fractions[passed]))
+    finite = [i for i, seen in enumerate(samples) if math.isfinite(loss_of(seen))]
+    candidates = sorted(finite, key=lambda i: (loss_of(samples[i]), i))[: share(fraction, len(samples))]
+    hidden = {i for i in candidates if samples[i][-1].correct and samples[i][-1].confidence >= np.float32(method.tau)}
+    hardest = sorted(finite, key=lambda i: (-loss_of(samples[i]), i))[: share(method.drop_top, len(samples))]
+    return Expected(hidden | set(hardest))
+
+
+def infobatch(method, samples, epoch):
+    """Of those below the mean loss floor((1 - r) * n) stay."""
+    score = {i: seen[-1].loss if seen else 1.0 for i, seen in enumerate(samples)}
+    finite = [i for i in score if math.isfinite(score[i])]
+    mean = math.fsum(score[i] for i in finite) / len(finite) if finite else 0.0
+    well_learned = [i for i in finite if score[i] < mean]
+    stay = share(1 - Decimal(str(method.prune_ratio)), len(well_learned))
+    hidden = some(well_learned, len(well_learned) - stay, epoch.generator())
+    return Expected(set(hidden), [1 - method.prune_ratio if i in well_learned else 1.0 for i in range(len(samples))])
+
+
+def events_of(seen):
+    """Forgetting events in a history of right and wrong, ``None`` when it was never right."""
+    if not any(seen):
+        return None
+    return sum(before and not now for before, now in pairwise(seen))
+
+
+def forgetting(method, samples, epoch, counted=math.inf):
+    """The floor(F * N) of fewest events in the epochs before ``counted``."""
+    never = math.inf if method.never_learned == "last" else 0
+    score = {}
+    for i, seen in enumerate(samples):
+        events = events_of([s.correct for s in seen if s.epoch < counted])
+        if math.isfinite(loss_of(seen)):
+            score[i] = never if events is None else events
+    return Expected(lowest_drawn(score, share(method.max_fraction, len(samples)), epoch.generator()))
+
+
+def forget(method, samples, epoch):
+    """FORGET counts in the epochs before the restart."""
+    return forgetting(method, samples, epoch, max(1, epochs_of(method.static_epochs, epoch.max_epochs)))
+
+
+def el2n(method, samples, epoch):
+    """The floor(F * N) of lowest mean, without ``keep_hardest`` those of highest too."""
+    first, end = (epochs_of(at, epoch.max_epochs) for at in method.score_epochs)
+    score = {}
+    for i, seen in enumerate(samples):
+        scored = [s.el2n for s in seen if first <= s.epoch < max(end, first + 1)]
+        if scored and math.isfinite(loss_of(seen)) and math.isfinite(sum(scored)):
+            score[i] = sum(scored) / len(scored)
+    hidden = lowest_drawn(score, share(method.max_fraction, len(samples)), epoch.generator())
+    if not method.keep_hardest:
+        rest = {i: -score[i] for i in score if i not in hidden}
+        hidden |= lowest_drawn(rest, share(method.drop_hardest, len(samples)), epoch.generator())
+    return Expected(hidden)
+
+
+def seta(method, samples, epoch):
+    """Draw, group by k-means, train the groups in the window."""
+    total = len(samples)
+    drawn = some(range(total), total - share(method.prune_ratio, total), epoch.generator())
+    trained = set(drawn)
+    if epoch.index > 0 and (method.delta == 1 or epoch.index < share(method.delta, epoch.max_epochs)):
+        loss = {i: loss_of(samples[i]) for i in drawn}
+        group = grouped({i: loss[i] for i in drawn if math.isfinite(loss[i])}, method.groups)
+        width = max(1, math.floor(Decimal(str(method.window)) * method.groups + Decimal("0.5")))
+        first = epoch.index % (method.groups - width + 1)
+        trained = {i for i in drawn if i not in group or first <= group[i] < first + width} or set(drawn)
+    return Expected(set(range(total)) - trained)
+
+
+def grouped(values, groups):
+    """Group of each of ``values`` (a dict) by Lloyd's k-means, begun at the quantiles (g + 1/2) / groups, in exact arithmetic."""
+    if not values:
+        return {}
+    values = {i: Fraction(v) for i, v in values.items()}
+    ordered = sorted(values.values())
+    centres = [ordered[math.floor(Fraction(2 * g + 1, 2 * groups) * len(ordered))] for g in range(groups)]
+    group = None
+    for _ in range(100):
+        before, group = group, {i: nearest(v, centres) for i, v in values.items()}
+        if group == before:
+            break
+        for g in range(groups):
+            members = [values[i] for i in values if group[i] == g]
+            if members:
+                centres[g] = sum(members) / len(members)
+    return group
+
+
+def nearest(value, centres):
+    """The nearest centre; half-way between two the lower one. Of equal centres the first has what is not above them."""
+    rough = [abs(float(value) - float(c)) for c in centres]
+    close = [
+        g for g, distance in enumerate(rough) if distance <= min(rough) * (1 + 1e-9)
+    ]  # spares exact arithmetic on the others
+    distance = {g: abs(value - centres[g]) for g in close}
+    best = [g for g in close if distance[g] == min(distance.values())]
+    lowest = [g for g in best if centres[g] == centres[best[0]]]
+    return lowest[-1] if value > centres[lowest[0]] else lowest[0]
+
+
+# --- what every method does
+
+
+def expected(reference, method, history, epoch):
+    """What ``epoch`` (an :class:`~kakurenbo_lightning.Epoch`) must hide when it chooses anew, with the options of every method."""
+    if not trains_on_part(method, epoch):
+        return Expected(set())
+    since = epoch.index - scoring_epochs(method, epoch.max_epochs)
+    free = [i for i in range(len(history)) if i not in method.protected and history.targets[i] not in method.protected_classes]
+    if method.balance == "class":
+        parts = {label + 1: [i for i in free if history.targets[i] == label] for label in sorted(set(history.targets))}
+    else:
+        parts = {-1: free}
+    hidden, keep = set(), [1.0] * len(history)
+    for number, rows in parts.items():
+        if not rows:
+            continue
+        part = type(epoch)(since, epoch.max_epochs, epoch.seed, number)
+        chosen = reference(method, [history.samples[i] for i in rows], part)
+        hidden |= {rows[place] for place in chosen.hidden}
+        for place, probability in enumerate(chosen.keep or ()):
+            keep[rows[place]] = probability
+    return Expected(hidden, keep if method.unbiased else None)
+
+
+def trains_on_part(method, epoch):
+    """Whether the options of every method let ``epoch`` hide something."""
+    since = epoch.index - scoring_epochs(method, epoch.max_epochs)
+    ends = share(1 - Decimal(str(method.end_fraction)), epoch.max_epochs)
+    return since >= method.start_epoch and not (method.end_fraction and since >= ends)
+
+
+def scoring_epochs(method, max_epochs):
+    """So many epochs come before a static method chooses."""
+    if method.name == "forget":
+        return max(1, epochs_of(method.static_epochs, max_epochs))
+    if method.name == "el2n":
+        first, end = (epochs_of(at, max_epochs) for at in method.score_epochs)
+        return max(first + 1, end)
+    return 0
+
+
+def choice_epoch(method, epoch, max_epochs):
+    """The epoch whose choice ``epoch`` trains on: itself, or an earlier one whose choice is kept."""
+    begin = scoring_epochs(method, max_epochs) + method.start_epoch
+    if epoch < begin:
+        return epoch
+    if scoring_epochs(method, max_epochs):
+        return begin
+    return begin + (epoch - begin) // method.every_n_epochs * method.every_n_epochs
