@@ -24,7 +24,12 @@ from kakurenbo_lightning import SampleSelection
 
 SAMPLES, FEATURES, CLASSES = 93, 6, 3
 # of methods that would hide next to nothing here by default; the others run with their defaults
-SETTINGS: dict[str, dict[str, Any]] = {"kakurenbo": {"max_fraction": 0.5, "tau": 0.5}}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "kakurenbo": {"max_fraction": 0.5, "tau": 0.5},
+    "forget": {"static_epochs": 2},
+    "el2n": {"score_epochs": (0, 2)},
+    "forget_online": {"start_epoch": 1},
+}
 STEP_ENDS = ("inside a step", "batch end", "last batch")
 EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
 WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
@@ -268,7 +273,7 @@ def train(
 
     Args:
         folder: of the checkpoints.
-        method: a registered name.
+        method: a registered name or a method object.
         epochs: length of the run.
         batch_size: per rank.
         seed: of the global random streams.
