@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= $(VENV)-oldest
+DATA_ROOT ?= data/cifar10
 
 # The stamp is written last and carries the hash of pyproject.toml: no stamp, no finished environment.
 STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('pyproject.toml', 'rb').read()).hexdigest()[:16])")
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest bench lint clean
+.PHONY: help venv train test test-all test-oldest bench controls lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,12 +26,16 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
 
-bench: $(VENV)/$(STAMP) ## measure overhead, selection, saving and checkpoints; kill and resume 30 times
+bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving and checkpoints; kill and resume 30 times
 	$(BIN)/python -m recipes.bench.overhead
 	$(BIN)/python -m recipes.bench.selection
+	$(BIN)/python -m recipes.bench.plans
 	$(BIN)/python -m recipes.bench.saving
 	$(BIN)/python -m recipes.bench.checkpoint
 	$(BIN)/python -m recipes.bench.faults
+
+controls: $(VENV)/$(STAMP) ## train methods and their controls on CIFAR-10 in DATA_ROOT (40 minutes)
+	$(BIN)/python -m recipes.bench.controls --data-root $(DATA_ROOT)
 
 lint: $(VENV)/$(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

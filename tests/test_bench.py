@@ -1,8 +1,6 @@
 """The benchmarks' own logic, at toy size: what they compare is equal, what they compute is right, what they write is JSON."""
 
-import io
 import json
-import logging
 import os
 import stat
 import subprocess
@@ -12,11 +10,9 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
+from bench_helpers import as_before, tiny_cifar, written
 
 from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
 from kakurenbo_lightning.outputs import SampleOutputs
@@ -31,14 +27,9 @@ GPU = REPOSITORY / "recipes/bench/gpu.sh"
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    """One thread is enough here; the number of threads and Lightning's log level are put back afterwards."""
-    threads, log = torch.get_num_threads(), logging.getLogger("lightning.pytorch")
-    level = log.level
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    log.setLevel(level)
+def settings_put_back():
+    with as_before():
+        yield
 
 
 @pytest.mark.parametrize("total", [1, 10, 1000, 3333])
@@ -100,14 +91,6 @@ def test_forced_hiding_hides_the_share_of_its_epoch_and_is_not_registered():
     method = saving.ForcedHiding((0.0, 0.3))
     assert [len(method.plan(statistics, Epoch(index)).hidden) for index in range(3)] == [0, 30, 0]
     assert "forced" not in available_methods()
-
-
-def written(path):
-    result = json.loads(path.read_text())
-    machine = result["machine"]
-    assert machine["command"].startswith("python -m recipes.bench.")
-    assert machine["torch"] == torch.__version__
-    return result
 
 
 def test_overhead_end_to_end(tmp_path):
@@ -238,11 +221,7 @@ def test_sync_end_to_end(tmp_path):
 
 
 def test_compare_end_to_end(tmp_path):
-    for part in ("train", "test"):
-        image = io.BytesIO()
-        Image.new("RGB", (32, 32)).save(image, "png")
-        table = pyarrow.table({"img": [{"bytes": image.getvalue()}] * 16, "label": list(range(8)) * 2})
-        pyarrow.parquet.write_table(table, tmp_path / f"{part}.parquet")
+    tiny_cifar(tmp_path)
     path = tmp_path / "compare.json"
     options = ["--data-root", str(tmp_path), "--network", "resnet8", "--batch-size", "8", "--epochs", "2"]
     compare.main([*options, "--json", str(path)])

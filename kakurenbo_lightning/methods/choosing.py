@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from kakurenbo_lightning.shuffling import shuffled
 
 
 def exact_floor(fraction: float | Fraction, count: int) -> int:
@@ -13,6 +16,7 @@ def exact_floor(fraction: float | Fraction, count: int) -> int:
     return int(as_decimal(fraction) * count)
 
 
+@lru_cache(maxsize=256)
 def as_decimal(value: float | Fraction) -> Fraction:
     """``value`` as the decimal it is written as: 0.3 is 3/10."""
     return value if isinstance(value, Fraction) else Fraction(str(value))
@@ -50,7 +54,7 @@ def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator |
 
 def some_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` of ``rows`` (``int64[n]``, any device), drawn uniformly without replacement."""
-    order = torch.randperm(len(rows), generator=generator, dtype=torch.int32 if len(rows) < 1 << 31 else torch.int64)
+    order = shuffled(torch.arange(len(rows)), generator)
     return rows[order[:count].to(rows.device)]
 
 

@@ -18,6 +18,7 @@ from kakurenbo_lightning.methods.checks import require_fraction
 from kakurenbo_lightning.methods.choosing import exact_floor, mask_of
 from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.shuffling import shuffled
 from kakurenbo_lightning.statistics import SampleStatistics
 
 
@@ -76,7 +77,7 @@ class RandomCycle(HideMethod):
 
 def _following(before: Tensor | None, total: int, had: int, generator: torch.Generator) -> Tensor:
     """A permutation in which the last ``had`` of the one before, which its first epoch has had already, come last."""
-    order = torch.randperm(total, generator=generator)
+    order = shuffled(torch.arange(total), generator)
     if before is None or had == 0:
         return order
     late = mask_of(before[total - had :], total)[order]

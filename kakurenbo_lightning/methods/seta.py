@@ -103,25 +103,40 @@ def kmeans_bounds(values: np.ndarray, groups: int) -> np.ndarray:
     ordered = np.sort(values).astype(np.float64)
     if not len(ordered):
         return np.zeros(groups - 1)
-    # sums of blocks, not one running sum, in which a value of 1e30 would swallow the others
-    blocks = np.add.reduceat(ordered, np.arange(0, len(ordered), BLOCK))
+    total = _Sums(ordered)
     centres = ordered[(np.arange(groups) * 2 + 1) * len(ordered) // (2 * groups)]
-    before = None
+    cuts = np.empty(groups + 1, dtype=np.int64)
+    cuts[0], cuts[-1], before = 0, len(ordered), b""
     for _ in range(MAX_ITERATIONS):
         bounds = (centres[:-1] + centres[1:]) / 2
-        cuts = np.concatenate([[0], np.searchsorted(ordered, bounds, side="right"), [len(ordered)]])
-        if before is not None and np.array_equal(cuts, before):
+        cuts[1:-1] = ordered.searchsorted(bounds, side="right")
+        if (now := cuts.tobytes()) == before:
             break
-        before = cuts
-        for group, (start, end) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
-            if start < end:
-                centres[group] = _sum(ordered, blocks, start, end) / (end - start)
+        before, counts = now, cuts[1:] - cuts[:-1]
+        taken = counts > 0
+        centres[taken] = total(cuts[:-1][taken], cuts[1:][taken]) / counts[taken]
     return bounds
 
 
-def _sum(ordered: np.ndarray, blocks: np.ndarray, start: int, end: int) -> float:
-    """Sum of ``ordered[start:end]``; ``blocks`` are the sums of every :data:`BLOCK` of ``ordered``."""
-    first, last = -(-start // BLOCK), end // BLOCK
-    if first >= last:
-        return ordered[start:end].sum()
-    return ordered[start : first * BLOCK].sum() + blocks[first:last].sum() + ordered[last * BLOCK : end].sum()
+class _Sums:
+    """Sums of pieces of ``values`` (``float64[n]``), quickly.
+
+    By sums of blocks, not by differences of one running sum, in which a value of 1e30 would swallow the others.
+    """
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+        self._blocks = np.add.reduceat(values, np.arange(0, len(values), BLOCK)) if len(values) > 64 * BLOCK else None
+
+    def __call__(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Of the pieces from ``starts`` to ``ends``, which lie side by side and are all of ``values``."""
+        if self._blocks is None:
+            return np.add.reduceat(self._values, starts)
+        return np.array([self._piece(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+
+    def _piece(self, start: int, end: int) -> float:
+        first, last = -(-start // BLOCK), end // BLOCK
+        if first >= last:
+            return self._values[start:end].sum()
+        inner = self._blocks[first:last].sum()
+        return self._values[start : first * BLOCK].sum() + inner + self._values[last * BLOCK : end].sum()
