@@ -9,7 +9,7 @@ STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(op
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest bench controls lint clean
+.PHONY: help venv train test test-all test-oldest bench controls losers lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -26,16 +26,20 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
 
-bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving and checkpoints; kill and resume 30 times
+bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop and checkpoints; kill and resume 30 times
 	$(BIN)/python -m recipes.bench.overhead
 	$(BIN)/python -m recipes.bench.selection
 	$(BIN)/python -m recipes.bench.plans
 	$(BIN)/python -m recipes.bench.saving
+	$(BIN)/python -m recipes.bench.backprop
 	$(BIN)/python -m recipes.bench.checkpoint
 	$(BIN)/python -m recipes.bench.faults
 
 controls: $(VENV)/$(STAMP) ## train methods and their controls on CIFAR-10 in DATA_ROOT (40 minutes)
 	$(BIN)/python -m recipes.bench.controls --data-root $(DATA_ROOT)
+
+losers: $(VENV)/$(STAMP) ## train the backprop family and controls on CIFAR-10 in DATA_ROOT (50 minutes)
+	$(BIN)/python -m recipes.bench.losers --data-root $(DATA_ROOT)
 
 lint: $(VENV)/$(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from kakurenbo_lightning.batches import check_savable
+from kakurenbo_lightning.looker import Looker
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.outputs import SampleOutputs, Values
 from kakurenbo_lightning.phases import Phases
 from kakurenbo_lightning.plan import DealtEpoch
 from kakurenbo_lightning.pool import Pool, Samples
-from kakurenbo_lightning.refresh import call_training_step, looking
+from kakurenbo_lightning.refresh import looking
 from kakurenbo_lightning.seeding import stream_generator
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
@@ -61,10 +62,12 @@ class Now:
     Attributes:
         samples: the chosen ones; ``None`` to skip the step.
         scale: factor on this rank's mean loss.
+        carried: how many of them, the first ones, were looked at in another epoch.
     """
 
     samples: Samples | None
     scale: float = 1.0
+    carried: int = 0
 
 
 class BackpropDriver:
@@ -76,6 +79,7 @@ class BackpropDriver:
         method: the selection method.
         statistics: where they are kept.
         seed: of the choices.
+        scorer: looks in the module's place, see :class:`Looker`.
 
     Attributes:
         memory: of the method.
@@ -90,7 +94,9 @@ class BackpropDriver:
         method: BackpropMethod,
         statistics: SampleStatistics,
         seed: int,
+        scorer: pl.LightningModule | None = None,
     ) -> None:
+        self._looker = Looker(trainer, method, scorer)
         self._trainer, self._adapter, self._method = trainer, adapter, method
         self._statistics, self._seed = statistics, seed
         self.memory = method.memory()
@@ -99,6 +105,7 @@ class BackpropDriver:
         self._pool = Pool("cpu" if method.pool_on_cpu else statistics.device)
         self._candidates: list[tuple[Samples, Values]] = []
         self._undecided = 0  # samples of all ranks that are candidates
+        self._carried = 0  # of the pool's, first ones that were looked at in another epoch
         self._now: Now | None = None
         self._warned: set[str] = set()
         self._checked = False
@@ -116,6 +123,7 @@ class BackpropDriver:
         self.phases.start("data")
         if start == 0:
             waiting = self.counts.pooled
+            self._carried = len(self._pool)
             self.counts = Counts(carried=waiting, pooled=waiting)
 
     # --- a batch
@@ -141,9 +149,7 @@ class BackpropDriver:
 
     def _see(self, batch: Any, number: int) -> None:
         indices, size = self._dealt.step(number), self._dealt.batch_length(number)
-        step = partial(call_training_step, self._trainer.lightning_module, batch, number)
-        with looking(self._trainer):
-            values = self._outputs.look(step, batch, size)
+        values = self._looker.look(batch, number, size, self._outputs)
         self._statistics.record(indices, values, self._epoch.index)
         if not self._checked:
             self._checked = True
@@ -188,7 +194,9 @@ class BackpropDriver:
         self._now = Now(None)
         if ready:
             total = sum(take)
-            self._now = Now(self._pool.take(mine, self._statistics.device), mine * len(take) / total)
+            carried = min(mine, self._carried)
+            self._carried -= carried
+            self._now = Now(self._pool.take(mine, self._statistics.device), mine * len(take) / total, carried)
             self.counts.trained += total
             self.counts.chosen_trained += total
             self.counts.steps += 1
@@ -239,10 +247,11 @@ class BackpropDriver:
         """Whether the step trains the loaded batch as it is."""
         return self._now is None
 
-    def learn(self, values: Values | None) -> None:
-        """An ordinary step has seen these."""
+    def learn(self, values: Values | None, batch: Any, number: int, scale: float) -> None:
+        """An ordinary step has trained ``batch`` and seen these."""
         if values is not None:
             self._method.learn(self.memory, values, self._mean)
+            self._looker.train(batch, number, scale)
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """Train what was chosen in place of the loaded batch, or nothing; the outputs and the factor on their loss."""
@@ -256,7 +265,10 @@ class BackpropDriver:
                 run, samples.batch, len(samples), partial(looking, self._trainer), samples.weights
             )
         if values is not None and not self._method.repeats:
-            self._statistics.record(samples.indices, values, self._epoch.index)
+            # another rank may be dealt a sample that was carried over here: it records that one
+            own = slice(self._now.carried, None)
+            self._statistics.record(samples.indices[own], {name: value[own] for name, value in values.items()}, self._epoch.index)
+        self._looker.train(samples.batch, args[1] if len(args) > 1 else 0, scale)
         return outputs, scale
 
     # --- state
@@ -271,8 +283,10 @@ class BackpropDriver:
                 for samples, values in self._candidates
             ],
             "undecided": self._undecided,
+            "carried": self._carried,
             "held": self._now is not None and self._now.samples is None,
             "counts": asdict(self.counts),
+            "scorer": self._looker.state_dict() if self._dealt.rank == 0 else None,
         }
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
@@ -285,10 +299,12 @@ class BackpropDriver:
         """
         device, own = self._statistics.device, states[rank % len(states)]
         self.memory = dict(own["memory"])
+        self._looker.load_state_dict(states[0]["scorer"])
         self.counts = Counts(**own["counts"])
         self._undecided = own["undecided"]
         same = len(states) == world_size
         self._pool.load_state_dict(own["pool"] if same else dealt_anew([state["pool"] for state in states], rank, world_size))
+        self._carried = own["carried"] if same else len(self._pool)
         self._candidates = []
         for number in range(len(own["candidates"])):
             there = [own] if same else states

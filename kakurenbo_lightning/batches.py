@@ -48,9 +48,14 @@ def join_rows(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
     return _map(join, batches, sizes[0])
 
 
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """The batch with ``function`` of every tensor in its place."""
+    return _map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, [batch], None)
+
+
 def move(batch: Any, device: torch.device | str) -> Any:
     """The batch with every tensor on ``device``."""
-    return _map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, [batch], None)
+    return map_tensors(lambda tensor: tensor.to(device), batch)
 
 
 def check_savable(batch: Any) -> None:

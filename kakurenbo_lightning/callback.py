@@ -27,6 +27,7 @@ from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.run import SelectionRun
 from kakurenbo_lightning.sampler import SelectionSampler
+from kakurenbo_lightning.state import brief
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import refuse_conflicts
@@ -53,6 +54,8 @@ class SampleSelection(pl.Callback):
             ``correct``); by default the module's method of that name, if any.
         on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``
             to forget it and select anew.
+        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that looks at
+            batches in the module's place and is trained alongside, on the same batches.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -73,6 +76,7 @@ class SampleSelection(pl.Callback):
         align_schedules: bool = True,
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
         on_mismatch: Literal["error", "reset"] = "error",
+        scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
         if not isinstance(method, str) and settings:
@@ -87,6 +91,12 @@ class SampleSelection(pl.Callback):
         if on_mismatch not in ("error", "reset"):
             raise ValueError(f"on_mismatch={on_mismatch!r} is not allowed; it must be 'error' or 'reset'")
         self._on_mismatch = on_mismatch
+        if scorer is not None and (self.method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+            raise ValueError(
+                f"scorer={type(scorer).__name__} is not allowed with method {self.method.name}; it must be a LightningModule, and the "
+                "method one of the backprop family, for example 'selective_backprop'"
+            )
+        self._scorer = scorer
         self._trainer: pl.Trainer | None = None
         self._watch = Stopwatch()
         self._described = False
@@ -122,9 +132,12 @@ class SampleSelection(pl.Callback):
                 "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
                 "SampleSelection that is among the Trainer's callbacks"
             )
-        if self.method.family == "backprop":
+        if self.method.family == "backprop" or self.method.scoring_epochs(
+            None if self._trainer is None else self._trainer.max_epochs
+        ):
             raise ConflictError(
-                f"selection.wrap(...) cannot skip steps, which {self.method.name} needs; leave out wrap, or use a hide method"
+                f"selection.wrap(...) cannot skip steps or start again, which {self.method.name} needs; leave out wrap, or use another "
+                "method, for example kakurenbo"
             )
         return self.run.adopt(loader, public=True)
 
@@ -137,7 +150,9 @@ class SampleSelection(pl.Callback):
         refuse_conflicts(trainer)
         if trainer is not self._trainer:  # a second fit of the same Trainer goes on where the first one ended
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.run = SelectionRun(trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch)
+            self.run = SelectionRun(
+                trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch, self._scorer
+            )
             self._trainer, self._described = trainer, False
         run = self.run
         run.loader = None
@@ -216,12 +231,13 @@ class SampleSelection(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not looked at its length."""
-        self.run.restart.extend()
+        self.run.restart.extend(self.run.saved_restart)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
         if self.run.loader is None:
             raise ConflictError(self.run.adapter.missing_message())
+        self.run.check()
         self.run.factor.attach(trainer.optimizers)
         self.run.adapter.wrap_training_step(self.run.training_step)
         self.run.restart.keep()
@@ -260,7 +276,7 @@ class SampleSelection(pl.Callback):
         if not self._described and self.run.outputs.source:
             self._described = True
             changed = (field for field in fields(self.method) if getattr(self.method, field.name) != field.default)
-            settings = ", ".join(f"{field.name}={getattr(self.method, field.name)!r}" for field in changed)
+            settings = ", ".join(f"{field.name}={brief(getattr(self.method, field.name))}" for field in changed)
             rank_zero_info(
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
                 f"{self.run.outputs.source}."
@@ -286,6 +302,7 @@ class SampleSelection(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give every rank all statistics, say what it came to, and let go of the optimizers."""
         self.run.merge()
+        self.run.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary()}")
         self._release()
 

@@ -35,7 +35,7 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
     """
     probability = scores.float().softmax(1)
     confidence, predicted = probability.max(1)
-    error_norm = _error_norm(probability, target) if "el2n" in reads else None
+    error_norm = _error_norm(probability, target, ignore_index) if "el2n" in reads else None
     if target.shape == scores.shape and target.is_floating_point():
         target = target.argmax(1)
     right = predicted == target
@@ -51,11 +51,11 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
     return {**averaged, "correct": averaged["correct"] >= 0.5}
 
 
-def _error_norm(probability: Tensor, target: Tensor) -> Tensor:
+def _error_norm(probability: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     """Length of ``probability`` minus the target's distribution along axis 1; ``[B, ...]``."""
     if target.shape == probability.shape and target.is_floating_point():
         return (probability - target).norm(dim=1)
-    here = target.clamp(min=0).unsqueeze(1)  # positions that are ignored count nowhere
+    here = torch.where(target == ignore_index, 0, target).unsqueeze(1)  # positions that are ignored count nowhere
     return probability.scatter_add(1, here, torch.full_like(probability[:, :1], -1.0)).norm(dim=1)
 
 
@@ -157,26 +157,34 @@ class _WeighGradient(torch.autograd.Function):
 def weighted(
     criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor, weights: Tensor
 ) -> Tensor:
-    """The criterion's own result with sample i counting ``weights[i]`` times: value and gradient, whatever its reduction and options.
+    """The criterion's own result with sample i counting ``weights[i]`` times in the gradient, whatever its reduction and options.
+
+    A result that is reduced has the weighted value too (where samples have different numbers of ignored positions: nearly); one value
+    per sample is left as it is, because the step may go on with any function of it.
 
     Args:
         criterion: of :data:`CRITERIA`.
-        args: of the call; the scores come first.
+        args: of the call.
         kwargs: of the call.
         loss: ``[B]``, of each sample, detached.
         weights: ``float32[B]``.
     """
-    if args:
-        args = (_WeighGradient.apply(args[0], weights), *args[1:])
-    else:
-        kwargs = {**kwargs, "input": _WeighGradient.apply(kwargs["input"], weights)}
-    result = criterion(*args, **kwargs)
-    if result.dim():  # one value per sample or position, which the user reduces: its gradient is weighed above
-        scaled = result.detach() * weights.to(result.dtype).view(-1, *[1] * (result.dim() - 1))
-    else:
-        total = loss.sum()
-        scaled = result.detach() * torch.where(total == 0, 1.0, (loss * weights).sum() / total).to(result.dtype)
+
+    def weigh(value: Any) -> Any:
+        has_rows = isinstance(value, Tensor) and value.requires_grad and value.dim() and len(value) == len(weights)
+        return _WeighGradient.apply(value, weights) if has_rows else value
+
+    result = criterion(
+        *map(weigh, args[:2]), *args[2:], **{name: weigh(v) if name in _INPUTS else v for name, v in kwargs.items()}
+    )
+    if result.dim():
+        return result
+    total = loss.sum()
+    scaled = result.detach() * torch.where(total == 0, 1.0, (loss * weights).sum() / total).to(result.dtype)
     return result + (scaled - result.detach())
+
+
+_INPUTS = ("input", "target")
 
 
 class CriterionCapture:

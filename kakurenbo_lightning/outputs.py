@@ -32,7 +32,7 @@ class SampleOutputs:
     """Observes training steps and returns what each sample's loss, confidence and correctness were.
 
     Args:
-        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``.
+        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``target``.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
         compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
 
@@ -50,6 +50,7 @@ class SampleOutputs:
         self._sample_outputs = sample_outputs
         self._capture = CriterionCapture(reads, always_mode=compiled)
         self._way: str | None = None
+        self._weighs = False  # weights wait for the backward pass
         self.device = torch.device("cpu")
 
     def also_read(self, name: str) -> None:
@@ -165,7 +166,27 @@ class SampleOutputs:
                 "loss weights: training_step must return 'loss' and 'sample_loss', the latter with its graph (not detached), one per "
                 f"sample, [{len(weights)}]:{EXAMPLE}"
             )
-        return {**outputs, "loss": outputs["loss"] + ((weights - 1) * loss).mean()}
+        self._weighs = True
+
+        def weigh(gradient: Tensor) -> Tensor:
+            self._weighs = False
+            return gradient * weights.to(gradient.dtype)
+
+        loss.register_hook(weigh)
+        return outputs
+
+    def check_weighed(self) -> None:
+        """The backward pass is over: did it come through the ``sample_loss`` that carries the weights?
+
+        Raises:
+            OutputsError: it did not.
+        """
+        if self._weighs:
+            self._weighs = False
+            raise OutputsError(
+                "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
+                f"never reached the gradient; make it from that one:{EXAMPLE}"
+            )
 
     def _decide(self, outputs: Any) -> None:
         """Choose the way, once."""

@@ -59,7 +59,7 @@ def refresh(
         return
     module, sampler = trainer.lightning_module, loader.sampler
     assert isinstance(sampler, SelectionSampler)
-    _equalise_buffers(module)
+    equalise_buffers(module)
     dealt = deal_forward_only(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
     training, start = sampler.dealt, sampler.start
     sampler.follow(dealt)
@@ -94,9 +94,15 @@ def call_training_step(module: pl.LightningModule, batch: object, number: int) -
     return module.training_step(batch, number) if takes_index else module.training_step(batch)
 
 
-def _equalise_buffers(module: pl.LightningModule) -> None:
-    """Every rank looks with rank 0's buffers, the ones a checkpoint holds."""
+def equalise_buffers(module: pl.LightningModule) -> None:
+    """Every rank looks with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers():
-        dist.broadcast(buffer.view(torch.uint8) if buffer.dtype is torch.bool else buffer, src=0)
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for dtype, buffers in by_dtype.items():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat.view(torch.uint8) if dtype is torch.bool else flat, src=0)
+        for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))

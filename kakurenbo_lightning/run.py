@@ -55,6 +55,7 @@ class SelectionRun(Resumable):
         default_seed: used when ``seed`` is ``None``.
         align_schedules: see :class:`SampleSelection`.
         on_mismatch: see :class:`SampleSelection`.
+        scorer: see :class:`SampleSelection`.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class SelectionRun(Resumable):
         default_seed: int,
         align_schedules: bool,
         on_mismatch: str,
+        scorer: pl.LightningModule | None,
     ) -> None:
         self._trainer, self._method, self._align_schedules, self._on_mismatch = trainer, method, align_schedules, on_mismatch
-        self._given_seed = seed
+        self._given_seed, self._scorer = seed, scorer
         self._seed = default_seed if seed is None else seed
         self.adapter = TrainerAdapter(trainer)
         self.factor = LearningRateFactor(paused=lambda: self.passive)
@@ -122,14 +124,13 @@ class SelectionRun(Resumable):
             on_set_epoch=self.begin_epoch,
         )
         self._full_batches = self.adapter.limited(len(sampler))
-        max_epochs = self._max_epochs()
-        self._method.check_run(max_epochs, total)
-        if (max_epochs or 0) > MAX_EPOCHS:
-            raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
+        if not self.passive:  # the LR finder has another max_steps
+            self.check()
         if self.fingerprint is None:  # before any worker reads
             self.fingerprint = fingerprint(loader.dataset)
+            self._method.check_data(self.fingerprint)
         if public:  # Lightning takes the first batches before set_epoch(0)
-            sampler.follow(self._method.plan(self.statistics, Epoch(0, max_epochs, self._seed)))
+            sampler.follow(self._method.plan(self.statistics, self._epoch(0)))
         self._public, self._sampler = public, sampler
         self.loader = follow_sampler(loader, sampler, sized=not public)
         # of the workers, which live on through the run
@@ -140,6 +141,13 @@ class SelectionRun(Resumable):
             self._paces = self._aligner.state_dict()
             self._deal(self.epoch, self.step)  # a new loader in mid-epoch, as the LR finder leaves it
         return self.loader
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when the method's settings do not fit this run."""
+        max_epochs = self._max_epochs()
+        self._method.check_run(max_epochs, len(self.statistics))
+        if (max_epochs or 0) > MAX_EPOCHS:
+            raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
 
     def _check_length(self, total: int) -> None:
         if total != len(self.statistics):
@@ -198,7 +206,7 @@ class SelectionRun(Resumable):
         self.statistics.to(device)
         self.outputs.device = device
         if isinstance(self._method, BackpropMethod) and self.driver is None:
-            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._seed)
+            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._seed, self._scorer)
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
@@ -234,7 +242,7 @@ class SelectionRun(Resumable):
         self._method.observe(statistics, rows, values, self._epoch(epoch))
 
     def _epoch(self, index: int) -> Epoch:
-        return Epoch(index, self._max_epochs(), self._seed)
+        return Epoch(index, self._max_epochs(), self._seed, scoring=self.restart.epochs)
 
     def _plan_epoch(self, epoch: int) -> None:
         """Give every rank what every rank saw, and choose what ``epoch`` trains."""
@@ -242,7 +250,7 @@ class SelectionRun(Resumable):
         self.merge()
         if 0 < self.restart.epochs == epoch:
             self.restart.start_again()
-            self._rng = None
+            self.totals.scoring_epochs, self._rng = self.restart.epochs, None
         self.plan = self._method.plan(self.statistics, self._epoch(epoch), self.plan)
         if self._sampler.num_replicas > 1 and dist.is_initialized():
             check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
@@ -254,8 +262,7 @@ class SelectionRun(Resumable):
         self.metrics = planned(self.plan, nonfinite, self._trainer.optimizers)
         self.metrics.update(refresh_seconds=self._refresh_seconds, select_seconds=seconds)
         if self.restart.epochs:
-            self.totals.scoring_epochs = min(epoch + 1, self.restart.epochs)
-            self.metrics["scoring_epochs"] = float(self.totals.scoring_epochs)
+            self.metrics["scoring_epochs"] = float(min(epoch + 1, self.restart.epochs))
         if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True
             rank_zero_warn(
@@ -320,7 +327,7 @@ class SelectionRun(Resumable):
         if values is not None:
             self.statistics.record(self._dealt.step(self.step), values, self.epoch)
         if driver is not None:
-            driver.learn(values)
+            driver.learn(values, args[0], self.step, self._dealt.loss_scale(self.step))
         if trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self._dealt.loss_scale(self.step))
         return outputs
@@ -339,6 +346,7 @@ class SelectionRun(Resumable):
         """Let the schedules catch up."""
         self.step = batch_idx + 1
         self._ending = self.step == self.adapter.limited(len(self._sampler))
+        self.outputs.check_weighed()
         if self.driver is not None:
             self.driver.phases.start("data")
         self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))

@@ -97,5 +97,6 @@ class SelectionSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         # A fresh iterator each time: DataLoader asks twice when it has workers.
-        end = [self.dealt.indices[-1:].tolist()] if self.extra else []
+        # any sample: it is not looked at
+        end = [self.dealt.indices[-1:].tolist() or [0]] if self.extra and self.start <= self.dealt.steps else []
         return itertools.chain(self.dealt.batches(self.start), end)

@@ -47,7 +47,7 @@ def mismatches(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     for name in names:
         old, new = (identity["settings"].get(name, "not set") for identity in (saved, current))
         if old != new:
-            differing.append(f"{name}={new!r}, the checkpoint has {old!r}")
+            differing.append(f"{name}={brief(new)}, the checkpoint has {brief(old)}")
     if current["seed"] is not None and saved["seed"] != current["seed"]:
         differing.append(f"seed={current['seed']!r}, the checkpoint has {saved['seed']!r}")
     return differing
@@ -100,7 +100,7 @@ class Resumable:
             "metrics": dict(self.metrics),
             "statistics": self.statistics.state_dict(),
             "totals": asdict(self.totals),
-            "initial": self.restart.state_dict(),
+            "restart": self.restart.state_dict(),
             "rng": rng,
             "driven": None if self.driver is None else driven,
         }
@@ -112,6 +112,11 @@ class Resumable:
             "fingerprint": self.fingerprint,
             "seed": self._given_seed,
         }
+
+    @property
+    def saved_restart(self) -> dict[str, Any] | None:
+        """What a state that was loaded, and not taken over yet, says of the restart."""
+        return None if self._loaded is None or self._loaded.get("method") != self._method.name else self._loaded.get("restart")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
@@ -134,6 +139,11 @@ class Resumable:
                     f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "
                     "statistics and select anew"
                 ) from None
+            if self.restart.epochs:
+                raise MismatchError(
+                    f"{error}. on_mismatch='reset' cannot help: {self._method.name} scores its first epochs and starts again, so it must "
+                    "begin with a training; leave out ckpt_path"
+                ) from None
             rank_zero_warn(f"the selection begins anew, nothing is hidden at first: {error}")
             return
         self.statistics.load_state_dict(state["statistics"])
@@ -146,7 +156,7 @@ class Resumable:
         self.metrics, self.totals = dict(state["metrics"]), RunTotals(**state["totals"])
         self._seed = self._sampler.seed = state["seed"]
         self._sampler.shuffle = state["shuffle"]
-        self.restart.load_state_dict(state["initial"])
+        self.restart.load_state_dict(state["restart"])
         if self.driver is not None:
             self.driver.load_state_dict(state["driven"], self._sampler.rank, self._sampler.num_replicas)
         self._done, self._paces = tuple(state["done"]), dict(state["paces"])
@@ -198,6 +208,14 @@ class Resumable:
             f"{self._sampler.num_replicas} with batches of {self._sampler.batch_size}; what is left of epoch {self.epoch} is dealt anew "
             f"after {self._done[1]:,} samples, random streams begin anew, step schedules keep their pace per epoch"
         )
+
+
+def brief(value: Any) -> str:
+    """``repr`` in one line of a message."""
+    text = repr(value)
+    return (
+        text if len(text) <= 80 else f"{text[:60]}... ({len(value)} values)" if hasattr(value, "__len__") else f"{text[:77]}..."
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -19,14 +19,16 @@ def statistics_for(method: Method, dataset: Dataset, observe: Observer) -> Sampl
     statistics = SampleStatistics(len(dataset), columns=columns, observe=observe)
     if method.needs_classes and (targets := targets_of(dataset)) is not None:
         statistics.extra[TARGET.name].copy_(targets)
+        method.check_classes(targets)
     return statistics
 
 
 def targets_of(dataset: Dataset) -> Tensor | None:
     """Class of each sample of a data set, ``int64[N]``, or ``None`` when it does not say.
 
-    Found in the attribute ``targets``, ``labels`` or ``y`` (torchvision's data sets have one), in a ``TensorDataset``'s last tensor, and
-    through ``Subset``, ``ConcatDataset`` and wrappers with a ``dataset``.
+    Found in the attribute ``targets``, ``labels`` or ``y`` (torchvision's data sets have one), unless a ``target_transform`` changes
+    them; in the one tensor of a ``TensorDataset``, after the first, that can be classes; and through ``Subset``, ``ConcatDataset``
+    and wrappers with a ``dataset``.
     """
     if isinstance(dataset, Subset):
         inner = targets_of(dataset.dataset)
@@ -34,11 +36,14 @@ def targets_of(dataset: Dataset) -> Tensor | None:
     if isinstance(dataset, ConcatDataset):
         parts = [targets_of(part) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat(parts)
-    found = [getattr(dataset, name, None) for name in ATTRIBUTES]
     if isinstance(dataset, TensorDataset):
-        found.append(dataset.tensors[-1])
-    for values in found:
-        if (targets := _classes(values, len(dataset))) is not None:
+        found = [_classes(tensor, len(dataset)) for tensor in dataset.tensors[1:]]
+        found = [targets for targets in found if targets is not None]
+        return found[0] if len(found) == 1 else None
+    if getattr(dataset, "target_transform", None) is not None:
+        return None
+    for name in ATTRIBUTES:
+        if (targets := _classes(getattr(dataset, name, None), len(dataset))) is not None:
             return targets
     inner = getattr(dataset, "dataset", None)
     return targets_of(inner) if isinstance(inner, Dataset) and len(inner) == len(dataset) else None

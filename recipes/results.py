@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -32,20 +33,25 @@ class Result:
     def hidden_share(self) -> float:
         """Share of all presentations that were hidden instead of trained."""
         hidden, trained = self.totals["samples_hidden"], self.totals["samples_trained"]
-        return hidden / max(1, hidden + trained)
+        return hidden / max(1, hidden + trained + self.totals["samples_rejected"])
+
+    @property
+    def rejected_share(self) -> float:
+        """Share of all presentations that were looked at and then not trained (backprop methods)."""
+        rejected, hidden = self.totals["samples_rejected"], self.totals["samples_hidden"]
+        return rejected / max(1, rejected + hidden + self.totals["samples_trained"])
 
     @property
     def ideal_share(self) -> float:
-        """Seconds that this run would ideally take, relative to one that hides nothing: (1 - f) + f * forward.
+        """Seconds that this run would ideally take, relative to one that trains on everything: (1 - f) + g * forward.
 
-        `forward` is what a forward pass costs relative to a training step, per sample, as measured in this run; only
-        the samples that were really refreshed count.
+        f is the share that was hidden or rejected, g the share that really went through a forward-only pass, to be refreshed
+        or looked at; `forward` is what that pass costs relative to a training step, per sample, as measured in this run.
         """
-        trained, refreshed = self.totals["samples_trained"], self.totals["samples_refreshed"]
-        if not trained or not refreshed:
-            return 1 - self.hidden_share
-        forward = (self.totals["refresh_seconds"] / refreshed) / (self.totals["train_seconds"] / trained)
-        return 1 - self.hidden_share + forward * refreshed / (trained + self.totals["samples_hidden"])
+        totals, left = self.totals, 1 - self.hidden_share - self.rejected_share
+        looking = totals["refresh_seconds"] + totals["look_seconds"]
+        training = totals["train_seconds"] - totals["look_seconds"]
+        return left if training <= 0 else left * (1 + looking / training)
 
     def saving(self, baseline: "Result") -> float:
         """Share of the baseline's seconds that this run saved."""
@@ -53,15 +59,17 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and the derived figures, ready for JSON."""
-        return {**asdict(self), "seconds": self.seconds, "hidden_share": self.hidden_share}
+        return {**asdict(self), **{name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}}
 
 
 def comparison_table(results: list[Result]) -> Table:
     """Return the table of several runs; savings are against the run of the method `baseline`, when there is one."""
     baseline = next((result for result in results if result.method == "baseline"), None)
-    table = Table(title="same seed, same number of epochs")
-    table.add_column("method")
-    for heading in ("accuracy", "samples trained", "hidden share", "seconds", "saving", "ideal saving"):
+    table = Table(title="same seed, same number of epochs", box=box.SIMPLE_HEAD, padding=0)
+    looks = any(result.totals["samples_looked"] for result in results)
+    table.add_column("method", no_wrap=True)
+    shares = ("looked at", "left out") if looks else ("hidden share",)
+    for heading in ("accuracy", "trained", *shares, "seconds", "saving", "ideal"):
         table.add_column(heading, justify="right")
     for result in results:
         compared = baseline is not None and result is not baseline
@@ -69,7 +77,8 @@ def comparison_table(results: list[Result]) -> Table:
             result.method,
             "-" if result.accuracy is None else f"{result.accuracy:.2%}",
             f"{result.totals['samples_trained']:,}",
-            f"{result.hidden_share:.1%}",
+            *([f"{result.totals['samples_looked']:,}"] if looks else []),
+            f"{result.hidden_share + result.rejected_share:.1%}",
             f"{result.seconds:.1f}",
             f"{result.saving(baseline):.1%}" if compared else "-",
             f"{1 - result.ideal_share:.1%}" if compared else "-",
@@ -82,6 +91,7 @@ def print_comparison(results: list[Result]) -> None:
     console = Console()
     console.print(comparison_table(results))
     console.print(
-        "seconds: training, refresh passes and selection, without validation. ideal saving: if an epoch that hides "
-        "the share f took (1 - f) * full + f * forward. Wall times compare only on an otherwise idle machine."
+        "trained: samples. seconds: training, refresh passes and selection, without validation. ideal: the saving if an epoch "
+        "took (1 - f) * full + g * forward, f the share left out (hidden or rejected), g the share refreshed or looked at. "
+        "Wall times compare only on an otherwise idle machine."
     )

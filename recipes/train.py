@@ -4,6 +4,7 @@ The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; 
 one after the other with the same seed, and prints a table.
 """
 
+import difflib
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import hydra
 import lightning as L
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
@@ -68,6 +70,11 @@ def run(cfg: DictConfig) -> list[Result]:
         return [fit(cfg, instantiate(cfg.data))]
     is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
     check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
+    known = GlobalHydra.instance().config_loader().get_group_options("method")
+    for name in cfg.compare:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Write compare=[baseline,kakurenbo]."
+        check_setting("compare", list(cfg.compare), name in known, f"a list of methods out of {', '.join(known)}", hint)
     alone = cfg.ckpt_path is None
     check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
     datamodule = instantiate(cfg.data)

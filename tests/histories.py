@@ -133,7 +133,8 @@ def empty(method, history, max_epochs=MAX_EPOCHS, seed=0):
     def observe(statistics, rows, values, epoch):
         method.observe(statistics, rows, values, Epoch(epoch, max_epochs, seed))
 
-    return statistics_for(method, TensorDataset(torch.tensor(history.targets)), observe)
+    targets = torch.tensor(history.targets, dtype=torch.int64)
+    return statistics_for(method, TensorDataset(torch.zeros(len(targets), 1), targets), observe)
 
 
 def record(statistics, history, epoch, batch_size=1000, order=None):

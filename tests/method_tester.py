@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import backprop_tester
 import histories
 import references
 import torch
@@ -128,15 +129,17 @@ ROWS = _rows(
 )
 
 
-def short_run(name):
-    """The method ``name`` with the settings for a short run: of its row, or its defaults when it is of another family."""
-    return get_method(name, **(ROWS[name].settings if name in ROWS else {}))
+def short_run(name, samples=1):
+    """The method ``name`` with the settings of its row for a short run on so many samples."""
+    if name in backprop_tester.ROWS:
+        return backprop_tester.made(name, backprop_tester.ROWS[name].settings, samples)
+    return get_method(name, **ROWS[name].settings)
 
 
-def our_methods():
-    """The registered hide methods of this package, by name."""
-    hide = [name for name, info in available_methods().items() if info.family == "hide"]
-    return [name for name in hide if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")]
+def our_methods(family="hide"):
+    """The registered methods of this package that are of a family, by name."""
+    names = [name for name, info in available_methods().items() if info.family == family]
+    return [name for name in names if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")]
 
 
 def check_rows(names, rows):
@@ -244,15 +247,19 @@ def real_bytes(statistics):
     return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
 
-def assert_exercised(name, plans):
-    """The plans of epochs in which a run is cut hide and weigh enough to show anything.
+def assert_exercised(name, plans, logged):
+    """The plans of epochs in which a run is cut hide and weigh, or a backprop method rejects, enough to show anything.
 
     Args:
         name: of the method.
         plans: :class:`~kakurenbo_lightning.EpochPlan` s.
+        logged: metrics of the same epochs.
     """
-    row = ROWS.get(name)
-    if row is None or row.name == "baseline":
+    if name in backprop_tester.ROWS:
+        backprop_tester.assert_exercised(name, logged)
+        return
+    row = ROWS[name]
+    if row.name == "baseline":
         return
     hiding = [plan for plan in plans if len(plan.hidden) > 5]
     assert hiding, f"{name} hides next to nothing where it is cut; change the settings in its Row"

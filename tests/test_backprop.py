@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
+from driven import BATCH, EPOCHS, Trained, sb_fit
 from helpers import Net, Points, Spy, SureNet, fit, loader
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
@@ -19,41 +20,6 @@ from kakurenbo_lightning.methods.sb_fixed import FixedRate
 from kakurenbo_lightning.methods.selective_backprop import SelectiveBackprop
 from kakurenbo_lightning.methods.stale_sb import StaleSB
 from kakurenbo_lightning.seeding import stream_generator
-
-EPOCHS, BATCH = 5, 8
-
-
-class Trained(Callback):
-    """What each step really trained: the indices and inputs that ``training_step`` got in train mode, by epoch."""
-
-    def __init__(self):
-        self.batches, self.counts, self.looked = {}, {}, {}
-
-    def on_train_start(self, trainer, pl_module):
-        step = pl_module.training_step
-
-        def watched(batch, batch_idx):
-            seen = self.batches if pl_module.training else self.looked
-            seen.setdefault(trainer.current_epoch, []).append(batch)
-            return step(batch, batch_idx)
-
-        pl_module.training_step = watched
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.counts[trainer.current_epoch] = {
-            key.removeprefix("selection/"): value.item() for key, value in trainer.callback_metrics.items()
-        }
-
-    def indices(self, epoch):
-        return [index for batch in self.batches.get(epoch, []) for index in batch[2].tolist()]
-
-
-def sb_fit(method, module=None, train=None, *callbacks, **settings):
-    selection, trained = SampleSelection(method), Trained()
-    module = module or Net(dropout=0.0)
-    made = fit(module, train or loader(61), selection, trained, *callbacks, **{"max_epochs": EPOCHS, **settings})
-    return made, selection, trained, module
-
 
 # ---- the loop, written out
 
@@ -408,14 +374,3 @@ def test_accumulation_and_manual_optimization_are_refused():
 
     with pytest.raises(ConflictError, match="automatic_optimization=False: selective_backprop decides"):
         sb_fit(SelectiveBackprop(), Manual())
-
-
-def test_wrap_is_refused():
-    selection = SampleSelection(SelectiveBackprop())
-
-    class Wrapping(Net):
-        def train_dataloader(self):
-            return selection.wrap(loader(61))
-
-    with pytest.raises(ConflictError, match=r"selection.wrap\(...\) cannot skip steps"):
-        fit(Wrapping(), None, selection)

@@ -7,11 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from helpers import Net, fit, loader
 
 import kakurenbo_lightning.methods
-from kakurenbo_lightning import HideMethod, available_methods, get_method
+from kakurenbo_lightning import Epoch, HideMethod, SampleSelection, available_methods, get_method
+from kakurenbo_lightning.methods import BackpropMethod, registry
 
 FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
+ADDING = FOLDER / "ADDING.md"
 LIST = FOLDER / "README.md"
 OUTLINE = [
     "What it does",
@@ -22,6 +25,8 @@ OUTLINE = [
     "Differences from the authors' code",
     "Measured",
 ]
+# family -> class whose fields are its common settings, and the section that describes them
+FAMILIES = {"hide": (HideMethod, "Common settings"), "backprop": (BackpropMethod, "Backprop settings")}
 CARDS = sorted(path for path in FOLDER.glob("*.md") if path.name not in ("README.md", "ADDING.md"))
 # what other packages in this environment register is not ours to describe
 METHODS = {
@@ -29,6 +34,8 @@ METHODS = {
     for name, info in available_methods().items()
     if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")
 }
+HIDE = {name: info for name, info in METHODS.items() if info.family == "hide"}
+BACKPROP = {name: info for name, info in METHODS.items() if info.family == "backprop"}
 
 
 def sections(path):
@@ -55,14 +62,20 @@ def settings(text):
 
 
 def defaults(cls, common):
-    """Setting -> default of those that ``cls`` takes from HideMethod as they are (``common``), or of the others."""
-    changed = {name for base in cls.__mro__[: cls.__mro__.index(HideMethod)] for name in inspect.get_annotations(base)}
+    """Setting -> default of those that ``cls`` takes from its family as they are (``common``), or of the others."""
+    family, _ = FAMILIES[cls.family]
+    changed = {name for base in cls.__mro__[: cls.__mro__.index(family)] for name in inspect.get_annotations(base)}
     return {field.name: field.default for field in fields(cls) if (field.name not in changed) is common}
 
 
 def as_written(values):
     """The values as text: ``True == 1`` and ``0 == 0.0``, so comparing values would miss a wrong kind."""
     return {name: repr(value) for name, value in values.items()}
+
+
+def anchor(heading):
+    """What a link to the heading ends with."""
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
 
 
 def links(path):
@@ -89,7 +102,8 @@ def test_a_settings_table_names_exactly_the_methods_own_settings(name):
     text = sections(METHODS[name].card)["Settings"]
     own = defaults(type(get_method(name)), common=False)
     assert as_written(settings(text)) == as_written(own)
-    assert "(README.md#common-settings)" in text
+    _, section = FAMILIES[METHODS[name].family]
+    assert f"(README.md#{anchor(section)})" in text
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -99,19 +113,26 @@ def test_a_card_states_the_true_memory_per_sample(name):
     assert [row[-1] for row in rows] == [str(METHODS[name].bytes_per_sample)]
 
 
-def test_the_common_settings_are_described_once_with_true_defaults():
-    described = settings(sections(LIST)["Common settings"])
-    assert as_written(described) == as_written({field.name: field.default for field in fields(HideMethod)})
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_common_settings_of_a_family_are_described_once_with_true_defaults(family):
+    cls, section = FAMILIES[family]
+    described = settings(sections(LIST)[section])
+    assert as_written(described) == as_written({field.name: field.default for field in fields(cls)})
     for name, info in METHODS.items():
-        common = defaults(type(get_method(name)), common=True)
-        assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
+        if info.family == family:
+            common = defaults(type(get_method(name)), common=True)
+            assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
 
 
-def test_the_list_tells_of_every_method_what_it_is():
+def test_every_method_is_of_a_family_that_the_list_describes():
+    assert {info.family for info in METHODS.values()} == FAMILIES.keys()
+
+
+def test_the_list_tells_of_every_hide_method_what_it_is():
     head, rows = table(sections(LIST)[""])
     assert head == ["method", "an epoch hides", "chosen", "forward-only pass", "weights", "bytes per sample"]
-    assert [row[0] for row in rows] == [f"[`{name}`]({name}.md)" for name in METHODS]
-    for (name, info), (_, _, chosen, looks, weights, memory) in zip(METHODS.items(), rows, strict=True):
+    assert [row[0] for row in rows] == [f"[`{name}`]({name}.md)" for name in HIDE]
+    for (name, info), (_, _, chosen, looks, weights, memory) in zip(HIDE.items(), rows, strict=True):
         method = get_method(name)
         assert memory == str(info.bytes_per_sample)
         assert (looks == "yes") is (method.refresh_mode is not None)
@@ -120,11 +141,42 @@ def test_the_list_tells_of_every_method_what_it_is():
         assert (chosen == "once, then restart") is (method.scoring_epochs(200) > 0)
 
 
-@pytest.mark.parametrize("path", [*CARDS, LIST], ids=lambda path: path.stem)
+def test_the_list_tells_of_every_backprop_method_what_it_is():
+    head, rows = table(sections(LIST)["The backprop family"])
+    assert head == ["method", "trains", "in a step of", "looks in", "weights", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`]({name}.md)" for name in BACKPROP]
+    for (name, info), (_, _, step, looks, weights, memory) in zip(BACKPROP.items(), rows, strict=True):
+        method = get_method(name)
+        assert memory == str(info.bytes_per_sample)
+        assert weights == ("yes" if method.weighs else "no")
+        assert (step == "a full batch") is (method.pooled or method.batches_per_choice > 1)
+        always = all(method.looks(Epoch(epoch, 10), step, 8, method.memory()) for epoch in range(1, 10) for step in range(8))
+        assert (looks == "each epoch") is always
+
+
+@pytest.mark.parametrize("name", BACKPROP)
+def test_a_backprop_card_counts_a_sample_by_the_common_cost_model(name):
+    text = sections(METHODS[name].card)["Cost per epoch"]
+    assert "With a forward pass counted 1 and a backward pass 2" in text
+
+
+def test_the_method_that_looks_in_adding_md_trains():
+    (code,) = re.findall(r"^```python\n(.*?)^```$", sections(ADDING)["A method that looks at batches"], re.MULTILINE | re.DOTALL)
+    names = {"__name__": "test_cards"}
+    try:
+        exec(compile(code, "ADDING.md", "exec", dont_inherit=True), names)
+        selection = SampleSelection("above_mean")
+        fit(Net(), loader(61), selection, max_epochs=3)
+    finally:
+        registry._METHODS.pop("above_mean", None)  # other tests go through all methods there are
+    assert selection.totals.samples_looked == 2 * 61
+    assert 0 < selection.totals.samples_rejected < 2 * 61
+
+
+@pytest.mark.parametrize("path", [*CARDS, LIST, ADDING], ids=lambda path: path.stem)
 def test_links_lead_to_files_and_headings(path):
     for link in links(path):
         target, _, heading = link.partition("#")
         file = (path.parent / target).resolve() if target else path
-        assert file.is_file(), link
-        anchors = [re.sub(r"[^\w -]", "", h).lower().replace(" ", "-") for h in sections(file)]
-        assert not heading or heading in anchors, link
+        assert file.exists(), link
+        assert not heading or heading in map(anchor, sections(file)), link

@@ -49,6 +49,16 @@ def test_a_choice_is_kept_and_looked_at_again_before_the_next():
     assert selection.totals.samples_refreshed == 2 * 32
 
 
+def test_a_kept_choice_has_the_learning_rate_of_its_epoch():
+    selection = SampleSelection(
+        "kakurenbo", max_fraction=0.5, tau=0.0, fractions=(1.0,), milestones=(), warmup_epochs=3, every_n_epochs=4
+    )
+    spy = Spy(selection)
+    fit(SureNet(), loader(), selection, spy, max_epochs=EPOCHS)
+    assert [len(spy.hidden[epoch]) for epoch in range(EPOCHS)] == [0, 32, 32, 32, 32, 32]
+    assert [spy.rates[epoch][0] for epoch in range(EPOCHS)] == pytest.approx([0.1, 0.1, 0.1, 0.2, 0.2, 0.2])
+
+
 @pytest.mark.parametrize("step", [12, 14, 18])
 def test_a_kept_choice_survives_a_resume(tmp_path, step):
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
@@ -147,3 +157,12 @@ def test_what_is_no_class_of_each_sample_is_not_taken_for_it():
         assert targets_of(holder(values)) is None
     assert targets_of(ConcatDataset([holder([0] * 4), holder(None)])) is None
     assert targets_of(TensorDataset(torch.zeros(4, 2), torch.zeros(4))) is None
+    assert targets_of(TensorDataset(torch.zeros(4, 2), torch.arange(4), torch.arange(4))) is None  # which of them?
+    transformed = holder([0, 1, 2, 0])
+    transformed.target_transform = lambda target: 2 - target
+    assert targets_of(transformed) is None
+
+
+def test_a_protected_class_that_there_is_not_is_told():
+    with pytest.warns(UserWarning, match=r"protected_classes=\[7\] are not among the 3 classes of the data set \(0 to 2\)"):
+        hidden_by_epoch(protected_classes=[1, 7])

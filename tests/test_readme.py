@@ -8,7 +8,7 @@ import lightning as L
 from helpers import Net, loader
 
 from kakurenbo_lightning import HideMethod, available_methods, get_method
-from kakurenbo_lightning.methods import registry
+from kakurenbo_lightning.methods import BackpropMethod, registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -38,9 +38,11 @@ def test_the_table_links_every_method_and_names_its_settings():
         re.findall(r"^\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\1\.md\) \|[^|]*\| (.*) \|$", README, flags=re.MULTILINE)
     )
     assert sorted(rows) == METHODS
-    common = {field.name for field in fields(HideMethod)}
     for name, cell in rows.items():
-        own = [field.name for field in fields(get_method(name)) if field.name not in common]
+        method = get_method(name)
+        family = HideMethod if isinstance(method, HideMethod) else BackpropMethod
+        common = {field.name for field in fields(family)}
+        own = [field.name for field in fields(method) if field.name not in common]
         assert re.findall(r"`(\w+)`", cell) == own, name
 
 

@@ -25,7 +25,8 @@ from recipes.train import config_dir, fit, run, with_method
 
 CONFIGS = Path(config_dir())
 REPOSITORY = Path(__file__).resolve().parents[1]
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "hide")
+FAMILIES = ("hide", "backprop")  # folders of settings that methods share, no groups
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in FAMILIES)
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 # seconds rather than minutes: 96 images of 8 x 8 pixels, 2 epochs, on the CPU
 TINY = [
@@ -154,6 +155,8 @@ def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(comp
     [
         (["compare=baseline"], "compare='baseline' is not possible: it must be null or a list of methods"),
         (["compare=[]"], "compare=[] is not possible"),
+        (["compare=[foo]"], "compare=['foo'] is not possible: it must be a list of methods out of baseline, el2n, forget"),
+        (["compare=[baseline,stale_bs]"], "Did you mean stale_sb?"),
         (
             ["compare=[baseline]", "ckpt_path=x.ckpt"],
             "ckpt_path='x.ckpt' is not possible: it must be null",
@@ -230,13 +233,26 @@ def test_help_lists_the_groups_and_two_line_examples(tmp_path):
 # ---- results and plot
 
 
-def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0):
+def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
+    cfg = compose(*TINY, "method=selective_backprop")
+    result = fit(cfg, instantiate(cfg.data))
+    totals = result.totals
+    assert totals["samples_looked"] == 96
+    assert totals["samples_trained"] + totals["samples_rejected"] == 2 * 96
+    assert result.hidden_share == 0
+    assert result.as_dict()["rejected_share"] == totals["samples_rejected"] / (2 * 96) > 0
+
+
+def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0, looked=0, rejected=0, look_seconds=0.0):
     totals = {
         "samples_trained": trained,
         "samples_hidden": hidden,
         "samples_refreshed": refreshed,
+        "samples_looked": looked,
+        "samples_rejected": rejected,
         "train_seconds": train_seconds,
         "refresh_seconds": refresh_seconds,
+        "look_seconds": look_seconds,
         "select_seconds": 0.0,
     }
     return Result(method, 0.9, totals, fit_seconds=train_seconds)
@@ -250,6 +266,18 @@ def test_saving_and_its_ideal():
     assert hiding.saving(baseline) == pytest.approx(0.21)
     assert hiding.ideal_share == pytest.approx(0.7 + 0.3 * 0.3)
     assert a_result("random", 700, 300, 0, train_seconds=70.0).ideal_share == pytest.approx(0.7)
+
+
+def test_saving_and_its_ideal_when_samples_are_looked_at():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    # per sample: a training step 0.1 s, a forward pass 0.03 s; stale epochs hide, the others reject
+    stale = a_result("stale_sb", 500, 300, 0, train_seconds=50 + 0.03 * 400, looked=400, rejected=200, look_seconds=0.03 * 400)
+    assert (stale.hidden_share, stale.rejected_share) == (0.3, 0.2)
+    assert stale.ideal_share == pytest.approx(0.5 + 0.3 * 0.4)
+    assert stale.saving(baseline) == pytest.approx(0.38)
+    columns = {column.header: list(column.cells) for column in comparison_table([baseline, stale]).columns}
+    assert columns["looked at"] == ["0", "400"]
+    assert columns["left out"] == ["0.0%", "50.0%"]
 
 
 def test_the_table_compares_with_the_baseline_only_where_there_is_one():
@@ -268,6 +296,25 @@ def test_the_plot_reads_the_last_value_of_each_epoch(tmp_path):
     metrics = plot.read_metrics([tmp_path / "run"])["kakurenbo"]
     assert metrics[plot.HIDDEN].tolist() == [0.0, 0.25]
     assert metrics[plot.ACCURACY].tolist() == [0.5, 0.75]
+
+
+def test_the_plot_shows_what_was_hidden_or_rejected(tmp_path):
+    folder = tmp_path / "run" / "stale_sb"
+    folder.mkdir(parents=True)
+    rows = ["epoch,selection/hidden_fraction,selection/rejected,selection/trained", "0,0,0,100", "1,0.4,0,60", "2,0,70,30"]
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    metrics = plot.read_metrics([tmp_path / "run"])["stale_sb"]
+    assert plot.left_out(metrics).tolist() == pytest.approx([0, 0.4, 0.7])
+    assert plot.left_out(metrics.drop(columns=plot.REJECTED)).tolist() == [0, 0.4, 0]
+
+
+def test_plotting_a_folder_that_is_not_there_says_what_to_type(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        plot.main([str(tmp_path / "missing"), "-o", str(tmp_path / "plot.png")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "is not a folder: it must be the folder of a run" in said
+    assert "Traceback" not in said
 
 
 def test_plotting_a_folder_without_metrics_says_which(tmp_path):

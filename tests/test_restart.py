@@ -4,11 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, Spy, fit, loader
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BaseFinetuning,
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning import MismatchError, SampleSelection
 from kakurenbo_lightning.loaders import ConflictError
 
 SCORED, EPOCHS = 2, 3
@@ -94,20 +102,125 @@ def test_the_epochs_come_on_top_and_are_logged(tmp_path):
     assert made.callback_metrics["selection/scoring_epochs"] == SCORED
 
 
-def test_the_best_checkpoint_and_early_stopping_are_of_the_second_training(tmp_path):
-    class Falling(Net):
-        """Its metric is best in the scoring epochs."""
+class Falling(Net):
+    """Its metric is best in the scoring epochs."""
 
+    def on_train_epoch_end(self):
+        self.log("metric", float(self.current_epoch if self.current_epoch < SCORED else 10 - self.current_epoch))
+
+
+@pytest.mark.parametrize("name", ["{epoch}", "best"])
+def test_the_best_checkpoint_is_of_the_second_training(tmp_path, name):
+    best = ModelCheckpoint(tmp_path, monitor="metric", mode="min", save_last=True, filename=name)
+    static_fit(*STATIC[0], best, module=Falling(), enable_checkpointing=True)
+    last = SCORED + EPOCHS - 1
+    assert best.best_model_score == 10 - last
+    assert torch.load(best.best_model_path, weights_only=True)["epoch"] == last
+    kept = {f"epoch={last}.ckpt"} if name == "{epoch}" else {"best.ckpt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"last.ckpt", *kept}
+
+
+def test_early_stopping_waits_for_the_second_training():
+    """It would have stopped in the third scoring epoch."""
+
+    class Rising(Net):
         def on_train_epoch_end(self):
-            self.log("metric", float(self.current_epoch if self.current_epoch < SCORED else 10 - self.current_epoch))
+            self.log("metric", float(self.current_epoch))
 
-    best = ModelCheckpoint(tmp_path, monitor="metric", mode="min", save_last=True, filename="{epoch}")
-    stop = EarlyStopping("metric", mode="min", patience=2)
-    static_fit(*STATIC[0], best, stop, module=Falling(), enable_checkpointing=True)
-    assert best.best_model_score == 10 - (SCORED + EPOCHS - 1)
-    assert best.best_model_path.endswith(f"epoch={SCORED + EPOCHS - 1}.ckpt")
-    assert stop.best_score == best.best_model_score
-    assert not list(tmp_path.glob("last-*"))
+    stop = EarlyStopping("metric", mode="min", patience=1)
+    _, selection, spy, _, _ = static_fit("forget", {"static_epochs": 5}, stop, module=Rising(), max_epochs=6)
+    assert sorted(spy.batches) == list(range(7))  # five to score, and two until it stops
+    assert selection.totals.scoring_epochs == 5 and len(selection.plan.hidden) == 15
+    assert stop.stopped_epoch == 6
+
+
+def test_a_run_that_ends_while_it_scores_says_so():
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.fit_loop.max_epochs = 1
+
+    with pytest.warns(UserWarning, match="the run ended in its 2 scoring epochs: nothing was hidden"):
+        _, selection, _, _, _ = static_fit(*STATIC[0], Stop())
+    assert "started again" not in selection.totals.summary()
+
+
+def test_what_was_scored_stays_scored_when_the_run_gets_longer(tmp_path):
+    """A share of ``max_epochs`` is taken once."""
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    settings = ("forget", {"static_epochs": 0.25})
+    made, selection, _, _, module = static_fit(*settings, keep, max_epochs=4, enable_checkpointing=True)
+    hidden = selection.plan.hidden
+    made.fit_loop.max_epochs = 12
+    made.fit(module, loader(60))
+    assert made.current_epoch == 13
+    assert torch.equal(selection.plan.hidden, hidden)
+    _, resumed, spy, _, _ = static_fit(*settings, max_epochs=12, ckpt_path=tmp_path / "epoch=4.ckpt")
+    assert sorted(spy.batches) == list(range(5, 13))
+    assert torch.equal(resumed.plan.hidden, hidden)
+
+
+def test_a_checkpoint_of_another_method_cannot_be_reset_into_a_static_one(tmp_path):
+    fit(Net(), loader(60), SampleSelection("kakurenbo"), ModelCheckpoint(tmp_path), max_epochs=2, enable_checkpointing=True)
+    selection = SampleSelection("forget", static_epochs=2, on_mismatch="reset")
+    with pytest.raises(MismatchError, match="forget scores its first epochs and starts again, so it must begin with a training"):
+        fit(Net(), loader(60), selection, max_epochs=5, ckpt_path=next(tmp_path.iterdir()))
+
+
+def test_buffers_that_no_checkpoint_holds_go_back_too():
+    class Counting(Net):
+        def __init__(self):
+            super().__init__(dropout=0.0)
+            self.register_buffer("count", torch.zeros(()), persistent=False)
+
+        def training_step(self, batch, batch_idx):
+            self.count += self.training
+            return super().training_step(batch, batch_idx)
+
+    _, _, spy, _, module = static_fit(*STATIC[0], module=Counting())
+    assert module.count == sum(len(spy.batches[epoch]) for epoch in range(SCORED, SCORED + EPOCHS))
+
+
+class Finetuning(BaseFinetuning):
+    def freeze_before_training(self, pl_module):
+        """Nothing."""
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        """Nothing."""
+
+
+def test_callbacks_that_cannot_be_put_back_are_refused():
+    for callback in (StochasticWeightAveraging(1e-2), Finetuning(), GradientAccumulationScheduler({1: 2})):
+        with pytest.raises(ConflictError, match=f"callback {type(callback).__name__}: .* effects cannot be put back; remove it"):
+            static_fit(*STATIC[0], callback)
+
+
+def test_a_training_that_changed_its_parameter_groups_cannot_start_again():
+    class Unfreeze(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.optimizers[0].add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
+
+    with pytest.raises(ConflictError, match="cannot start again: its parameter groups changed while it was scored"):
+        static_fit(*STATIC[0], Unfreeze())
+
+
+def test_the_lr_finder_runs_before_a_static_method():
+    class Tuned(Net):
+        def configure_optimizers(self):
+            self.hparams.lr = self.lr = getattr(self, "lr", 0.1)
+            return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+    module = Tuned()
+    module.lr = 0.1
+    finder = LearningRateFinder(num_training_steps=5)
+    made, selection, _, _, _ = static_fit(*STATIC[0], finder, module=module, count=120)
+    assert made.current_epoch == SCORED + EPOCHS
+    assert len(selection.plan.hidden) == 30
+
+
+def test_validation_every_few_epochs_that_do_not_fit_is_told():
+    with pytest.warns(UserWarning, match="no multiple of check_val_every_n_epoch=3"):
+        static_fit(*STATIC[0], check_val_every_n_epoch=3)
 
 
 def test_a_second_fit_of_a_finished_static_run_trains_on():

@@ -1,7 +1,9 @@
 """A run cut anywhere and resumed from its checkpoint equals the uncut one, to the bit."""
 
 import random
+from dataclasses import asdict
 
+import backprop_tester
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def run(method, *callbacks, ckpt_path=None, seed=0, workers=0, **settings):
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    selection, record, module = SampleSelection(short_run(method)), Record(), RestlessNet(schedule=one_cycle)
+    selection, record, module = SampleSelection(short_run(method, SAMPLES)), Record(), RestlessNet(schedule=one_cycle)
     made = trainer(selection, record, *callbacks, max_epochs=EPOCHS, enable_checkpointing=bool(callbacks), **settings)
     train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     made.fit(module, train, DataLoader(Points(20), 10), ckpt_path=ckpt_path)
@@ -71,9 +73,7 @@ def final_state(made, selection, module):
         state |= {f"optimizer.{number}.{name}": value for name, value in slots.items() if torch.is_tensor(value)}
     state["rate"] = torch.tensor(made.optimizers[0].param_groups[0]["lr"])
     state |= {f"statistics.{name}": value for name, value in selection.statistics.state_dict().items()}
-    state["totals"] = torch.tensor(
-        [selection.totals.samples_trained, selection.totals.samples_hidden, selection.totals.samples_refreshed]
-    )
+    state["totals"] = torch.tensor([value for name, value in asdict(selection.totals).items() if not name.endswith("seconds")])
     return state
 
 
@@ -99,6 +99,11 @@ def position(path):
     return state["callbacks"]["SampleSelection"]["epoch"], state["global_step"]
 
 
+def saved(path):
+    """What the selection saved."""
+    return torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+
+
 def some_of(paths, restart):
     """Checkpoints in the beginning, middle and end of epochs, and of a static method before, at and after its restart."""
     chosen = {*paths[3::5], paths[7], paths[-1]}
@@ -115,7 +120,11 @@ def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
     chosen = some_of(paths, restart * STEPS) if moment == "every step" else paths
     assert len(chosen) > 2
     cuts = [position(path) for path in chosen]
-    assert_exercised(method, [record.plans[epoch] for epoch, _ in cuts])
+    assert_exercised(method, *zip(*((record.plans[epoch], record.logged[epoch]) for epoch, _ in cuts), strict=True))
+    if moment == "every step" and method in backprop_tester.ROWS:
+        half_full = [path for path in paths if 0 < backprop_tester.waiting(saved(path))[0] < 8]
+        assert bool(half_full) == backprop_tester.ROWS[method].pools, "some are cut with a half-full pool"
+        chosen = chosen + half_full[:2]
     if restart:
         assert min(cuts)[0] < restart - 1, "a run is cut in scoring epochs"
         assert restart * STEPS in [step for _, step in cuts], "and at the restart"
@@ -143,9 +152,9 @@ def test_the_state_loads_with_weights_only_and_is_small(tmp_path, method):
     _, selection, record, _ = run(method, every(tmp_path, "train epoch end"))
     paths = list(tmp_path.glob("*.ckpt"))
     assert len(paths) == EPOCHS + short_run(method).scoring_epochs(EPOCHS)
-    assert_exercised(method, record.plans.values())
+    assert_exercised(method, record.plans.values(), record.logged.values())
     for path in paths:
-        state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+        state = saved(path)
         assert state["method"] == method
         assert (state["weights"] is None) == (record.plans[state["epoch"]].weights is None)
         size = sum(column.nbytes for column in state["statistics"].values()) + state["hidden"].nbytes

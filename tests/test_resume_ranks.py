@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from backprop_tester import ROWS
 from cuts import SaveAt, on_ranks
 from method_tester import assert_exercised, short_run
 
@@ -14,7 +15,8 @@ from recipes.bench.fault_run import SAMPLES, differences, equal
 LAST = -1
 
 
-CUTS = {"mid-epoch": (1, 1), "last-batch": (1, LAST), "after-restart": (2, 1)}  # the epoch, and the batch that was the last
+# the epoch, and the batch that was the last
+CUTS = {"mid-epoch": (1, 1), "later": (1, 3), "last-batch": (1, LAST), "after-restart": (2, 1)}
 STATIC = [name for name in available_methods() if short_run(name).scoring_epochs(4)]
 
 
@@ -27,14 +29,19 @@ def whole(tmp_path_factory):
         folder = tmp_path_factory.mktemp(method)
         saves = tuple(SaveAt(folder / f"{cut}.ckpt", "on_train_batch_end", *at) for cut, at in CUTS.items())
         end = SaveAt(folder / "end.ckpt", "on_train_epoch_end", 0)
-        return folder, on_ranks(folder, short_run(method), 2, callbacks=(*saves, end))
+        return folder, on_ranks(folder, short_run(method, SAMPLES), 2, callbacks=(*saves, end))
 
     return get
 
 
+def saved(path):
+    """What the selection saved."""
+    return torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+
+
 def plan_in(path):
     """The plan that a checkpoint holds."""
-    state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]
+    state = saved(path)
     hidden = torch.zeros(SAMPLES, dtype=torch.bool).index_fill_(0, state["hidden"], True)
     return EpochPlan.hide(hidden, weights=state["weights"])
 
@@ -47,20 +54,26 @@ def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):
     assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=method not in STATIC)
 
 
-@pytest.mark.parametrize("method", STATIC)
-def test_two_ranks_cut_after_a_restart_and_resumed_equal_uncut(whole, tmp_path, method):
+@pytest.mark.parametrize("method", [*STATIC, "stale_sb"])
+def test_two_ranks_cut_after_a_restart_or_stale_epoch_and_resumed_equal_uncut(whole, tmp_path, method):
     assert_resumed_equals_uncut(whole, tmp_path, method, "after-restart")
+
+
+@pytest.mark.parametrize("method", ROWS)
+def test_two_ranks_that_look_look_with_what_the_checkpoint_holds(whole, tmp_path, method):
+    """Ranks that looked with BatchNorm statistics of their own would go on with those of rank 0."""
+    assert_resumed_equals_uncut(whole, tmp_path, method, "later")
 
 
 def assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=True):
     folder, expected = whole(method)
     path, (epoch, batch) = folder / f"{cut}.ckpt", CUTS[cut]
     if hides:
-        assert_exercised(method, [plan_in(path)])
-    resumed = on_ranks(tmp_path, short_run(method), 2, seed=99, resume=path)
+        assert_exercised(method, [plan_in(path)], [expected[0]["logged"][epoch]])
+    resumed = on_ranks(tmp_path, short_run(method, SAMPLES), 2, seed=99, resume=path)
     for rank in (0, 1):
         assert differences(expected[rank], resumed[rank]) == []
-    left = len(expected[0]["batches"][epoch]) - 2 if batch == 1 else 0
+    left = 0 if batch == LAST else len(expected[0]["batches"][epoch]) - 1 - batch
     assert len(resumed[0]["batches"].get(epoch, ())) == left
 
 

@@ -43,13 +43,6 @@ CASES = {
         {"reduction": "sum"},
         lambda z, y: 5 * by_hand(F.cross_entropy(z, y, reduction="none")),
     ),
-    "none": (
-        F.cross_entropy,
-        (5, 3),
-        CLASSES,
-        {"reduction": "none"},
-        lambda z, y: F.cross_entropy(z, y, reduction="none") * WEIGHTS,
-    ),
     "class weights": (
         F.cross_entropy,
         (5, 3),
@@ -96,6 +89,31 @@ def test_value_and_gradient_are_those_of_the_loss_written_out(name, by_keyword):
     loss.sum().backward()
     wanted.sum().backward()
     assert torch.allclose(seen.grad, expected.grad, rtol=1e-12, atol=1e-15)
+
+
+def test_a_loss_per_sample_keeps_its_value_and_any_function_of_it_is_weighted():
+    """As in a focal loss: the step goes on with the values themselves."""
+    seen, expected = scores(5, 3), scores(5, 3)
+
+    def focal(loss):
+        return (1 - (-loss).exp()).square() * loss
+
+    with CriterionCapture().watching(WEIGHTS.double()):
+        loss = F.cross_entropy(seen, CLASSES, reduction="none")
+    plain = F.cross_entropy(expected, CLASSES, reduction="none")
+    assert torch.equal(loss, plain)
+    focal(loss).mean().backward()
+    by_hand(focal(plain)).backward()
+    assert torch.allclose(seen.grad, expected.grad, rtol=1e-12)
+
+
+def test_predictions_in_the_place_of_the_target_are_weighted_too():
+    target = torch.arange(10.0, dtype=torch.float64).view(5, 2)
+    seen, expected = scores(5, 2), scores(5, 2)
+    with CriterionCapture().watching(WEIGHTS.double()):
+        (F.mse_loss(target, seen)).backward()
+    by_hand(F.mse_loss(expected, target, reduction="none").mean(1)).backward()
+    assert torch.allclose(seen.grad, expected.grad, rtol=1e-12)
 
 
 def test_ignored_positions_weigh_nothing():
@@ -180,34 +198,28 @@ def test_infobatch_trains_as_a_loop_with_the_weighted_mean_does(module):
             assert torch.allclose(value, net.network.state_dict()[name], atol=1e-6), name
 
 
-def test_a_returned_loss_counts_each_sample_as_often_as_its_weight():
-    logged = []
+@pytest.mark.parametrize("made", [torch.mean, torch.sum, lambda loss: 0.1 * loss.mean() + 7.0], ids=["mean", "sum", "more terms"])
+def test_a_returned_loss_counts_each_sample_as_often_as_its_weight(made):
+    """However it was made from the ``sample_loss``."""
 
     class Terms(Returning):
         def training_step(self, batch, batch_idx):
             outputs = super().training_step(batch, batch_idx)
-            return {**outputs, "loss": outputs["loss"] + 7.0}
-
-        def on_before_backward(self, loss):
-            logged.append(loss.item())
+            return {**outputs, "loss": made(outputs["sample_loss"])}
 
     selection = SampleSelection("infobatch", end_fraction=0.0)
-    net = Terms(dropout=0.0)
-    net.network[1] = nn.Identity()
+    net, twin = Terms(dropout=0.0, rate=0.01), Terms(dropout=0.0, rate=0.01)
+    net.network[1] = twin.network[1] = nn.Identity()  # its second forward would move BatchNorm twice
     seen = Weights(selection)
     fit(net, loader(64), selection, seen, max_epochs=3)
-    x, y, weights = seen.steps[-1]
-    assert weights.max() == 2
-    twin = Terms(dropout=0.0)
-    twin.network[1] = nn.Identity()
-    optimizer, expected = twin.configure_optimizers(), []
+    assert seen.steps[-1][2].max() == 2
+    optimizer = twin.configure_optimizers()
     for x, y, weights in seen.steps:
         optimizer.zero_grad()
-        loss = 7 + (weights * F.cross_entropy(twin.network(x), y, reduction="none")).mean()
-        loss.backward()
+        made(weights * F.cross_entropy(twin.network(x), y, reduction="none")).backward()
         optimizer.step()
-        expected.append(loss.item())
-    assert logged == pytest.approx(expected, abs=1e-5)
+    for name, value in twin.state_dict().items():
+        assert torch.allclose(value, net.state_dict()[name], atol=1e-5), name
 
 
 def test_weights_in_a_run_resumed_in_mid_epoch_are_applied_once(tmp_path):
@@ -241,6 +253,16 @@ def test_weights_need_the_graph_of_a_returned_loss():
 
     with pytest.raises(OutputsError, match="'sample_loss', the latter with its graph"):
         fit(Detached(), loader(64), SampleSelection("infobatch"), max_epochs=4)
+
+
+def test_a_loss_that_is_not_made_from_the_returned_values_is_refused():
+    class Apart(Returning):
+        def training_step(self, batch, batch_idx):
+            outputs = super().training_step(batch, batch_idx)
+            return {**outputs, "loss": -self.network(batch[0]).log_softmax(1)[:, 0].mean()}
+
+    with pytest.raises(OutputsError, match="the weights never reached the gradient"):
+        fit(Apart(dropout=0.0), loader(64), SampleSelection("infobatch"), max_epochs=4)
 
 
 def test_weights_cannot_go_through_a_function_of_the_batch():

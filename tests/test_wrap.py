@@ -186,6 +186,13 @@ def test_without_wrap_a_lightning_that_lacks_an_attribute_is_named(monkeypatch):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["forget", "el2n", "selective_backprop"])
+def test_methods_that_skip_steps_or_start_again_need_the_loader_swap(method):
+    selection = SampleSelection(method)
+    with pytest.raises(ConflictError, match=rf"selection.wrap\(...\) cannot skip steps or start again, which {method} needs"):
+        fit(Wrapping(selection), None, selection)
+
+
 def test_what_wrap_refuses_is_what_the_swap_refuses():
     class Weighted(Wrapping):
         def train_dataloader(self):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.checks import checker, is_count
+from kakurenbo_lightning.methods.checks import checker, is_count, is_number
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.statistics import SampleStatistics
 
@@ -54,6 +54,9 @@ class BackpropMethod(Method):
         leftover: at an epoch's end ``"train"`` what is left in the pool as a short batch (at least two samples per rank), or ``"carry"``
             it over into the next one. After the last epoch nothing is trained any more: what is left then counts as rejected.
         pool_on_cpu: keep the pool in the host's memory.
+        inference_mode: look under ``torch.inference_mode``.
+        autocast: look in ``"bf16"`` or ``"fp16"``; ``None``: in the Trainer's precision.
+        scale: look at images (float ``[B, C, H, W]``) in this share of their resolution, in (0, 1].
 
     Attributes:
         pooled: whether chosen samples wait for a full batch.
@@ -67,6 +70,9 @@ class BackpropMethod(Method):
     warmup_epochs: int = 1
     leftover: Literal["train", "carry"] = "train"
     pool_on_cpu: bool = False
+    inference_mode: bool = False
+    autocast: Literal["bf16", "fp16"] | None = None
+    scale: float = 1.0
 
     family: ClassVar[str] = "backprop"
     pooled: ClassVar[bool] = True
@@ -77,6 +83,11 @@ class BackpropMethod(Method):
         check(is_count(self.warmup_epochs), "warmup_epochs", "an integer >= 0", "For example: 1.")
         check(self.leftover in ("train", "carry"), "leftover", "'train' or 'carry'", "'train' is the published way.")
         check(isinstance(self.pool_on_cpu, bool), "pool_on_cpu", "True or False", "True frees device memory.")
+        check(isinstance(self.inference_mode, bool), "inference_mode", "True or False", "True saves a little time.")
+        check(self.autocast in (None, "bf16", "fp16"), "autocast", "None, 'bf16' or 'fp16'", "For example: 'bf16'.")
+        check(
+            is_number(self.scale) and 0 < self.scale <= 1, "scale", "a number in (0, 1]", "0.5 looks at a quarter of the pixels."
+        )
 
     @property
     def batches_per_choice(self) -> int:
@@ -124,3 +135,14 @@ class BackpropMethod(Method):
 def uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """``float32[count]`` in [0, 1), the same on every device."""
     return torch.rand(count, generator=generator).to(device, non_blocking=True)
+
+
+def hard(losses: Tensor) -> Tensor:
+    """``losses`` in float32, with infinity for those that are not finite: they never make a sample look easy."""
+    losses = losses.float()
+    return torch.where(losses.isfinite(), losses, float("inf"))
+
+
+def at_least_two(count: int, size: int) -> int:
+    """``count`` of ``size`` samples, but two where there are two: BatchNorm refuses a batch of one."""
+    return max(count, min(2, size))

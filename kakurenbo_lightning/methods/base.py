@@ -25,13 +25,15 @@ class Epoch:
         index: counted from 0.
         max_epochs: length of the run in epochs, or ``None`` when it has no end.
         seed: of the run; the same on every rank.
-        part: which part of the data set is chosen from: a class under ``balance="class"``, else -1.
+        part: which part of the data set is chosen from: 1 + the class under ``balance="class"`` (0: unknown), else -1.
+        scoring: how many epochs of the run come before a static method's restart; ``None``: as many as the method says.
     """
 
     index: int
     max_epochs: int | None = None
     seed: int = 0
     part: int = -1
+    scoring: int | None = None
 
     def generator(self, number: int | None = None) -> torch.Generator:
         """A random stream of the method's own, the same on every rank: of this epoch, or of ``number``, whatever that counts."""
@@ -95,3 +97,9 @@ class Method(ABC):
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:  # noqa: B027
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
+
+    def check_data(self, fingerprint: str) -> None:  # noqa: B027
+        """Raise ``ValueError`` when a setting is of another data set than the one with this fingerprint."""
+
+    def check_classes(self, targets: Tensor) -> None:  # noqa: B027
+        """Warn when a setting names classes that are not among ``targets`` (``int64[N]``)."""

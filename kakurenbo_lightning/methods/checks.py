@@ -41,7 +41,7 @@ def require_epochs(check: Check, setting: str, values: Sequence[object], max_epo
         max_epochs is None or all(value <= max_epochs for value in values),
         setting,
         f"at most max_epochs={max_epochs}",
-        "Scoring is the beginning of a training; give fewer epochs, or a share such as 0.1.",
+        "Give fewer epochs, or a share such as 0.1.",
     )
 
 

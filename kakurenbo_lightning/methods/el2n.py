@@ -6,7 +6,7 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,7 +53,7 @@ class El2n(HideMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check = checker(self)
-        given = isinstance(self.score_epochs, (tuple, list)) and len(self.score_epochs) == 2
+        given = isinstance(self.score_epochs, Sequence) and len(self.score_epochs) == 2
         check(
             given
             and all(map(is_epoch_or_share, self.score_epochs))
@@ -92,8 +92,9 @@ class El2n(HideMethod):
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Add up the scores."""
-        first, end = self._window(epoch.max_epochs)
-        if first <= epoch.index < end:
+        first, _ = self._window(epoch.max_epochs)
+        end = self._scoring(epoch)
+        if min(first, end - 1) <= epoch.index < end:
             total, count = statistics.extra["el2n_sum"], statistics.extra["el2n_count"]
             total.index_copy_(0, rows, total[rows] + values["el2n"])
             count.index_copy_(0, rows, count[rows] + 1)

@@ -102,5 +102,5 @@ class Forget(Forgetting):
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Count until the restart."""
-        if epoch.index < self.scoring_epochs(epoch.max_epochs):
+        if epoch.index < self._scoring(epoch):
             super().observe(statistics, rows, values, epoch)

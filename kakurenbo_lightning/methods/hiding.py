@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch, Method
@@ -118,6 +119,15 @@ class HideMethod(Method):
             "They count from 0.",
         )
 
+    def check_classes(self, targets: Tensor) -> None:
+        """Warn of a protected class that there is not."""
+        known = targets.unique().tolist()
+        if absent := sorted(set(self.protected_classes) - set(known)):
+            rank_zero_warn(
+                f"{self.name}: protected_classes={absent} are not among the {len(known)} classes of the data set"
+                + (f" ({known[0]} to {known[-1]})" if known else "")
+            )
+
     @property
     def weighs(self) -> bool:
         """When they are unbiased."""
@@ -131,11 +141,14 @@ class HideMethod(Method):
     def chooses_in(self, epoch: Epoch) -> bool:
         """Whether a new choice is made in ``epoch``, rather than kept, or everything trained."""
         index = self._since_restart(epoch).index - self.start_epoch
-        anew = index == 0 if self.scoring_epochs(epoch.max_epochs) else index % self.every_n_epochs == 0
+        anew = index == 0 if self._scoring(epoch) else index % self.every_n_epochs == 0
         return self._hides_in(epoch) and anew
 
     def _since_restart(self, epoch: Epoch) -> Epoch:
-        return replace(epoch, index=epoch.index - self.scoring_epochs(epoch.max_epochs))
+        return replace(epoch, index=epoch.index - self._scoring(epoch))
+
+    def _scoring(self, epoch: Epoch) -> int:
+        return self.scoring_epochs(epoch.max_epochs) if epoch.scoring is None else epoch.scoring
 
     def _hides_in(self, epoch: Epoch) -> bool:
         index = self._since_restart(epoch).index
@@ -153,9 +166,12 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        if previous is not None and not self.chooses_in(epoch):
-            return previous
+        keeps = previous is not None and not self.chooses_in(epoch)
         epoch = self._since_restart(epoch)
+        plan = previous if keeps else self._chosen(statistics, epoch)
+        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
+
+    def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
         rows, parts = self._parts(statistics)
         among = statistics if rows is None else statistics.subset(rows)
         hidden = torch.zeros(len(among), dtype=torch.bool)
@@ -172,8 +188,7 @@ class HideMethod(Method):
             weights = None if weights is None else torch.ones(len(statistics)).index_copy_(0, rows, weights)
         if weights is not None and bool((weights == 1).all()):
             weights = None
-        plan = EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
-        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
+        return EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
 
     def _parts(self, statistics: SampleStatistics) -> tuple[Tensor | None, list[tuple[int, slice]]]:
         """The samples that are chosen from (``int64[n]``; ``None``: all), and the parts of them that are by themselves: number, place."""

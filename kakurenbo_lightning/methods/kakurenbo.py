@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch, RefreshMode
-from kakurenbo_lightning.methods.checks import checker, is_count, is_number, require_fraction
+from kakurenbo_lightning.methods.checks import checker, is_count, is_epoch_or_share, is_number, require_fraction
 from kakurenbo_lightning.methods.choosing import as_decimal, exact_floor, lowest
 from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
@@ -127,7 +127,7 @@ class Kakurenbo(HideMethod):
             "Each milestone moves on to the next fraction.",
         )
         check(
-            all(is_count(m, 1) or (isinstance(m, float) and 0 < m < 1) for m in self.milestones),
+            all(is_epoch_or_share(m) and m > 0 for m in self.milestones),
             "milestones",
             "epochs (positive integers) or shares of max_epochs (floats in (0, 1))",
             "For example: [60, 120, 160] or [0.3, 0.6, 0.8].",

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked
+from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, at_least_two
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import checker, is_count, is_number
 from kakurenbo_lightning.methods.registry import register_method
@@ -83,7 +83,7 @@ class Katharopoulos(BackpropMethod):
         """Draw one batch with replacement."""
         score = _normalised(values["el2n"])
         size = len(score)
-        count = max(1, size // self.presample)
+        count = at_least_two(size // self.presample, size)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64).to(score.device, non_blocking=True)
         bounds = score.cumsum(0)
         rows = torch.searchsorted(bounds / bounds[-1], drawn, right=True).clamp(max=size - 1)

@@ -28,7 +28,7 @@ class MethodInfo:
 
     Attributes:
         name: as registered.
-        family: ``"hide"``.
+        family: ``"hide"`` or ``"backprop"``.
         paper: where it is from; "-" when from none.
         summary: one line.
         bytes_per_sample: of state on the device, with default settings.
@@ -47,14 +47,14 @@ def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a method's settings dataclass available by ``name``.
 
     Raises:
-        TypeError: the class does not derive from :class:`Method`.
+        TypeError: the class derives from neither HideMethod nor BackpropMethod.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
         if not is_dataclass(cls) or not issubclass(cls, Method):
             raise TypeError(
-                f"{cls.__qualname__} is no method; derive it from HideMethod and put @dataclass(frozen=True) below "
+                f"{cls.__qualname__} is no method; derive it from HideMethod or BackpropMethod and put @dataclass(frozen=True) below "
                 f"@register_method({name!r})"
             )
         if "__dataclass_params__" not in vars(cls):
@@ -108,7 +108,7 @@ def check_method(method: Any) -> Method:
         raise TypeError(f"method={method.__name__} is a class; pass {method.__name__}(...)")
     if not isinstance(method, Method):
         raise TypeError(
-            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod"
+            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod or BackpropMethod"
         )
     return method
 

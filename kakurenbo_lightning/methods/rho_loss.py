@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked
+from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, at_least_two, hard
 from kakurenbo_lightning.methods.checks import checker, is_number
 from kakurenbo_lightning.methods.choosing import exact_floor
 from kakurenbo_lightning.methods.registry import register_method
@@ -26,7 +26,7 @@ from kakurenbo_lightning.methods.registry import register_method
 class RhoLoss(BackpropMethod):
     """RHO-Loss (Mindermann et al., ICML 2022).
 
-    Of each batch of B the ``floor(fraction * B)`` samples of highest ``loss - irreducible loss`` are trained at once; at least one is. A
+    Of each batch of B the ``floor(fraction * B)`` samples of highest ``loss - irreducible loss`` are trained at once; at least two are. A
     sample whose irreducible loss is missing (NaN) is never chosen, and counted.
 
     Args:
@@ -56,7 +56,7 @@ class RhoLoss(BackpropMethod):
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """The table has a row for each sample."""
         check = checker(self)
-        make = "Make it with `python -m recipes.irreducible --help`."
+        make = "Make it with `python -m recipes.irreducible` and the data settings of this run (--help explains)."
         check(Path(self.irreducible).is_file(), "irreducible", "a file that is there", make)
         check(
             isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), Tensor),
@@ -87,10 +87,10 @@ class RhoLoss(BackpropMethod):
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
         """The highest reducible losses; ties: those that come first."""
-        losses = values["loss"].float().nan_to_num(nan=float("inf"))
+        losses = hard(values["loss"])
         table = self._table.setdefault(losses.device, self._table[torch.device("cpu")].to(losses.device))
         irreducible = table[indices]
         known = irreducible.isfinite()
         score = torch.where(known, losses - irreducible, -float("inf"))
-        count = max(1, exact_floor(self.fraction, len(losses)))
+        count = at_least_two(exact_floor(self.fraction, len(losses)), len(losses))
         return Picked(score.argsort(descending=True, stable=True), known.sum().clamp(max=count), unknown=(~known).sum())

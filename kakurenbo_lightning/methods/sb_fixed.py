@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, uniform
+from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, at_least_two, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.checks import checker, is_count, is_number
 from kakurenbo_lightning.methods.choosing import exact_floor
@@ -27,7 +27,7 @@ class FixedRate(BackpropMethod):
     The weight of a sample in the draw is ``((rank + 0.5) / B) ** (1 / keep - 1)``, its rank counted from the lowest loss.
 
     Args:
-        keep: share of a batch that is trained, in (0, 1]; at least one sample is.
+        keep: share of a batch that is trained, in (0, 1]; at least two samples are.
         start: share of the training after which the window begins, in [0, 1].
         end: share of the training after which it ends, in [0, 1].
         interrupt: in the window each ``interrupt``-th batch is trained whole, without looking; 0: none.
@@ -73,10 +73,10 @@ class FixedRate(BackpropMethod):
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
         """Draw without replacement: the k highest of ``U ** (1 / weight)``."""
-        losses = values["loss"].float().nan_to_num(nan=float("inf"))
+        losses = hard(values["loss"])
         size = len(losses)
         rank = losses.argsort(stable=True).argsort()
         weight = ((rank + 0.5) / size) ** (1 / self.keep - 1)
         key = uniform(size, generator, losses.device).clamp(min=torch.finfo(torch.float32).tiny).log() / weight
-        count = max(1, exact_floor(self.keep, size))
+        count = at_least_two(exact_floor(self.keep, size), size)
         return Picked(key.argsort(descending=True, stable=True), torch.tensor(count, device=losses.device))

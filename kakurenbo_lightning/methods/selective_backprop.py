@@ -13,13 +13,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, uniform
+from kakurenbo_lightning.methods.backprop import BackpropMethod, Memory, Picked, hard, uniform
 from kakurenbo_lightning.methods.checks import checker, is_count, is_number
 from kakurenbo_lightning.methods.registry import register_method
 
 
 def percentile(losses: Tensor, history: Tensor) -> Tensor:
-    """Share of ``history`` (``float32[h]``) strictly below each of ``losses`` (``float32[n]``); ``float32[n]``."""
+    """Share of ``history`` (``float32[h]``, no NaN) strictly below each of ``losses`` (``float32[n]``); ``float32[n]``."""
     return torch.searchsorted(history.sort().values, losses) / max(1, len(history))
 
 
@@ -68,15 +68,15 @@ class SelectiveBackprop(BackpropMethod):
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
         """Keep the last losses."""
-        losses = values["loss"].float()
+        losses = hard(values["loss"])
         memory["history"] = torch.cat([memory["history"].to(losses.device), losses])[-self.history :]
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
         """Draw."""
-        losses = values["loss"].float()
+        losses = hard(values["loss"])
         if self.score == "topk":
             count = int(len(losses) / (self.beta + 1))
-            order = losses.nan_to_num(nan=float("inf")).argsort(descending=True, stable=True)
+            order = losses.argsort(descending=True, stable=True)
             return Picked(order, torch.tensor(max(1, count), device=order.device))
         share = self._share(values, losses, memory, generator)
         probability = (share**self.beta).clamp(min=self.floor)

@@ -16,6 +16,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from kakurenbo_lightning.methods import registry
+from kakurenbo_lightning.methods.backprop import BackpropMethod
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.hiding import HideMethod
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method
 
@@ -67,10 +69,11 @@ def list_of(methods: Iterable[MethodInfo], width: int) -> str:
     return "\n".join([*aligned(head, rows, width), "", *textwrap.wrap(note, width)])
 
 
-def explanation(info: MethodInfo, cls: type[HideMethod], width: int) -> str:
+def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
     """One method: what it is, its settings, and its card or else its docstring."""
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
-    common = {field.name for field in fields(HideMethod)}
+    family = next(base for base in (HideMethod, BackpropMethod, Method) if issubclass(cls, base))
+    common = {field.name for field in fields(family)}
     every = {field.name: _default(field) for field in fields(cls)}
     own = [[name, default] for name, default in every.items() if name not in common]
     shared = [[name, default] for name, default in every.items() if name in common]
@@ -81,8 +84,7 @@ def explanation(info: MethodInfo, cls: type[HideMethod], width: int) -> str:
             "",
             *(aligned(["setting", "default"], own, width) if own else ["no settings of its own"]),
             "",
-            *aligned(["common setting", "default"], shared, width),
-            "",
+            *([*aligned(["common setting", "default"], shared, width), ""] if shared else []),
             *([f"--- {info.card}", ""] if info.card else []),
             *(reflowed(text, width) if info.card else text.splitlines()),
         ]

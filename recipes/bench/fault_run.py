@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,12 +30,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "forget": {"static_epochs": 2},
     "el2n": {"score_epochs": (0, 2)},
     "forget_online": {"start_epoch": 1},
+    "stale_sb": {"staleness": 2},
+    "sb_fixed": {"start": 0.2, "end": 0.8},
+    "katharopoulos": {"threshold": 0.0},
 }
 STEP_ENDS = ("inside a step", "batch end", "last batch")
 EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
 WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
 MOMENTS = (*STEP_ENDS, *EPOCH_ENDS, *WRITES)
 Event = tuple[str, int, int]
+
+
+def irreducible_table(samples: int) -> str:
+    """Return the file with the irreducible losses of so many samples, some of them unknown; every process writes the same."""
+    path = Path(tempfile.gettempdir()) / f"kakurenbo-irreducible-{os.getuid()}-{samples}.pt"
+    losses = torch.rand(samples, generator=torch.Generator().manual_seed(0))
+    losses[7::17] = float("nan")
+    part = path.with_suffix(f".{os.getpid()}")
+    torch.save({"irreducible": losses, "fingerprint": None}, part)
+    part.replace(path)
+    return str(path)
 
 
 class Points(Dataset):
@@ -66,6 +81,7 @@ class RestlessNet(L.LightningModule):
     def __init__(self, one_cycle: bool = True) -> None:
         super().__init__()
         self.one_cycle = one_cycle
+        self.trained: dict[int, dict[int, Tensor]] = {}  # by epoch and batch; not always what was loaded
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.network = nn.Sequential(
@@ -74,6 +90,8 @@ class RestlessNet(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
         """Jitter the points and return the mean cross-entropy."""
+        if self.training and torch.is_grad_enabled():
+            self.trained.setdefault(self.trainer.current_epoch, {})[batch_idx] = batch[2].clone()
         jitter = random.random() + np.random.rand() + torch.rand(1)
         return F.cross_entropy(self.network(batch[0] + 0.1 * jitter), batch[1])
 
@@ -178,14 +196,14 @@ class Record(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A resumed run has some batches behind it."""
-        self._tick = trainer.global_step
+        self._tick = trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A plan is there."""
         self.reach("epoch start")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write down what is trained."""
+        """Write down what is loaded."""
         self._tick, self._times = self._tick + 1, Counter()
         epoch = trainer.current_epoch
         self.position = {"epoch": epoch, "batch": batch_idx, "of": trainer.num_training_batches}
@@ -290,7 +308,8 @@ def train(
     np.random.seed(seed)
     torch.manual_seed(seed)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {})), Record(folder, kill)
+    table = {"fraction": 0.5, "irreducible": irreducible_table(SAMPLES)} if method == "rho_loss" else {}
+    selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {}), **table), Record(folder, kill)
     logger, resumed = MemoryLogger(), position(resume) if isinstance(resume, Path) else None
     trainer = L.Trainer(
         accelerator="cpu",
@@ -337,6 +356,7 @@ def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, mod
         "steps": trainer.global_step,
         "streams": [random.random(), float(np.random.rand()), float(torch.rand(1))],
         "batches": record.batches,
+        "trained": module.trained,
         "rates": record.rates,
         "plans": record.plans,
         "events": record.events,
@@ -358,9 +378,9 @@ def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
         epoch: {batch for batch in batches if (epoch, batch) >= (start["epoch"], start["step"])}
         for epoch, batches in whole["batches"].items()
     }
-    for name in ("batches", "rates"):
-        expected = {epoch: {batch: whole[name][epoch][batch] for batch in left[epoch]} for epoch in left if left[epoch]}
-        names += [name] * (not equal(expected, resumed[name]))
+    for name in ("batches", "rates", "trained"):
+        expected = {e: {b: value for b, value in batches.items() if b in left[e]} for e, batches in whole[name].items()}
+        names += [name] * (not equal({epoch: batches for epoch, batches in expected.items() if batches}, resumed[name]))
     expected = {epoch: whole["plans"][epoch] for epoch in left if left[epoch]}
     names += ["plans"] * (not equal(expected, resumed["plans"]))
     expected = {epoch: metrics for epoch, metrics in whole["logged"].items() if epoch >= start["epoch"] + start["ended"]}

@@ -125,6 +125,11 @@ def newest(folder: Path) -> Path:
     return files[-1]
 
 
+def batches_done(checkpoint: Path) -> int:
+    """Return how many batches were begun in the run that saved it; not all of them made a step."""
+    return torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+
+
 class Faults:
     """Draws trainings, kills and resumes them.
 
@@ -179,7 +184,7 @@ class Faults:
 
     def _draw(self, events: list[Event], training: Training, resume: Path | None, draws: random.Random) -> Kill | None:
         """Draw the next kill: of the moment that waits longest of those that still come in the training, if one does."""
-        behind = torch.load(resume, weights_only=True)["global_step"] if resume else 0
+        behind = batches_done(resume) if resume else 0
         for place, moment in enumerate(self._next):
             kill = draw_kill(events, moment, max(training.every, behind), training.world_size, draws)
             if kill is not None:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from math import comb
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import lightning
@@ -102,6 +104,15 @@ def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]],
     console.print(table)
     if note:
         console.print(note, highlight=False)
+
+
+def median_of(values: Sequence[float]) -> dict[str, float]:
+    """Return the median and its interval of 95 %: two order statistics; of fewer than six values, the least and the largest."""
+    ordered, tail, outside = sorted(values), 0.0, 0
+    while 2 * (tail := tail + comb(len(ordered), outside) / 2 ** len(ordered)) <= 0.05:
+        outside += 1
+    first = max(0, outside - 1)
+    return {"median": median(ordered), "low": ordered[first], "high": ordered[len(ordered) - 1 - first]}
 
 
 def in_units(seconds: float) -> str:

@@ -61,6 +61,13 @@ class TakeTurns(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the others train when the turn is over."""
+        self._next()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the last turn."""
+        self._end_turn()
+
+    def _next(self) -> None:
         if self._done % self._steps == 0:
             if self._done:
                 self._end_turn()
@@ -69,13 +76,20 @@ class TakeTurns(L.Callback):
             self._started = self._clock()
         self._done += 1
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last turn."""
-        self._end_turn()
-
     def _end_turn(self) -> None:
         self.seconds.append((self._clock() - self._started) / self._steps)
         self._on_turn()
+
+
+class TakeEpochs(TakeTurns):
+    """Trains `steps` epochs at a time: from the start of one to that of the next, with planning and dealing."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """The turn goes on."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer | None = None, pl_module: L.LightningModule | None = None) -> None:
+        """Let the others train when the turn is over."""
+        self._next()
 
 
 def take_turns(fits: Sequence[tuple[TakeTurns, Callable[[], Any]]]) -> None:

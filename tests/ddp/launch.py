@@ -12,7 +12,8 @@ import pytest
 import torch
 
 LIMIT_SECONDS = 240
-WORLD_SIZES = {"merge": 4, "deal": 4, "four_ranks": 4}  # of the cases that do not take two ranks
+# of the cases that do not take two ranks
+WORLD_SIZES = dict.fromkeys(("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four"), 4)
 _HERE = Path(__file__).parent
 
 

@@ -13,6 +13,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import backprop_cases  # noqa: F401  (registers its cases)
 import torch
 from cases import CASES
 
