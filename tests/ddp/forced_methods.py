@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from kakurenbo_lightning import Choice, HideMethod, register_method
+from kakurenbo_lightning.methods import registry
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,7 @@ class Impure(_Forced):
 
     def lr_factor(self, statistics, epoch, hidden_share):
         return 1.0 if self.hides or not epoch.index else 1.0 + dist.get_rank()
+
+
+for name in ("given", "impure"):
+    registry._METHODS.pop(name)  # tests that go through all methods there are may import this
