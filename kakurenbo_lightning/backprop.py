@@ -13,7 +13,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.batches import check_savable
+from kakurenbo_lightning.batches import check_savable, versions
+from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.looker import Looker
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch
@@ -78,7 +79,6 @@ class BackpropDriver:
         adapter: of it.
         method: the selection method.
         statistics: where they are kept.
-        seed: of the choices.
         scorer: looks in the module's place, see :class:`Looker`.
 
     Attributes:
@@ -93,12 +93,11 @@ class BackpropDriver:
         adapter: TrainerAdapter,
         method: BackpropMethod,
         statistics: SampleStatistics,
-        seed: int,
         scorer: pl.LightningModule | None = None,
     ) -> None:
         self._looker = Looker(trainer, method, scorer)
         self._trainer, self._adapter, self._method = trainer, adapter, method
-        self._statistics, self._seed = statistics, seed
+        self._statistics = statistics
         self.memory = method.memory()
         self.counts = Counts()
         self.phases = Phases(statistics.device)
@@ -109,6 +108,7 @@ class BackpropDriver:
         self._now: Now | None = None
         self._warned: set[str] = set()
         self._checked = False
+        self._seen: list[int] | None = None  # versions of the tensors of the batch that was looked at
 
     def begin_epoch(self, epoch: Epoch, dealt: DealtEpoch, start: int, outputs: SampleOutputs) -> None:
         """An epoch begins, at step ``start``.
@@ -122,6 +122,7 @@ class BackpropDriver:
         self._epoch, self._dealt, self._outputs = epoch, dealt, outputs
         self.phases.start("data")
         if start == 0:
+            self._adapter.hold_step(False)
             waiting = self.counts.pooled
             self._carried = len(self._pool)
             self.counts = Counts(carried=waiting, pooled=waiting)
@@ -131,7 +132,7 @@ class BackpropDriver:
     def look(self, batch: Any, number: int) -> None:
         """Decide what the step of loaded batch ``number`` trains; the one after the last is there to train what is left."""
         self.phases.stop("data")
-        self._now = None
+        self._now, self._seen = None, None
         extra = number >= self._dealt.steps
         if not extra and not self._method.looks(self._epoch, number, self._dealt.steps, self.memory):
             size = self._dealt.step_total(number)
@@ -149,7 +150,9 @@ class BackpropDriver:
 
     def _see(self, batch: Any, number: int) -> None:
         indices, size = self._dealt.step(number), self._dealt.batch_length(number)
+        self._seen = versions(batch)
         values = self._looker.look(batch, number, size, self._outputs)
+        self.check_untouched(batch)
         self._statistics.record(indices, values, self._epoch.index)
         if not self._checked:
             self._checked = True
@@ -158,21 +161,27 @@ class BackpropDriver:
         self.counts.looked += self._dealt.step_total(number)
         self._undecided += self._dealt.step_total(number)
 
+    def check_untouched(self, batch: Any) -> None:
+        """Raise ``ConflictError`` when tensors of the batch that was looked at have been changed in place."""
+        if self._seen is not None and versions(batch) != self._seen:
+            raise ConflictError(
+                f"a tensor of the batch was changed in place after {self._method.name} looked at it, so what was looked at is not what "
+                "would be trained; make a new tensor in training_step (x = x - mean, not x -= mean), and change batches in "
+                "on_after_batch_transfer or in a callback that comes before SampleSelection"
+            )
+
     def _choose(self, number: int) -> int:
         """Choose among the candidates; how many of this rank's could not be scored."""
         samples = Samples.join([candidate for candidate, _ in self._candidates])
         values = {name: torch.cat([seen[name] for _, seen in self._candidates]) for name in self._candidates[0][1]}
         self._candidates, self._undecided = [], 0
         self._method.learn(self.memory, values, self._mean)
-        generator = stream_generator(self._seed, self._epoch.index, f"select:{number}:{self._dealt.rank}")
+        generator = stream_generator(self._epoch.seed, self._epoch.index, f"select:{number}:{self._dealt.rank}")
         picked = self._method.select(values, samples.indices, self.memory, generator)
-        none = torch.zeros_like(picked.count)
-        told = [
-            picked.count,
-            none if picked.whole is None else picked.whole.long(),
-            none if picked.unknown is None else picked.unknown,
-        ]
-        count, whole, unknown = torch.stack(told).tolist()  # the one wait for the device
+        told = [picked.count, picked.whole, picked.unknown]
+        there = [value.long() for value in told if isinstance(value, Tensor)]
+        known = iter(torch.stack(there).tolist() if there else [])  # the one wait for the device
+        count, whole, unknown = [next(known) if isinstance(value, Tensor) else value or 0 for value in told]
         if whole:
             self._warn("whole", f"{self._method.name}: every probability of a batch was 0 (equal losses); it is trained whole")
         rows = picked.rows[:count]
@@ -182,12 +191,13 @@ class BackpropDriver:
     def _decide(self, unknown: int, extra: bool) -> None:
         """Train or wait: the same on every rank.
 
-        A step is made when every rank has a full batch (short ones, at the epoch's end: when every rank has :data:`SMALLEST` samples).
-        What a rank has chosen beyond one full batch that waits is rejected, the newest first.
+        A step is made when every rank has a full batch (short ones, at the epoch's end or of a method that does not pool: when every rank
+        has :data:`SMALLEST` samples). What a rank has chosen beyond one full batch that waits is rejected, the newest first; a method that
+        does not pool waits with nothing.
         """
         full = self._dealt.batch_size
         waiting, not_scored = self._gather(len(self._pool), unknown)
-        least = (SMALLEST if extra else full) if self._method.pooled else 1
+        least = full if self._method.pooled and not extra else min(SMALLEST, full)
         ready = min(waiting) >= least
         take = [(count if extra or not self._method.pooled else full) if ready else 0 for count in waiting]
         mine = take[self._dealt.rank]
@@ -201,9 +211,10 @@ class BackpropDriver:
             self.counts.chosen_trained += total
             self.counts.steps += 1
         left = [count - taken for count, taken in zip(waiting, take, strict=True)]
-        if len(left) > 1:
-            self._pool.drop(full)
-            left = [min(count, full) for count in left]
+        if len(left) > 1 or not self._method.pooled:
+            most = full if self._method.pooled else 0
+            self._pool.drop(most)
+            left = [min(count, most) for count in left]
         self.counts.unknown += sum(not_scored)
         self.counts.pooled = sum(left) + self._undecided
         self.counts.rejected = self.counts.looked + self.counts.carried - self.counts.chosen_trained - self.counts.pooled
@@ -234,7 +245,9 @@ class BackpropDriver:
         """Counts to log and seconds of the phases; ``last``: what waits now is never trained."""
         if last:
             self.counts.rejected += self.counts.pooled
-            self.counts.pooled = 0
+            self.counts.pooled = self._undecided = 0
+            self._candidates = []
+            self._pool.drop(0)
         seconds = self.phases.take()
         return {name: float(value) for name, value in asdict(self.counts).items()}, {
             f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES
@@ -250,12 +263,14 @@ class BackpropDriver:
     def learn(self, values: Values | None, batch: Any, number: int, scale: float) -> None:
         """An ordinary step has trained ``batch`` and seen these."""
         if values is not None:
-            self._method.learn(self.memory, values, self._mean)
+            if self._dealt.total + self._dealt.samples_before == len(self._statistics):  # not an epoch of samples chosen before
+                self._method.learn(self.memory, values, self._mean)
             self._looker.train(batch, number, scale)
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """Train what was chosen in place of the loaded batch, or nothing; the outputs and the factor on their loss."""
         assert self._now is not None
+        self.check_untouched(args[0])
         samples, scale = self._now.samples, self._now.scale
         if samples is None:
             return torch.zeros((), device=self._statistics.device), 1.0
@@ -286,7 +301,7 @@ class BackpropDriver:
             "carried": self._carried,
             "held": self._now is not None and self._now.samples is None,
             "counts": asdict(self.counts),
-            "scorer": self._looker.state_dict() if self._dealt.rank == 0 else None,
+            "scorer": self._looker.state_dict() if self._trainer.global_rank == 0 else None,
         }
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
@@ -161,7 +162,9 @@ class SampleSelection(pl.Callback):
             raise ConflictError(
                 f"sample_outputs={function!r} is not callable; it must be a function of a batch that returns a dict, or absent"
             )
-        run.outputs = SampleOutputs(self.method.reads, function, compiled=run.adapter.is_compiled(pl_module))
+        run.outputs = SampleOutputs(
+            self.method.reads, function, compiled=run.adapter.is_compiled(pl_module), weighs=self.method.weighs
+        )
         self._refuse_module(pl_module)
         # not so: a resumed run goes on at the right batch
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
@@ -211,6 +214,18 @@ class SampleSelection(pl.Callback):
             raise ConflictError(
                 f"Trainer(accumulate_grad_batches={self._trainer.accumulate_grad_batches}): {self.method.name} waits until chosen samples "
                 "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
+            )
+
+        for callback in self._trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):
+                raise ConflictError(
+                    f"GradientAccumulationScheduler: {self.method.name} waits until chosen samples fill a batch; remove it, and use the "
+                    "batch size you want"
+                )
+        if self.method.ends_short and self._trainer.limit_train_batches != 1.0 and not self._trainer.fast_dev_run:
+            rank_zero_warn(
+                f"Trainer(limit_train_batches={self._trainer.limit_train_batches}) cuts off the step that trains what is left at an "
+                "epoch's end: it is carried over into the next epoch"
             )
 
     def _swap(self, loaders: Any) -> Any:

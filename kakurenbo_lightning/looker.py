@@ -19,6 +19,7 @@ from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.outputs import SampleOutputs, Values
 from kakurenbo_lightning.refresh import call_training_step, equalise_buffers
+from kakurenbo_lightning.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -92,7 +93,7 @@ class Looker:
         """Of the scorer and its optimizer."""
         if self._scorer is None:
             return None
-        return {"module": self._scorer.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return copied({"module": dict(self._scorer.state_dict()), "optimizer": self._optimizer.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Take over :meth:`state_dict`."""

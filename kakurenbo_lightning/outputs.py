@@ -35,6 +35,7 @@ class SampleOutputs:
         reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``target``.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
         compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
+        weighs: there may be loss weights later; that they cannot be applied is then said in the second step, not hours later.
 
     Attributes:
         device: where the module is and values must be.
@@ -45,11 +46,13 @@ class SampleOutputs:
         reads: tuple[str, ...],
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
         compiled: bool = False,
+        weighs: bool = False,
     ) -> None:
         self._reads = reads
         self._sample_outputs = sample_outputs
         self._capture = CriterionCapture(reads, always_mode=compiled)
         self._way: str | None = None
+        self._untried = weighs
         self._weighs = False  # weights wait for the backward pass
         self.device = torch.device("cpu")
 
@@ -96,6 +99,9 @@ class SampleOutputs:
             OutputsError: the values are missing, or are not one per sample.
         """
         values: Values | None = None
+        if self._untried and self._way is not None:
+            self._untried = False
+            weights = torch.ones(size, device=self.device) if weights is None else weights
         if self._way is None and weights is not None:  # a resumed run: which way the weights go must be known before
             with looking(), self._capture.watching():
                 self._decide(step())
@@ -158,7 +164,7 @@ class SampleOutputs:
         if self._way != "returned":
             raise OutputsError(
                 f"loss weights: they cannot enter the loss of this training_step, because values come from {self.source}. Return them "
-                f"from training_step, or use unbiased=False:{EXAMPLE}"
+                f"from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
             )
         loss = outputs["sample_loss"]
         if "loss" not in outputs or not (isinstance(loss, Tensor) and loss.requires_grad and loss.shape == weights.shape):

@@ -38,6 +38,10 @@ class Phases:
         else:
             self._seconds[phase] += self._now() - begun
 
+    def drop(self, phase: str) -> None:
+        """The phase, if it had begun, is not counted."""
+        self._begun.pop(phase, None)
+
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
         """The phase is what happens inside."""

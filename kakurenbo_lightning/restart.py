@@ -20,6 +20,7 @@ from kakurenbo_lightning.rng import rng_state, set_rng_state
 # callbacks that keep weights, change optimizers or count epochs in ways that cannot be put back
 REFUSED = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
+_ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
 
 
 class Restart:
@@ -42,6 +43,7 @@ class Restart:
         self.epochs = 0
         self._extended: tuple[int, int | None] | None = None  # max_epochs and min_epochs as the user gave them
         self._initial: dict[str, Any] | None = None
+        self._begun = False  # a training of this method, here or in a checkpoint
 
     def extend(self, saved: dict[str, Any] | None) -> None:
         """The scoring epochs come before those that the user asked for; ``saved`` is the :meth:`state_dict` that is resumed from.
@@ -63,6 +65,7 @@ class Restart:
                     f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
                     "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
                 )
+        self._begun = self._begun or saved is not None
         self.epochs = saved["epochs"] if saved else self.epochs or self._scoring_epochs(trainer.max_epochs)
         if trainer.check_val_every_n_epoch and self.epochs % trainer.check_val_every_n_epoch:
             rank_zero_warn(
@@ -88,9 +91,12 @@ class Restart:
     def keep(self) -> None:
         """Keep the state of a training that is about to begin; collective."""
         trainer = self._trainer
+        if self.epochs and trainer.current_epoch > 0 and not self._begun:
+            raise ConflictError(self._not_scored())
+        self._begun = True
         if trainer.current_epoch >= self.epochs or self._initial is not None:
             return
-        self._initial = _copied(
+        self._initial = copied(
             {
                 "module": dict(self._tensors()),
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
@@ -105,27 +111,30 @@ class Restart:
         """Put it back."""
         trainer, initial = self._trainer, self._initial
         if initial is None:
-            raise ConflictError(
-                f"the training of epochs 0 to {self.epochs - 1} was not scored by this method, so there is no initial state to start again "
-                "from; leave out ckpt_path"
-            )
+            raise ConflictError(self._not_scored())
         self._check_unchanged(initial)
         for name, tensor in self._tensors():
             tensor.data.copy_(initial["module"][name])
-        for optimizer, state in zip(trainer.optimizers, _copied(initial["optimizers"]), strict=True):
+        for optimizer, state in zip(trainer.optimizers, copied(initial["optimizers"]), strict=True):
             optimizer.load_state_dict(state)
             optimizer.zero_grad()
-        for config, state in zip(trainer.lr_scheduler_configs, _copied(initial["schedulers"]), strict=True):
+        for config, state in zip(trainer.lr_scheduler_configs, copied(initial["schedulers"]), strict=True):
             config.scheduler.load_state_dict(state)
         trainer.precision_plugin.load_state_dict(initial["precision"])
         for callback in self._others():
-            if state := _copied(initial["callbacks"].get(callback.state_key)):
+            if state := copied(initial["callbacks"].get(callback.state_key)):
                 _put_back(callback, state)
         if trainer.global_rank < len(initial["rng"]):
             set_rng_state(initial["rng"][trainer.global_rank])
         trainer.should_stop = False  # an EarlyStopping may have asked for it
         self._initial = None
         rank_zero_info(f"SampleSelection: {self.epochs} epochs are scored, the training starts again from its initial state")
+
+    def _not_scored(self) -> str:
+        return (
+            f"the training of epochs 0 to {self.epochs - 1} was not scored by this method, so there is no initial state to start again "
+            "from; leave out ckpt_path"
+        )
 
     def warn_if_cut(self) -> None:
         """The run has ended: say so when it never started again."""
@@ -173,13 +182,14 @@ class Restart:
 def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
     """Load a callback's initial state; a ModelCheckpoint goes on with its files, which the first new checkpoint replaces."""
     now = callback.state_dict()
-    callback.load_state_dict({**state, **{key: now[key] for key in _FILES if key in now}})
+    files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
+    callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
     if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
         worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
         callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
         callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst
 
 
-def _copied(state: Any) -> Any:
+def copied(state: Any) -> Any:
     """A deep copy with tensors on the CPU."""
     return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else copy.deepcopy(leaf), state)

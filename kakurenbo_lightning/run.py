@@ -98,6 +98,7 @@ class SelectionRun(Resumable):
         self._dealt: DealtEpoch | None = None  # the sampler's, on the device
         self._loaded: dict[str, Any] | None = None
         self._warned_nonfinite = False
+        self._ends_short = isinstance(method, BackpropMethod) and method.ends_short
         self._counted = True
         self._ending = False  # the last batch is done, and neither validation nor the epoch's end has come
 
@@ -107,7 +108,7 @@ class SelectionRun(Resumable):
         """A copy of the user's ``loader`` that follows this run; ``public``: without Lightning's private attributes."""
         shuffle, total = read_loader(loader), len(loader.dataset)
         if self.statistics is None:
-            self.statistics = statistics_for(self._method, loader.dataset, self._observe)
+            self.statistics = statistics_for(self._method, loader.dataset, self._epoch)
         if self._method.needs_classes and bool((self.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
         self._check_length(total)
@@ -120,7 +121,7 @@ class SelectionRun(Resumable):
             drop_last=loader.batch_sampler.drop_last,
             shuffle=shuffle,
             seed=self._seed,
-            extra=isinstance(self._method, BackpropMethod) and self._method.ends_short,
+            extra=self._ends_short and not self.passive,
             on_set_epoch=self.begin_epoch,
         )
         self._full_batches = self.adapter.limited(len(sampler))
@@ -171,7 +172,9 @@ class SelectionRun(Resumable):
 
     def begin_epoch(self, epoch: int) -> None:
         """``set_epoch``: runs before anything reads the loader's length."""
+        self._sampler.extra = self._ends_short and not self.passive
         if self.passive:
+            self.adapter.hold_step(False)
             return
         self._check_length(len(self.loader.dataset))
         if self._public and epoch < self.epoch:
@@ -206,7 +209,7 @@ class SelectionRun(Resumable):
         self.statistics.to(device)
         self.outputs.device = device
         if isinstance(self._method, BackpropMethod) and self.driver is None:
-            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._seed, self._scorer)
+            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._scorer)
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
@@ -237,9 +240,6 @@ class SelectionRun(Resumable):
         """Between epochs, so that seconds are counted where they are spent."""
         if self.statistics.device.type == "cuda":
             torch.cuda.synchronize(self.statistics.device)
-
-    def _observe(self, statistics: SampleStatistics, rows: torch.Tensor, values: dict[str, torch.Tensor], epoch: int) -> None:
-        self._method.observe(statistics, rows, values, self._epoch(epoch))
 
     def _epoch(self, index: int) -> Epoch:
         return Epoch(index, self._max_epochs(), self._seed, scoring=self.restart.epochs)
@@ -354,6 +354,8 @@ class SelectionRun(Resumable):
     def begin_validation(self) -> None:
         """A checkpoint is no longer of the last batch."""
         self._ending = False
+        if self.driver is not None:
+            self.driver.phases.drop("data")
 
     def end_epoch(self, seconds: float) -> None:
         """Count."""

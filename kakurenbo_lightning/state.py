@@ -139,11 +139,6 @@ class Resumable:
                     f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "
                     "statistics and select anew"
                 ) from None
-            if self.restart.epochs:
-                raise MismatchError(
-                    f"{error}. on_mismatch='reset' cannot help: {self._method.name} scores its first epochs and starts again, so it must "
-                    "begin with a training; leave out ckpt_path"
-                ) from None
             rank_zero_warn(f"the selection begins anew, nothing is hidden at first: {error}")
             return
         self.statistics.load_state_dict(state["statistics"])

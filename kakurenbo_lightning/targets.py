@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.statistics import TARGET, Observer, SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.statistics import TARGET, SampleStatistics
 
 ATTRIBUTES = ("targets", "labels", "y")
 
 
-def statistics_for(method: Method, dataset: Dataset, observe: Observer) -> SampleStatistics:
-    """Empty statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them."""
+def statistics_for(method: Method, dataset: Dataset, epoch: Callable[[int], Epoch]) -> SampleStatistics:
+    """Empty statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them.
+
+    ``epoch`` makes the :class:`Epoch` of a number.
+    """
+
+    def observe(statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], number: int) -> None:
+        method.observe(statistics, rows, values, epoch(number))
+
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
     statistics = SampleStatistics(len(dataset), columns=columns, observe=observe)
     if method.needs_classes and (targets := targets_of(dataset)) is not None:

@@ -130,11 +130,10 @@ def columns(sightings):
 def empty(method, history, max_epochs=MAX_EPOCHS, seed=0):
     """Statistics in which ``method`` observes what is recorded."""
 
-    def observe(statistics, rows, values, epoch):
-        method.observe(statistics, rows, values, Epoch(epoch, max_epochs, seed))
-
     targets = torch.tensor(history.targets, dtype=torch.int64)
-    return statistics_for(method, TensorDataset(torch.zeros(len(targets), 1), targets), observe)
+    return statistics_for(
+        method, TensorDataset(torch.zeros(len(targets), 1), targets), lambda number: Epoch(number, max_epochs, seed)
+    )
 
 
 def record(statistics, history, epoch, batch_size=1000, order=None):

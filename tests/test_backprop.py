@@ -8,13 +8,10 @@ import torch.nn.functional as F
 from driven import BATCH, EPOCHS, Trained, sb_fit
 from helpers import Net, Points, Spy, SureNet, fit, loader
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.methods.katharopoulos import Katharopoulos
 from kakurenbo_lightning.methods.sb_fixed import FixedRate
 from kakurenbo_lightning.methods.selective_backprop import SelectiveBackprop
@@ -158,48 +155,6 @@ def test_all_full_steps_have_the_batch_size_and_the_last_may_be_short():
         assert all(size == BATCH for size in sizes[:-1]) and 2 <= sizes[-1] <= BATCH
 
 
-# ---- Lightning's bookkeeping
-
-
-def test_lightning_counts_real_steps(tmp_path):
-    keep = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
-    schedule = lambda optimizer, module: {"scheduler": StepLR(optimizer, 1000), "interval": "step"}  # noqa: E731
-    selection, trained = SampleSelection(SelectiveBackprop(), align_schedules=False), Trained()
-    net = Net(dropout=0.0, schedule=schedule)
-    made = fit(net, loader(61), selection, trained, keep, val=loader(16), max_epochs=EPOCHS, enable_checkpointing=True)
-    steps = sum(map(len, trained.batches.values()))
-    assert made.global_step == steps < EPOCHS * 8
-    assert made.lr_scheduler_configs[0].scheduler.last_epoch == steps
-    assert sorted(int(path.stem.split("=")[1]) for path in tmp_path.glob("*.ckpt")) == list(range(5, steps + 1, 5))
-
-
-def test_an_aligned_schedule_ends_with_the_last_epoch():
-    def one_cycle(optimizer, module):
-        steps = int(module.trainer.estimated_stepping_batches)
-        return {"scheduler": OneCycleLR(optimizer, 0.3, total_steps=steps), "interval": "step"}
-
-    made, _, _, _ = sb_fit(SelectiveBackprop(), Net(schedule=one_cycle))
-    scheduler = made.lr_scheduler_configs[0].scheduler
-    assert scheduler.last_epoch == scheduler.total_steps == EPOCHS * 9
-
-
-def test_a_scaler_counts_real_steps_only():
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=10_000)
-    plugin = MixedPrecision("16-mixed", "cpu", scaler)
-    made, _, trained, net = sb_fit(SelectiveBackprop(), plugins=[plugin])
-    steps = sum(map(len, trained.batches.values()))
-    assert made.global_step == scaler._get_growth_tracker() == steps
-    assert all(value.isfinite().all() for value in net.state_dict().values())
-
-
-def test_validation_runs_and_batches_are_all_loaded():
-    selection = SampleSelection(SelectiveBackprop())
-    spy = Spy(selection)
-    fit(Net(), loader(61), selection, spy, val=loader(16), max_epochs=EPOCHS)
-    assert [len(spy.validations[epoch]) for epoch in range(EPOCHS)] == [1] * EPOCHS
-    assert spy.steps == [9] * EPOCHS  # eight batches, and one sample for the short step
-
-
 # ---- odd batches
 
 
@@ -240,7 +195,7 @@ def test_a_batch_of_which_nothing_is_chosen_waits_and_one_sample_is_no_short_ste
     assert any(counts["carried"] == 1 for counts in trained.counts.values())
 
 
-def test_batches_of_one_sample_work():
+def test_tiny_batches_work():
     _, _, trained, _ = sb_fit(SelectiveBackprop(), Net(dropout=0.0), loader(10, batch_size=2))
     assert sum(counts["looked"] for counts in trained.counts.values()) == 10 * (EPOCHS - 1)
 
@@ -360,17 +315,30 @@ def test_cut_and_resumed_equals_uncut_with_whatever_waits(tmp_path, method):
     assert any(waits) or isinstance(method, FixedRate)
 
 
-# ---- what cannot work is refused
+def test_a_resumed_run_draws_with_the_seed_of_the_checkpoint(tmp_path):
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole, resumed = Net(dropout=0.0), Net(dropout=0.0)
+    given, later = SampleSelection("selective_backprop", seed=5), SampleSelection("selective_backprop")
+    fit(whole, loader(61), given, keep, max_epochs=EPOCHS, enable_checkpointing=True)
+    fit(resumed, loader(61), later, max_epochs=EPOCHS, ckpt_path=tmp_path / "step=9.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_accumulation_and_manual_optimization_are_refused():
-    with pytest.raises(ConflictError, match=r"accumulate_grad_batches=2\): selective_backprop waits until"):
-        sb_fit(SelectiveBackprop(), accumulate_grad_batches=2)
+def test_a_finished_run_that_was_resumed_can_be_saved(tmp_path):
+    made, _, _, _ = sb_fit(SelectiveBackprop(), max_epochs=2)
+    made.save_checkpoint(tmp_path / "one.ckpt")
+    remade, _, _, _ = sb_fit(SelectiveBackprop(), max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    remade.save_checkpoint(tmp_path / "two.ckpt")
+    one, two = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("one", "two"))
+    assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 
-    class Manual(Net):
-        def __init__(self):
-            super().__init__()
-            self.automatic_optimization = False
 
-    with pytest.raises(ConflictError, match="automatic_optimization=False: selective_backprop decides"):
-        sb_fit(SelectiveBackprop(), Manual())
+def test_a_second_fit_begins_with_an_empty_pool():
+    made, selection, trained, module = sb_fit(SelectiveBackprop(leftover="carry"), max_epochs=3)
+    made.fit_loop.max_epochs = 5
+    made.fit(module, loader(61))
+    assert trained.counts[3]["carried"] == 0
+    totals = selection.totals
+    assert totals.samples_looked == 4 * 61
+    assert totals.samples_trained - 61 + totals.samples_rejected == totals.samples_looked

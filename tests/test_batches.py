@@ -1,11 +1,11 @@
 """Rows of nested batches."""
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 
 import pytest
 import torch
 
-from kakurenbo_lightning.batches import join_rows, move, take_rows
+from kakurenbo_lightning.batches import check_savable, join_rows, move, take_rows
 
 Pair = namedtuple("Pair", "left right")
 X = torch.arange(12).view(4, 3)
@@ -47,6 +47,27 @@ def test_what_is_taken_apart_can_be_joined_again(name):
     parts = [take_rows(batch, torch.tensor(rows), 4) for rows in ([0, 1], [2], [3])]
     assert same(join_rows(parts, [2, 1, 1]), batch)
     assert join_rows([batch], [4]) is batch
+
+
+def test_a_list_of_one_tensor_per_sample_is_taken_by_position():
+    parts = [torch.zeros(2), torch.ones(3), torch.zeros(1), torch.ones(1)]
+    taken = take_rows({"x": parts, "y": torch.arange(4)}, torch.tensor([3, 1]), 4)
+    assert same(taken, {"x": [parts[3], parts[1]], "y": torch.tensor([3, 1])})
+    assert same(join_rows([taken, {"x": [parts[0]], "y": torch.tensor([0])}], [2, 1])["x"], [parts[3], parts[1], parts[0]])
+
+
+def test_a_tensor_of_another_length_and_samples_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"the batch of 4 samples holds a tensor of shape \[3\]"):
+        take_rows((X, torch.zeros(3)), torch.tensor([0]), 4)
+    with pytest.raises(ValueError, match=r"samples of shapes \[\[3\], \[5\]\] .* pad to a fixed length"):
+        join_rows([torch.zeros(2, 3), torch.zeros(2, 5)], [2, 2])
+
+
+def test_a_batch_is_checked_down_to_its_containers():
+    check_savable({"a": [torch.zeros(1), ("b", None, 1.5)], "c": OrderedDict(d=b"e")})
+    for batch in (Pair(X, X), {"a": {1, 2}}, [object()], (UserDict(x=X),)):
+        with pytest.raises(TypeError, match="chosen samples wait for their step and are saved in checkpoints"):
+            check_savable(batch)
 
 
 def test_no_rows_are_an_empty_batch():

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from kakurenbo_lightning import MismatchError, SampleSelection
+from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.loaders import ConflictError
 
 SCORED, EPOCHS = 2, 3
@@ -159,11 +159,19 @@ def test_what_was_scored_stays_scored_when_the_run_gets_longer(tmp_path):
     assert torch.equal(resumed.plan.hidden, hidden)
 
 
-def test_a_checkpoint_of_another_method_cannot_be_reset_into_a_static_one(tmp_path):
-    fit(Net(), loader(60), SampleSelection("kakurenbo"), ModelCheckpoint(tmp_path), max_epochs=2, enable_checkpointing=True)
-    selection = SampleSelection("forget", static_epochs=2, on_mismatch="reset")
-    with pytest.raises(MismatchError, match="forget scores its first epochs and starts again, so it must begin with a training"):
-        fit(Net(), loader(60), selection, max_epochs=5, ckpt_path=next(tmp_path.iterdir()))
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_checkpoint_of_a_training_that_it_did_not_score_is_refused(tmp_path, epochs):
+    for number, callbacks in enumerate(([], [SampleSelection("kakurenbo")])):
+        folder = tmp_path / str(number)
+        fit(Net(), loader(60), *callbacks, ModelCheckpoint(folder), max_epochs=epochs, enable_checkpointing=True)
+        selection = SampleSelection("forget", static_epochs=2, on_mismatch="reset")
+        with pytest.raises(ConflictError, match="epochs 0 to 1 was not scored by this method"):
+            fit(Net(), loader(60), selection, max_epochs=5, ckpt_path=next(folder.iterdir()))
+
+
+def test_a_checkpoint_callback_that_monitors_nothing_leaves_one_file(tmp_path):
+    static_fit(*STATIC[0], ModelCheckpoint(tmp_path), enable_checkpointing=True)
+    assert [path.name for path in tmp_path.iterdir()] == [f"epoch={SCORED + EPOCHS - 1}-step=34.ckpt"]
 
 
 def test_buffers_that_no_checkpoint_holds_go_back_too():

@@ -274,7 +274,7 @@ def test_weights_cannot_go_through_a_function_of_the_batch():
             logits = self.network(batch[0])
             return {"sample_loss": F.cross_entropy(logits, batch[1], reduction="none"), "logits": logits, "target": batch[1]}
 
-    with pytest.raises(OutputsError, match=r"loss weights: they cannot enter .* unbiased=False"):
+    with pytest.raises(OutputsError, match=r"loss weights: they cannot enter .* \(unbiased=False\)"):
         fit(WithFunction(), loader(64), SampleSelection("infobatch"), max_epochs=4)
 
 

@@ -24,14 +24,14 @@ class Picked:
 
     Attributes:
         rows: ``int64[n]``, positions in the looked-at samples; those that count come first.
-        count: ``int64[]``, how many of ``rows`` are trained.
+        count: how many of ``rows`` are trained: a number, or ``int64[]`` when only the device knows.
         weights: ``float32[n]``, how often each of ``rows`` counts in the loss, or ``None`` for once.
         whole: ``bool[]``, the samples are trained because no choice was possible (every probability was 0).
         unknown: ``int64[]``, samples that could not be scored.
     """
 
     rows: Tensor
-    count: Tensor
+    count: Tensor | int
     weights: Tensor | None = None
     whole: Tensor | None = None
     unknown: Tensor | None = None

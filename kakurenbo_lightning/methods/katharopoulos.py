@@ -87,7 +87,7 @@ class Katharopoulos(BackpropMethod):
         drawn = torch.rand(count, generator=generator, dtype=torch.float64).to(score.device, non_blocking=True)
         bounds = score.cumsum(0)
         rows = torch.searchsorted(bounds / bounds[-1], drawn, right=True).clamp(max=size - 1)
-        return Picked(rows, torch.tensor(count, device=score.device), weights=(1 / (size * score[rows])).float())
+        return Picked(rows, count, weights=(1 / (size * score[rows])).float())
 
 
 def _normalised(score: Tensor) -> Tensor:

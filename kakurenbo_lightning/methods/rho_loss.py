@@ -88,8 +88,9 @@ class RhoLoss(BackpropMethod):
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
         """The highest reducible losses; ties: those that come first."""
         losses = hard(values["loss"])
-        table = self._table.setdefault(losses.device, self._table[torch.device("cpu")].to(losses.device))
-        irreducible = table[indices]
+        if losses.device not in self._table:
+            self._table[losses.device] = self._table[torch.device("cpu")].to(losses.device)
+        irreducible = self._table[losses.device][indices]
         known = irreducible.isfinite()
         score = torch.where(known, losses - irreducible, -float("inf"))
         count = at_least_two(exact_floor(self.fraction, len(losses)), len(losses))

@@ -79,4 +79,4 @@ class FixedRate(BackpropMethod):
         weight = ((rank + 0.5) / size) ** (1 / self.keep - 1)
         key = uniform(size, generator, losses.device).clamp(min=torch.finfo(torch.float32).tiny).log() / weight
         count = at_least_two(exact_floor(self.keep, size), size)
-        return Picked(key.argsort(descending=True, stable=True), torch.tensor(count, device=losses.device))
+        return Picked(key.argsort(descending=True, stable=True), count)

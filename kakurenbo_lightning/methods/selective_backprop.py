@@ -77,7 +77,7 @@ class SelectiveBackprop(BackpropMethod):
         if self.score == "topk":
             count = int(len(losses) / (self.beta + 1))
             order = losses.argsort(descending=True, stable=True)
-            return Picked(order, torch.tensor(max(1, count), device=order.device))
+            return Picked(order, max(1, count))
         share = self._share(values, losses, memory, generator)
         probability = (share**self.beta).clamp(min=self.floor)
         probability = torch.where(losses.isfinite(), probability, 1.0)
