@@ -140,7 +140,7 @@ def reflowed(markdown: str, width: int) -> Iterator[str]:
         if not lines:
             continue
         if lines[0].startswith("|"):
-            cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+            cells = [[cell.strip() for cell in re.split(r" \|(?= )", line.strip("|"))] for line in lines]
             yield from aligned(cells[0], cells[2:], width)
         elif lines[0].startswith(("#", "```")):
             yield from lines
