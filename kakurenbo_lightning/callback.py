@@ -269,8 +269,8 @@ class SampleSelection(pl.Callback):
         self.run.begin_batch(batch_idx, batch)
         if not self.run.announced:
             self.run.announced = True
-            if not trainer.barebones:
-                share = self.plan.hidden_fraction
+            share = self.plan.hidden_fraction
+            if not trainer.barebones and (share or self.method.family == "hide"):
                 pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

@@ -235,10 +235,17 @@ class SampleOutputs:
                     "module's device"
                 )
         missing = [name for name in self._reads if name not in values]
+        if missing == ["target"]:
+            raise OutputsError(
+                f"classes: balance='class' and protected_classes need the class of each sample, but {self.source} gives only "
+                f"{', '.join(values)}, and the data set has no targets, labels or y. Give the data set an attribute targets (one integer "
+                "per sample), return logits and target from training_step, or leave these settings out"
+            )
         if missing:
             raise OutputsError(
                 f"per-sample values: the method reads {', '.join(missing)}, but {self.source} gives only "
-                f"{', '.join(values)}. A regression has none: use method='random' or 'baseline', or return confidence (float in "
+                f"{', '.join(values)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop) "
+                "or nothing (random), or return confidence (float in "
                 f"[0, 1]) and correct (bool) of your own, each [{size}]. A classification returns logits and target:{EXAMPLE}"
             )
 

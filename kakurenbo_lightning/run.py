@@ -236,8 +236,7 @@ class SelectionRun(Resumable):
         self._refresh_seconds = watch.take()
         self.totals.refresh_seconds += self._refresh_seconds
 
-    def _wait_for_device(self) -> None:
-        """Between epochs, so that seconds are counted where they are spent."""
+    def _wait_for_device(self) -> None:  # between epochs, so that seconds are counted where they are spent
         if self.statistics.device.type == "cuda":
             torch.cuda.synchronize(self.statistics.device)
 
@@ -259,6 +258,7 @@ class SelectionRun(Resumable):
         seconds = watch.take()
         self.totals.select_seconds += seconds
         self.totals.samples_hidden += len(self.plan.hidden)
+        self.totals.moved_back += int(self.plan.metrics.get("moved_back", 0))
         self.metrics = planned(self.plan, nonfinite, self._trainer.optimizers)
         self.metrics.update(refresh_seconds=self._refresh_seconds, select_seconds=seconds)
         if self.restart.epochs:

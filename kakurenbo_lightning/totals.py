@@ -14,6 +14,7 @@ class RunTotals:
     Attributes:
         samples_trained: samples that went through a training step.
         samples_hidden: samples left out, summed over epochs.
+        moved_back: candidates that stayed in training, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
         samples_looked: samples that a backprop method looked at before it chose.
         samples_rejected: of these, the ones it did not train.
@@ -29,6 +30,7 @@ class RunTotals:
 
     samples_trained: int = 0
     samples_hidden: int = 0
+    moved_back: int = 0
     samples_refreshed: int = 0
     samples_looked: int = 0
     samples_rejected: int = 0
@@ -70,7 +72,10 @@ class RunTotals:
         if self.samples_hidden:
             done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
         if not self.samples_hidden and not self.samples_rejected:
-            return f"{done} and hid none"
+            back = (
+                f": {self.moved_back:,} candidates were all moved back (wrong, or less sure than tau)" if self.moved_back else ""
+            )
+            return f"{done} and hid none{back}"
         return f"{done}; estimated saving {self.saved_seconds:.1f} s of {spent + self.saved_seconds:.1f} s"
 
 

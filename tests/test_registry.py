@@ -89,6 +89,28 @@ def test_a_method_needs_no_more_than_a_choice_and_is_told_what_it_lacks():
         register_method("test_plain")(type("Undecorated", (HideMethod,), {}))
 
 
+@pytest.mark.parametrize(
+    "choice, found",
+    [
+        (lambda n: torch.zeros(n, dtype=torch.bool), r"torch.bool\[50\]"),
+        (lambda n: None, "NoneType"),
+        (lambda n: Choice(torch.arange(3)), r"Choice\(torch.int64\[3\]\)"),
+        (lambda n: Choice(torch.zeros(n)), r"Choice\(torch.float32\[50\]\)"),
+        (lambda n: Choice([True] * n), r"Choice\(list\)"),
+    ],
+)
+def test_a_choice_that_is_none_is_named(choice, found):
+    @dataclass(frozen=True)
+    class Wrong(HideMethod):
+        def choose(self, statistics, epoch):
+            return choice(len(statistics))
+
+    with pytest.raises(
+        TypeError, match=rf"choose\(...\) must return Choice\(hidden\) .* torch.bool\[50\] tensor, it returned {found}"
+    ):
+        Wrong().plan(SampleStatistics(50), Epoch(1, 3))
+
+
 def test_random_hides_exactly_its_share_and_draws_anew():
     method = get_method("random", max_fraction=0.29)
     statistics = SampleStatistics(100)

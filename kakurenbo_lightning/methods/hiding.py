@@ -179,7 +179,7 @@ class HideMethod(Method):
         metrics: Counter[str] = Counter()
         for part, place in parts:
             choice = self.choose(among if len(parts) == 1 else among.subset(place), replace(epoch, part=part))
-            hidden[place] = choice.hidden.cpu()
+            hidden[place] = self._checked(choice, len(hidden[place]))
             if weights is not None and choice.keep_probability is not None:
                 weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
             metrics.update(choice.metrics)
@@ -189,6 +189,17 @@ class HideMethod(Method):
         if weights is not None and bool((weights == 1).all()):
             weights = None
         return EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
+
+    def _checked(self, choice: Choice, count: int) -> Tensor:
+        """What a choice hides, when it is one: ``bool[count]`` on the CPU."""
+        hidden = getattr(choice, "hidden", choice)
+        if isinstance(choice, Choice) and isinstance(hidden, Tensor) and hidden.dtype is torch.bool and hidden.shape == (count,):
+            return hidden.cpu()
+        found = f"{hidden.dtype}{list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
+        what = f"Choice({found})" if isinstance(choice, Choice) else found
+        raise TypeError(
+            f"{self.name}: choose(...) must return Choice(hidden) with hidden a torch.bool[{count}] tensor, it returned {what}"
+        )
 
     def _parts(self, statistics: SampleStatistics) -> tuple[Tensor | None, list[tuple[int, slice]]]:
         """The samples that are chosen from (``int64[n]``; ``None``: all), and the parts of them that are by themselves: number, place."""

@@ -89,7 +89,9 @@ def get_method(name: str, **settings: Any) -> Method:
     if name not in _METHODS:
         _load_entry_points()
     if name not in _METHODS:
-        raise ValueError(f"method={name!r} is not known; {_suggest(name, sorted(_METHODS))}")
+        raise ValueError(
+            f"method={name!r} is not known; {_suggest(name, sorted(_METHODS))} (one of your own: import its module first)"
+        )
     cls = _METHODS[name]
     known = [field.name for field in fields(cls)]
     for setting in settings:
