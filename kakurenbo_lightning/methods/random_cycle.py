@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch
-from kakurenbo_lightning.methods.checks import require_fraction
 from kakurenbo_lightning.methods.choosing import exact_floor, mask_of
-from kakurenbo_lightning.methods.hiding import Choice, HideMethod
+from kakurenbo_lightning.methods.hiding import Choice
+from kakurenbo_lightning.methods.random import RandomHiding
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.shuffling import shuffled
 from kakurenbo_lightning.statistics import SampleStatistics
@@ -24,7 +24,7 @@ from kakurenbo_lightning.statistics import SampleStatistics
 
 @register_method("random_cycle")
 @dataclass(frozen=True)
-class RandomCycle(HideMethod):
+class RandomCycle(RandomHiding):
     """Epoch after epoch takes the next ``N - floor(max_fraction * N)`` samples of a permutation, then of a new one.
 
     No sample is trained a second time before every other one was. An epoch that ends one permutation begins the next with samples it
@@ -37,16 +37,8 @@ class RandomCycle(HideMethod):
         ValueError: a setting out of range.
     """
 
-    max_fraction: float = 0.3
-
     summary: ClassVar[str] = "takes the next part of one random permutation after another"
     paper: ClassVar[str] = "Okanovic et al., ICLR 2024 (RS2)"
-    reads: ClassVar[tuple[str, ...]] = ()
-    knows_keep_probability: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "max_fraction", self.max_fraction)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """The next part; the same whenever it is asked for."""
