@@ -30,8 +30,8 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
 
     Returns:
         ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half
-        of the positions right). On demand ``el2n`` (``float32[B]``, ``||softmax(scores) - onehot(target)||_2``) and, where a sample has one
-        class, ``target`` (``int64[B]``).
+        of the positions right). On demand ``el2n`` (``float32[B]``, ``||softmax(scores) - onehot(target)||_2``), ``entropy``
+        (``float32[B]``, of the softmax, in nats) and, where a sample has one class, ``target`` (``int64[B]``).
     """
     probability = scores.float().softmax(1)
     confidence, predicted = probability.max(1)
@@ -44,6 +44,8 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
         values["target"] = target
     if error_norm is not None:
         values["el2n"] = error_norm
+    if "entropy" in reads:
+        values["entropy"] = torch.special.entr(probability).sum(1)
     if right.dim() == 1:
         return values
     counted = target != ignore_index
@@ -74,31 +76,37 @@ def _cross_entropy(loss: Tensor, scores: Tensor, target: Tensor, options: dict[s
     return {"loss": loss, **values}
 
 
-def binary_values(probability: Tensor, target: Tensor) -> Values:
+def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Values:
     """Confidence and correctness of binary labels.
 
     Args:
         probability: float ``[B]``, ``[B, L]`` (labels), ``[B, H, W]`` (positions) or ``[B, L, ...]`` (labels at positions).
         target: the same shape, 0 to 1.
+        reads: what is wanted beside confidence and correct: ``entropy``.
 
     Returns:
-        As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one.
+        As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one; its
+        entropy is the mean of its labels'.
     """
     confidence = torch.maximum(probability, 1 - probability).float()
     right = (probability > 0.5) == (target > 0.5)
+    further = {}
+    if "entropy" in reads:
+        entropy = torch.special.entr(probability.float()) + torch.special.entr(1 - probability.float())
+        further["entropy"] = _per_sample(entropy)
     if right.dim() == 2 or right.dim() > 3:
         confidence, right = confidence.amin(1), right.all(1)
     if right.dim() > 1:
         confidence, right = confidence.flatten(1).mean(1), right.flatten(1).float().mean(1) >= 0.5
-    return {"confidence": confidence, "correct": right}
+    return {"confidence": confidence, "correct": right, **further}
 
 
 def _with_logits(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    return {"loss": _per_sample(loss), **binary_values(scores.sigmoid(), target)}
+    return {"loss": _per_sample(loss), **binary_values(scores.sigmoid(), target, reads)}
 
 
 def _with_probabilities(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    return {"loss": _per_sample(loss), **binary_values(scores, target)}
+    return {"loss": _per_sample(loss), **binary_values(scores, target, reads)}
 
 
 def _regression(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kakurenbo_lightning.batches import map_tensors
 from kakurenbo_lightning.forward_only import forward_only
@@ -36,6 +36,7 @@ class Looker:
 
     def __init__(self, trainer: pl.Trainer, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
         self._trainer, self._method, self._scorer = trainer, method, scorer
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
         if scorer is None:
             return
         scorer.to(trainer.strategy.root_device)
@@ -69,7 +70,29 @@ class Looker:
             if self._method.autocast is not None:
                 device = self._trainer.strategy.root_device.type
                 stack.enter_context(torch.autocast(device, DTYPES[self._method.autocast]))
+            if self._method.compile:
+                stack.enter_context(self._compiling(module))
             yield
+
+    @contextlib.contextmanager
+    def _compiling(self, module: pl.LightningModule) -> Iterator[None]:
+        """The parts of ``module`` that compute go through ``torch.compile`` inside; those the user compiled do anyway."""
+        parts = [part for part in module.children() if any(True for _ in part.parameters())]
+        if not parts:
+            raise ConflictError(
+                f"compile=True: {type(module).__name__} has no submodule with parameters to compile; put the network into one (self.net = "
+                "...), or use compile=False"
+            )
+        parts = [part for part in parts if not hasattr(part, "_orig_mod") and part._compiled_call_impl is None]
+        for part in parts:
+            if part not in self._compiled:
+                self._compiled[part] = torch.compile(part._call_impl)
+            part._compiled_call_impl = self._compiled[part]  # what nn.Module.compile sets
+        try:
+            yield
+        finally:
+            for part in parts:
+                part._compiled_call_impl = None
 
     def train(self, batch: Any, number: int, scale: float) -> None:
         """Train the scorer on what the module trains; ``scale`` weighs this rank's mean loss."""

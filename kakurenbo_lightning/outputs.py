@@ -32,7 +32,7 @@ class SampleOutputs:
     """Observes training steps and returns what each sample's loss, confidence and correctness were.
 
     Args:
-        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``target``.
+        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
         compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
         weighs: there may be loss weights later; that they cannot be applied is then said in the second step, not hours later.
@@ -266,7 +266,9 @@ def from_returned(outputs: Any, size: int, source: str = "training_step", reads:
     if not isinstance(outputs, Mapping) or "sample_loss" not in outputs:
         found = f"a dict with {sorted(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
         raise OutputsError(f"per-sample values: {source} returned {found}, a dict with 'sample_loss' is needed:{EXAMPLE}")
-    known = {key: outputs[key] for key in ("sample_loss", "logits", "target", "confidence", "correct") if key in outputs}
+    known = {
+        key: outputs[key] for key in ("sample_loss", "logits", "target", "confidence", "correct", "entropy") if key in outputs
+    }
     for key, value in known.items():
         if not isinstance(value, Tensor):
             raise OutputsError(f"per-sample values: {key} from {source} is a {type(value).__name__}, it must be a tensor")
@@ -284,6 +286,8 @@ def from_returned(outputs: Any, size: int, source: str = "training_step", reads:
             values["confidence"] = known["confidence"]
         if "correct" in known:
             values["correct"] = known["correct"].bool()
+        if "entropy" in known:
+            values["entropy"] = known["entropy"]
     return values
 
 
@@ -292,7 +296,7 @@ def _predictions(logits: Tensor, target: Tensor, source: str, reads: tuple[str, 
     if logits.dim() == 1 or logits.shape[1] == 1:
         if logits.numel() == target.numel():
             shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)  # positions, or one label
-            return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape))
+            return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape), reads)
     elif target.shape in (logits.shape, logits.shape[:1] + logits.shape[2:]):
         return class_values(logits, target, reads=reads)
     raise OutputsError(

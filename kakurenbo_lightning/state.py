@@ -27,7 +27,7 @@ def describe_method(method: Method) -> dict[str, Any]:
     """Name and settings, as plain values."""
     return {
         "method": method.name,
-        "settings": {field.name: _plain(getattr(method, field.name)) for field in fields(method)},
+        "settings": {field.name: _plain(getattr(method, field.name)) for field in fields(method)} | method.contents(),
     }
 
 

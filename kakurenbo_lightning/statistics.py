@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kakurenbo_lightning.drawing import last_rows
+
 MAX_EPOCHS = torch.iinfo(torch.int16).max
 BYTES_PER_SAMPLE = 12  # without a method's own columns
 
@@ -48,6 +50,8 @@ class SampleStatistics:
         device: of the columns.
         columns: what a method keeps beside loss, confidence and correctness.
         observe: ``observe(statistics, indices, values, epoch)`` is called by :meth:`record` before it replaces the last values.
+        repeats: an index may be recorded more than once in an epoch, by any rank; the last record of it counts (of those that the ranks
+            made at the same time, the highest rank's). 4 bytes more per sample.
 
     Attributes:
         loss: ``float32[N]``, NaN where never measured.
@@ -62,12 +66,16 @@ class SampleStatistics:
         device: torch.device | str = "cpu",
         columns: Iterable[Column] = (),
         observe: Observer | None = None,
+        repeats: bool = False,
     ) -> None:
         self.loss = torch.full((num_samples,), float("nan"), device=device)
         self.confidence = torch.full((num_samples,), float("nan"), device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
         self.extra = {c.name: torch.full((num_samples,), c.initial, dtype=c.dtype, device=device) for c in columns}
         self._observe = observe
+        # where rows may be written by several ranks: the number of the last :meth:`record` since a merge
+        self._when = torch.zeros(num_samples, dtype=torch.int32, device=device) if repeats else None
+        self._records = 0
         self._epoch_seen = torch.full((num_samples,), -1, dtype=torch.int16, device=device)
         self._touched = torch.zeros(num_samples, dtype=torch.bool, device=device)
         # indices recorded in _pending_epoch whose epoch_seen and touched are not written yet: once per epoch is enough
@@ -99,12 +107,12 @@ class SampleStatistics:
     @property
     def bytes_per_sample(self) -> int:
         """Memory of one row."""
-        return sum(column.element_size() for column in self._columns().values()) + self._touched.element_size()
+        return sum(column.element_size() for column in self._columns().values()) + (1 if self._when is None else 5)
 
     def to(self, device: torch.device | str) -> SampleStatistics:
         """Move every column to ``device``, in place."""
         self._columns()  # writes what is pending
-        for name in ("loss", "confidence", "correct", "_epoch_seen", "_touched"):
+        for name in ("loss", "confidence", "correct", "_epoch_seen", "_touched", *(["_when"] if self._when is not None else [])):
             setattr(self, name, getattr(self, name).to(device))
         self.extra = {name: column.to(device) for name, column in self.extra.items()}
         return self
@@ -123,7 +131,7 @@ class SampleStatistics:
         """Write what was seen of ``indices`` in ``epoch``; no host synchronisation.
 
         Args:
-            indices: ``int64[b]`` on :attr:`device`, without duplicates.
+            indices: ``int64[b]`` on :attr:`device`, without duplicates (unless ``repeats``: the last of them counts).
             values: ``loss`` (float ``[b]``), and where known ``confidence`` (float ``[b]``), ``correct`` (bool ``[b]``) and those of
                 :attr:`extra`, all on :attr:`device`.
             epoch: counted from 0, at most 32767.
@@ -134,6 +142,11 @@ class SampleStatistics:
             self._columns()
             self._pending_epoch = epoch
         self._pending.append(indices)
+        if self._when is not None:
+            self._records += 1
+            self._when.index_fill_(0, indices, self._records)
+            last = last_rows(indices)
+            values = {name: value[last] for name, value in values.items()}
         if self._observe is not None:
             self._observe(self, indices, values, epoch)
         columns = {"loss": self.loss, "confidence": self.confidence, "correct": self.correct, **self.extra}
@@ -151,11 +164,23 @@ class SampleStatistics:
         Does nothing but forget who wrote what when there is one process.
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            if self._when is not None:
+                self._keep_last()
             packed = self._pack()
             dist.all_reduce(packed)
             self._unpack(packed)
         self._columns()
         self._touched.zero_()
+        self._records = 0
+
+    def _keep_last(self) -> None:
+        """Of the ranks that wrote a row only the last one goes on as its writer; collective."""
+        self._columns()  # writes what is pending
+        place = self._when * dist.get_world_size() + dist.get_rank() + 1
+        mine = torch.where(self._touched, place, 0)
+        last = mine.clone()
+        dist.all_reduce(last, dist.ReduceOp.MAX)
+        self._touched.logical_and_(mine == last)
 
     def _pack(self) -> Tensor:
         """``int32[k, N]``: the bits of the columns, correct and epoch_seen in one word; 0 where this rank wrote nothing."""

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
-from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning import SampleSelection, get_method
+from kakurenbo_lightning.state import describe_method
 from recipes import irreducible
 from recipes.models import CifarResNet, ImageClassifier
 from recipes.train import config_dir
@@ -142,6 +143,14 @@ def test_the_fingerprint_is_that_of_a_run(tmp_path, data):
     trainer.fit(model, datamodule=data)
     assert selection.run.fingerprint == torch.load(table, weights_only=True)["fingerprint"]
     assert selection.totals.samples_looked == SAMPLES
+
+
+def test_a_table_with_other_losses_is_another_setting(tmp_path):
+    table, described = tmp_path / "irreducible.pt", []
+    for value in (0.0, 0.0, 1.0):
+        irreducible.save({"irreducible": torch.full((5,), value)}, table)
+        described.append(describe_method(get_method("rho_loss", irreducible=table)))
+    assert described[0] == described[1] != described[2]
 
 
 def test_the_two_commands_work_one_after_the_other_and_the_wrong_data_are_refused(tmp_path):

@@ -37,6 +37,41 @@ def test_looking_in_bfloat16_is_near_and_trains_in_float32():
     assert set(seen) == {(True, torch.float32), (False, torch.bfloat16)}
 
 
+def test_looking_through_a_compiled_network_chooses_and_trains_the_same():
+    modes = []
+
+    def backend(graph, inputs):
+        modes.append(graph)
+        return graph.forward
+
+    _, usual, _, plain = sb_fit(SelectiveBackprop())
+    compiler = torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: compiler(function, backend=backend))
+        _, selection, _, compiled = sb_fit(SelectiveBackprop(compile=True))
+    assert modes, "nothing was compiled"
+    assert compiled.network._compiled_call_impl is None
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, compiled.state_dict()[name]), name
+    assert torch.equal(usual.statistics.loss, selection.statistics.loss)
+
+
+def test_a_module_without_parts_cannot_be_compiled():
+    class Bare(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(CLASSES, FEATURES))
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(batch[0] @ self.weight.T, batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(ConflictError, match="compile=True: Bare has no submodule with parameters"):
+        sb_fit(SelectiveBackprop(compile=True), Bare())
+
+
 class Images(pl.LightningModule):
     """Classifies images of any size; writes down the sizes it sees."""
 
@@ -153,6 +188,7 @@ def test_what_is_no_scorer_is_refused():
         ({"autocast": "int8"}, "autocast='int8'"),
         ({"scale": 0}, r"scale=0 is not allowed; scale must be a number in \(0, 1\]"),
         ({"inference_mode": 1}, "inference_mode=1"),
+        ({"compile": "yes"}, "compile='yes'"),
         ({"beta": -1}, "beta=-1"),
         ({"floor": 2}, "floor=2"),
         ({"history": 0}, "history=0"),

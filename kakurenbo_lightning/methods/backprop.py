@@ -57,6 +57,7 @@ class BackpropMethod(Method):
         inference_mode: look under ``torch.inference_mode``.
         autocast: look in ``"bf16"`` or ``"fp16"``; ``None``: in the Trainer's precision.
         scale: look at images (float ``[B, C, H, W]``) in this share of their resolution, in (0, 1].
+        compile: look through ``torch.compile`` of the module's parts (what looks, not what trains); what the user compiled stays so.
 
     Attributes:
         pooled: whether chosen samples wait for a full batch.
@@ -73,6 +74,7 @@ class BackpropMethod(Method):
     inference_mode: bool = False
     autocast: Literal["bf16", "fp16"] | None = None
     scale: float = 1.0
+    compile: bool = False
 
     family: ClassVar[str] = "backprop"
     pooled: ClassVar[bool] = True
@@ -88,6 +90,7 @@ class BackpropMethod(Method):
         check(
             is_number(self.scale) and 0 < self.scale <= 1, "scale", "a number in (0, 1]", "0.5 looks at a quarter of the pixels."
         )
+        check(isinstance(self.compile, bool), "compile", "True or False", "True needs a compiler that torch.compile finds.")
 
     @property
     def batches_per_choice(self) -> int:

@@ -50,7 +50,7 @@ class Method(ABC):
         family: ``"hide"`` or ``"backprop"``.
         summary: one line for tables and the log.
         paper: where it is from.
-        reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``target``.
+        reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
         columns: what it keeps of each sample beside them.
         refresh_mode: mode of the forward-only pass over the hidden samples after the epoch, ``None`` for no pass.
         weighs: whether its steps may carry loss weights.
@@ -100,6 +100,10 @@ class Method(ABC):
 
     def check_data(self, fingerprint: str) -> None:  # noqa: B027
         """Raise ``ValueError`` when a setting is of another data set than the one with this fingerprint."""
+
+    def contents(self) -> dict[str, str]:
+        """Hashes of what settings only name (files), by name; a resumed run compares them with the checkpoint's."""
+        return {}
 
     def check_classes(self, targets: Tensor) -> None:  # noqa: B027
         """Warn when a setting names classes that are not among ``targets`` (``int64[N]``)."""

@@ -6,6 +6,7 @@ Morisot, Sebastian Farquhar, Yarin Gal: "Prioritized Training on Points that are
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,11 @@ class RhoLoss(BackpropMethod):
             "made from this training data (the fingerprint of a few samples differs)",
             "Make it anew with `python -m recipes.irreducible`, for the data as this run loads it.",
         )
+
+    def contents(self) -> dict[str, str]:
+        """A hash of the table."""
+        table = self._table[torch.device("cpu")].contiguous().numpy()
+        return {"irreducible losses": hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()}
 
     @cached_property
     def _file(self) -> Any:

@@ -7,7 +7,8 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from cases import CASES
-from fits import Net, Points, copy_of
+from fits import CLASSES, FEATURES, Net, Points, copy_of
+from torch import nn
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
@@ -43,6 +44,22 @@ class Told(Net):
         return {"loss": loss, "sample_loss": torch.where(first, place, 1000 - place)}
 
 
+class Small(pl.LightningModule):
+    """A linear classifier that looks in the module's place."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = nn.Linear(FEATURES, CLASSES, dtype=torch.float64)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
 class Steps(pl.Callback):
     """Writes down, per epoch, what each step trained, what waits after each batch, and t; comes after the selection."""
 
@@ -76,10 +93,11 @@ class Steps(pl.Callback):
         self.epochs[trainer.current_epoch]["weights"] = copy_of(pl_module.state_dict())
 
 
-def driven(method, told=False, shuffle=True):
+def driven(method, told=False, shuffle=True, scored=False):
     """Train on all ranks and return what each step did."""
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    selection, net = SampleSelection(method, seed=3), Told(told)
+    scorer = Small(seed=int(os.environ.get("LOCAL_RANK", 0))) if scored else None  # rank 0's is the one that counts
+    selection, net = SampleSelection(method, seed=3, scorer=scorer), Told(told)
     steps = Steps(selection)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -96,6 +114,7 @@ def driven(method, told=False, shuffle=True):
     return {
         "epochs": steps.epochs,
         "weights": copy_of(net.state_dict()),
+        "scorer": copy_of(scorer.state_dict()) if scored else {},
         "global_step": trainer.global_step,
         "totals": {name: value for name, value in asdict(selection.totals).items() if name.startswith("samples")},
     }
@@ -111,6 +130,7 @@ for ranks in ("two", "four"):
     case(f"lopsided_carry_{ranks}", lambda: replace(LOPSIDED, leftover="carry"), told=True, shuffle=False)
 case("sb", SelectiveBackprop)
 case("sb_topk", lambda: SelectiveBackprop(score="topk", beta=2))
+case("scored", SelectiveBackprop, scored=True)
 case("stale_sb", lambda: StaleSB(staleness=2))
 case("sb_fixed", lambda: FixedRate(start=0.2))
 case("katharopoulos", lambda: Katharopoulos(threshold=0.0))

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from backprop_cases import COUNT, EPOCHS, Told
+from backprop_cases import COUNT, EPOCHS, Small, Told
 from records import assert_same_bits, epochs
 from replay import replay
 
 LOPSIDED = ["lopsided_two", "lopsided_four", "lopsided_carry_two", "lopsided_carry_four"]
-EVEN = ["sb", "sb_topk", "stale_sb", "sb_fixed", "katharopoulos", "rho_loss"]
+EVEN = ["sb", "sb_topk", "scored", "stale_sb", "sb_fixed", "katharopoulos", "rho_loss"]
 BATCH = 4
 
 every = pytest.mark.parametrize("ranks", [*LOPSIDED, *EVEN], indirect=True)
@@ -118,3 +118,12 @@ def test_t_is_equal_on_all_ranks_and_moves(ranks):
             assert all(torch.equal(value, values[0]) for value in values)
             seen.add(float(values[0]))
     assert len(seen) > 10 and max(seen) > 0.5
+
+
+@pytest.mark.parametrize("ranks", ["scored"], indirect=True)
+def test_a_scorer_is_trained_with_the_mean_gradient_of_all_ranks(ranks):
+    for rank in ranks[1:]:
+        assert_same_bits(rank["scorer"], ranks[0]["scorer"])
+    _, weights = replay(ranks, Small(), COUNT, refresh=False)
+    for name, value in weights.items():
+        torch.testing.assert_close(ranks[0]["scorer"][name], value, rtol=0, atol=1e-12)
