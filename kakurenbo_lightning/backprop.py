@@ -14,12 +14,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from kakurenbo_lightning.batches import check_savable, versions
+from kakurenbo_lightning.driver import Driver
 from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.looker import Looker
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.outputs import SampleOutputs, Values
-from kakurenbo_lightning.phases import Phases
 from kakurenbo_lightning.plan import DealtEpoch
 from kakurenbo_lightning.pool import Pool, Samples
 from kakurenbo_lightning.refresh import looking
@@ -27,7 +27,6 @@ from kakurenbo_lightning.seeding import stream_generator
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
 
-PHASES = ("look", "forward", "backward", "data")
 SMALLEST = 2  # samples per rank of a short batch: BatchNorm refuses one
 
 
@@ -71,7 +70,7 @@ class Now:
     carried: int = 0
 
 
-class BackpropDriver:
+class BackpropDriver(Driver):
     """Looks, chooses and trains; what the pool and the method remember lives here.
 
     Args:
@@ -84,8 +83,9 @@ class BackpropDriver:
     Attributes:
         memory: of the method.
         counts: of the epoch.
-        phases: seconds of looking, forward, backward and data.
     """
+
+    skips = True
 
     def __init__(
         self,
@@ -95,12 +95,12 @@ class BackpropDriver:
         statistics: SampleStatistics,
         scorer: pl.LightningModule | None = None,
     ) -> None:
+        super().__init__(statistics.device)
         self._looker = Looker(trainer, method, scorer)
         self._trainer, self._adapter, self._method = trainer, adapter, method
         self._statistics = statistics
         self.memory = method.memory()
         self.counts = Counts()
-        self.phases = Phases(statistics.device)
         self._pool = Pool("cpu" if method.pool_on_cpu else statistics.device)
         self._candidates: list[tuple[Samples, Values]] = []
         self._undecided = 0  # samples of all ranks that are candidates
@@ -248,10 +248,8 @@ class BackpropDriver:
             self.counts.pooled = self._undecided = 0
             self._candidates = []
             self._pool.drop(0)
-        seconds = self.phases.take()
-        return {name: float(value) for name, value in asdict(self.counts).items()}, {
-            f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES
-        }
+        _, seconds = super().end_epoch(last)
+        return {name: float(value) for name, value in asdict(self.counts).items()}, seconds
 
     # --- the step
 
@@ -288,7 +286,7 @@ class BackpropDriver:
 
     # --- state
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, alone: bool = False) -> dict[str, Any]:
         """Of this rank; loads with ``weights_only=True``."""
         return {
             "memory": {name: _on_cpu(value) for name, value in self.memory.items()},

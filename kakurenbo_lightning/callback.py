@@ -23,6 +23,7 @@ from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.loaders import ConflictError, only_loader
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.pod import StreamMethod
 from kakurenbo_lightning.methods.registry import check_method
 from kakurenbo_lightning.outputs import SampleOutputs
 from kakurenbo_lightning.plan import EpochPlan
@@ -133,12 +134,11 @@ class SampleSelection(pl.Callback):
                 "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
                 "SampleSelection that is among the Trainer's callbacks"
             )
-        if self.method.family == "backprop" or self.method.scoring_epochs(
-            None if self._trainer is None else self._trainer.max_epochs
-        ):
+        max_epochs = None if self._trainer is None else self._trainer.max_epochs
+        if self.method.family == "backprop" or isinstance(self.method, StreamMethod) or self.method.scoring_epochs(max_epochs):
             raise ConflictError(
-                f"selection.wrap(...) cannot skip steps or start again, which {self.method.name} needs; leave out wrap, or use another "
-                "method, for example kakurenbo"
+                f"selection.wrap(...) cannot skip steps, draw while training or start again, which {self.method.name} needs; leave out "
+                "wrap, or use another method, for example kakurenbo"
             )
         return self.run.adopt(loader, public=True)
 
@@ -318,7 +318,7 @@ class SampleSelection(pl.Callback):
         """Give every rank all statistics, say what it came to, and let go of the optimizers."""
         self.run.merge()
         self.run.restart.warn_if_cut()
-        rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary()}")
+        rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
         self._release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

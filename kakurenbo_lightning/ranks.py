@@ -50,13 +50,13 @@ def check_same_data(num_samples: int, fingerprint: str, whereabouts: str) -> Non
         )
 
 
-def check_equal_plans(plan: EpochPlan, device: torch.device, method: str, epoch: int, whereabouts: str) -> None:
-    """Compare the ranks' plans by a checksum; one small collective.
+def check_equal_plans(plan: EpochPlan, device: torch.device, method: str, epoch: int, whereabouts: str, further: int = 0) -> None:
+    """Compare the ranks' plans by a checksum, with a ``further`` one of what they are drawn by; one small collective.
 
     Raises:
         RuntimeError: on every rank, when they differ.
     """
-    mine = torch.tensor([plan.checksum()], device=device)
+    mine = torch.tensor([plan.checksum() ^ further], device=device)
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     with together("compare their plans", whereabouts):
         dist.all_gather(gathered, mine)

@@ -1,9 +1,9 @@
-"""The forward-only pass over hidden samples that brings their statistics up to date."""
+"""The forward-only pass over samples that were not trained, which brings their statistics up to date."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import lightning.pytorch as pl
@@ -16,11 +16,10 @@ from tqdm.auto import tqdm
 
 from kakurenbo_lightning.forward_only import forward_only
 from kakurenbo_lightning.methods.base import RefreshMode
-from kakurenbo_lightning.outputs import SampleOutputs
+from kakurenbo_lightning.outputs import SampleOutputs, Values
 from kakurenbo_lightning.plan import deal_forward_only
 from kakurenbo_lightning.rng import seed_everything
 from kakurenbo_lightning.sampler import SelectionSampler
-from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
 
 PROGRESS_AFTER_SECONDS = 2.0
@@ -39,19 +38,19 @@ def refresh(
     loader: DataLoader,
     indices: Tensor,
     outputs: SampleOutputs,
-    statistics: SampleStatistics,
-    epoch: int,
+    record: Callable[[Tensor, Values], None],
     mode: RefreshMode,
     seed: int,
 ) -> None:
-    """Record loss, confidence and correctness of ``indices`` as the network is now.
+    """Look at ``indices`` as the network is now; each rank looks at, and records, its share.
 
     The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
     train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
 
     Args:
         indices: ``int64[h]``, the same on every rank.
-        epoch: the epoch the measurements belong to.
+        outputs: where per-sample values come from.
+        record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.
         seed: of the random numbers the pass may draw (augmentation).
     """
@@ -63,7 +62,7 @@ def refresh(
     dealt = deal_forward_only(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
     training, start = sampler.dealt, sampler.start
     sampler.follow(dealt)
-    on_device = dealt.to(statistics.device)
+    on_device = dealt.to(outputs.device)
     bar = trainer.progress_bar_callback
     try:
         with looking(trainer, mode):
@@ -71,7 +70,7 @@ def refresh(
             for number, batch in enumerate(
                 tqdm(
                     loader,
-                    desc=f"Refreshing {len(indices)} hidden samples",
+                    desc=f"Looking at {len(indices)} samples",
                     total=dealt.steps,
                     delay=PROGRESS_AFTER_SECONDS,
                     leave=False,
@@ -83,7 +82,7 @@ def refresh(
                 size = dealt.batch_length(number)
                 values = outputs.look(step, batch, size)
                 rows = on_device.step(number)
-                statistics.record(rows, {name: value[: len(rows)] for name, value in values.items()}, epoch)
+                record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
         sampler.follow(training, start=start)
 

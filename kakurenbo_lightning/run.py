@@ -12,16 +12,19 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.backprop import BackpropDriver
+from kakurenbo_lightning.driver import Driver
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.pod import StreamMethod
 from kakurenbo_lightning.metrics import log_directly, planned
-from kakurenbo_lightning.outputs import SampleOutputs, scaled
+from kakurenbo_lightning.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
 from kakurenbo_lightning.refresh import looking, refresh
@@ -32,6 +35,7 @@ from kakurenbo_lightning.seeded_dataset import tell_epoch
 from kakurenbo_lightning.seeding import stream_seed
 from kakurenbo_lightning.state import Resumable
 from kakurenbo_lightning.statistics import MAX_EPOCHS, TARGET, SampleStatistics
+from kakurenbo_lightning.stream import StreamDriver, StreamedEpoch
 from kakurenbo_lightning.targets import statistics_for
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
@@ -77,7 +81,7 @@ class SelectionRun(Resumable):
         self._aligner = ScheduleAligner()
         self.outputs: SampleOutputs | None = None
         self.loader: DataLoader | None = None
-        self.driver: BackpropDriver | None = None
+        self.driver: Driver | None = None
         self.statistics: SampleStatistics | None = None
         self.plan: EpochPlan | None = None
         self.epoch, self.step = -1, 0
@@ -95,7 +99,7 @@ class SelectionRun(Resumable):
         self._paces: dict[str, Any] | None = None  # of the schedules, in an epoch that goes on
         self._public = False
         self._sampler: SelectionSampler | None = None
-        self._dealt: DealtEpoch | None = None  # the sampler's, on the device
+        self._dealt: DealtEpoch | StreamedEpoch | None = None  # the sampler's, on the device
         self._loaded: dict[str, Any] | None = None
         self._warned_nonfinite = False
         self._ends_short = isinstance(method, BackpropMethod) and method.ends_short
@@ -124,6 +128,9 @@ class SelectionRun(Resumable):
             extra=self._ends_short and not self.passive,
             on_set_epoch=self.begin_epoch,
         )
+        if isinstance(self._method, StreamMethod) and not self.passive:  # Lightning hears of the longest epoch first
+            streamed = self._streamed(sampler.batch_size, sampler.num_replicas, sampler.rank)
+            sampler.follow(streamed if streamed.steps > len(sampler) else sampler.dealt)
         self._full_batches = self.adapter.limited(len(sampler))
         if not self.passive:  # the LR finder has another max_steps
             self.check()
@@ -133,7 +140,8 @@ class SelectionRun(Resumable):
         if public:  # Lightning takes the first batches before set_epoch(0)
             sampler.follow(self._method.plan(self.statistics, self._epoch(0)))
         self._public, self._sampler = public, sampler
-        self.loader = follow_sampler(loader, sampler, sized=not public)
+        ahead = self._method.draws_ahead if isinstance(self._method, StreamMethod) else None
+        self.loader = follow_sampler(loader, sampler, sized=not public, ahead=ahead)
         # of the workers, which live on through the run
         self.loader.generator.manual_seed(stream_seed(self._seed, trainer.current_epoch, f"workers:{sampler.rank}"))
         if public and self._loaded is not None:
@@ -188,8 +196,8 @@ class SelectionRun(Resumable):
         else:
             start = 0
             if self.plan is not None:
-                self._finish_epoch()
-            self._plan_epoch(epoch)
+                self._close_epoch()
+            self._plan_epoch(epoch, self._look_at_rest(epoch))
             if resumed is not None:
                 self.adapter.begin_fresh_epoch()
         self._follow(epoch, start)
@@ -210,31 +218,35 @@ class SelectionRun(Resumable):
         self.outputs.device = device
         if isinstance(self._method, BackpropMethod) and self.driver is None:
             self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._scorer)
+        if isinstance(self._method, StreamMethod) and self.driver is None:
+            self.driver = StreamDriver(self._method, self.statistics, self._sampler.num_replicas, self._sampler.rank)
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
-    def _finish_epoch(self) -> None:
-        """Look at what was hidden."""
-        self._close_epoch()
+    def _look_at_rest(self, epoch: int) -> Tensor:
+        """Look at those that the plan of ``epoch`` wants to know better; which (``int64[n]``)."""
+        self._refresh_seconds, seen_in = 0.0, max(0, self.epoch)
+        if self.statistics.repeats:
+            self.merge()
+        rows = self._method.rows_to_look_at(self.statistics, self._epoch(epoch), self.plan)
+        self._look_at(rows, lambda indices, values: self.statistics.record(indices, values, seen_in))
+        return rows
+
+    def _look_at(self, rows: Tensor, record: Callable[[Tensor, Values], None]) -> None:
+        """A forward-only pass over ``rows``, shared by the ranks."""
+        if not len(rows):
+            return
         self._wait_for_device()
-        watch = Stopwatch(running=True)
-        if self._method.refresh_mode is not None and self._method.chooses_in(self._epoch(self.epoch + 1)):
-            tell_epoch(self.loader.dataset, self.epoch)
-            refresh(
-                self._trainer,
-                self.adapter,
-                self.loader,
-                self.plan.hidden,
-                self.outputs,
-                self.statistics,
-                self.epoch,
-                self._method.refresh_mode,
-                stream_seed(self._seed, self.epoch, f"refresh augmentation:{self._sampler.rank}"),
-            )
-            self.totals.samples_refreshed += len(self.plan.hidden)
-            self._wait_for_device()
-        self._refresh_seconds = watch.take()
-        self.totals.refresh_seconds += self._refresh_seconds
+        watch, epoch = Stopwatch(running=True), max(0, self.epoch)
+        tell_epoch(self.loader.dataset, epoch)
+        mode = self._method.refresh_mode or "eval"
+        seed = stream_seed(self._seed, epoch, f"refresh augmentation:{self._sampler.rank}")
+        refresh(self._trainer, self.adapter, self.loader, rows, self.outputs, record, mode, seed)
+        self._wait_for_device()
+        seconds = watch.take()
+        self._refresh_seconds += seconds
+        self.totals.refresh_seconds += seconds
+        self.totals.samples_refreshed += len(rows)
 
     def _wait_for_device(self) -> None:  # between epochs, so that seconds are counted where they are spent
         if self.statistics.device.type == "cuda":
@@ -243,16 +255,19 @@ class SelectionRun(Resumable):
     def _epoch(self, index: int) -> Epoch:
         return Epoch(index, self._max_epochs(), self._seed, scoring=self.restart.epochs)
 
-    def _plan_epoch(self, epoch: int) -> None:
-        """Give every rank what every rank saw, and choose what ``epoch`` trains."""
+    def _plan_epoch(self, epoch: int, looked_at: Tensor) -> None:
+        """Give every rank what every rank saw, of the samples that were ``looked_at`` too, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
         self.merge()
         if 0 < self.restart.epochs == epoch:
             self.restart.start_again()
             self.totals.scoring_epochs, self._rng = self.restart.epochs, None
         self.plan = self._method.plan(self.statistics, self._epoch(epoch), self.plan)
+        if self.driver is not None:
+            self.driver.prepare(self._epoch(epoch), looked_at)
         if self._sampler.num_replicas > 1 and dist.is_initialized():
-            check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts())
+            further = 0 if self.driver is None else self.driver.checksum()
+            check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts(), further)
         self.epoch, self._counted, self._done = epoch, False, (0, 0)
         nonfinite = self.statistics.nonfinite()
         seconds = watch.take()
@@ -260,6 +275,8 @@ class SelectionRun(Resumable):
         self.totals.samples_hidden += len(self.plan.hidden)
         self.totals.moved_back += int(self.plan.metrics.get("moved_back", 0))
         self.metrics = planned(self.plan, nonfinite, self._trainer.optimizers)
+        if self.driver is not None:
+            self.metrics.update(self.driver.diagnosed(self._epoch(epoch), self._look_at))
         self.metrics.update(refresh_seconds=self._refresh_seconds, select_seconds=seconds)
         if self.restart.epochs:
             self.metrics["scoring_epochs"] = float(min(epoch + 1, self.restart.epochs))
@@ -281,13 +298,26 @@ class SelectionRun(Resumable):
 
     def _deal(self, epoch: int, start: int) -> None:
         """Make the plan what the sampler, the optimizers and the schedules go by."""
-        self._sampler.follow(self._sampler.deal(self.plan, epoch, self._done), start=start)
+        self._sampler.follow(self._share(epoch), start=start)
         self._dealt = self._sampler.dealt.to(self.statistics.device)
         self.step = start
         self.factor.value = self.plan.lr_factor
         self._align_from = start
         if self.driver is not None:
             self.driver.begin_epoch(self._epoch(epoch), self._dealt, start, self.outputs)
+
+    def _share(self, epoch: int) -> DealtEpoch | StreamedEpoch:
+        """This rank's share of the plan of ``epoch``, without what is behind."""
+        if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(epoch)):
+            return self._streamed(self._sampler.batch_size, self._sampler.num_replicas, self._sampler.rank, self._done)
+        return self._sampler.deal(self.plan, epoch, self._done)
+
+    def _streamed(self, batch_size: int, world_size: int, rank: int, done: tuple[int, int] = (0, 0)) -> StreamedEpoch:
+        draw = None if self.driver is None else self.driver.drawn
+        total, device = len(self.statistics), self.statistics.device
+        return StreamedEpoch(
+            self._method.epoch_batches(total, batch_size), total, batch_size, world_size, rank, draw, device, done
+        )
 
     def begin_batch(self, batch_idx: int, batch: Any) -> None:
         """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin; look."""
@@ -297,7 +327,7 @@ class SelectionRun(Resumable):
             trainer, batches = self._trainer, self.adapter.limited(len(self._sampler))
             full = self._schedule_batches or self._full_batches
             accumulate, resumed = trainer.accumulate_grad_batches, self._paces
-            skips = self.driver is not None
+            skips = self.driver is not None and self.driver.skips
             self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, full, accumulate, start, resumed, skips)
         self._paces = None
         if self.driver is not None:
@@ -348,6 +378,8 @@ class SelectionRun(Resumable):
         self._ending = self.step == self.adapter.limited(len(self._sampler))
         self.outputs.check_weighed()
         if self.driver is not None:
+            with together("exchange what was observed", self.whereabouts()):
+                self.driver.end_batch(batch_idx)
             self.driver.phases.start("data")
         self._aligner.after_batch(batch_idx, lambda s: self._trainer.lightning_module.lr_scheduler_step(s, None))
 
@@ -362,14 +394,13 @@ class SelectionRun(Resumable):
         self.totals.train_seconds += seconds
         self._ending = False
         if not self._counted:
-            dealt = self._dealt or self._sampler.deal(self.plan, self.epoch, self._done)
+            dealt = self._dealt or self._share(self.epoch)
+            counts, phases = {}, {}
             self._counted = True
-            if self.driver is None:
-                self.totals.samples_trained += dealt.samples_until(self.step)
-            else:
+            if self.driver is not None:
                 counts, phases = self.driver.end_epoch(self.epoch + 1 == self._trainer.max_epochs)
-                self.metrics.update(counts, **phases)
-                self.totals.add(counts, phases)
+            self.metrics.update(counts, **phases)
+            self.totals.add({"trained": dealt.samples_until(self.step), **counts}, phases)
 
     def _close_epoch(self) -> None:
         """Lightning never ends an epoch when it resumes at its last batch: count it and log its metrics all the same."""

@@ -79,7 +79,7 @@ class SelectionSampler(DistributedSampler):
 
     def follow(self, plan: EpochPlan | DealtEpoch, epoch: int = 0, start: int = 0) -> None:
         """Make ``plan`` the current epoch; iteration begins at step ``start``."""
-        self.dealt = plan if isinstance(plan, DealtEpoch) else self.deal(plan, epoch)
+        self.dealt = self.deal(plan, epoch) if isinstance(plan, EpochPlan) else plan
         self.start = start
 
     def step(self, number: int) -> Tensor:

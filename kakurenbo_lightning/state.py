@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from kakurenbo_lightning.learning_rate import positions
 from kakurenbo_lightning.loaders import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.pod import StreamMethod
 from kakurenbo_lightning.plan import EpochPlan, deal
 from kakurenbo_lightning.ranks import gather, together
 from kakurenbo_lightning.rng import rng_state
@@ -70,7 +71,7 @@ class Resumable:
         if self.plan is None:
             return self._loaded or {}  # nothing has happened since it was loaded
         rng_of_training = self._training_rng or rng_state()
-        driven = None if self.driver is None else self.driver.state_dict()
+        driven = None if self.driver is None else self.driver.state_dict(alone=not collective)
         if collective:
             self.merge()
             with together("save a checkpoint", self.whereabouts()):
@@ -179,8 +180,8 @@ class Resumable:
             if self.epoch + 1 == self._max_epochs():
                 self._close_epoch()
                 return
-            self._finish_epoch()
-            self._plan_epoch(self.epoch + 1)
+            self._close_epoch()
+            self._plan_epoch(self.epoch + 1, self._look_at_rest(self.epoch + 1))
             self.step = 0
         self._sampler.follow(self._sampler.deal(self.plan, self.epoch, self._done), start=self.step)
 
@@ -196,7 +197,10 @@ class Resumable:
         self._schedule_batches = state["full_batches"]
         self._paces.update(anchor_step=self.step, anchors=positions(self._trainer.lr_scheduler_configs))
         options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
-        before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
+        if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(self.epoch)):
+            before = self._streamed(batch_size, world_size, 0, self._done)
+        else:
+            before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
         self._done = (self.step, before.samples_until(self.step))
         rank_zero_info(
             f"SampleSelection: the checkpoint is of {world_size} ranks with batches of {batch_size}, this run has "

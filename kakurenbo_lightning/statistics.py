@@ -86,6 +86,11 @@ class SampleStatistics:
         return len(self.loss)
 
     @property
+    def repeats(self) -> bool:
+        """Whether an index may be recorded more than once in an epoch."""
+        return self._when is not None
+
+    @property
     def device(self) -> torch.device:
         return self.loss.device
 

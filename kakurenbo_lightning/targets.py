@@ -25,7 +25,7 @@ def statistics_for(method: Method, dataset: Dataset, epoch: Callable[[int], Epoc
         method.observe(statistics, rows, values, epoch(number))
 
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
-    statistics = SampleStatistics(len(dataset), columns=columns, observe=observe)
+    statistics = SampleStatistics(len(dataset), columns=columns, observe=observe, repeats=method.family == "pod")
     if method.needs_classes and (targets := targets_of(dataset)) is not None:
         statistics.extra[TARGET.name].copy_(targets)
         method.check_classes(targets)

@@ -44,10 +44,10 @@ class RunTotals:
     data_seconds: float = 0.0
 
     def add(self, counts: Mapping[str, float], phases: Mapping[str, float]) -> None:
-        """Add an epoch of a backprop method: its counts, and seconds of its phases."""
+        """Add an epoch: its counts of samples, and seconds of its phases."""
         self.samples_trained += int(counts["trained"])
-        self.samples_looked += int(counts["looked"])
-        self.samples_rejected += int(counts["rejected"])
+        self.samples_looked += int(counts.get("looked", 0))
+        self.samples_rejected += int(counts.get("rejected", 0))
         for name, seconds in phases.items():
             setattr(self, name, getattr(self, name) + seconds)
 
@@ -61,8 +61,8 @@ class RunTotals:
         left_out = cost * (self.samples_hidden + self.samples_rejected) + loading * self.samples_hidden
         return left_out - self.refresh_seconds - self.select_seconds - self.look_seconds
 
-    def summary(self) -> str:
-        """One line for the end of a run."""
+    def summary(self, family: str) -> str:
+        """One line for the end of a run with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
         spent = self.train_seconds + self.refresh_seconds + self.select_seconds
         scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
@@ -71,6 +71,8 @@ class RunTotals:
             done += f", looked at {self.samples_looked:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
         if self.samples_hidden:
             done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
+        if family == "pod":
+            return f"{done}, drawn by probability; looked at {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {spent:.1f} s"
         if not self.samples_hidden and not self.samples_rejected:
             back = (
                 f": {self.moved_back:,} candidates were all moved back (wrong, or less sure than tau)" if self.moved_back else ""

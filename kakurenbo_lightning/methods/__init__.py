@@ -8,8 +8,15 @@ from kakurenbo_lightning.methods.forget import Forget
 from kakurenbo_lightning.methods.forget_online import ForgetOnline
 from kakurenbo_lightning.methods.hiding import Choice, HideMethod
 from kakurenbo_lightning.methods.infobatch import InfoBatch
+from kakurenbo_lightning.methods.iswr import ISWR
 from kakurenbo_lightning.methods.kakurenbo import Kakurenbo
 from kakurenbo_lightning.methods.katharopoulos import Katharopoulos
+from kakurenbo_lightning.methods.lb import LB
+from kakurenbo_lightning.methods.nlb import NLB
+from kakurenbo_lightning.methods.owc import OWC
+from kakurenbo_lightning.methods.peb import PEB
+from kakurenbo_lightning.methods.plb import PLB
+from kakurenbo_lightning.methods.pod import PoDMethod, StreamMethod
 from kakurenbo_lightning.methods.random import RandomHiding
 from kakurenbo_lightning.methods.random_cycle import RandomCycle
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method, register_method
@@ -20,6 +27,12 @@ from kakurenbo_lightning.methods.seta import SeTa
 from kakurenbo_lightning.methods.stale_sb import StaleSB
 
 __all__ = [
+    "ISWR",
+    "LB",
+    "NLB",
+    "OWC",
+    "PEB",
+    "PLB",
     "BackpropMethod",
     "Baseline",
     "Choice",
@@ -35,12 +48,14 @@ __all__ = [
     "Method",
     "MethodInfo",
     "Picked",
+    "PoDMethod",
     "RandomCycle",
     "RandomHiding",
     "RhoLoss",
     "SeTa",
     "SelectiveBackprop",
     "StaleSB",
+    "StreamMethod",
     "available_methods",
     "get_method",
     "register_method",

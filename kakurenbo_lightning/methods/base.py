@@ -47,7 +47,7 @@ class Method(ABC):
 
     Attributes:
         name: as registered.
-        family: ``"hide"`` or ``"backprop"``.
+        family: ``"hide"``, ``"backprop"`` or ``"pod"``.
         summary: one line for tables and the log.
         paper: where it is from.
         reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
@@ -76,6 +76,18 @@ class Method(ABC):
             epoch: which epoch.
             previous: the plan of the epoch before, which some epochs keep.
         """
+
+    def rows_to_look_at(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+        """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.
+
+        Args:
+            statistics: of all samples; where a sample may be trained more than once in an epoch, the same on every rank.
+            epoch: which epoch.
+            previous: the plan of the epoch before, ``None`` before the first.
+        """
+        if previous is None or self.refresh_mode is None or not self.chooses_in(epoch):
+            return torch.empty(0, dtype=torch.int64)
+        return previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
         """Whether the plan of ``epoch`` goes by what was last seen of the samples, so that the hidden ones are looked at before."""

@@ -28,7 +28,7 @@ class MethodInfo:
 
     Attributes:
         name: as registered.
-        family: ``"hide"`` or ``"backprop"``.
+        family: ``"hide"``, ``"backprop"`` or ``"pod"``.
         paper: where it is from; "-" when from none.
         summary: one line.
         bytes_per_sample: of state on the device, with default settings.
@@ -47,15 +47,15 @@ def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a method's settings dataclass available by ``name``.
 
     Raises:
-        TypeError: the class derives from neither HideMethod nor BackpropMethod.
+        TypeError: the class derives from none of HideMethod, BackpropMethod, PoDMethod, StreamMethod.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
         if not is_dataclass(cls) or not issubclass(cls, Method):
             raise TypeError(
-                f"{cls.__qualname__} is no method; derive it from HideMethod or BackpropMethod and put @dataclass(frozen=True) below "
-                f"@register_method({name!r})"
+                f"{cls.__qualname__} is no method; derive it from HideMethod, BackpropMethod, PoDMethod or StreamMethod, and put "
+                f"@dataclass(frozen=True) below @register_method({name!r})"
             )
         if "__dataclass_params__" not in vars(cls):
             raise TypeError(
@@ -110,7 +110,8 @@ def check_method(method: Any) -> Method:
         raise TypeError(f"method={method.__name__} is a class; pass {method.__name__}(...)")
     if not isinstance(method, Method):
         raise TypeError(
-            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod or BackpropMethod"
+            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod, "
+            "BackpropMethod, PoDMethod or StreamMethod"
         )
     return method
 
@@ -118,7 +119,7 @@ def check_method(method: Any) -> Method:
 def _describe(name: str, cls: type[Method]) -> MethodInfo:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
     card = Path(source).with_suffix(".md") if source else None
-    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns)
+    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns) + 4 * (cls.family == "pod")
     return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card if card and card.is_file() else None)
 
 

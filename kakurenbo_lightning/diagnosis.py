@@ -1,0 +1,33 @@
+"""How far the values that a stream draws by are from the real ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def distribution_distance(stored: Tensor, real: Tensor) -> float:
+    """Total variation distance, in [0, 1], between the probabilities that two sets of values give.
+
+    Args:
+        stored: ``float[n]``, >= 0.
+        real: ``float[n]``, >= 0.
+    """
+    one, other = (values.double() / values.double().sum() for values in (stored, real))
+    return float((one - other).abs().sum() / 2)
+
+
+def ordered_share(stored: Tensor, real: Tensor) -> float:
+    """Of the pairs of samples whose real values differ, the share that the stored values order alike; equal stored values count a half.
+
+    1 is a perfect order, 0.5 none at all. O(n^2).
+
+    Args:
+        stored: ``float[n]``.
+        real: ``float[n]``.
+    """
+    first, second = torch.triu_indices(len(real), len(real), 1)
+    truth = torch.sign(real[first] - real[second])
+    agreement = torch.sign(stored[first] - stored[second]) * truth
+    pairs = int(truth.count_nonzero())
+    return float((agreement.sum() / pairs + 1) / 2) if pairs else 1.0

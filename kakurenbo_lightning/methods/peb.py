@@ -1,0 +1,30 @@
+"""PEB: as PLB, with the entropy of the prediction. Source: :mod:`kakurenbo_lightning.methods.plb`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from kakurenbo_lightning.methods.pod import StreamMethod
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.statistics import Column
+
+
+@register_method("peb")
+@dataclass(frozen=True)
+class PEB(StreamMethod):
+    """PEB (Wojtulewicz & Duda, PMLR 263, 2024).
+
+    b_i = H(softmax(z_i)) in nats for the drawn samples; p_i = b_i / sum(b). Base values are never normalised.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    summary: ClassVar[str] = "draws in proportion to the entropy of the last prediction"
+    paper: ClassVar[str] = "Wojtulewicz & Duda, PMLR 263, 2024"
+    reads: ClassVar[tuple[str, ...]] = ("loss", "entropy")
+    columns: ClassVar[tuple[Column, ...]] = (Column("entropy", torch.float32, float("nan")),)
+    observes: ClassVar[str] = "entropy"
