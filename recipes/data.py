@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.settings import check_setting, is_count
+from recipes.settings import check_setting, is_count, is_share
 
 
 class InMemoryImages(Dataset):
@@ -70,6 +70,24 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, pa
     return padded.flatten(2).gather(2, pixels).view_as(images)
 
 
+def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
+    """Return a copy of the labels of which a share is wrong; with the same seed a larger share changes the same labels and more.
+
+    Args:
+        labels: int64 [N].
+        share: the nearest whole number to share * N of them are replaced by another class, drawn uniformly.
+        num_classes: number of classes, >= 2.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(labels), generator=generator)
+    steps = torch.randint(1, num_classes, (len(labels),), generator=generator)
+    rows = rows[: round(share * len(labels))]
+    noisy = labels.clone()
+    noisy[rows] = (labels[rows] + steps[: len(rows)]) % num_classes
+    return noisy
+
+
 class ImageData(L.LightningDataModule):
     """Loaders over in-memory images; a subclass says where they come from in `load`.
 
@@ -78,10 +96,16 @@ class ImageData(L.LightningDataModule):
         eval_batch_size: samples of a validation batch.
         num_workers: processes of each loader; 0 is the fastest for data in memory.
         subset: train on the first `subset` rows only; None for all.
+        label_noise: share of the training labels that are replaced by another class; test labels stay as they are.
+        label_noise_seed: seed of which labels, and by what.
         drop_last: whether to leave out an epoch's last training batch when it is short: a batch of a few samples can
             spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
         crop_padding: padding of the random crop in pixels; 0 for no crop.
         flip: whether to mirror half of the training images.
+
+    Attributes:
+        train_images: the training images, labels with noise; None before `setup`.
+        clean_labels: int64 [N], the labels of `train_images` without noise; None before `setup`.
     """
 
     num_classes: int
@@ -94,6 +118,8 @@ class ImageData(L.LightningDataModule):
         eval_batch_size: int = 500,
         num_workers: int = 0,
         subset: int | None = None,
+        label_noise: float = 0.0,
+        label_noise_seed: int = 0,
         drop_last: bool = False,
         crop_padding: int = 4,
         flip: bool = True,
@@ -104,6 +130,9 @@ class ImageData(L.LightningDataModule):
         check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try 0.")
         is_subset = subset is None or is_count(subset, 1)
         check_setting("data.subset", subset, is_subset, "null or an int >= 1", "Use null for all training images.")
+        check_setting("data.label_noise", label_noise, is_share(label_noise), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        is_seed = is_count(label_noise_seed, 0)
+        check_setting("data.label_noise_seed", label_noise_seed, is_seed, "an int >= 0", "Try 0.")
         check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
         check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
         check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
@@ -111,11 +140,14 @@ class ImageData(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.subset = subset
+        self.label_noise = label_noise
+        self.label_noise_seed = label_noise_seed
         self.drop_last = drop_last
         self.crop_padding = crop_padding
         self.flip = flip
         self.train_images: InMemoryImages | None = None
         self.test_images: InMemoryImages | None = None
+        self.clean_labels: Tensor | None = None
         # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
         self._scale = 255 * torch.tensor([self.mean, self.std]).view(2, 1, 3, 1, 1)
 
@@ -134,7 +166,9 @@ class ImageData(L.LightningDataModule):
             train = InMemoryImages(train.images[: self.subset].clone(), train.labels[: self.subset].clone())
         enough = not self.drop_last or len(train) >= self.batch_size
         check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
-        self.train_images, self.test_images = train, test
+        self.clean_labels = train.labels
+        labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
+        self.train_images, self.test_images = InMemoryImages(train.images, labels), test
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader of the training images."""

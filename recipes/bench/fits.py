@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -135,17 +136,17 @@ class Fits:
         data.test_images = data.train_images
         Fits(data, self._settings, self._bar).run("warm-up", 0, 1, "baseline")
 
-    def run(self, name: str, seed: int, epochs: int, method: str, **options: Any) -> Row:
-        """Train, validate, and return what is written down of a run."""
+    def run(self, name: str, seed: int, epochs: int, method: str, callbacks: Sequence[L.Callback] = (), **options: Any) -> Row:
+        """Train, with `callbacks` after the selection, validate, and return what is written down of a run."""
         settings, reference = self._settings, Reference(self._settings.batch_size)
         curve = Curve(reference)
         L.seed_everything(seed, verbose=False)
         optimizer = partial(torch.optim.SGD, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
         model = ImageClassifier(CifarResNet().to(memory_format=torch.channels_last), optimizer, num_classes=10)
         selection = SampleSelection(method, **options)
-        callbacks = [selection, EpochCounter(self._bar, name), reference, curve]
+        watching = [selection, EpochCounter(self._bar, name), reference, curve, *callbacks]
         within = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
-        training = trainer("cpu", callbacks, epochs, **within)
+        training = trainer("cpu", watching, epochs, **within)
         started = {name: clock() for name, clock in CLOCKS.items()}
         training.fit(model, datamodule=self._data)
         seconds = {
@@ -209,9 +210,9 @@ def described(name: str, settings: argparse.Namespace) -> Row:
     }
 
 
-def training_data(settings: argparse.Namespace) -> ImageData:
-    """Return the images, decoded."""
-    data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size)
+def training_data(settings: argparse.Namespace, **options: Any) -> ImageData:
+    """Return the images, decoded; `options` are of the data."""
+    data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size, **options)
     data.prepare_data()
     data.setup("fit")
     return data

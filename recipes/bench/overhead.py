@@ -1,4 +1,4 @@
-"""What watching costs: the time of a training step with the `baseline` method against the same step without a callback.
+"""What watching costs: the time of a training step with the `baseline` method, or another, against one without a callback.
 
 Three fits take turns of a few steps in one process, so that other load on the machine meets them alike: one without a
 callback, one with, and once more one without (`control`), which shows how far two equal measurements differ.
@@ -67,7 +67,7 @@ def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, An
     for arm in ARMS:
         clock = report.clock(settings.device, settings.clock)
         timer = timers[arm] = TakeTurns(settings.steps, clock, bar.update)
-        watching = [SampleSelection("baseline", seed=0)] if arm == "baseline" else []
+        watching = [SampleSelection(settings.method, seed=0)] if arm == "baseline" else []
         training = trainer(settings.device, [*watching, timer], -1, max_steps=(turns + WARM_UP) * settings.steps)
         model = Classifier(case.network(), case.by_name)
         own = RandomImages(0, batch_size=case.batch_size)
@@ -92,11 +92,11 @@ def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, An
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[dict[str, Any]], method: str = "baseline") -> None:
     """Print one row per network."""
     report.print_table(
-        "A step with the baseline method against one without a callback",
-        ["network", "plain", "baseline", "ratio", "extra per step", "control ratio", "control extra"],
+        f"A step with the method {method} against one without a callback",
+        ["network", "plain", method, "ratio", "extra per step", "control ratio", "control extra"],
         [
             [
                 row["network"],
@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure the chosen networks."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
+    options.add_argument("--method", default="baseline", choices=["baseline", "plb", "peb"], help="with its default settings")
     options.add_argument("--steps", type=report.count, default=10, help="steps of a turn")
     options.add_argument("--turns", type=report.count, default=40, help="turns of each fit (ten times as many for linear)")
     settings = options.parse_args(arguments)
@@ -126,8 +127,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     turns = sum(settings.turns * case.speed + WARM_UP for case in cases)
     with tqdm(total=len(ARMS) * turns, desc="overhead", unit="turn") as bar:
         rows = [measure(case, settings, bar) for case in cases]
-    show(rows)
-    result = {"benchmark": "overhead", "machine": machine, "clock": settings.clock, "networks": rows}
+    show(rows, settings.method)
+    result = {"benchmark": "overhead", "machine": machine, "clock": settings.clock, "method": settings.method, "networks": rows}
     report.write(settings.json, result)
     return result
 
