@@ -76,6 +76,15 @@ def only_loader(loaders: Any) -> DataLoader:
     )
 
 
+def check_length(total: int, before: int) -> None:
+    """Raise ``ConflictError`` when a data set of ``before`` samples has ``total`` now."""
+    if total != before:
+        raise ConflictError(
+            f"the train data set has {total} samples now and had {before} before; samples are known by their index, so the data set must "
+            "keep its length and order; use a new Trainer and SampleSelection for new data"
+        )
+
+
 def read_loader(loader: DataLoader) -> bool:
     """Check that a loader's order can be replaced, and return whether it shuffles.
 

@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -19,11 +18,11 @@ from kakurenbo_lightning.backprop import BackpropDriver
 from kakurenbo_lightning.driver import Driver
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
-from kakurenbo_lightning.loaders import ConflictError, follow_sampler, read_loader
+from kakurenbo_lightning.loaders import ConflictError, check_length, follow_sampler, read_loader
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.pod import StreamMethod
-from kakurenbo_lightning.metrics import log_directly, planned
+from kakurenbo_lightning.metrics import log_directly, planned, warn_nonfinite
 from kakurenbo_lightning.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
@@ -115,7 +114,7 @@ class SelectionRun(Resumable):
             self.statistics = statistics_for(self._method, loader.dataset, self._epoch)
         if self._method.needs_classes and bool((self.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
-        self._check_length(total)
+        check_length(total, len(self.statistics))
         trainer = self._trainer
         sampler = SelectionSampler(
             total,
@@ -158,13 +157,6 @@ class SelectionRun(Resumable):
         if (max_epochs or 0) > MAX_EPOCHS:
             raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
 
-    def _check_length(self, total: int) -> None:
-        if total != len(self.statistics):
-            raise ConflictError(
-                f"the train data set has {total} samples now and had {len(self.statistics)} before; samples are known by their "
-                "index, so the data set must keep its length and order; use a new Trainer and SampleSelection for new data"
-            )
-
     def _max_epochs(self) -> int | None:
         trainer = self._trainer
         steps = ceil(self._full_batches / trainer.accumulate_grad_batches)
@@ -184,7 +176,7 @@ class SelectionRun(Resumable):
         if self.passive:
             self.adapter.hold_step(False)
             return
-        self._check_length(len(self.loader.dataset))
+        check_length(len(self.loader.dataset), len(self.statistics))
         if self._public and epoch < self.epoch:
             return  # Lightning completes the epoch a checkpoint was taken in; the next one is planned already
         self._arrive()
@@ -216,9 +208,9 @@ class SelectionRun(Resumable):
             self._same_data = True
         self.statistics.to(device)
         self.outputs.device = device
-        if isinstance(self._method, BackpropMethod) and self.driver is None:
+        if self.driver is None and isinstance(self._method, BackpropMethod):
             self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._scorer)
-        if isinstance(self._method, StreamMethod) and self.driver is None:
+        if self.driver is None and isinstance(self._method, StreamMethod):
             self.driver = StreamDriver(self._method, self.statistics, self._sampler.num_replicas, self._sampler.rank)
         if self._loaded is not None:
             self._apply_state(self._loaded)
@@ -282,10 +274,7 @@ class SelectionRun(Resumable):
             self.metrics["scoring_epochs"] = float(min(epoch + 1, self.restart.epochs))
         if nonfinite and not self._warned_nonfinite:
             self._warned_nonfinite = True
-            rank_zero_warn(
-                f"{nonfinite} of {len(self.statistics)} samples have a NaN or infinite loss; a method that goes by the loss "
-                "never hides them. selection/nonfinite counts them each epoch"
-            )
+            warn_nonfinite(nonfinite, len(self.statistics))
 
     def _follow(self, epoch: int, start: int) -> None:
         """Make the plan what the loader and the trainer go by."""

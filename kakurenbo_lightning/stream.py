@@ -144,7 +144,7 @@ class StreamDriver(Driver):
 
     def prepare(self, epoch: Epoch, looked_at: Tensor) -> None:
         """An epoch is planned: start the table, or write what was looked at (``int64[n]``) since the last step; the same on every rank."""
-        self._drawn, self._written, self._observed, self._staleness = {}, 0, [], []
+        self._drawn, self._written, self._staleness = {}, 0, []
         if not self._method.streams(epoch):
             return
         statistics, method = self._statistics, self._method
@@ -210,10 +210,12 @@ class StreamDriver(Driver):
         if values is None:
             return  # the user skips this batch: nothing was observed
         self._observed.append((drawn.indices, self._method.observed(values)))
-        due = (number + 1) % self._method.exchange_every == 0 or number + 1 == self._dealt.steps
-        if self._world_size == 1 or due:
-            self._exchange = _Exchange(self._observed, self._world_size, self._statistics.device)
-            self._observed = []
+        if self._world_size == 1 or (number + 1) % self._method.exchange_every == 0:
+            self._begin_exchange()
+
+    def _begin_exchange(self) -> None:
+        self._exchange = _Exchange(self._observed, self._world_size, self._statistics.device)
+        self._observed = []
 
     def end_batch(self, number: int) -> None:
         """Write what was observed."""
@@ -254,6 +256,9 @@ class StreamDriver(Driver):
 
     def end_epoch(self, last: bool) -> tuple[Counts, Counts]:
         """How stale draws were, and how uneven probabilities are."""
+        if self._observed:
+            self._begin_exchange()
+            self._finish_exchange()
         counts, seconds = super().end_epoch(last)
         if self._staleness:
             steps = torch.tensor(self._staleness, dtype=torch.float32)
