@@ -13,8 +13,13 @@ def distribution_distance(stored: Tensor, real: Tensor) -> float:
         stored: ``float[n]``, >= 0.
         real: ``float[n]``, >= 0.
     """
-    one, other = (values.double() / values.double().sum() for values in (stored, real))
+    one, other = (_probabilities(values.double()) for values in (stored, real))
     return float((one - other).abs().sum() / 2)
+
+
+def _probabilities(values: Tensor) -> Tensor:
+    total = values.sum()
+    return torch.where(total > 0, values / total, 1 / len(values))  # all 0: all alike
 
 
 def ordered_share(stored: Tensor, real: Tensor) -> float:

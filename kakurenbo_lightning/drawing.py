@@ -31,6 +31,7 @@ class SumTable:
     """
 
     def __init__(self, values: Tensor) -> None:
+        values = values.float()
         _check(values)
         self._size = len(values)
         shapes, nodes = [], self._size
@@ -71,7 +72,7 @@ class SumTable:
             generator: on the CPU; the same one draws the same on every device.
 
         Returns:
-            ``int64[count]`` on the device of the values.
+            ``int64[count]`` on the device of the values. Nothing can be drawn of a table whose values have all become 0: all are N - 1.
         """
         uniform = torch.rand(len(self._levels), count, dtype=torch.float64, generator=generator) * _BELOW_ONE
         uniform = uniform.to(self._flat[0].device, non_blocking=True)
@@ -81,7 +82,7 @@ class SumTable:
             sums = level.index_select(0, node).cumsum(1, dtype=torch.float64)
             child = torch.searchsorted(sums, place.unsqueeze(1) * sums[:, -1:], right=True)
             node = node.mul_(FAN_OUT).add_(child.squeeze(1))
-        return node
+        return node.clamp_(max=self._size - 1)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
         """Write values; of an index that is there more than once the last one counts.
@@ -130,6 +131,7 @@ class SumTable:
 
 def last_rows(indices: Tensor) -> Tensor:
     """For each of ``indices`` (``int64[k]``) the row where the same index is there for the last time, ``int64[k]``; no synchronisation."""
+    indices = indices.contiguous()
     ordered, order = indices.sort(stable=True)
     return order[torch.searchsorted(ordered, indices, right=True) - 1]
 

@@ -245,7 +245,8 @@ class SelectionRun(Resumable):
             torch.cuda.synchronize(self.statistics.device)
 
     def _epoch(self, index: int) -> Epoch:
-        return Epoch(index, self._max_epochs(), self._seed, scoring=self.restart.epochs)
+        batch_size = None if self._sampler is None else self._sampler.batch_size
+        return Epoch(index, self._max_epochs(), self._seed, scoring=self.restart.epochs, batch_size=batch_size)
 
     def _plan_epoch(self, epoch: int, looked_at: Tensor) -> None:
         """Give every rank what every rank saw, of the samples that were ``looked_at`` too, and choose what ``epoch`` trains."""

@@ -23,7 +23,9 @@ from kakurenbo_lightning.ranks import gather
 from kakurenbo_lightning.seeding import stream_generator
 from kakurenbo_lightning.statistics import SampleStatistics
 
-LARGEST, SMALLEST = 1e25, 1e-25  # of the mean of normalised values, before they are all scaled: a step may multiply it by much
+LARGEST = 1e37  # value in the table, in float32
+# of normalised values: the mean between which nothing is done, and the one that they are scaled to. A step may multiply it by much
+LEAST_MEAN, SCALED_MEAN, MOST_MEAN = 1e-20, 1e-15, 1e20
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,9 @@ class StreamDriver(Driver):
         if self.table is None:
             self.table = SumTable(method.all_values(statistics))
             return
-        if self._cap < float("inf") and not method.normalised:
-            self.table.clamp(self._cap**method.temperature)
+        highest = self._cap**method.temperature
+        if 0 < highest < float("inf") and not method.normalised:
+            self.table.clamp(highest)
         if len(looked_at):
             self._write(looked_at, method.known(statistics)[looked_at])
 
@@ -201,6 +204,10 @@ class StreamDriver(Driver):
 
     # --- the step
 
+    def look(self, batch: Any, number: int) -> None:
+        """The batch is there."""
+        self.phases.stop("data")
+
     def learn(self, values: Values | None, batch: Any, number: int, scale: float) -> None:
         """Send what was observed to the other ranks, while the backward pass runs."""
         if not isinstance(self._dealt, StreamedEpoch):
@@ -232,19 +239,19 @@ class StreamDriver(Driver):
 
     def _write(self, indices: Tensor, observed: Tensor) -> None:
         """One step's observations: ``int64[n]`` and ``float32[n]`` on the CPU; the last of a sample that is there more than once counts."""
-        table, method = self.table, self._method
-        total = table.total
-        factor = float(total) if method.normalised else 1.0
+        table, method, count = self.table, self._method, len(self.table)
+        total = float(table.total)
+        factor = total if method.normalised else 1.0
         stored = table.values[indices]
-        new = method.written(observed, (stored / factor).float(), self._cap, len(table)).double() * factor
-        new = new.clamp(min=method.min_value * float(total) / len(table))
+        new = method.written(observed, (stored / factor).float(), self._cap, count)
         finite = new.isfinite()
+        new = torch.where(finite, new.double() * factor, stored).clamp(min=method.min_value * total / count, max=LARGEST)
         table.update(indices, torch.where(finite, new, stored.double()).float())
         if not finite.all():
             self._not_written += int((~finite).sum())
             self._warn()
-        if method.normalised and not SMALLEST < float(total) / len(table) < LARGEST:
-            table.scale(1 / float(table.total))
+        if method.normalised and not LEAST_MEAN < float(table.total) / count < MOST_MEAN:
+            table.scale(SCALED_MEAN * count / float(table.total))
 
     def _warn(self) -> None:
         if not self._warned:

@@ -23,7 +23,7 @@ class RunTotals:
         refresh_seconds: the forward-only passes.
         select_seconds: merging statistics, planning and dealing.
         look_seconds: of ``train_seconds``, selecting forward passes and choices.
-        forward_seconds: of them, the forward passes of training steps (measured for backprop methods).
+        forward_seconds: of them, the forward passes of training steps (measured for backprop and streaming methods).
         backward_seconds: of them, the backward passes (likewise).
         data_seconds: of them, waiting for the next batch (likewise).
     """

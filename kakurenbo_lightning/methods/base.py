@@ -26,6 +26,7 @@ class Epoch:
         max_epochs: length of the run in epochs, or ``None`` when it has no end.
         seed: of the run; the same on every rank.
         part: which part of the data set is chosen from: 1 + the class under ``balance="class"`` (0: unknown), else -1.
+        batch_size: samples of a step, per rank, where that is known.
         scoring: how many epochs of the run come before a static method's restart; ``None``: as many as the method says.
     """
 
@@ -34,6 +35,7 @@ class Epoch:
     seed: int = 0
     part: int = -1
     scoring: int | None = None
+    batch_size: int | None = None
 
     def generator(self, number: int | None = None) -> torch.Generator:
         """A random stream of the method's own, the same on every rank: of this epoch, or of ``number``, whatever that counts."""

@@ -49,6 +49,7 @@ class OWC(StreamMethod):
         check(right, "alpha", "None or a number > 0", "None is 1 / N.")
         for setting in ("temperature", "cap_quantile"):
             check(getattr(self, setting) == 1, setting, "1, because owc has no base values", "Use alpha, or another method.")
+        check(not self.start_pass, "start_pass", "False, because owc starts with equal probabilities", "Leave it out.")
         check(self.diagnose == 0, "diagnose", "0, because owc has no real values to compare with", "Leave it out.")
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
-from kakurenbo_lightning.methods.checks import checker, is_count, is_number, require_fraction
+from kakurenbo_lightning.methods.checks import checker, is_count, is_number
 from kakurenbo_lightning.methods.choosing import as_decimal, lowest
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.statistics import SampleStatistics
@@ -28,7 +29,7 @@ class PoDMethod(Method):
             the full data set. Such a weight is at most 1 / ``mix``.
         min_value: no value that is written is below this share of the mean of all values, so that every sample can be drawn again;
             in (0, 1].
-        temperature: T of ``p ~ b ** T``: 0 draws uniformly, > 1 sharpens; >= 0.
+        temperature: T of ``p ~ b ** T``: 0 draws uniformly (where values are not normalised), > 1 sharpens; >= 0.
         mix: share of the draws that are uniform, in [0, 1].
         cap_quantile: base values above this quantile of those of all samples count as the quantile, in (0, 1]; taken when an epoch is
             planned.
@@ -91,18 +92,19 @@ class PoDMethod(Method):
         """What base values are held at, from those of all samples."""
         if self.cap_quantile == 1:
             return float("inf")
-        base = self.base(self.known(statistics))
-        base = base[base.isfinite()].numpy()
+        known = self.known(statistics)
+        base = self.base(known[known.isfinite()]).numpy()
         if not len(base):
             return float("inf")
-        place = min(len(base) - 1, int(as_decimal(self.cap_quantile) * len(base)))
+        place = ceil(as_decimal(self.cap_quantile) * len(base)) - 1
         base.partition(place)
-        return float(base[place])
+        return max(0.0, float(base[place]))
 
     def values(self, observed: Tensor, cap: float = float("inf")) -> Tensor:
         """``min(base, cap) ** temperature``, ``float32[n]``; not finite where what was observed is not."""
         base = self.base(observed)
-        return torch.where(base.isfinite(), base.clamp(min=0, max=cap) ** self.temperature, float("nan"))
+        known = observed.isfinite().logical_and_(base.isfinite())
+        return torch.where(known, base.clamp(min=0, max=cap) ** self.temperature, float("nan"))
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:
         """Of every sample, ``float32[N]`` on the CPU, finite and positive: a sample without a finite one has the mean of the others."""
@@ -171,7 +173,8 @@ class StreamMethod(PoDMethod):
             f"None or an integer >= exchange_every - 1 = {least}",
             "0 draws in the main process, one batch at a time.",
         )
-        require_fraction(self.name, "refresh_share", self.refresh_share)
+        share = is_number(self.refresh_share) and 0 <= self.refresh_share < 1
+        check(share, "refresh_share", "a number in [0, 1)", "0.1 spends a tenth of the forward passes.")
         check(is_count(self.diagnose), "diagnose", "an integer >= 0", "1000 are enough to see a trend.")
 
     @property
@@ -219,5 +222,6 @@ class StreamMethod(PoDMethod):
             rows = torch.ones(total, dtype=torch.bool) if self.start_pass else seen < 0
             return rows.nonzero().squeeze(1) if self.looks_first else rows.nonzero().squeeze(1)[:0]
         share = as_decimal(self.refresh_share)
-        count = min(total, int(share / (1 - share) * total)) if share else 0
+        drawn = total if epoch.batch_size is None else self.epoch_batches(total, epoch.batch_size) * epoch.batch_size
+        count = min(total, int(share / (1 - share) * drawn)) if share else 0
         return lowest(seen.float(), count, torch.ones(total, dtype=torch.bool), epoch.generator()).nonzero().squeeze(1)

@@ -19,6 +19,7 @@ from kakurenbo_lightning.methods import registry
 from kakurenbo_lightning.methods.backprop import BackpropMethod
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.hiding import HideMethod
+from kakurenbo_lightning.methods.pod import PoDMethod, StreamMethod
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method
 
 GAP = "  "
@@ -72,7 +73,7 @@ def list_of(methods: Iterable[MethodInfo], width: int) -> str:
 def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
     """One method: what it is, its settings, and its card or else its docstring."""
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
-    family = next(base for base in (HideMethod, BackpropMethod, Method) if issubclass(cls, base))
+    family = next(base for base in (HideMethod, BackpropMethod, StreamMethod, PoDMethod, Method) if issubclass(cls, base))
     common = {field.name for field in fields(family)}
     every = {field.name: _default(field) for field in fields(cls)}
     own = [[name, default] for name, default in every.items() if name not in common]
