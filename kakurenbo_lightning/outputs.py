@@ -244,9 +244,9 @@ class SampleOutputs:
         if missing:
             raise OutputsError(
                 f"per-sample values: the method reads {', '.join(missing)}, but {self.source} gives only "
-                f"{', '.join(values)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop) "
-                "or nothing (random), or return confidence (float in "
-                f"[0, 1]), correct (bool) or entropy (float) of your own, each [{size}]. A classification returns logits and target:{EXAMPLE}"
+                f"{', '.join(values)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop, "
+                "plb) or nothing (random), or return confidence (float in [0, 1]), correct (bool) or entropy (float) of your own, each "
+                f"[{size}]. A classification returns logits and target:{EXAMPLE}"
             )
 
 

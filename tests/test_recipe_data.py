@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, read_parquet
+from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, read_parquet, with_label_noise
 
 
 def write_parquet(path, images, labels, column="image"):
@@ -127,6 +127,12 @@ def test_cifar10_without_data_or_network_says_what_to_get(tmp_path, monkeypatch)
         ({"eval_batch_size": 1.5}, "data.eval_batch_size=1.5"),
         ({"num_workers": -1}, "data.num_workers=-1 is not possible: it must be an int >= 0"),
         ({"subset": 0}, "data.subset=0 is not possible: it must be null or an int >= 1"),
+        ({"label_noise": 1.0}, "data.label_noise=1.0 is not possible: it must be a number in [0, 1). Try 0.1, or 0 for none."),
+        ({"label_noise": -0.1}, "data.label_noise=-0.1"),
+        ({"label_noise": True}, "data.label_noise=True"),
+        ({"label_noise": "10 %"}, "data.label_noise='10 %'"),
+        ({"label_noise": float("nan")}, "data.label_noise=nan"),
+        ({"label_noise_seed": -1}, "data.label_noise_seed=-1 is not possible: it must be an int >= 0. Try 0."),
         ({"drop_last": 1}, "data.drop_last=1 is not possible: it must be true or false"),
         ({"crop_padding": -1}, "data.crop_padding=-1"),
         ({"flip": "yes"}, "data.flip='yes' is not possible: it must be true or false"),
@@ -156,6 +162,51 @@ def test_the_short_last_batch_is_left_out_of_training_only():
     data.setup("fit")
     assert [len(labels) for _, labels in data.train_dataloader()] == [20, 20]
     assert sum(len(labels) for _, labels in data.val_dataloader()) == 360
+
+
+# ---- label noise
+
+
+def test_noise_replaces_the_share_asked_for_by_other_classes_drawn_uniformly():
+    labels = torch.arange(10).repeat(2000)
+    noisy = with_label_noise(labels, 0.3, 10, seed=0)
+    changed = noisy != labels
+    assert int(changed.sum()) == 6000
+    assert 0 <= int(noisy.min()) <= int(noisy.max()) < 10
+    # 90 pairs of a class and another one, 66.7 each: chi-square has 89 degrees of freedom, its 99.99 % quantile is 144
+    pairs = torch.bincount(labels[changed] * 10 + noisy[changed], minlength=100).view(10, 10)
+    counts = pairs[~torch.eye(10, dtype=torch.bool)].double()
+    assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 144
+
+
+@pytest.mark.parametrize(("share", "changed"), [(0, 0), (0.001, 1), (0.29, 290), (0.9999, 1000)])
+def test_the_number_of_wrong_labels_is_exact(share, changed):
+    labels = torch.randint(0, 2, (1000,), generator=torch.Generator().manual_seed(0))
+    assert int((with_label_noise(labels, share, 2, seed=3) != labels).sum()) == changed
+
+
+def test_noise_is_of_its_seed_and_more_noise_keeps_what_less_changed():
+    labels = torch.arange(1000) % 10
+    little, again = (with_label_noise(labels, 0.1, 10, seed=5) for _ in range(2))
+    more, other = with_label_noise(labels, 0.2, 10, seed=5), with_label_noise(labels, 0.1, 10, seed=6)
+    assert torch.equal(little, again)
+    assert not torch.equal(little, other)
+    assert torch.equal(more[little != labels], little[little != labels])
+
+
+def test_only_training_labels_are_noisy_and_the_clean_ones_are_kept():
+    clean, noisy = Digits(size=8, subset=200), Digits(size=8, subset=200, label_noise=0.1)
+    random = torch.get_rng_state()
+    for data in (clean, noisy):
+        data.setup("fit")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(clean.train_images.labels, clean.clean_labels)
+    assert torch.equal(noisy.clean_labels, clean.clean_labels)
+    assert torch.equal(noisy.test_images.labels, clean.test_images.labels)
+    assert torch.equal(noisy.train_images.images, clean.train_images.images)
+    assert int((noisy.train_images.labels != noisy.clean_labels).sum()) == 20
+    noisy.setup("validate")
+    assert int((noisy.train_images.labels != noisy.clean_labels).sum()) == 20
 
 
 # ---- augmentation

@@ -25,7 +25,7 @@ from recipes.train import config_dir, fit, run, with_method
 
 CONFIGS = Path(config_dir())
 REPOSITORY = Path(__file__).resolve().parents[1]
-FAMILIES = ("hide", "backprop")  # folders of settings that methods share, no groups
+FAMILIES = ("hide", "backprop", "pod", "stream")  # folders of settings that methods share, no groups
 OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in FAMILIES)
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
 # seconds rather than minutes: 96 images of 8 x 8 pixels, 2 epochs, on the CPU
