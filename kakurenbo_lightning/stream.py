@@ -16,14 +16,13 @@ from kakurenbo_lightning.drawing import SumTable
 from kakurenbo_lightning.driver import Counts, Driver, LookAt
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.choosing import some_of
-from kakurenbo_lightning.methods.pod import StreamMethod
+from kakurenbo_lightning.methods.pod import LARGEST, SMALLEST, StreamMethod
 from kakurenbo_lightning.outputs import SampleOutputs, Values
 from kakurenbo_lightning.plan import DealtEpoch
 from kakurenbo_lightning.ranks import gather
 from kakurenbo_lightning.seeding import stream_generator
 from kakurenbo_lightning.statistics import SampleStatistics
 
-LARGEST = 1e37  # value in the table, in float32
 # of normalised values: the mean between which nothing is done, and the one that they are scaled to. A step may multiply it by much
 LEAST_MEAN, SCALED_MEAN, MOST_MEAN = 1e-20, 1e-15, 1e20
 
@@ -154,8 +153,8 @@ class StreamDriver(Driver):
         if self.table is None:
             self.table = SumTable(method.all_values(statistics))
             return
-        highest = self._cap**method.temperature
-        if 0 < highest < float("inf") and not method.normalised:
+        highest = float(torch.tensor(self._cap) ** method.temperature)
+        if 0 < highest < LARGEST and not method.normalised:
             self.table.clamp(highest)
         if len(looked_at):
             self._write(looked_at, method.known(statistics)[looked_at])
@@ -245,7 +244,8 @@ class StreamDriver(Driver):
         stored = table.values[indices]
         new = method.written(observed, (stored / factor).float(), self._cap, count)
         finite = new.isfinite()
-        new = torch.where(finite, new.double() * factor, stored).clamp(min=method.min_value * total / count, max=LARGEST)
+        floor = max(SMALLEST, method.min_value * total / count)
+        new = torch.where(finite, new.double() * factor, stored).clamp(min=floor, max=LARGEST)
         table.update(indices, torch.where(finite, new, stored.double()).float())
         if not finite.all():
             self._not_written += int((~finite).sum())

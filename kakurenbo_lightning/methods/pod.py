@@ -16,6 +16,8 @@ from kakurenbo_lightning.methods.choosing import as_decimal, lowest
 from kakurenbo_lightning.plan import EpochPlan
 from kakurenbo_lightning.statistics import SampleStatistics
 
+SMALLEST, LARGEST = 1e-37, 1e37  # value, in float32
+
 
 @dataclass(frozen=True)
 class PoDMethod(Method):
@@ -104,7 +106,7 @@ class PoDMethod(Method):
         """``min(base, cap) ** temperature``, ``float32[n]``; not finite where what was observed is not."""
         base = self.base(observed)
         known = observed.isfinite().logical_and_(base.isfinite())
-        return torch.where(known, base.clamp(min=0, max=cap) ** self.temperature, float("nan"))
+        return torch.where(known, (base.clamp(min=0, max=cap) ** self.temperature).clamp(max=LARGEST), float("nan"))
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:
         """Of every sample, ``float32[N]`` on the CPU, finite and positive: a sample without a finite one has the mean of the others."""
@@ -113,7 +115,7 @@ class PoDMethod(Method):
         mean = float(values[finite].double().mean()) if finite.any() else 1.0
         if not 0 < mean < float("inf"):
             return torch.ones_like(values)
-        return torch.where(finite, values, mean).clamp(min=self.min_value * mean)
+        return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))
 
     def rows_to_look_at(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``."""
