@@ -128,7 +128,7 @@ class SelectionRun(Resumable):
             on_set_epoch=self.begin_epoch,
         )
         if isinstance(self._method, StreamMethod) and not self.passive:  # Lightning hears of the longest epoch first
-            streamed = self._streamed(sampler.batch_size, sampler.num_replicas, sampler.rank)
+            streamed = self._streamed(sampler.batch_size, sampler.num_replicas)
             sampler.follow(streamed if streamed.steps > len(sampler) else sampler.dealt)
         self._full_batches = self.adapter.limited(len(sampler))
         if not self.passive:  # the LR finder has another max_steps
@@ -299,15 +299,14 @@ class SelectionRun(Resumable):
     def _share(self, epoch: int) -> DealtEpoch | StreamedEpoch:
         """This rank's share of the plan of ``epoch``, without what is behind."""
         if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(epoch)):
-            return self._streamed(self._sampler.batch_size, self._sampler.num_replicas, self._sampler.rank, self._done)
+            return self._streamed(self._sampler.batch_size, self._sampler.num_replicas, self._done, draws=True)
         return self._sampler.deal(self.plan, epoch, self._done)
 
-    def _streamed(self, batch_size: int, world_size: int, rank: int, done: tuple[int, int] = (0, 0)) -> StreamedEpoch:
-        draw = None if self.driver is None else self.driver.drawn
-        total, device = len(self.statistics), self.statistics.device
-        return StreamedEpoch(
-            self._method.epoch_batches(total, batch_size), total, batch_size, world_size, rank, draw, device, done
-        )
+    def _streamed(self, batch_size: int, world_size: int, done: tuple[int, int] = (0, 0), draws: bool = False) -> StreamedEpoch:
+        total, rank, device = len(self.statistics), self._trainer.global_rank, self.statistics.device
+        draw, drawn = (self.driver.draw, self.driver.drawn) if draws else (None, None)
+        batches = self._method.epoch_batches(total, batch_size)
+        return StreamedEpoch(batches, total, batch_size, world_size, rank, draw, drawn, device, done)
 
     def begin_batch(self, batch_idx: int, batch: Any) -> None:
         """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin; look."""

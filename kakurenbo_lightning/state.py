@@ -198,7 +198,7 @@ class Resumable:
         self._paces.update(anchor_step=self.step, anchors=positions(self._trainer.lr_scheduler_configs))
         options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
         if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(self.epoch)):
-            before = self._streamed(batch_size, world_size, 0, self._done)
+            before = self._streamed(batch_size, world_size, self._done)
         else:
             before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
         self._done = (self.step, before.samples_until(self.step))

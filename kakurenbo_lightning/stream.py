@@ -51,7 +51,8 @@ class StreamedEpoch:
         batch_size: samples of a batch.
         world_size: number of ranks.
         rank: this one.
-        draw: gives batch ``number`` of this rank; ``None`` before the stream starts, when only the length counts.
+        draw: gives batch ``number`` of this rank, drawn if need be; ``None`` where only the length counts.
+        drawn: gives a batch that was drawn.
         device: of what :meth:`step` returns.
         done: steps and samples that other ranks, or other batches, have behind them.
 
@@ -67,11 +68,12 @@ class StreamedEpoch:
         world_size: int,
         rank: int,
         draw: Callable[[int], Drawn] | None = None,
+        drawn: Callable[[int], Drawn] | None = None,
         device: torch.device | str = "cpu",
         done: tuple[int, int] = (0, 0),
     ) -> None:
         self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
-        self._num_samples, self._draw, self._device = num_samples, draw, device
+        self._num_samples, self._draw, self._drawn, self._device = num_samples, draw, drawn, device
         self._first, self._samples_before = done
         left = batches - -(-self._samples_before // batch_size)
         self.steps = self._first + max(0, -(-left // world_size))
@@ -89,12 +91,12 @@ class StreamedEpoch:
                 yield self._draw(number).indices.tolist()
 
     def step(self, number: int) -> Tensor:
-        """The indices of step ``number``, ``int64[B]``."""
-        return self._draw(number).indices.to(self._device, non_blocking=True)
+        """The indices of step ``number``, ``int64[B]``: of the one that is trained, or of those drawn ahead."""
+        return self._drawn(number).indices.to(self._device, non_blocking=True)
 
     def step_weights(self, number: int) -> Tensor | None:
         """The loss weights of step ``number``, ``float32[B]``, or ``None`` for 1 everywhere."""
-        weights = self._draw(number).weights
+        weights = self._drawn(number).weights
         return None if weights is None else weights.to(self._device, non_blocking=True)
 
     def batch_length(self, number: int) -> int:
@@ -161,12 +163,24 @@ class StreamDriver(Driver):
 
     def begin_epoch(self, epoch: Epoch, dealt: DealtEpoch | StreamedEpoch, start: int, outputs: SampleOutputs) -> None:
         """Draw from ``start`` on; what was drawn before, and not used, is used first."""
-        self._epoch, self._dealt = epoch, dealt
+        self._epoch, self._dealt, self._number = epoch, dealt, max(0, start - 1)
         self.phases.start("data")
         drawn = {number: drawn for number, drawn in self._drawn.items() if len(drawn.indices) == dealt.batch_size}
         self._drawn = {number: drawn[number] for number in drawn if number >= start}
 
     def drawn(self, number: int) -> Drawn:
+        """Batch ``number``, of those that were drawn.
+
+        Raises:
+            IndexError: it is not drawn yet, or trained long ago.
+        """
+        if number not in self._drawn:
+            raise IndexError(
+                f"batch {number} is not known: a stream knows the batch that is trained, {self._number}, and those drawn ahead"
+            )
+        return self._drawn[number]
+
+    def draw(self, number: int) -> Drawn:
         """Batch ``number``; it is drawn now if it was not."""
         if number not in self._drawn:
             self._drawn[number] = self._draw(number)
@@ -212,6 +226,7 @@ class StreamDriver(Driver):
         if not isinstance(self._dealt, StreamedEpoch):
             return
         drawn, self._number = self.drawn(number), number
+        self._drawn.pop(number - 1, None)
         self._staleness.append(number - drawn.written)
         if values is None:
             return  # the user skips this batch: nothing was observed
@@ -226,7 +241,6 @@ class StreamDriver(Driver):
     def end_batch(self, number: int) -> None:
         """Write what was observed."""
         self._finish_exchange()
-        self._drawn.pop(number, None)
 
     def _finish_exchange(self) -> None:
         if self._exchange is None:

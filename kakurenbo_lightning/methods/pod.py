@@ -216,14 +216,16 @@ class StreamMethod(PoDMethod):
         return EpochPlan.everything(len(statistics))
 
     def rows_to_look_at(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
-        """Before the first drawn epoch those not seen yet, or all; before others the stalest."""
-        seen, total = statistics.epoch_seen.cpu(), len(statistics)
+        """Those not seen yet, before the first drawn epoch all if so asked, and before others the stalest."""
         if epoch.index < self.pretrain_epochs:
             return super().rows_to_look_at(statistics, epoch, previous)
+        seen, total = statistics.epoch_seen.cpu(), len(statistics)
+        rows = (seen < 0).logical_and_(torch.tensor(self.looks_first))
         if epoch.index == self.pretrain_epochs:
-            rows = torch.ones(total, dtype=torch.bool) if self.start_pass else seen < 0
-            return rows.nonzero().squeeze(1) if self.looks_first else rows.nonzero().squeeze(1)[:0]
-        share = as_decimal(self.refresh_share)
-        drawn = total if epoch.batch_size is None else self.epoch_batches(total, epoch.batch_size) * epoch.batch_size
-        count = min(total, int(share / (1 - share) * drawn)) if share else 0
-        return lowest(seen.float(), count, torch.ones(total, dtype=torch.bool), epoch.generator()).nonzero().squeeze(1)
+            rows |= self.start_pass
+        elif self.refresh_share:
+            share = as_decimal(self.refresh_share)
+            drawn = total if epoch.batch_size is None else self.epoch_batches(total, epoch.batch_size) * epoch.batch_size
+            count = min(total, int(share / (1 - share) * drawn))
+            rows |= lowest(seen.float(), count, torch.ones(total, dtype=torch.bool), epoch.generator())
+        return rows.nonzero().squeeze(1)
