@@ -100,7 +100,8 @@ class SumTable:
     def scale(self, factor: Tensor | float) -> None:
         """Multiply all values. O(N), for the rare time when they come near the ends of float32; a positive value stays positive."""
         zero = self.values == 0
-        self.values.mul_(factor).clamp_(min=TINY).masked_fill_(zero, 0)
+        root = torch.as_tensor(factor, dtype=torch.float64).sqrt()  # the factor itself may be beyond float32
+        self.values.mul_(root).mul_(root).clamp_(min=TINY).masked_fill_(zero, 0)
         self._add_up()
 
     def clamp(self, largest: Tensor | float) -> None:

@@ -11,7 +11,7 @@ from helpers import Net, fit, loader
 
 import kakurenbo_lightning.methods
 from kakurenbo_lightning import Epoch, HideMethod, SampleSelection, available_methods, get_method
-from kakurenbo_lightning.methods import BackpropMethod, registry
+from kakurenbo_lightning.methods import BackpropMethod, PoDMethod, StreamMethod, registry
 
 FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
 ADDING = FOLDER / "ADDING.md"
@@ -25,8 +25,13 @@ OUTLINE = [
     "Differences from the authors' code",
     "Measured",
 ]
-# family -> class whose fields are its common settings, and the section that describes them
-FAMILIES = {"hide": (HideMethod, "Common settings"), "backprop": (BackpropMethod, "Backprop settings")}
+# class whose fields are the common settings of its methods, without those of a class it derives from -> the section that describes them
+FAMILIES = {
+    HideMethod: "Common settings",
+    BackpropMethod: "Backprop settings",
+    PoDMethod: "PoD settings",
+    StreamMethod: "Stream settings",
+}
 CARDS = sorted(path for path in FOLDER.glob("*.md") if path.name not in ("README.md", "ADDING.md"))
 # what other packages in this environment register is not ours to describe
 METHODS = {
@@ -36,6 +41,7 @@ METHODS = {
 }
 HIDE = {name: info for name, info in METHODS.items() if info.family == "hide"}
 BACKPROP = {name: info for name, info in METHODS.items() if info.family == "backprop"}
+POD = {name: info for name, info in METHODS.items() if info.family == "pod"}
 
 
 def sections(path):
@@ -61,10 +67,14 @@ def settings(text):
     return {name.strip("`"): ast.literal_eval(default.strip("`")) for name, default, _, _ in rows}
 
 
+def families(cls):
+    """Of :data:`FAMILIES` those that ``cls`` derives from, the nearest first."""
+    return [base for base in cls.__mro__ if base in FAMILIES]
+
+
 def defaults(cls, common):
     """Setting -> default of those that ``cls`` takes from its family as they are (``common``), or of the others."""
-    family, _ = FAMILIES[cls.family]
-    changed = {name for base in cls.__mro__[: cls.__mro__.index(family)] for name in inspect.get_annotations(base)}
+    changed = {name for base in cls.__mro__[: cls.__mro__.index(families(cls)[0])] for name in inspect.get_annotations(base)}
     return {field.name: field.default for field in fields(cls) if (field.name not in changed) is common}
 
 
@@ -102,8 +112,8 @@ def test_a_settings_table_names_exactly_the_methods_own_settings(name):
     text = sections(METHODS[name].card)["Settings"]
     own = defaults(type(get_method(name)), common=False)
     assert as_written(settings(text)) == as_written(own)
-    _, section = FAMILIES[METHODS[name].family]
-    assert f"(README.md#{anchor(section)})" in text
+    for family in families(type(get_method(name))):
+        assert f"(README.md#{anchor(FAMILIES[family])})" in text
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -115,17 +125,18 @@ def test_a_card_states_the_true_memory_per_sample(name):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_common_settings_of_a_family_are_described_once_with_true_defaults(family):
-    cls, section = FAMILIES[family]
-    described = settings(sections(LIST)[section])
-    assert as_written(described) == as_written({field.name: field.default for field in fields(cls)})
+    described = settings(sections(LIST)[FAMILIES[family]])
+    elsewhere = {field.name for base in families(family)[1:] for field in fields(base)}
+    own = {field.name: field.default for field in fields(family) if field.name not in elsewhere}
+    assert as_written(described) == as_written(own)
     for name, info in METHODS.items():
-        if info.family == family:
+        if isinstance(get_method(name), family):
             common = defaults(type(get_method(name)), common=True)
             assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
 
 
 def test_every_method_is_of_a_family_that_the_list_describes():
-    assert {info.family for info in METHODS.values()} == FAMILIES.keys()
+    assert {info.family for info in METHODS.values()} == {cls.family for cls in FAMILIES}
 
 
 def test_the_list_tells_of_every_hide_method_what_it_is():
@@ -154,23 +165,57 @@ def test_the_list_tells_of_every_backprop_method_what_it_is():
         assert (looks == "each epoch") is always
 
 
+def test_the_list_tells_of_every_pod_method_what_it_is():
+    head, rows = table(sections(LIST)["The PoD family"])
+    assert head == ["method", "probability goes by", "drawn", "normalised", "forward-only pass", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`]({name}.md)" for name in POD]
+    for (name, info), (_, _, drawn, normalised, looks, memory) in zip(POD.items(), rows, strict=True):
+        method = get_method(name)
+        streams = isinstance(method, StreamMethod)
+        assert memory == str(info.bytes_per_sample)
+        assert drawn == ("batch by batch" if streams else "once per epoch")
+        assert normalised == ("every step" if streams and method.normalised else "never")
+        assert looks == ("no" if method.refresh_mode is None else "at the start" if streams else "each epoch")
+
+
 @pytest.mark.parametrize("name", BACKPROP)
 def test_a_backprop_card_counts_a_sample_by_the_common_cost_model(name):
     text = sections(METHODS[name].card)["Cost per epoch"]
     assert "With a forward pass counted 1 and a backward pass 2" in text
 
 
-def test_the_method_that_looks_in_adding_md_trains():
-    (code,) = re.findall(r"^```python\n(.*?)^```$", sections(ADDING)["A method that looks at batches"], re.MULTILINE | re.DOTALL)
-    names = {"__name__": "test_cards"}
+def trained_from_adding(section, method, number=0, **settings):
+    """Three epochs of 61 samples with the method ``method`` that piece ``number`` of a section's code registers."""
+    code = re.findall(r"^```python\n(.*?)^```$", sections(ADDING)[section], re.MULTILINE | re.DOTALL)[number]
     try:
-        exec(compile(code, "ADDING.md", "exec", dont_inherit=True), names)
-        selection = SampleSelection("above_mean")
+        exec(compile(code, "ADDING.md", "exec", dont_inherit=True), {"__name__": "test_cards"})
+        selection = SampleSelection(method, **settings)
         fit(Net(), loader(61), selection, max_epochs=3)
     finally:
-        registry._METHODS.pop("above_mean", None)  # other tests go through all methods there are
-    assert selection.totals.samples_looked == 2 * 61
-    assert 0 < selection.totals.samples_rejected < 2 * 61
+        registry._METHODS.pop(method, None)  # other tests go through all methods there are
+    return selection
+
+
+def test_the_method_that_looks_in_adding_md_trains():
+    totals = trained_from_adding("A method that looks at batches", "above_mean").totals
+    assert totals.samples_looked == 2 * 61
+    assert 0 < totals.samples_rejected < 2 * 61
+
+
+@pytest.mark.parametrize("settings", [{}, {"unbiased": True, "mix": 0.1}])
+def test_the_methods_that_draw_in_adding_md_train(settings):
+    stream = trained_from_adding("A method that draws", "log_loss", **settings)
+    assert (stream.totals.samples_trained, stream.totals.samples_refreshed) == (3 * 64, 61)
+    once = trained_from_adding("A method that draws", "half_by_loss", number=1, **settings)
+    assert once.totals.samples_trained == 3 * 30
+    assert (once.plan.weights is not None) is bool(settings)
+
+
+def test_the_examples_of_the_list_can_be_made():
+    blocks = re.findall(r"^```python\n(.*?)^```$", LIST.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"SampleSelection": SampleSelection, "small": Net()})
 
 
 @pytest.mark.parametrize("path", [*CARDS, LIST, ADDING], ids=lambda path: path.stem)

@@ -8,7 +8,7 @@ import lightning as L
 from helpers import Net, loader
 
 from kakurenbo_lightning import HideMethod, available_methods, get_method
-from kakurenbo_lightning.methods import BackpropMethod, registry
+from kakurenbo_lightning.methods import BackpropMethod, PoDMethod, StreamMethod, registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -42,7 +42,7 @@ def test_the_table_links_every_method_and_names_its_settings():
     assert sorted(rows) == METHODS
     for name, cell in rows.items():
         method = get_method(name)
-        family = HideMethod if isinstance(method, HideMethod) else BackpropMethod
+        family = next(cls for cls in (HideMethod, BackpropMethod, StreamMethod, PoDMethod) if isinstance(method, cls))
         common = {field.name for field in fields(family)}
         own = [field.name for field in fields(method) if field.name not in common]
         assert re.findall(r"`(\w+)`", cell) == own, name

@@ -243,6 +243,15 @@ def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
     assert result.as_dict()["rejected_share"] == totals["samples_rejected"] / (2 * 96) > 0
 
 
+def test_a_stream_trains_as_many_samples_and_counts_the_pass_at_the_start(compose):
+    cfg = compose(*TINY, "method=plb", "data.label_noise=0.25")
+    data = instantiate(cfg.data)
+    result = fit(cfg, data)
+    assert int((data.train_images.labels != data.clean_labels).sum()) == 24
+    assert (result.totals["samples_trained"], result.totals["samples_refreshed"]) == (2 * 96, 96)
+    assert (result.hidden_share, result.rejected_share) == (0, 0)
+
+
 def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0, looked=0, rejected=0, look_seconds=0.0):
     totals = {
         "samples_trained": trained,

@@ -83,7 +83,8 @@ class PoDMethod(Method):
 
     def known(self, statistics: SampleStatistics) -> Tensor:
         """What was last observed of every sample, ``float32[N]`` on the CPU; NaN where never."""
-        columns = {"loss": statistics.loss, "correct": statistics.correct, **statistics.extra}
+        own = {name: getattr(statistics, name) for name in ("loss", "confidence", "correct")}
+        columns = {**own, **statistics.extra}
         return torch.where(statistics.measured, self.observed(columns), float("nan")).cpu()
 
     def base(self, observed: Tensor) -> Tensor:
