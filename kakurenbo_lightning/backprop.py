@@ -286,7 +286,7 @@ class BackpropDriver(Driver):
 
     # --- state
 
-    def state_dict(self, alone: bool = False) -> dict[str, Any]:
+    def state_dict(self, alone: bool = False, done: int = 0) -> dict[str, Any]:
         """Of this rank; loads with ``weights_only=True``."""
         return {
             "memory": {name: _on_cpu(value) for name, value in self.memory.items()},

@@ -71,8 +71,13 @@ class Driver:
         seconds = self.phases.take()
         return {}, {f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES}
 
-    def state_dict(self, alone: bool) -> dict[str, Any]:
-        """Of this rank; loads with ``weights_only=True``. ``alone``: the other ranks save nothing."""
+    def state_dict(self, alone: bool, done: int) -> dict[str, Any]:
+        """Of this rank; loads with ``weights_only=True``.
+
+        Args:
+            alone: the other ranks save nothing.
+            done: steps of the epoch that a resumed run does not make again.
+        """
         return {}
 
     def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:

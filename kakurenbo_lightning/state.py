@@ -71,7 +71,7 @@ class Resumable:
         if self.plan is None:
             return self._loaded or {}  # nothing has happened since it was loaded
         rng_of_training = self._training_rng or rng_state()
-        driven = None if self.driver is None else self.driver.state_dict(alone=not collective)
+        driven = None if self.driver is None else self.driver.state_dict(not collective, self.adapter.done_batches())
         if collective:
             self.merge()
             with together("save a checkpoint", self.whereabouts()):

@@ -135,7 +135,7 @@ class StreamDriver(Driver):
         self.table: SumTable | None = None
         self._cap = float("inf")
         self._drawn: dict[int, Drawn] = {}
-        self._number = 0  # of the step that is, or was last, trained
+        self._number, self._in_step = 0, False  # of the step that is, or was last, trained
         self._written = 0  # steps of this epoch whose observations are in the table
         self._observed: list[tuple[Tensor, Tensor]] = []  # indices and values of this rank's steps that no other rank knows
         self._exchange: _Exchange | None = None
@@ -230,22 +230,23 @@ class StreamDriver(Driver):
         self._staleness.append(number - drawn.written)
         if values is None:
             return  # the user skips this batch: nothing was observed
+        self._in_step = True
         self._observed.append((drawn.indices, self._method.observed(values)))
         if self._world_size == 1 or (number + 1) % self._method.exchange_every == 0:
             self._begin_exchange()
 
     def _begin_exchange(self) -> None:
         self._exchange = _Exchange(self._observed, self._world_size, self._statistics.device)
-        self._observed = []
 
     def end_batch(self, number: int) -> None:
         """Write what was observed."""
         self._finish_exchange()
+        self._in_step = False
 
     def _finish_exchange(self) -> None:
         if self._exchange is None:
             return
-        exchange, self._exchange = self._exchange, None
+        exchange, self._exchange, self._observed = self._exchange, None, []
         for indices, observed in exchange.take():
             self._write(indices, observed)
         self._written = self._number + 1
@@ -299,18 +300,21 @@ class StreamDriver(Driver):
         """Of the table: another one on a rank whose table differs."""
         return 0 if self.table is None else int(self.table.values.view(torch.int32).sum())
 
-    def state_dict(self, alone: bool) -> dict[str, Any]:
-        """The table once, and of each rank what it has drawn and observed."""
+    def state_dict(self, alone: bool, done: int) -> dict[str, Any]:
+        """The table once, and of each rank what it has drawn and observed; what a step observed that is made again is left out."""
         whole = alone or self._rank == 0
-        if not (alone and self._world_size > 1):  # a checkpoint saved before this step's end has what it observed
+        again = self._in_step and done <= self._number
+        if not again and not (alone and self._world_size > 1):
             self._finish_exchange()
         return {
             "table": self.table.state_dict() if whole and self.table is not None else None,
             "cap": self._cap,
             "written": self._written,
             "drawn": {number: [drawn.indices, drawn.weights, drawn.written] for number, drawn in self._drawn.items()},
-            "observed": [[indices, observed.to("cpu", copy=True)] for indices, observed in self._observed],
-            "staleness": list(self._staleness),
+            "observed": [
+                [indices, observed.to("cpu", copy=True)] for indices, observed in self._observed[: len(self._observed) - again]
+            ],
+            "staleness": self._staleness[: len(self._staleness) - again],
             "not_written": self._not_written,
         }
 
@@ -343,8 +347,9 @@ class _Exchange:
     """
 
     def __init__(self, observed: list[tuple[Tensor, Tensor]], world_size: int, device: torch.device) -> None:
-        indices = torch.stack([indices for indices, _ in observed])  # [steps, B]
-        values = torch.stack([values for _, values in observed])
+        self._sizes = [len(indices) for indices, _ in observed]  # of each step; the same on every rank
+        indices = torch.cat([indices for indices, _ in observed])
+        values = torch.cat([values for _, values in observed])
         self._works = []
         if world_size > 1:
             indices, values = (self._gather(mine.to(device, non_blocking=True), world_size) for mine in (indices, values))
@@ -371,8 +376,8 @@ class _Exchange:
         else:
             for work in self._works:
                 work.wait()
-        indices, values = torch.cat(self._indices, dim=1), torch.cat(self._values, dim=1)
-        return list(zip(indices, values, strict=True))
+        steps = [zip(*(rank.split(self._sizes) for rank in ranks), strict=True) for ranks in (self._indices, self._values)]
+        return [(torch.cat(indices), torch.cat(values)) for indices, values in zip(*steps, strict=True)]
 
 
 def _to_host(tensor: Tensor) -> Tensor:

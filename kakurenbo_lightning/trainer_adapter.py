@@ -130,6 +130,10 @@ class TrainerAdapter:
             epoch_loop.restarting = False
         return epoch_loop.batch_progress.current.processed if epoch_loop.restarting else None
 
+    def done_batches(self) -> int:
+        """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""
+        return self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
     def begin_fresh_epoch(self) -> None:
         """The checkpoint was taken when an epoch's batches were done: begin the next epoch as if nothing had been interrupted.
 

@@ -70,6 +70,27 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, pa
     return padded.flatten(2).gather(2, pixels).view_as(images)
 
 
+def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
+    """Black out a square in each image (DeVries & Taylor, 2017); at the border a part of it.
+
+    Args:
+        images: [B, C, H, W] of any dtype.
+        side: of the square in pixels.
+        places: float [2, B] in [0, 1), where the square's middle is, from top to bottom and from left to right.
+
+    Returns:
+        [B, C, H, W].
+    """
+
+    def inside(length: int, place: Tensor) -> Tensor:  # bool [B, length]
+        first = (place * length).long()[:, None] - side // 2
+        at = torch.arange(length, device=images.device)
+        return (at >= first) & (at < first + side)
+
+    rows, columns = inside(images.shape[2], places[0]), inside(images.shape[3], places[1])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
 def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
     """Return a copy of the labels of which a share is wrong; with the same seed a larger share changes the same labels and more.
 
@@ -102,9 +123,15 @@ class ImageData(L.LightningDataModule):
             spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
         crop_padding: padding of the random crop in pixels; 0 for no crop.
         flip: whether to mirror half of the training images.
+        cutout: side in pixels of the square that is blacked out at a random place of each training image; 0 for none.
+        held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the test images: what
+            is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is theirs then.
+        held_out_seed: seed of which.
 
     Attributes:
         train_images: the training images, labels with noise; None before `setup`.
+        val_images: the held-out images; None when there are none.
+        test_images: the test images; None before `setup`.
         clean_labels: int64 [N], the labels of `train_images` without noise; None before `setup`.
     """
 
@@ -123,6 +150,9 @@ class ImageData(L.LightningDataModule):
         drop_last: bool = False,
         crop_padding: int = 4,
         flip: bool = True,
+        cutout: int = 0,
+        held_out: float = 0.0,
+        held_out_seed: int = 0,
     ) -> None:
         super().__init__()
         check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 128.")
@@ -136,6 +166,12 @@ class ImageData(L.LightningDataModule):
         check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
         check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
         check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
+        check_setting("data.cutout", cutout, is_count(cutout, 0), "an int >= 0", "Use 16, or 0 for none.")
+        check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
+        self.cutout = cutout
+        self.held_out = held_out
+        self.held_out_seed = held_out_seed
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -146,6 +182,7 @@ class ImageData(L.LightningDataModule):
         self.crop_padding = crop_padding
         self.flip = flip
         self.train_images: InMemoryImages | None = None
+        self.val_images: InMemoryImages | None = None
         self.test_images: InMemoryImages | None = None
         self.clean_labels: Tensor | None = None
         # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
@@ -164,18 +201,31 @@ class ImageData(L.LightningDataModule):
             known = self.subset <= len(train)
             check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
             train = InMemoryImages(train.images[: self.subset].clone(), train.labels[: self.subset].clone())
+        val = None
+        if self.held_out:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.held_out_seed))
+            kept = len(train) - max(1, round(self.held_out * len(train)))
+            check_setting("data.held_out", self.held_out, kept >= 1, "a share that leaves a sample to train", "Try 0.1.")
+            val = InMemoryImages(train.images[order[kept:]], train.labels[order[kept:]])
+            rows = order[:kept].sort().values
+            train = InMemoryImages(train.images[rows], train.labels[rows])
         enough = not self.drop_last or len(train) >= self.batch_size
         check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
         self.clean_labels = train.labels
         labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
-        self.train_images, self.test_images = InMemoryImages(train.images, labels), test
+        self.train_images, self.val_images, self.test_images = InMemoryImages(train.images, labels), val, test
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader of the training images."""
         return self._loader(self.train_images, self.batch_size, training=True)
 
     def val_dataloader(self) -> DataLoader:
-        """Return the loader of the test images: the recipe has no third split."""
+        """Return the loader of the held-out images; without `held_out`, of the test images."""
+        images = self.test_images if self.val_images is None else self.val_images
+        return self._loader(images, self.eval_batch_size, training=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the test images."""
         return self._loader(self.test_images, self.eval_batch_size, training=False)
 
     def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
@@ -202,7 +252,8 @@ class ImageData(L.LightningDataModule):
         batch, device = len(images), images.device
         top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), device=device)
         flipped = torch.rand(batch, device=device) < (0.5 if self.flip else 0.0)
-        return crop_and_flip(images, top, left, flipped, self.crop_padding)
+        images = crop_and_flip(images, top, left, flipped, self.crop_padding)
+        return images if not self.cutout else cut_out(images, self.cutout, torch.rand(2, batch, device=device))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""

@@ -1,0 +1,185 @@
+"""Data sets of torchvision: small ones held in memory, and folders of large images read by workers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from recipes.data import ImageData, InMemoryImages
+from recipes.settings import check_setting, is_count
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where torchvision has a data set, and what normalises it.
+
+    Attributes:
+        parts: makes the training and the test part, each a list of data sets, from the root and whether to download.
+        num_classes: number of classes.
+        mean: of each channel, in [0, 1].
+        std: of each channel.
+        flip: whether mirrored images are of the same class.
+    """
+
+    parts: Callable[[Path, bool], tuple[list[Dataset], list[Dataset]]]
+    num_classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+
+
+def _by_train(name: str, **options: Any) -> Callable[[Path, bool], tuple[list[Dataset], list[Dataset]]]:
+    def parts(root: Path, download: bool) -> tuple[list[Dataset], list[Dataset]]:
+        made = [getattr(datasets, name)(root, train=train, download=download, **options) for train in (True, False)]
+        return made[:1], made[1:]
+
+    return parts
+
+
+def _svhn(*training: str) -> Callable[[Path, bool], tuple[list[Dataset], list[Dataset]]]:
+    def parts(root: Path, download: bool) -> tuple[list[Dataset], list[Dataset]]:
+        train = [datasets.SVHN(root, split=split, download=download) for split in training]
+        return train, [datasets.SVHN(root, split="test", download=download)]
+
+    return parts
+
+
+SVHN_MEAN, SVHN_STD = (0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)
+SOURCES = {
+    "cifar100": Source(_by_train("CIFAR100"), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), True),
+    "svhn": Source(_svhn("train"), 10, SVHN_MEAN, SVHN_STD, False),
+    "svhn_extra": Source(_svhn("train", "extra"), 10, SVHN_MEAN, SVHN_STD, False),  # 604,388 images, as in the SB paper
+    "mnist": Source(_by_train("MNIST"), 10, (0.1307,) * 3, (0.3081,) * 3, False),
+    "emnist": Source(_by_train("EMNIST", split="balanced"), 47, (0.1751,) * 3, (0.3332,) * 3, False),
+}
+
+
+class TorchvisionImages(ImageData):
+    """A small data set of torchvision by name, decoded into memory; grey images get three channels.
+
+    Args:
+        name: one of `SOURCES`: cifar100, svhn, svhn_extra (train and extra), mnist, emnist (balanced).
+        root: folder of torchvision's download.
+        download: fetch what is not there.
+        settings: those of `ImageData`.
+
+    Raises:
+        ValueError: unknown name.
+    """
+
+    def __init__(self, name: str, root: str = "data/torchvision", download: bool = False, **settings) -> None:
+        check_setting("data.name", name, name in SOURCES, f"one of {', '.join(SOURCES)}", "Try cifar100.")
+        source = SOURCES[name]
+        self.name, self.num_classes, self.mean, self.std = name, source.num_classes, source.mean, source.std
+        super().__init__(**{"flip": source.flip, **settings})
+        self.root, self.download = Path(root).expanduser(), download
+
+    def prepare_data(self) -> None:
+        """Download where asked, or say what to do."""
+        self._parts(self.download)
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
+        """Return both parts as uint8 [N, 3, H, W]."""
+        train, test = self._parts(False)
+        return joined(train), joined(test)
+
+    def _parts(self, download: bool) -> tuple[list[Dataset], list[Dataset]]:
+        try:
+            return SOURCES[self.name].parts(self.root, download)
+        except (OSError, RuntimeError) as error:
+            how = "the download failed" if download else "torchvision finds nothing there"
+            raise FileNotFoundError(
+                f"data.root={str(self.root)!r} holds no {self.name}: {how} ({error}). Add data.download=true to fetch it, or put what "
+                f"torchvision.datasets downloads into {self.root.resolve()}."
+            ) from error
+
+
+def joined(parts: list[Dataset]) -> InMemoryImages:
+    """Return torchvision data sets in memory, one after the other."""
+    pixels, labels = [], []
+    for part in parts:
+        images = part.data if isinstance(part.data, Tensor) else torch.from_numpy(np.asarray(part.data))
+        if images.dim() == 3:  # grey, [N, H, W]
+            images = images[:, None].expand(-1, 3, -1, -1)
+        elif images.shape[3] == 3:  # [N, H, W, 3]
+            images = images.permute(0, 3, 1, 2)
+        pixels.append(images.contiguous())
+        labels.append(torch.as_tensor(np.asarray(getattr(part, "targets", getattr(part, "labels", None)))).long())
+    return InMemoryImages(torch.cat(pixels), torch.cat(labels))
+
+
+class FolderImages(L.LightningDataModule):
+    """Large images in folders by class, as ImageNet-1K's: `root/train/CLASS/*` and `root/val/CLASS/*`.
+
+    The standard augmentations: a random crop of 8 % to 100 % of the area, mirrored by a coin; validation takes the middle of
+    the scaled image. `root` may hold several training folders, see `train`.
+
+    Args:
+        root: folder of the parts.
+        size: pixels of a side of what the network sees.
+        batch_size: samples of a training batch (of one process).
+        eval_batch_size: samples of a validation batch.
+        num_workers: processes of each loader.
+        train: name of the training folder.
+        val: name of the validation folder.
+
+    Attributes:
+        num_classes: number of folders in `train`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/imagenet",
+        size: int = 224,
+        batch_size: int = 32,
+        eval_batch_size: int = 100,
+        num_workers: int = 8,
+        train: str = "train",
+        val: str = "val",
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("size", size, 8), ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)):
+            check_setting(f"data.{name}", value, is_count(value, least), f"an int >= {least}", "Leave it out for the default.")
+        check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try the number of cores.")
+        self.root, self.size, self.batch_size, self.eval_batch_size = Path(root).expanduser(), size, batch_size, eval_batch_size
+        self.num_workers, self._folders = num_workers, {"train": train, "val": val}
+        self.num_classes = sum(path.is_dir() for path in self._folder("train").iterdir())
+
+    def _folder(self, part: str) -> Path:
+        folder = self.root / self._folders[part]
+        if not folder.is_dir() or not any(path.is_dir() for path in folder.iterdir()):
+            raise FileNotFoundError(
+                f"data.root={str(self.root)!r} holds no folder {self._folders[part]!r} with a folder for each class; put the images "
+                f"into {folder.resolve()}/CLASS/ (for ImageNet-1K, https://image-net.org/download), or set data.root"
+            )
+        return folder
+
+    def setup(self, stage: str) -> None:
+        """Find the images."""
+        to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
+        middle = [v2.Resize(round(self.size * 256 / 224), antialias=True), v2.CenterCrop(self.size)]
+        self.train_images = datasets.ImageFolder(self._folder("train"), v2.Compose([*crop, *to_float]))
+        self.val_images = datasets.ImageFolder(self._folder("val"), v2.Compose([*middle, *to_float]))
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the shuffled loader of the training images."""
+        return self._loader(self.train_images, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the validation images."""
+        return self._loader(self.val_images, self.eval_batch_size, shuffle=False)
+
+    def _loader(self, images: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(images, batch_size, shuffle=shuffle, pin_memory=torch.cuda.is_available(), **workers)
