@@ -212,6 +212,8 @@ class StreamDriver(Driver):
         indices, observed = (torch.cat(column) for column in zip(*parts, strict=True))
         real = method.values(observed, self._cap)
         finite = real.isfinite()
+        if not finite.any():
+            return {}
         stored, real = self.table.values[indices[finite]], real[finite]
         return {"distribution_distance": distribution_distance(stored, real), "ordered_share": ordered_share(stored, real)}
 

@@ -1,4 +1,4 @@
-"""A CIFAR-style ResNet, timm's networks by name, and the LightningModule that trains either of them."""
+"""CIFAR-style and wide residual networks, timm's networks by name, and the LightningModule that trains either of them."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from recipes.settings import check_setting, is_count
+from recipes.settings import check_setting, is_count, is_share
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
@@ -56,6 +56,54 @@ class CifarResNet(nn.Sequential):
                 layers.append(Block(channels, width * 2**stage, stride))
                 channels = width * 2**stage
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+class WideBlock(nn.Module):
+    """Batch normalisation and ReLU before each of two 3 x 3 convolutions, dropout between them, and a shortcut."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.BatchNorm2d(channels_in), nn.ReLU(inplace=True))
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+        )
+        self.shortcut = None
+        if stride != 1 or channels_in != channels_out:
+            self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, channels_in, H, W] to [B, channels_out, H / stride, W / stride]."""
+        active = self.before(features)
+        return self.convolutions(active) + (features if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Sequential):
+    """The wide residual network for 32 x 32 images, WRN-depth-width (Zagoruyko & Komodakis, BMVC 2016).
+
+    Args:
+        depth: number of layers, 6n + 4 for n blocks in each of three stages: 16, 28, 40.
+        width: factor on the 16, 32 and 64 channels of the stages.
+        dropout: share of the features dropped in each block.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, depth: int = 28, width: int = 10, dropout: float = 0.0, num_classes: int = 10) -> None:
+        is_depth = is_count(depth, 10) and depth % 6 == 4
+        check_setting("model.depth", depth, is_depth, "6n + 4 with n >= 1 (16, 28, 40, ...)", "Try 28.")
+        check_setting("model.width", width, is_count(width, 1), "an int >= 1", "Try 10.")
+        check_setting("model.dropout", dropout, is_share(dropout), "a number in [0, 1)", "Try 0.3, or 0 for none.")
+        layers, channels = [nn.Conv2d(3, 16, 3, padding=1, bias=False)], 16
+        for stage in range(3):
+            for block in range((depth - 4) // 6):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(WideBlock(channels, 16 * width * 2**stage, stride, dropout))
+                channels = 16 * width * 2**stage
+        layers += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        super().__init__(*layers, nn.Linear(channels, num_classes))
 
 
 def timm_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:

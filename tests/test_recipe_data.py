@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, read_parquet, with_label_noise
+from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, cut_out, read_parquet, with_label_noise
 
 
 def write_parquet(path, images, labels, column="image"):
@@ -260,3 +260,58 @@ def test_normalised_digits_have_zero_mean_and_unit_variance():
     assert images.dtype == torch.float32
     assert images.mean().abs() < 0.01
     assert (images.std() - 1).abs() < 0.01
+
+
+# ---- cutout and held-out images
+
+
+def test_a_square_is_cut_out_of_each_image():
+    images = torch.ones(3, 2, 8, 10)
+    places = torch.tensor([[0.5, 0.0, 0.99], [0.5, 0.0, 0.99]])
+    cut = cut_out(images, 4, places)
+    expected = torch.ones(3, 2, 8, 10)
+    expected[0, :, 2:6, 3:7] = 0
+    expected[1, :, :2, :2] = 0
+    expected[2, :, 5:, 7:] = 0
+    assert torch.equal(cut, expected)
+    assert torch.equal(images, torch.ones(3, 2, 8, 10))
+
+
+def test_only_training_images_are_cut():
+    data = Digits(size=8, cutout=4, crop_padding=0)
+    data.setup("fit")
+    whole = torch.full((50, 3, 8, 8), 255, dtype=torch.uint8)
+    zeros = (data.augment(whole)[:, 0] == 0).flatten(1).sum(1)
+    assert zeros.max() == 16 and zeros.min() >= 4
+
+
+def test_held_out_images_are_validated_on_and_not_trained():
+    whole, data, same, other = Digits(), Digits(held_out=0.1), Digits(held_out=0.1), Digits(held_out=0.1, held_out_seed=1)
+    for each in (whole, data, same, other):
+        each.setup("fit")
+    assert len(data.val_images) == round(0.1 * len(whole.train_images))
+    together = torch.cat([data.train_images.images, data.val_images.images]).flatten(1)
+    assert torch.equal(together.unique(dim=0), whole.train_images.images.flatten(1).unique(dim=0))
+    assert len(together) == len(whole.train_images)
+    assert torch.equal(data.val_images.images, same.val_images.images)
+    assert not torch.equal(data.val_images.images, other.val_images.images)
+    assert data.val_dataloader().dataset is data.val_images
+    assert data.test_dataloader().dataset is data.test_images
+    assert whole.val_dataloader().dataset is whole.test_images
+
+
+def test_wrong_labels_are_not_validated_on():
+    clean, noisy = Digits(held_out=0.2), Digits(held_out=0.2, label_noise=0.5)
+    for each in (clean, noisy):
+        each.setup("fit")
+    assert torch.equal(clean.val_images.labels, noisy.val_images.labels)
+    assert not torch.equal(clean.train_images.labels, noisy.train_images.labels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"cutout": -1}, "cutout=-1"), ({"held_out": 1.0}, r"held_out=1\.0"), ({"held_out_seed": "a"}, "held_out_seed='a'")],
+)
+def test_a_wrong_cutout_or_split_is_named(settings, message):
+    with pytest.raises(ValueError, match="data." + message):
+        Digits(**settings)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import kakurenbo_lightning
 from recipes import plot
 from recipes.data import Digits
-from recipes.models import CifarResNet, ImageClassifier, timm_network
+from recipes.models import CifarResNet, ImageClassifier, WideResNet, timm_network
 from recipes.results import Result, comparison_table
 from recipes.train import config_dir, fit, run, with_method
 
@@ -82,6 +82,27 @@ def test_the_resnet_has_the_depth_asked_for(depth):
 def test_a_wrong_model_setting_is_named(settings, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         CifarResNet(**settings)
+
+
+@pytest.mark.parametrize(("depth", "width", "millions"), [(28, 10, 36.479), (16, 8, 10.961)])
+def test_wide_networks_have_the_published_number_of_parameters(depth, width, millions):
+    with torch.device("meta"):
+        network = WideResNet(depth, width)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 3) == millions
+
+
+def test_a_wide_network_maps_images_to_logits_and_drops_features_only_in_training():
+    network, images = WideResNet(10, 1, dropout=0.5, num_classes=7), torch.randn(2, 3, 32, 32)
+    assert network(images).shape == (2, 7)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("settings", [{"depth": 27}, {"width": 0}, {"dropout": 1.0}])
+def test_a_wrong_setting_of_a_wide_network_is_named(settings):
+    with pytest.raises(ValueError, match=f"model.{next(iter(settings))}="):
+        WideResNet(**settings)
 
 
 def test_an_unknown_timm_model_gets_a_suggestion():

@@ -1,0 +1,119 @@
+"""Data sets of torchvision in memory, and folders of images; the files are made here."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets import cifar, svhn
+
+from recipes.torchvision_data import SOURCES, FolderImages, TorchvisionImages
+
+
+def write_mnist(folder, count, side=28):
+    """The idx files of MNIST: a header of big-endian numbers, then bytes."""
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    made = {}
+    for part, name in (("train", "train"), ("test", "t10k")):
+        images = random.integers(0, 256, (count, side, side), dtype=np.uint8)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        for kind, code, array in (("images-idx3-ubyte", 0x803, images), ("labels-idx1-ubyte", 0x801, labels)):
+            header = np.array([code, *array.shape], dtype=">i4").tobytes()
+            (folder / f"{name}-{kind}").write_bytes(header + array.tobytes())
+        made[part] = images, labels
+    return made
+
+
+def test_grey_images_get_three_channels(tmp_path):
+    made = write_mnist(tmp_path / "MNIST" / "raw", 12)
+    data = TorchvisionImages("mnist", str(tmp_path), batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.num_classes == 10 and not data.flip
+    for images, (pixels, labels) in ((data.train_images, made["train"]), (data.test_images, made["test"])):
+        assert images.images.shape == (12, 3, 28, 28) and images.images.dtype == torch.uint8
+        assert torch.equal(images.images, torch.from_numpy(pixels)[:, None].expand(-1, 3, -1, -1))
+        assert images.labels.tolist() == labels.tolist()
+
+
+def test_cifar100_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "check_integrity", lambda *_: True)  # the files are not the published ones
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 3, 32, 32), dtype=np.uint8)
+    for name, images in zip(("train", "test"), pixels, strict=True):
+        labels = list(range(90, 95))
+        (folder / name).write_bytes(pickle.dumps({"data": images.reshape(5, -1), "fine_labels": labels}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(n) for n in range(100)]}))
+    data = TorchvisionImages("cifar100", str(tmp_path))
+    data.setup("fit")
+    assert torch.equal(data.train_images.images, torch.from_numpy(pixels[0]))
+    assert data.test_images.labels.tolist() == [90, 91, 92, 93, 94]
+    assert data.num_classes == 100 and data.flip
+
+
+def test_svhn_trains_on_the_extra_images_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(svhn, "check_integrity", lambda *_: True)
+    pixels = {}
+    for number, part in enumerate(("train", "extra", "test")):
+        pixels[part] = np.random.default_rng(number).integers(0, 256, (32, 32, 3, 4 + number), dtype=np.uint8)
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": pixels[part], "y": np.full((4 + number, 1), 10 - number)})
+    data = TorchvisionImages("svhn_extra", str(tmp_path))
+    data.setup("fit")
+    assert len(data.train_images) == 9 and len(data.test_images) == 6
+    assert data.train_images.labels.tolist() == [0] * 4 + [9] * 5  # svhn writes 0 as 10
+    assert torch.equal(data.train_images.images[4], torch.from_numpy(pixels["extra"][:, :, :, 0]).permute(2, 0, 1))
+    plain = TorchvisionImages("svhn", str(tmp_path))
+    plain.setup("fit")
+    assert len(plain.train_images) == 4
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_missing_files_are_named_with_what_to_do(tmp_path, name):
+    data = TorchvisionImages(name, str(tmp_path / "nothing"))
+    with pytest.raises(FileNotFoundError, match=rf"data.root='.*nothing' holds no {name}: .*Add data.download=true to fetch it"):
+        data.prepare_data()
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match=r"data\.name='cifar1000' is not possible: it must be one of cifar100, svhn"):
+        TorchvisionImages("cifar1000")
+
+
+# ---- folders
+
+
+def write_folders(root, classes=3, each=4, size=20):
+    for part in ("train", "val"):
+        for number in range(classes):
+            folder = root / part / f"class{number}"
+            folder.mkdir(parents=True)
+            for index in range(each):
+                Image.new("RGB", (size, size + 4), (80 * number, 40 * index, 7)).save(folder / f"{index}.png")
+
+
+def test_folders_are_cropped_and_normalised(tmp_path):
+    write_folders(tmp_path)
+    data = FolderImages(str(tmp_path), size=16, batch_size=5, eval_batch_size=12, num_workers=0)
+    data.setup("fit")
+    assert data.num_classes == 3 and len(data.train_images) == 12
+    images, labels = next(iter(data.val_dataloader()))
+    assert images.shape == (12, 3, 16, 16) and images.dtype == torch.float32
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    red = (torch.tensor([0.0, 80.0, 160.0]) / 255 - 0.485) / 0.229
+    assert torch.allclose(images[::4, 0, 8, 8], red, atol=1e-5)
+    assert next(iter(data.train_dataloader()))[0].shape == (5, 3, 16, 16)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no folder 'train' with a folder for each class; put the images into"):
+        FolderImages(str(tmp_path))
+
+
+def test_a_wrong_setting_is_named(tmp_path):
+    write_folders(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.size=4 is not possible: it must be an int >= 8"):
+        FolderImages(str(tmp_path), size=4)
