@@ -61,7 +61,7 @@ class RunTotals:
         left_out = cost * (self.samples_hidden + self.samples_rejected) + loading * self.samples_hidden
         return left_out - self.refresh_seconds - self.select_seconds - self.look_seconds
 
-    def summary(self, family: str) -> str:
+    def summary(self, family: str = "") -> str:
         """One line for the end of a run with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
         spent = self.train_seconds + self.refresh_seconds + self.select_seconds

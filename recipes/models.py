@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import lightning as L
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from recipes.schedules import schedule
 from recipes.settings import check_setting, is_count, is_share
 
 
@@ -127,6 +129,8 @@ class ImageClassifier(L.LightningModule):
         network: maps images, float32 [B, 3, H, W], to logits [B, num_classes].
         optimizer: makes the optimizer from the parameters.
         num_classes: number of classes.
+        schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
+        label_smoothing: of the training loss.
     """
 
     def __init__(
@@ -134,10 +138,15 @@ class ImageClassifier(L.LightningModule):
         network: nn.Module,
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         num_classes: int,
+        schedule: Callable[[torch.optim.Optimizer, L.Trainer], dict[str, Any]] = schedule,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        check_setting("label_smoothing", label_smoothing, is_share(label_smoothing), "a number in [0, 1)", "Try 0.1.")
         self.network = network
         self.optimizer = optimizer
+        self.schedule = schedule
+        self.label_smoothing = label_smoothing
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -147,7 +156,7 @@ class ImageClassifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch of images [B, 3, H, W] and labels [B]."""
         images, labels = batch
-        loss = F.cross_entropy(self(images), labels)
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
@@ -160,7 +169,6 @@ class ImageClassifier(L.LightningModule):
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> dict:
-        """Return the optimizer and a cosine schedule that ends at 0 with the last step."""
+        """Return the optimizer and its schedule."""
         optimizer = self.optimizer(self.parameters())
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer, self.trainer)}

@@ -18,12 +18,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipes.data import ImageData
 from recipes.models import ImageClassifier
 from recipes.results import Result, print_comparison
-from recipes.settings import check_setting
+from recipes.settings import check_setting, is_count
 
 
 def config_dir() -> str:
@@ -39,8 +39,9 @@ def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
     network = instantiate(cfg.model, num_classes=datamodule.num_classes)
-    model = ImageClassifier(network, instantiate(cfg.optimizer), datamodule.num_classes)
     trainer = instantiate(cfg.trainer)(callbacks=[selection], logger=instantiate(cfg.logger) or False)
+    optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
+    model = ImageClassifier(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule), cfg.label_smoothing)
 
     started = time.perf_counter()
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
@@ -55,6 +56,30 @@ def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
     )
 
 
+def scaled_rate(cfg: DictConfig, world_size: int) -> float:
+    """Return the learning rate for the samples of a step: in proportion to what `optimizer.lr` is for."""
+    if cfg.lr_batch_size is None:
+        return cfg.optimizer.lr
+    is_size = is_count(cfg.lr_batch_size, 1)
+    check_setting(
+        "lr_batch_size", cfg.lr_batch_size, is_size, "null or an int >= 1", "Write the batch size that optimizer.lr is for."
+    )
+    samples = cfg.data.batch_size * world_size * cfg.trainer.accumulate_grad_batches
+    return cfg.optimizer.lr * samples / cfg.lr_batch_size
+
+
+def small(cfg: DictConfig) -> DictConfig:
+    """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says."""
+    is_there = cfg.small is not None
+    check_setting("debug", True, is_there, "false without an experiment that has `small`", "Add experiment=cifar100_wrn28_10.")
+    changed = cfg.copy()
+    changed.data = cfg.small.data
+    for group in cfg.small:
+        if group != "data":
+            changed[group] = OmegaConf.merge(changed[group], cfg.small[group])
+    return changed
+
+
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
     """Return `cfg` with the method group's option `name`; overrides given to the chosen option stay with it."""
     if name == cfg.method.method:
@@ -66,6 +91,8 @@ def with_method(cfg: DictConfig, name: str) -> DictConfig:
 
 def run(cfg: DictConfig) -> list[Result]:
     """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    if cfg.debug:
+        cfg = small(cfg)
     if cfg.compare is None:
         return [fit(cfg, instantiate(cfg.data))]
     is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0

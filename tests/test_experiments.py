@@ -1,0 +1,131 @@
+"""The papers' experiments by name, as `debug=true` runs them, and what they are made of."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning.pytorch.demos.boring_classes import BoringModel
+from test_irreducible import program
+
+from recipes.generated import GeneratedImages
+from recipes.schedules import schedule
+from recipes.train import config_dir, scaled_rate, small
+
+EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
+PAPERS = [name for name in EXPERIMENTS if name != "quickstart"]
+QUICK = ["cifar100_wrn28_10", "emnist_streaming", "sb_cifar10"]
+
+
+def composed(*overrides):
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_an_experiment_composes_and_its_method_and_network_can_be_made(name):
+    cfg = composed(f"experiment={name}")
+    selection = instantiate(cfg.method)
+    selection.method.check_run(cfg.trainer.max_epochs, 50_000)
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in instantiate(cfg.model, num_classes=10).parameters()) > 1e5 / 2
+    assert cfg.small is not None, "debug=true needs `small`"
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PAPERS])
+def test_an_experiment_runs_in_small(tmp_path, name):
+    said = program("recipes.train", f"experiment={name}", "debug=true", "trainer.accelerator=cpu", cwd=tmp_path)
+    (path,) = tmp_path.rglob("results.json")
+    (result,) = json.loads(path.read_text())
+    assert result["accuracy"] is not None and math.isfinite(result["accuracy"])
+    assert "SampleSelection:" in said
+
+
+def test_the_learning_rate_is_in_proportion_to_the_samples_of_a_step():
+    cfg = composed("experiment=cifar100_wrn28_10")
+    assert math.isclose(scaled_rate(cfg, world_size=32), 0.8)
+    assert math.isclose(scaled_rate(cfg, world_size=1), 0.025)
+    cfg.trainer.accumulate_grad_batches = 4
+    assert math.isclose(scaled_rate(cfg, world_size=1), 0.1)
+    assert scaled_rate(composed(), world_size=8) == 0.1
+
+
+def test_debug_takes_other_data_and_changes_the_rest():
+    cfg = small(composed("experiment=sb_cifar100", "debug=true"))
+    assert cfg.data._target_ == "recipes.generated.GeneratedImages" and "root" not in cfg.data
+    assert cfg.model.depth == 10 and cfg.model.dropout == 0.3
+    assert cfg.trainer.max_epochs == 3 and cfg.trainer.devices == 1
+
+
+def test_debug_without_small_is_refused():
+    with pytest.raises(ValueError, match=r"debug=True is not possible: .* Add experiment=cifar100_wrn28_10"):
+        small(composed("debug=true"))
+
+
+# ---- schedules
+
+
+class Told:
+    """What a schedule asks of a Trainer."""
+
+    def __init__(self, max_epochs, steps):
+        self.max_epochs, self.estimated_stepping_batches = max_epochs, steps
+
+
+def rates(steps, max_epochs, **settings):
+    optimizer = torch.optim.SGD(BoringModel().parameters(), lr=1.0)
+    made, found = schedule(optimizer, Told(max_epochs, steps), **settings), []
+    assert made["interval"] == "step"
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        made["scheduler"].step()
+    return [*found, optimizer.param_groups[0]["lr"]]
+
+
+def test_a_cosine_ends_at_zero():
+    expected = [(1 + math.cos(math.pi * step / 40)) / 2 for step in range(41)]
+    assert torch.allclose(torch.tensor(rates(40, 8)), torch.tensor(expected), atol=1e-6)
+
+
+def test_milestones_are_epochs():
+    found = rates(40, 8, milestones=[2, 6], gamma=0.2)
+    assert torch.allclose(torch.tensor(found), torch.tensor([1.0] * 10 + [0.2] * 20 + [0.04] * 11))
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_a_warm_up_rises_and_milestones_count_it():
+    found = rates(40, 8, milestones=[2, 6], gamma=0.2, warmup_epochs=1, warmup_factor=0.1)
+    assert torch.allclose(torch.tensor(found[:6]), torch.tensor([0.1, 0.28, 0.46, 0.64, 0.82, 1.0]))
+    assert torch.allclose(torch.tensor(found[6:]), torch.tensor([1.0] * 4 + [0.2] * 20 + [0.04] * 11))
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")
+def test_a_warm_up_is_followed_by_a_cosine_to_zero():
+    found = rates(40, 8, warmup_epochs=2)
+    assert abs(found[10] - 1.0) < 1e-6 and found[-1] < 1e-6 and found == sorted(found[:11]) + sorted(found[11:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"warmup_epochs": -1}, "warmup_epochs=-1"), ({"warmup_factor": 0}, "warmup_factor=0")]
+)
+def test_a_wrong_setting_of_a_schedule_is_named(settings, message):
+    with pytest.raises(ValueError, match=rf"schedule\.{message}"):
+        rates(10, 2, **settings)
+
+
+# ---- generated images
+
+
+def test_generated_images_have_the_shapes_asked_for_and_can_be_learnt():
+    data, same = (GeneratedImages(num_classes=5, samples=40, size=16) for _ in range(2))
+    data.setup("fit")
+    same.setup("fit")
+    assert data.train_images.images.shape == (40, 3, 16, 16) and len(data.test_images) == 10
+    assert torch.equal(data.train_images.images, same.train_images.images)
+    means = torch.stack([data.train_images.images[data.train_images.labels == c].float().mean(0) for c in range(5)])
+    distances = torch.cdist(data.test_images.images.float().flatten(1), means.flatten(1))
+    assert (distances.argmin(1) == data.test_images.labels).all()
