@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import backprop_tester
 import histories
+import pod_tester
 import references
 import torch
 from histories import MAX_EPOCHS, bits, record, recorded
@@ -133,6 +134,8 @@ def short_run(name, samples=1):
     """The method ``name`` with the settings of its row for a short run on so many samples."""
     if name in backprop_tester.ROWS:
         return backprop_tester.made(name, backprop_tester.ROWS[name].settings, samples)
+    if name in pod_tester.ROWS:
+        return get_method(name, **pod_tester.ROWS[name].settings)
     return get_method(name, **ROWS[name].settings)
 
 
@@ -248,7 +251,7 @@ def real_bytes(statistics):
 
 
 def assert_exercised(name, plans, logged):
-    """The plans of epochs in which a run is cut hide and weigh, or a backprop method rejects, enough to show anything.
+    """The plans of epochs in which a run is cut hide and weigh, or a method of another family rejects or draws, enough to show anything.
 
     Args:
         name: of the method.
@@ -257,6 +260,9 @@ def assert_exercised(name, plans, logged):
     """
     if name in backprop_tester.ROWS:
         backprop_tester.assert_exercised(name, logged)
+        return
+    if name in pod_tester.ROWS:
+        pod_tester.assert_exercised(name, logged)
         return
     row = ROWS[name]
     if row.name == "baseline":

@@ -73,6 +73,8 @@ def final_state(made, selection, module):
         state |= {f"optimizer.{number}.{name}": value for name, value in slots.items() if torch.is_tensor(value)}
     state["rate"] = torch.tensor(made.optimizers[0].param_groups[0]["lr"])
     state |= {f"statistics.{name}": value for name, value in selection.statistics.state_dict().items()}
+    if (table := getattr(selection.run.driver, "table", None)) is not None:
+        state |= {"table.values": table.values, "table.total": table.total}
     state["totals"] = torch.tensor([value for name, value in asdict(selection.totals).items() if not name.endswith("seconds")])
     return state
 
@@ -140,10 +142,11 @@ def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
             assert logged == record.logged[epoch]
 
 
+@pytest.mark.parametrize("method", ["kakurenbo", "plb"])
 @pytest.mark.parametrize("step", [10, 16])
-def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, step):
-    made, selection, _, module = run("kakurenbo", every(tmp_path, "every step"), workers=2)
-    remade, reselection, _, remodule = run("kakurenbo", ckpt_path=tmp_path / f"step={step}.ckpt", seed=99, workers=2)
+def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, method, step):
+    made, selection, _, module = run(method, every(tmp_path, "every step"), workers=2)
+    remade, reselection, _, remodule = run(method, ckpt_path=tmp_path / f"step={step}.ckpt", seed=99, workers=2)
     assert_same(final_state(made, selection, module), final_state(remade, reselection, remodule))
 
 

@@ -13,7 +13,9 @@ import torch
 
 LIMIT_SECONDS = 240
 # of the cases that do not take two ranks
-WORLD_SIZES = dict.fromkeys(("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four"), 4)
+WORLD_SIZES = dict.fromkeys(
+    ("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four", "plb_four", "merge_repeats"), 4
+)
 _HERE = Path(__file__).parent
 
 
