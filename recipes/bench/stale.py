@@ -63,7 +63,7 @@ def summarise(rows: list[Row]) -> list[Row]:
 def draw(summary: list[Row], target: Path) -> None:
     """Write the picture: one panel for each figure, one line for each run, the deviation over the seeds around it."""
     names = [name for name in FIGURES if any(name in row["curves"] for row in summary)]
-    figure, panels = plt.subplots(1, len(names), figsize=(4.5 * len(names), 3.6), layout="constrained")
+    figure, panels = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3.8), layout="constrained")
     for name, axes in zip(names, panels, strict=True):
         for row in summary:
             curve = row["curves"].get(name, [])
@@ -76,9 +76,10 @@ def draw(summary: list[Row], target: Path) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylim(0, 1.02)
         axes.grid(alpha=0.3)
-    panels[0].legend()
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=150)
+    figure.savefig(target, dpi=110)
     plt.close(figure)
     print(f"picture: {target}")
 
