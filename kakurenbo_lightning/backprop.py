@@ -302,11 +302,12 @@ class BackpropDriver(Driver):
             "scorer": self._looker.state_dict() if self._trainer.global_rank == 0 else None,
         }
 
-    def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+    def load_state_dict(self, states: list[dict[str, Any]], shared: None, rank: int, world_size: int) -> None:
         """Take over :meth:`state_dict` of every rank; those of another number of ranks are dealt anew.
 
         Args:
             states: by rank.
+            shared: nothing.
             rank: this one.
             world_size: of this run.
         """

@@ -163,7 +163,11 @@ class SampleSelection(pl.Callback):
                 f"sample_outputs={function!r} is not callable; it must be a function of a batch that returns a dict, or absent"
             )
         run.outputs = SampleOutputs(
-            self.method.reads, function, compiled=run.adapter.is_compiled(pl_module), weighs=self.method.weighs
+            self.method.reads,
+            function,
+            compiled=run.adapter.is_compiled(pl_module),
+            weighs=self.method.weighs,
+            manual=not pl_module.automatic_optimization,
         )
         self._refuse_module(pl_module)
         # not so: a resumed run goes on at the right batch
@@ -173,7 +177,8 @@ class SampleSelection(pl.Callback):
             run.adapter.wrap_validation(run.aside)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run:
+        fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
+        if fixed and self.method.family != "pod":
             rank_zero_warn(
                 f"Trainer(limit_train_batches={trainer.limit_train_batches}) fixes the number of batches per epoch, so hiding "
                 "samples saves no time; use a float to limit a share of each epoch"

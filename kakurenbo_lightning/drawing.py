@@ -15,30 +15,36 @@ from torch import Tensor
 
 FAN_OUT = 128
 _BELOW_ONE = 1 - 2.0**-50  # u * sum stays below sum, so that a value of 0 is never drawn
-TINY = 1e-37  # what a value that would become 0 by :meth:`SumTable.scale` is held at
 
 
 class SumTable:
     """``N`` values, and draws with replacement in proportion to them.
 
-    The values take 4 bytes each, the sums 8 / 127 more. Everything happens on the device of the values, without synchronising it.
+    The values take 4 bytes each (8 in float64), the sums 8 / 127 more. Everything happens on the device of the values, without
+    synchronising it.
 
     Args:
-        values: ``float32[N]``, N >= 1, finite, >= 0, at least one positive.
+        values: ``float[N]``, N >= 1, finite, >= 0, at least one positive.
+        dtype: in which they are kept: ``torch.float32``, or ``torch.float64`` for values that span more than 70 powers of ten.
+
+    Attributes:
+        smallest: positive value that :meth:`scale` leaves.
+        largest: value to write.
 
     Raises:
         ValueError: the values are something else.
     """
 
-    def __init__(self, values: Tensor) -> None:
-        values = values.float()
+    def __init__(self, values: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        values = values.to(dtype)
+        self.smallest, self.largest = (1e-37, 1e37) if dtype is torch.float32 else (1e-300, 1e300)
         _check(values)
         self._size = len(values)
         shapes, nodes = [], self._size
         while not shapes or nodes > 1:
             nodes = -(-nodes // FAN_OUT)
             shapes.append(nodes)
-        dtypes = [torch.float32] + [torch.float64] * (len(shapes) - 1)
+        dtypes = [dtype] + [torch.float64] * (len(shapes) - 1)
         # levels[0] holds the values, levels[k] the sums of the rows of levels[k - 1]
         self._levels = [
             torch.zeros(rows, FAN_OUT, dtype=dtype, device=values.device) for rows, dtype in zip(shapes, dtypes, strict=True)
@@ -52,7 +58,7 @@ class SumTable:
 
     @property
     def values(self) -> Tensor:
-        """``float32[N]``, a view; change it with :meth:`update`."""
+        """``float[N]``, a view; change it with :meth:`update`."""
         return self._flat[0][: self._size]
 
     @property
@@ -89,24 +95,19 @@ class SumTable:
 
         Args:
             indices: ``int64[k]``.
-            values: ``float32[k]``, finite and >= 0.
+            values: ``float[k]``, finite and >= 0.
         """
-        self._flat[0].index_copy_(0, indices, values[last_rows(indices)])
+        self._flat[0].index_copy_(0, indices, values[last_rows(indices)].to(self._flat[0].dtype))
         node = indices
         for level, sums in zip(self._levels, self._flat[1:], strict=False):
             node = node // FAN_OUT
             sums.index_copy_(0, node, level.index_select(0, node).sum(1, dtype=torch.float64))
 
     def scale(self, factor: Tensor | float) -> None:
-        """Multiply all values. O(N), for the rare time when they come near the ends of float32; a positive value stays positive."""
+        """Multiply all values. O(N), for the rare time when they come near the ends of their type; a positive value stays positive."""
         zero = self.values == 0
         root = torch.as_tensor(factor, dtype=torch.float64).sqrt()  # the factor itself may be beyond float32
-        self.values.mul_(root).mul_(root).clamp_(min=TINY).masked_fill_(zero, 0)
-        self._add_up()
-
-    def clamp(self, largest: Tensor | float) -> None:
-        """Hold all values at ``largest``. O(N)."""
-        self.values.clamp_(max=largest)
+        self.values.mul_(root).mul_(root).clamp_(min=self.smallest).masked_fill_(zero, 0)
         self._add_up()
 
     def _add_up(self) -> None:

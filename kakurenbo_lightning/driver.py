@@ -80,5 +80,9 @@ class Driver:
         """
         return {}
 
-    def load_state_dict(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
-        """Take over :meth:`state_dict` of every rank, for rank ``rank`` of ``world_size``."""
+    def shared_state(self) -> Any:
+        """What is the same on every rank, after :meth:`state_dict`."""
+        return None
+
+    def load_state_dict(self, states: list[dict[str, Any]], shared: Any, rank: int, world_size: int) -> None:
+        """Take over :meth:`state_dict` of every rank and :meth:`shared_state`, for rank ``rank`` of ``world_size``."""

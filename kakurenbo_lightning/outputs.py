@@ -36,6 +36,7 @@ class SampleOutputs:
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
         compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
         weighs: there may be loss weights later; that they cannot be applied is then said in the second step, not hours later.
+        manual: the module optimizes by itself, so a step that returns nothing has trained all the same.
 
     Attributes:
         device: where the module is and values must be.
@@ -47,8 +48,10 @@ class SampleOutputs:
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
         compiled: bool = False,
         weighs: bool = False,
+        manual: bool = False,
     ) -> None:
         self._reads = reads
+        self._manual = manual
         self._sample_outputs = sample_outputs
         self._capture = CriterionCapture(reads, always_mode=compiled)
         self._way: str | None = None
@@ -120,7 +123,7 @@ class SampleOutputs:
                     values = self._call_function(batch, size)
         if outputs is not None and weights is not None:
             outputs = self._weighed(outputs, weights)
-        if outputs is None or self._way == "none":
+        if self._way == "none" or (outputs is None and not self._trained(values)):
             return outputs, None  # the user skips this batch, or nothing is needed
         if self._way == "returned":
             values = from_returned(outputs, size, reads=self._reads)
@@ -130,6 +133,10 @@ class SampleOutputs:
             values = self._captured()
         self._check(values, size)
         return outputs, values
+
+    def _trained(self, values: Values | None) -> bool:
+        """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
+        return self._manual and (values is not None or (self._way == "captured" and bool(self._capture.calls)))
 
     def look(self, step: Callable[[], Any], batch: Any, size: int) -> Values:
         """Values of a batch that is not trained; the caller provides the no-grad context.

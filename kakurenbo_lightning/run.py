@@ -88,6 +88,7 @@ class SelectionRun(Resumable):
         self.metrics: dict[str, float] = {}
         self.announced = True  # the hidden share of this epoch is in the progress bar
         self._refresh_seconds = 0.0
+        self._epoch_samples: int | None = None  # that a stream draws in this epoch, where it began with another batch size
         self._done = (0, 0)  # steps and samples of this epoch that were dealt to another world size
         self._schedule_batches: int | None = None  # of a full epoch, when schedules were built for another world size
         self._rng: dict[str, Any] | None = None  # to be put back when the resumed epoch is ready
@@ -175,6 +176,8 @@ class SelectionRun(Resumable):
         self._sampler.extra = self._ends_short and not self.passive
         if self.passive:
             self.adapter.hold_step(False)
+            if isinstance(self._sampler.dealt, StreamedEpoch):  # it draws for nobody else
+                self._sampler.follow(EpochPlan.everything(len(self.statistics)))
             return
         check_length(len(self.loader.dataset), len(self.statistics))
         if self._public and epoch < self.epoch:
@@ -251,7 +254,8 @@ class SelectionRun(Resumable):
     def _plan_epoch(self, epoch: int, looked_at: Tensor) -> None:
         """Give every rank what every rank saw, of the samples that were ``looked_at`` too, and choose what ``epoch`` trains."""
         watch = Stopwatch(running=True)
-        self.merge()
+        if len(looked_at) or not self.statistics.repeats:  # else it is done
+            self.merge()
         if 0 < self.restart.epochs == epoch:
             self.restart.start_again()
             self.totals.scoring_epochs, self._rng = self.restart.epochs, None
@@ -261,7 +265,7 @@ class SelectionRun(Resumable):
         if self._sampler.num_replicas > 1 and dist.is_initialized():
             further = 0 if self.driver is None else self.driver.checksum()
             check_equal_plans(self.plan, self.statistics.device, self._method.name, epoch, self.whereabouts(), further)
-        self.epoch, self._counted, self._done = epoch, False, (0, 0)
+        self.epoch, self._counted, self._done, self._epoch_samples = epoch, False, (0, 0), None
         nonfinite = self.statistics.nonfinite()
         seconds = watch.take()
         self.totals.select_seconds += seconds
@@ -305,8 +309,8 @@ class SelectionRun(Resumable):
     def _streamed(self, batch_size: int, world_size: int, done: tuple[int, int] = (0, 0), draws: bool = False) -> StreamedEpoch:
         total, rank, device = len(self.statistics), self._trainer.global_rank, self.statistics.device
         draw, drawn = (self.driver.draw, self.driver.drawn) if draws else (None, None)
-        batches = self._method.epoch_batches(total, batch_size)
-        return StreamedEpoch(batches, total, batch_size, world_size, rank, draw, drawn, device, done)
+        samples = self._epoch_samples or self._method.epoch_batches(total, batch_size) * batch_size
+        return StreamedEpoch(samples, total, batch_size, world_size, rank, draw, drawn, device, done)
 
     def begin_batch(self, batch_idx: int, batch: Any) -> None:
         """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin; look."""

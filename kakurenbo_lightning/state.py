@@ -85,6 +85,7 @@ class Resumable:
             "epoch": self.epoch,
             "step": self.step,
             "done": list(self._done),
+            "epoch_samples": self._epoch_samples,
             "counted": self._counted,
             "ending": self._ending,
             "world_size": self._sampler.num_replicas,
@@ -104,6 +105,7 @@ class Resumable:
             "restart": self.restart.state_dict(),
             "rng": rng,
             "driven": None if self.driver is None else driven,
+            "shared": None if self.driver is None else self.driver.shared_state(),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -154,8 +156,8 @@ class Resumable:
         self._sampler.shuffle = state["shuffle"]
         self.restart.load_state_dict(state["restart"])
         if self.driver is not None:
-            self.driver.load_state_dict(state["driven"], self._sampler.rank, self._sampler.num_replicas)
-        self._done, self._paces = tuple(state["done"]), dict(state["paces"])
+            self.driver.load_state_dict(state["driven"], state["shared"], self._sampler.rank, self._sampler.num_replicas)
+        self._done, self._paces, self._epoch_samples = tuple(state["done"]), dict(state["paces"]), state["epoch_samples"]
         self._take_share(state)
 
     def take_over_rest(self) -> None:
@@ -199,6 +201,7 @@ class Resumable:
         options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
         if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(self.epoch)):
             before = self._streamed(batch_size, world_size, self._done)
+            self._epoch_samples = self._epoch_samples or self._method.epoch_batches(len(self.statistics), batch_size) * batch_size
         else:
             before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
         self._done = (self.step, before.samples_until(self.step))

@@ -63,9 +63,9 @@ class ISWR(PoDMethod):
 
     def rows_to_look_at(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
         """Those that the epoch before did not draw."""
-        if not self.refresh or epoch.index < 2:
+        if not self.refresh or epoch.index < 1:
             return super().rows_to_look_at(statistics, epoch, previous)
-        return (statistics.epoch_seen.cpu() < epoch.index - 1).nonzero().squeeze(1)
+        return (statistics.epoch_seen.cpu() < epoch.index - 1).nonzero().squeeze(1)  # -1 where never seen
 
 
 def drawn_by(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:

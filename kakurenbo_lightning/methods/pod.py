@@ -8,6 +8,7 @@ from math import ceil
 from typing import ClassVar
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
@@ -199,18 +200,26 @@ class StreamMethod(PoDMethod):
 
         Args:
             observed: ``float32[n]``, in their training step.
-            stored: ``float32[n]``, their values so far (probabilities when :attr:`normalised`).
+            stored: ``float64[n]``, their values so far (probabilities when :attr:`normalised`).
             cap: what base values are held at.
             num_samples: N.
 
         Returns:
-            ``float32[n]``, on the scale of ``stored``; one that is not finite is not written.
+            ``float[n]``, on the scale of ``stored``; one that is not finite is not written.
         """
         return self.values(observed, cap)
 
     def epoch_batches(self, num_samples: int, batch_size: int) -> int:
         """Batches of an epoch, of all ranks together."""
         return self.epoch_length or -(-num_samples // batch_size)
+
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+        """Warn when nothing is drawn."""
+        if max_epochs is not None and self.pretrain_epochs >= max_epochs:
+            rank_zero_warn(
+                f"{self.name}: pretrain_epochs={self.pretrain_epochs} with max_epochs={max_epochs}: every epoch is an ordinary one and "
+                "nothing is drawn; pretrain for fewer epochs, or train for more"
+            )
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
         """Everything may be drawn."""
