@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -41,21 +42,24 @@ def refresh(
     record: Callable[[Tensor, Values], None],
     mode: RefreshMode,
     seed: int,
-) -> None:
+) -> float:
     """Look at ``indices`` as the network is now; each rank looks at, and records, its share.
 
     The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
     train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
 
     Args:
-        indices: ``int64[h]``, the same on every rank.
+        indices: ``int64[h]``, at least one, the same on every rank.
         outputs: where per-sample values come from.
         record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.
         seed: of the random numbers the pass may draw (augmentation).
+
+    Returns:
+        Seconds; the device has nothing left to do, before and after, so that they are counted where they are spent.
     """
-    if len(indices) == 0:
-        return
+    wait_for(outputs.device)
+    started = time.perf_counter()
     module, sampler = trainer.lightning_module, loader.sampler
     assert isinstance(sampler, SelectionSampler)
     equalise_buffers(module)
@@ -85,6 +89,14 @@ def refresh(
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
         sampler.follow(training, start=start)
+    wait_for(outputs.device)
+    return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told, between epochs, so that seconds are counted where they are spent."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def call_training_step(module: pl.LightningModule, batch: object, number: int) -> object:

@@ -9,13 +9,12 @@ from math import ceil
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.backprop import BackpropDriver
 from kakurenbo_lightning.driver import Driver
+from kakurenbo_lightning.drivers import driver_for
 from kakurenbo_lightning.fingerprint import fingerprint
 from kakurenbo_lightning.learning_rate import LearningRateFactor, ScheduleAligner, estimated_epochs
 from kakurenbo_lightning.loaders import ConflictError, check_length, follow_sampler, read_loader
@@ -26,7 +25,7 @@ from kakurenbo_lightning.metrics import log_directly, planned, warn_nonfinite
 from kakurenbo_lightning.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.plan import DealtEpoch, EpochPlan
 from kakurenbo_lightning.ranks import check_equal_plans, check_same_data, together
-from kakurenbo_lightning.refresh import looking, refresh
+from kakurenbo_lightning.refresh import looking, refresh, wait_for
 from kakurenbo_lightning.restart import Restart
 from kakurenbo_lightning.rng import rng_state, set_rng_state
 from kakurenbo_lightning.sampler import SelectionSampler
@@ -34,7 +33,7 @@ from kakurenbo_lightning.seeded_dataset import tell_epoch
 from kakurenbo_lightning.seeding import stream_seed
 from kakurenbo_lightning.state import Resumable
 from kakurenbo_lightning.statistics import MAX_EPOCHS, TARGET, SampleStatistics
-from kakurenbo_lightning.stream import StreamDriver, StreamedEpoch
+from kakurenbo_lightning.streamed_epoch import StreamedEpoch
 from kakurenbo_lightning.targets import statistics_for
 from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
@@ -211,15 +210,14 @@ class SelectionRun(Resumable):
             self._same_data = True
         self.statistics.to(device)
         self.outputs.device = device
-        if self.driver is None and isinstance(self._method, BackpropMethod):
-            self.driver = BackpropDriver(self._trainer, self.adapter, self._method, self.statistics, self._scorer)
-        if self.driver is None and isinstance(self._method, StreamMethod):
-            self.driver = StreamDriver(self._method, self.statistics, self._sampler.num_replicas, self._sampler.rank)
+        if self.driver is None:
+            self.driver = driver_for(self._trainer, self.adapter, self._method, self.statistics, self._scorer)
         if self._loaded is not None:
             self._apply_state(self._loaded)
 
     def _look_at_rest(self, epoch: int) -> Tensor:
         """Look at those that the plan of ``epoch`` wants to know better; which (``int64[n]``)."""
+        wait_for(self.statistics.device)
         self._refresh_seconds, seen_in = 0.0, max(0, self.epoch)
         if self.statistics.repeats:
             self.merge()
@@ -231,21 +229,14 @@ class SelectionRun(Resumable):
         """A forward-only pass over ``rows``, shared by the ranks."""
         if not len(rows):
             return
-        self._wait_for_device()
-        watch, epoch = Stopwatch(running=True), max(0, self.epoch)
+        epoch = max(0, self.epoch)
         tell_epoch(self.loader.dataset, epoch)
         mode = self._method.refresh_mode or "eval"
         seed = stream_seed(self._seed, epoch, f"refresh augmentation:{self._sampler.rank}")
-        refresh(self._trainer, self.adapter, self.loader, rows, self.outputs, record, mode, seed)
-        self._wait_for_device()
-        seconds = watch.take()
+        seconds = refresh(self._trainer, self.adapter, self.loader, rows, self.outputs, record, mode, seed)
         self._refresh_seconds += seconds
         self.totals.refresh_seconds += seconds
         self.totals.samples_refreshed += len(rows)
-
-    def _wait_for_device(self) -> None:  # between epochs, so that seconds are counted where they are spent
-        if self.statistics.device.type == "cuda":
-            torch.cuda.synchronize(self.statistics.device)
 
     def _epoch(self, index: int) -> Epoch:
         batch_size = None if self._sampler is None else self._sampler.batch_size
