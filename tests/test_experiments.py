@@ -129,3 +129,12 @@ def test_generated_images_have_the_shapes_asked_for_and_can_be_learnt():
     means = torch.stack([data.train_images.images[data.train_images.labels == c].float().mean(0) for c in range(5)])
     distances = torch.cdist(data.test_images.images.float().flatten(1), means.flatten(1))
     assert (distances.argmin(1) == data.test_images.labels).all()
+
+
+def test_the_grid_of_f_and_tau_has_twelve_runs(tmp_path):
+    settings = ["trainer.max_epochs=1", "data.subset=64", "model.width=4", "trainer.accelerator=cpu", "F=0.2,0.4", "tau=0.7"]
+    program("recipes.train", "sweep=f_tau", *settings, cwd=tmp_path)
+    assert len(list(tmp_path.rglob("results.json"))) == 2
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("train", overrides=["sweep=f_tau"], return_hydra_config=True)
+    assert {name: len(values.split(",")) for name, values in cfg.hydra.sweeper.params.items()} == {"F": 4, "tau": 3}

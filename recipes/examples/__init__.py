@@ -1,0 +1,1 @@
+"""Short programs of users who bring their own tools."""

@@ -1,0 +1,18 @@
+"""LightningCLI with the selection in its YAML: `python -m recipes.examples.lightning_cli fit --config recipes/examples/lightning_cli.yaml`.
+
+LightningCLI needs `pip install "jsonargparse[signatures]"`. The settings of the method stand under dict_kwargs.
+"""
+
+from lightning.pytorch.cli import LightningCLI
+
+from recipes.examples.timm_torchvision import Classifier
+from recipes.generated import GeneratedImages
+
+
+def main(arguments: list[str] | None = None) -> LightningCLI:
+    """Run the command line with any module and data module; here a timm network on images that are made."""
+    return LightningCLI(Classifier, GeneratedImages, args=arguments)
+
+
+if __name__ == "__main__":
+    main()
