@@ -132,9 +132,6 @@ class FolderImages(L.LightningDataModule):
         num_workers: processes of each loader.
         train: name of the training folder.
         val: name of the validation folder.
-
-    Attributes:
-        num_classes: number of folders in `train`.
     """
 
     def __init__(
@@ -153,7 +150,11 @@ class FolderImages(L.LightningDataModule):
         check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try the number of cores.")
         self.root, self.size, self.batch_size, self.eval_batch_size = Path(root).expanduser(), size, batch_size, eval_batch_size
         self.num_workers, self._folders = num_workers, {"train": train, "val": val}
-        self.num_classes = sum(path.is_dir() for path in self._folder("train").iterdir())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of folders in the training folder."""
+        return sum(path.is_dir() for path in self._folder("train").iterdir())
 
     def _folder(self, part: str) -> Path:
         folder = self.root / self._folders[part]

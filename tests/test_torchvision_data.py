@@ -110,7 +110,7 @@ def test_folders_are_cropped_and_normalised(tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no folder 'train' with a folder for each class; put the images into"):
-        FolderImages(str(tmp_path))
+        _ = FolderImages(str(tmp_path)).num_classes
 
 
 def test_a_wrong_setting_is_named(tmp_path):

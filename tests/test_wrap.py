@@ -189,7 +189,7 @@ def test_without_wrap_a_lightning_that_lacks_an_attribute_is_named(monkeypatch):
 @pytest.mark.parametrize("method", ["forget", "el2n", "selective_backprop"])
 def test_methods_that_skip_steps_or_start_again_need_the_loader_swap(method):
     selection = SampleSelection(method)
-    with pytest.raises(ConflictError, match=rf"selection.wrap\(...\) cannot skip steps or start again, which {method} needs"):
+    with pytest.raises(ConflictError, match=rf"selection.wrap\(...\) cannot skip steps, draw while training or start again, which {method} needs"):
         fit(Wrapping(selection), None, selection)
 
 
