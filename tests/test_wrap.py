@@ -186,10 +186,11 @@ def test_without_wrap_a_lightning_that_lacks_an_attribute_is_named(monkeypatch):
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["forget", "el2n", "selective_backprop"])
+@pytest.mark.parametrize("method", ["forget", "el2n", "selective_backprop", "plb"])
 def test_methods_that_skip_steps_or_start_again_need_the_loader_swap(method):
     selection = SampleSelection(method)
-    with pytest.raises(ConflictError, match=rf"selection.wrap\(...\) cannot skip steps, draw while training or start again, which {method} needs"):
+    refused = rf"selection.wrap\(...\) cannot skip steps, draw while training or start again, which {method} needs"
+    with pytest.raises(ConflictError, match=refused):
         fit(Wrapping(selection), None, selection)
 
 
