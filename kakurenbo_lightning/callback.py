@@ -204,7 +204,7 @@ class SampleSelection(pl.Callback):
             )
         if self.method.refresh_mode and not module.automatic_optimization and not self.run.outputs.has_function:
             raise ConflictError(
-                f"automatic_optimization=False: {self.method.name} looks at hidden samples by running training_step, which would "
+                f"automatic_optimization=False: {self.method.name} looks at samples by running training_step, which would "
                 "step your optimizers; give the module (or the callback) sample_outputs(batch), which returns "
                 "{'sample_loss': ..., 'logits': ..., 'target': ...}"
             )

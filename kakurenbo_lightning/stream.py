@@ -22,6 +22,7 @@ from kakurenbo_lightning.seeding import stream_generator
 from kakurenbo_lightning.statistics import SampleStatistics
 from kakurenbo_lightning.streamed_epoch import Drawn, StreamedEpoch
 
+FEW = 0.01  # effective share of the samples below which there is a warning
 # of normalised values, in float64: the mean between which nothing is done, and the one that they are scaled to
 LEAST_MEAN, SCALED_MEAN, MOST_MEAN = 1e-250, 1e-20, 1e250
 
@@ -55,7 +56,7 @@ class StreamDriver(Driver):
         self._exchange: Exchange | None = None
         self._staleness: list[int] = []
         self._not_written = 0
-        self._warned = False
+        self._warned = self._warned_of_few = False
 
     # --- the epoch
 
@@ -226,8 +227,17 @@ class StreamDriver(Driver):
                 "effective_share": float(values.sum() ** 2 / (len(values) * values.square().sum())),
                 "not_written": float(self._not_written),
             }
+            self._warn_of_few(counts["effective_share"])
         self._not_written = 0
         return counts, seconds
+
+    def _warn_of_few(self, share: float) -> None:
+        if share < FEW and len(self.table) * FEW >= 1 and not self._warned_of_few:
+            self._warned_of_few = True
+            rank_zero_warn(
+                f"{self._method.name}: selection/effective_share is {share:.2g}: the stream draws the same few samples again and again. "
+                "Use mix=0.1 to draw a part uniformly, cap_quantile or temperature where the method has them, or plb"
+            )
 
     # --- state
 

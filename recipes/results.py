@@ -53,6 +53,11 @@ class Result:
         training = totals["train_seconds"] - totals["look_seconds"]
         return left if training <= 0 else left * (1 + looking / training)
 
+    def length(self, baseline: "Result") -> float:
+        """Samples trained relative to the baseline's, where none are left out: epochs that are drawn may be longer or shorter."""
+        left_out = self.totals["samples_hidden"] + self.totals["samples_rejected"]
+        return 1.0 if left_out else self.totals["samples_trained"] / max(1, baseline.totals["samples_trained"])
+
     def saving(self, baseline: "Result") -> float:
         """Share of the baseline's seconds that this run saved."""
         return 1 - self.seconds / baseline.seconds
@@ -81,7 +86,7 @@ def comparison_table(results: list[Result]) -> Table:
             f"{result.hidden_share + result.rejected_share:.1%}",
             f"{result.seconds:.1f}",
             f"{result.saving(baseline):.1%}" if compared else "-",
-            f"{1 - result.ideal_share:.1%}" if compared else "-",
+            f"{1 - result.ideal_share * result.length(baseline):.1%}" if compared else "-",
         )
     return table
 
@@ -92,6 +97,7 @@ def print_comparison(results: list[Result]) -> None:
     console.print(comparison_table(results))
     console.print(
         "trained: samples. seconds: training, refresh passes and selection, without validation. ideal: the saving if an epoch "
-        "took (1 - f) * full + g * forward, f the share left out (hidden or rejected), g the share refreshed or looked at. "
+        "took (1 - f) * full + g * forward, f the share left out (hidden or rejected), g the share refreshed or looked at; "
+        "where epochs are drawn, all of it times their length. "
         "Wall times compare only on an otherwise idle machine."
     )

@@ -71,7 +71,9 @@ def scaled_rate(cfg: DictConfig, world_size: int) -> float:
 def small(cfg: DictConfig) -> DictConfig:
     """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says."""
     is_there = cfg.small is not None
-    check_setting("debug", True, is_there, "false without an experiment that has `small`", "Add experiment=cifar100_wrn28_10.")
+    hint = "Every experiment of a paper has it: experiment=cifar100_wrn28_10, for example."
+    check_setting("debug", True, is_there, "false without an experiment that has `small`", hint)
+    print("debug: small generated data and a short run in place of the experiment; its figures mean nothing")
     changed = cfg.copy()
     changed.data = cfg.small.data
     for group in cfg.small:

@@ -175,7 +175,7 @@ def test_the_list_tells_of_every_pod_method_what_it_is():
         assert memory == str(info.bytes_per_sample)
         assert drawn == ("batch by batch" if streams else "once per epoch")
         assert normalised == ("every step" if streams and method.normalised else "never")
-        assert looks == ("no" if method.refresh_mode is None else "at the start" if streams else "each epoch")
+        assert looks == ("no" if method.refresh_mode is None else "at the start" if streams else "from epoch 2 on")
 
 
 @pytest.mark.parametrize("name", BACKPROP)

@@ -61,7 +61,7 @@ def test_debug_takes_other_data_and_changes_the_rest():
 
 
 def test_debug_without_small_is_refused():
-    with pytest.raises(ValueError, match=r"debug=True is not possible: .* Add experiment=cifar100_wrn28_10"):
+    with pytest.raises(ValueError, match=r"debug=True is not possible: .* experiment=cifar100_wrn28_10"):
         small(composed("debug=true"))
 
 

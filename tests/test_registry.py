@@ -81,7 +81,7 @@ def test_a_method_needs_no_more_than_a_choice_and_is_told_what_it_lacks():
         SampleSelection(Least)
     register_method("test_least")(Least)
     method = SampleSelection("test_least", start_epoch=2).method
-    assert (method.reads, method.summary) == (("loss", "confidence", "correct"), "Hides nothing at all.")
+    assert (method.reads, method.summary) == (("loss", "confidence", "correct"), "Hides nothing at all")
     registry._METHODS.pop("test_least")  # other tests go through all methods there are
     with pytest.raises(TypeError, match="Plain is no method; derive it from HideMethod, BackpropMethod"):
         register_method("test_plain")(dataclass(frozen=True)(type("Plain", (), {})))

@@ -1,6 +1,7 @@
 """Streams where something out of the way happens: silent manual steps, failed epochs, caps that rise, very uneven probabilities."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from streamed import assert_same_weights
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import Epoch, SampleSelection, SampleStatistics
-from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PLB, Kakurenbo, SeTa
+from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PLB, Kakurenbo, SeTa, StreamMethod
 from kakurenbo_lightning.plan import DealtEpoch
 from kakurenbo_lightning.stream import StreamDriver
 from kakurenbo_lightning.streamed_epoch import StreamedEpoch
@@ -182,3 +183,32 @@ def test_pretraining_epochs_are_ordinary_ones():
     selection = SampleSelection(PLB(pretrain_epochs=2))
     fit(Net(), loader(61), selection, Watch(), max_epochs=4)
     assert seen == [True, True, False, False]
+
+
+# ---- what a method of one's own may get wrong
+
+
+def own(name, **attributes):
+    """A streaming method that is not registered."""
+    made = type(name, (StreamMethod,), {"name": name.lower(), "reads": ("loss",), **attributes})
+    return dataclass(frozen=True)(made)
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"observes": "foo"}, {"observes": "wrong"}, {"observes": "entropy", "reads": ("entropy",)}]
+)
+def test_a_method_that_observes_what_it_does_not_read_is_refused(attributes):
+    with pytest.raises(ValueError, match=rf"mine: observes='{attributes['observes']}' is not allowed"):
+        own("Mine", **attributes)()
+
+
+def test_a_base_that_is_not_one_value_per_sample_is_named():
+    method = own("Mine", base=lambda self, observed: observed.mean())()
+    with pytest.raises(ValueError, match=r"mine: base\(observed\) returned the shape \[\] for \[61\]"):
+        fit(Net(), loader(61), SampleSelection(method), max_epochs=1)
+
+
+def test_a_stream_of_a_few_samples_is_told_once():
+    with pytest.warns(UserWarning, match=r"lb: selection/effective_share is .*: the stream draws the same few samples") as told:
+        fit(Net(), loader(400), SampleSelection(LB()), max_epochs=3)
+    assert sum("effective_share" in str(warning.message) for warning in told) == 1

@@ -24,6 +24,8 @@ class LB(StreamMethod):
         ValueError: a setting out of range.
     """
 
-    summary: ClassVar[str] = "draws by the loss, written raw beside normalised probabilities"
+    summary: ClassVar[str] = (
+        "draws by the loss, written raw beside normalised probabilities (for comparison: it hardly learns without mix)"
+    )
     paper: ClassVar[str] = "Duda et al., JAISCR 2020"
     normalised: ClassVar[bool] = True

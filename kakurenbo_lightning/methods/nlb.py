@@ -22,7 +22,9 @@ class NLB(StreamMethod):
         ValueError: a setting out of range.
     """
 
-    summary: ClassVar[str] = "draws by tanh of the loss, written beside normalised probabilities"
+    summary: ClassVar[str] = (
+        "draws by tanh of the loss, beside normalised probabilities (for comparison: it hardly learns without mix)"
+    )
     paper: ClassVar[str] = "Duda et al., JAISCR 2020"
     normalised: ClassVar[bool] = True
 

@@ -60,6 +60,13 @@ class PoDMethod(Method):
 
     def __post_init__(self) -> None:
         check = checker(self)
+        known = ("loss", "confidence", "correct", *(column.name for column in self.columns))
+        read = "correct" if self.observes == "wrong" else self.observes
+        if read not in known or read not in self.reads:
+            raise ValueError(
+                f"{self.name}: observes={self.observes!r} is not allowed; it must be loss, confidence, correct, wrong (reads correct) "
+                "or the name of one of its columns, and what it reads must be among `reads`, as in reads = ('loss', 'correct')"
+            )
         check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
         check(
             is_number(self.min_value) and 0 < self.min_value <= 1,
@@ -107,6 +114,11 @@ class PoDMethod(Method):
     def values(self, observed: Tensor, cap: float = float("inf")) -> Tensor:
         """``min(base, cap) ** temperature``, ``float32[n]``; not finite where what was observed is not."""
         base = self.base(observed)
+        if base.shape != observed.shape:
+            raise ValueError(
+                f"{self.name}: base(observed) returned the shape {list(base.shape)} for {list(observed.shape)}; it must return one value "
+                "for each sample, >= 0"
+            )
         known = observed.isfinite().logical_and_(base.isfinite())
         return torch.where(known, (base.clamp(min=0, max=cap) ** self.temperature).clamp(max=LARGEST), float("nan"))
 

@@ -66,7 +66,7 @@ def register_method(name: str) -> Callable[[M], M]:
             raise ValueError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")
         cls.name = name
         if not cls.summary:
-            cls.summary = (cls.__doc__ or "").strip().partition("\n")[0]
+            cls.summary = (cls.__doc__ or "").strip().partition("\n")[0].rstrip(".")
         _METHODS[name] = cls
         return cls
 
