@@ -127,10 +127,13 @@ class SelectionRun(Resumable):
             extra=self._ends_short and not self.passive,
             on_set_epoch=self.begin_epoch,
         )
-        if isinstance(self._method, StreamMethod) and not self.passive:  # Lightning hears of the longest epoch first
+        longest = len(sampler)
+        if isinstance(self._method, StreamMethod):
             streamed = self._streamed(sampler.batch_size, sampler.num_replicas)
-            sampler.follow(streamed if streamed.steps > len(sampler) else sampler.dealt)
-        self._full_batches = self.adapter.limited(len(sampler))
+            longest = max(longest, streamed.steps)
+            if streamed.steps == longest and not self.passive:  # Lightning hears of the longest epoch first
+                sampler.follow(streamed)
+        self._full_batches = self.adapter.limited(longest)
         if not self.passive:  # the LR finder has another max_steps
             self.check()
         if self.fingerprint is None:  # before any worker reads
@@ -175,8 +178,6 @@ class SelectionRun(Resumable):
         self._sampler.extra = self._ends_short and not self.passive
         if self.passive:
             self.adapter.hold_step(False)
-            if isinstance(self._sampler.dealt, StreamedEpoch):  # it draws for nobody else
-                self._sampler.follow(EpochPlan.everything(len(self.statistics)))
             return
         check_length(len(self.loader.dataset), len(self.statistics))
         if self._public and epoch < self.epoch:

@@ -64,12 +64,15 @@ class StreamedEpoch:
         return self
 
     def batches(self, first: int = 0) -> Iterator[list[int]]:
-        """The batches of index lists from step ``first`` on, each drawn when it is asked for."""
+        """The batches of index lists from step ``first`` on, each drawn when it is asked for; in random order where only the length counts,
+        which a learning-rate finder trains on."""
+        order = torch.randperm(self._num_samples, generator=torch.Generator().manual_seed(0)) if self._draw is None else None
         for number in range(max(first, self._first), self.steps):
-            if self._draw is None:
-                yield [(number * self.batch_size + place) % self._num_samples for place in range(self.batch_size)]
-            else:
+            if order is None:
                 yield self._draw(number).indices.tolist()
+            else:
+                places = torch.arange(number * self.batch_size, (number + 1) * self.batch_size) % self._num_samples
+                yield order[places].tolist()
 
     def step(self, number: int) -> Tensor:
         """The indices of step ``number``, ``int64[B]``: of the one that is trained, or of those drawn ahead."""

@@ -20,9 +20,9 @@ RESTART_SECONDS = 240
 
 
 @pytest.mark.timeout(900)
-def test_thirty_random_kills_are_thirty_exact_resumes(tmp_path):
-    result = faults.main(["--kills", "30", "--seed", "0", "--world-sizes", "1,2", "--json", str(tmp_path / "faults.json")])
-    assert (result["kills"], result["exact"], result["failures"]) == (30, 30, 0)
+def test_sixty_random_kills_are_sixty_exact_resumes(tmp_path):
+    result = faults.main(["--kills", "60", "--seed", "0", "--world-sizes", "1,2", "--json", str(tmp_path / "faults.json")])
+    assert (result["kills"], result["exact"], result["failures"]) == (60, 60, 0)
     rows = result["trainings"]
     assert {row["method"] for row in rows} == set(available_methods())
     assert {row["world_size"] for row in rows} == {1, 2}
