@@ -1,5 +1,6 @@
 """Lightning's learning-rate finder and batch-size scaler leave a stream as if they had not run."""
 
+import lightning
 import pytest
 import torch
 from helpers import Points, fit, trainer
@@ -46,6 +47,8 @@ class FindLater(LearningRateFinder):
             self.lr_find(trainer, pl_module)
 
 
+# its loop goes on with the finder's iterator when it looks for a rate within epoch 0: an error, and no wrong batch in silence
+OLD = lightning.__version__.startswith("2.5.")
 METHODS = [PLB(), PLB(epoch_length=5), PLB(epoch_length=13), LB(pretrain_epochs=1, epoch_length=20)]
 
 
@@ -65,6 +68,10 @@ def test_a_rate_finder_leaves_no_trace(tmp_path, method, when):
     else:
         settings = {"attr_name": "rate", "update_attr": False, **FIND}
         finder = LearningRateFinder(**settings) if when == "callback" else FindLater(when, **settings)
+        if when == 0 and OLD:
+            with pytest.raises(IndexError, match=r"batch 0 is not known: a stream knows the batch that is trained"):
+                run(method, finder, max_epochs=epochs, default_root_dir=tmp_path)
+            return
         made, selection, draws, net = run(method, finder, max_epochs=epochs, default_root_dir=tmp_path)
         assert len(finder.optimal_lr.results["lr"]) == 12
     assert draws.batches == plain.batches
