@@ -111,14 +111,7 @@ class BackpropDriver(Driver):
         self._seen: list[int] | None = None  # versions of the tensors of the batch that was looked at
 
     def begin_epoch(self, epoch: Epoch, dealt: DealtEpoch, start: int, outputs: SampleOutputs) -> None:
-        """An epoch begins, at step ``start``.
-
-        Args:
-            epoch: which epoch.
-            dealt: its batches, on the device.
-            start: the first step.
-            outputs: where per-sample values come from.
-        """
+        """What waits is carried over."""
         self._epoch, self._dealt, self._outputs = epoch, dealt, outputs
         self.phases.start("data")
         if start == 0:

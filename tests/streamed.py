@@ -7,9 +7,16 @@ from helpers import Net, fit, loader
 from lightning.pytorch.callbacks import Callback
 
 from kakurenbo_lightning import SampleSelection, get_method
+from kakurenbo_lightning.methods import LB, NLB, OWC, PEB, PLB
 
 EPOCHS, BATCH, SAMPLES = 3, 8, 61
+STEPS = 8  # of an epoch of 61 samples in batches of 8
+CLASSES = {"owc": OWC, "lb": LB, "nlb": NLB, "plb": PLB, "peb": PEB}
 METHODS = ("owc", "lb", "nlb", "plb", "peb")
+
+
+def workers(count, prefetch):
+    return {"num_workers": count, "prefetch_factor": prefetch, "persistent_workers": True} if count else {}
 
 
 class LogitsNet(Net):

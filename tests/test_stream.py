@@ -10,9 +10,11 @@ from helpers import Net, Points, fit, loader
 from lightning.pytorch.callbacks import Callback
 from streamed import (
     BATCH,
+    CLASSES,
     EPOCHS,
     METHODS,
     SAMPLES,
+    STEPS,
     Draws,
     LogitsNet,
     ToldNet,
@@ -21,20 +23,13 @@ from streamed import (
     observed,
     shares,
     stream_fit,
+    workers,
 )
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.drawing import SumTable
-from kakurenbo_lightning.methods import LB, NLB, OWC, PEB, PLB
+from kakurenbo_lightning.methods import LB, NLB, PLB
 from kakurenbo_lightning.seeding import stream_generator
-
-CLASSES = {"owc": OWC, "lb": LB, "nlb": NLB, "plb": PLB, "peb": PEB}
-STEPS = 8  # of an epoch of 61 samples in batches of 8
-
-
-def workers(count, prefetch):
-    return {"num_workers": count, "prefetch_factor": prefetch, "persistent_workers": True} if count else {}
-
 
 # ---- each batch is the one that was drawn
 

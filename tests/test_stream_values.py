@@ -9,27 +9,22 @@ import torch.nn.functional as F
 from helpers import Net, Points, loader
 from streamed import (
     BATCH,
+    CLASSES,
     EPOCHS,
     METHODS,
     SAMPLES,
+    STEPS,
     ToldNet,
     assert_same_weights,
     dense_table,
     observed,
     shares,
     stream_fit,
+    workers,
 )
 from torch.utils.data import DataLoader, Dataset
 
-from kakurenbo_lightning.methods import LB, NLB, OWC, PEB, PLB
-
-CLASSES = {"owc": OWC, "lb": LB, "nlb": NLB, "plb": PLB, "peb": PEB}
-STEPS = 8  # of an epoch of 61 samples in batches of 8
-
-
-def workers(count, prefetch):
-    return {"num_workers": count, "prefetch_factor": prefetch, "persistent_workers": True} if count else {}
-
+from kakurenbo_lightning.methods import PLB
 
 # ---- how stale draws are
 
