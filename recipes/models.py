@@ -1,7 +1,8 @@
 """CIFAR-style and wide residual networks, timm's networks by name, and the LightningModule that trains either of them."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -108,8 +109,14 @@ class WideResNet(nn.Sequential):
         super().__init__(*layers, nn.Linear(channels, num_classes))
 
 
-def timm_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+def timm_network(name: str, num_classes: int, pretrained: bool = False, options: Mapping[str, Any] | None = None) -> nn.Module:
     """Return a network of timm by name, for images of 3 channels and `num_classes` classes.
+
+    Args:
+        name: of the model.
+        num_classes: number of logits.
+        pretrained: begin with timm's weights, which it downloads.
+        options: what else the model takes, for example `img_size`, `patch_size` and `drop_path_rate` of a transformer.
 
     Raises:
         ValueError: timm has no model of that name.
@@ -119,11 +126,42 @@ def timm_network(name: str, num_classes: int, pretrained: bool = False) -> nn.Mo
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
     hint = f"Did you mean {', '.join(near)}?" if near else "timm.list_models() lists them."
     check_setting("model.name", name, timm.is_model(name), "the name of a timm model", hint)
-    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=3)
+    return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=3, **(options or {}))
+
+
+def load_network(network: nn.Module, path: str) -> str:
+    """Begin with the weights of a checkpoint's network; the last layer begins anew when it has another number of classes.
+
+    Args:
+        network: as the checkpoint's, but for the last layer.
+        path: of a checkpoint that Lightning saved of a module with an attribute `network`.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds another network.
+    """
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin anew")
+    saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)["state_dict"]
+    saved = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+    own = network.state_dict()
+    last = next(reversed([name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]))
+    anew = [name for name in own if name.startswith(f"{last}.") and name in saved and saved[name].shape != own[name].shape]
+    odd = sorted(own.keys() ^ saved.keys()) + [n for n in own if n in saved and n not in anew and saved[n].shape != own[n].shape]
+    hint = "Choose the model and its settings as they were in the run that saved it."
+    check_setting("weights", path, not odd, f"a checkpoint of the same network, which differs in {', '.join(odd[:3])}", hint)
+    network.load_state_dict({name: saved[name] for name in own if name not in anew}, strict=False)
+    return f"{path}: {len(own) - len(anew)} of {len(own)} tensors taken over" + (f"; {last} begins anew" if anew else "")
 
 
 class ImageClassifier(L.LightningModule):
     """Train a network on cross-entropy; nothing in it knows that samples are hidden.
+
+    Attributes:
+        metric: name of the validation metric `val/NAME` that runs are compared by; higher is better.
 
     Args:
         network: maps images, float32 [B, 3, H, W], to logits [B, num_classes].
@@ -132,6 +170,8 @@ class ImageClassifier(L.LightningModule):
         schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
         label_smoothing: of the training loss.
     """
+
+    metric = "accuracy"
 
     def __init__(
         self,
@@ -142,7 +182,7 @@ class ImageClassifier(L.LightningModule):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        check_setting("label_smoothing", label_smoothing, is_share(label_smoothing), "a number in [0, 1)", "Try 0.1.")
+        check_setting("task.label_smoothing", label_smoothing, is_share(label_smoothing), "a number in [0, 1)", "Try 0.1.")
         self.network = network
         self.optimizer = optimizer
         self.schedule = schedule

@@ -14,13 +14,15 @@ class Result:
 
     Attributes:
         method: name of the selection method.
-        accuracy: validation accuracy after the last epoch, in [0, 1]; None without validation.
+        metric: name of the validation metric: "accuracy" or "iou".
+        score: its value after the last epoch, in [0, 1]; None without validation.
         totals: the callback's counts (over all ranks) and seconds (of this one) by name: `SampleSelection.totals`.
         fit_seconds: wall time of `Trainer.fit`, validation included.
     """
 
     method: str
-    accuracy: float | None
+    metric: str
+    score: float | None
     totals: dict[str, Any]
     fit_seconds: float
 
@@ -63,8 +65,8 @@ class Result:
         return 1 - self.seconds / baseline.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields and the derived figures, ready for JSON."""
-        return {**asdict(self), **{name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}}
+        """Return the fields and the derived figures, ready for JSON; the score also by its metric's name."""
+        return {**asdict(self), self.metric: self.score, **{name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}}
 
 
 def comparison_table(results: list[Result]) -> Table:
@@ -74,13 +76,13 @@ def comparison_table(results: list[Result]) -> Table:
     looks = any(result.totals["samples_looked"] for result in results)
     table.add_column("method", no_wrap=True)
     shares = ("looked at", "left out") if looks else ("hidden share",)
-    for heading in ("accuracy", "trained", *shares, "seconds", "saving", "ideal"):
+    for heading in (results[0].metric, "trained", *shares, "seconds", "saving", "ideal"):
         table.add_column(heading, justify="right")
     for result in results:
         compared = baseline is not None and result is not baseline
         table.add_row(
             result.method,
-            "-" if result.accuracy is None else f"{result.accuracy:.2%}",
+            "-" if result.score is None else f"{result.score:.2%}",
             f"{result.totals['samples_trained']:,}",
             *([f"{result.totals['samples_looked']:,}"] if looks else []),
             f"{result.hidden_share + result.rejected_share:.1%}",

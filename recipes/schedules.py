@@ -17,16 +17,18 @@ def schedule(
     gamma: float = 0.1,
     warmup_epochs: float = 0,
     warmup_factor: float = 0.1,
+    final_lr: float = 0.0,
 ) -> dict[str, Any]:
     """Return what `configure_optimizers` says of a schedule that ends with the last step.
 
     Args:
         optimizer: whose learning rate.
         trainer: knows the number of steps and epochs.
-        milestones: epochs from which the learning rate is multiplied by `gamma`; None for a cosine down to 0.
+        milestones: epochs from which the learning rate is multiplied by `gamma`; None for a cosine down to `final_lr`.
         gamma: that factor.
         warmup_epochs: the learning rate rises linearly in these first epochs, which milestones count too.
         warmup_factor: share of the learning rate that it starts with.
+        final_lr: where the cosine ends.
     """
     is_number = isinstance(warmup_epochs, int | float) and warmup_epochs >= 0
     check_setting("schedule.warmup_epochs", warmup_epochs, is_number, "a number >= 0", "Try 5, or 0 for none.")
@@ -38,7 +40,7 @@ def schedule(
     warm = min(steps - 1, round(warmup_epochs * per_epoch))
     after: LRScheduler
     if milestones is None:
-        after = CosineAnnealingLR(optimizer, steps - warm)
+        after = CosineAnnealingLR(optimizer, steps - warm, eta_min=final_lr)
     else:
         after = MultiStepLR(optimizer, [round(epoch * per_epoch) - warm for epoch in milestones], gamma)
     if warm:

@@ -17,11 +17,11 @@ import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recipes.data import ImageData
-from recipes.models import ImageClassifier
+from recipes.models import load_network
 from recipes.results import Result, print_comparison
 from recipes.settings import check_setting, is_count
 
@@ -39,18 +39,21 @@ def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
     network = instantiate(cfg.model, num_classes=datamodule.num_classes)
+    if cfg.weights is not None:
+        rank_zero_info(load_network(network, cfg.weights))
     trainer = instantiate(cfg.trainer)(callbacks=[selection], logger=instantiate(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
-    model = ImageClassifier(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule), cfg.label_smoothing)
+    model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
 
     started = time.perf_counter()
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     fit_seconds = time.perf_counter() - started
 
-    accuracy = trainer.callback_metrics.get("val/accuracy")
+    score = trainer.callback_metrics.get(f"val/{model.metric}")
     return Result(
         method=cfg.method.method,
-        accuracy=None if accuracy is None else accuracy.item(),
+        metric=model.metric,
+        score=None if score is None else score.item(),
         totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
         fit_seconds=fit_seconds,
     )
@@ -112,7 +115,7 @@ def run(cfg: DictConfig) -> list[Result]:
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
 def train(cfg: DictConfig) -> float | None:
-    """Run, leave results.json in the run's folder, and return the last accuracy for Hydra's sweepers."""
+    """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
     results = run(cfg)
     if rank_zero_only.rank == 0:
         if len(results) > 1:
@@ -120,7 +123,7 @@ def train(cfg: DictConfig) -> float | None:
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
         print(f"results: {path}")
-    return results[-1].accuracy
+    return results[-1].score
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_an_experiment_runs_in_small(tmp_path, name):
     said = program("recipes.train", f"experiment={name}", "debug=true", "trainer.accelerator=cpu", cwd=tmp_path)
     (path,) = tmp_path.rglob("results.json")
     (result,) = json.loads(path.read_text())
-    assert result["accuracy"] is not None and math.isfinite(result["accuracy"])
+    assert result["score"] is not None and math.isfinite(result["score"]) and result[result["metric"]] == result["score"]
     assert "SampleSelection:" in said
 
 
@@ -101,6 +101,11 @@ def test_a_warm_up_rises_and_milestones_count_it():
     found = rates(40, 8, milestones=[2, 6], gamma=0.2, warmup_epochs=1, warmup_factor=0.1)
     assert torch.allclose(torch.tensor(found[:6]), torch.tensor([0.1, 0.28, 0.46, 0.64, 0.82, 1.0]))
     assert torch.allclose(torch.tensor(found[6:]), torch.tensor([1.0] * 4 + [0.2] * 20 + [0.04] * 11))
+
+
+def test_a_cosine_may_end_above_zero():
+    found = rates(40, 8, final_lr=0.1)
+    assert found[0] == 1.0 and abs(found[20] - 0.55) < 1e-6 and abs(found[-1] - 0.1) < 1e-6
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import kakurenbo_lightning
 from recipes import plot
 from recipes.data import Digits
-from recipes.models import CifarResNet, ImageClassifier, WideResNet, timm_network
+from recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
 from recipes.results import Result, comparison_table
 from recipes.train import config_dir, fit, run, with_method
 
@@ -110,6 +110,37 @@ def test_an_unknown_timm_model_gets_a_suggestion():
         timm_network("resnet_18", num_classes=10)
 
 
+def test_options_reach_timm():
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2}
+    network = timm_network("deit_tiny_patch16_224", 7, options=options)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7) and len(network.blocks) == 2
+
+
+def saved_network(path, network):
+    torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_fine_tuning_begins_with_a_checkpoints_network_and_a_last_layer_of_its_own(tmp_path, classes):
+    before, after = CifarResNet(width=4, num_classes=10), CifarResNet(width=4, num_classes=classes)
+    anew = after[-1].weight.clone()
+    said = load_network(after, saved_network(tmp_path / "run.ckpt", before))
+    kept = [name for name in before.state_dict() if classes == 10 or not name.startswith(f"{len(before) - 1}.")]
+    assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
+    assert torch.equal(after[-1].weight, anew) == (classes == 3)
+    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins anew" in said) == (classes == 3)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    path = saved_network(tmp_path / "run.ckpt", CifarResNet(width=4))
+    for other in (CifarResNet(width=8), CifarResNet(depth=14, width=4)):
+        with pytest.raises(ValueError, match=r"weights=.*run\.ckpt.* is not possible: .* same network, which differs in"):
+            load_network(other, path)
+    with pytest.raises(FileNotFoundError, match="weights='nowhere.ckpt' is not a file"):
+        load_network(CifarResNet(width=4), "nowhere.ckpt")
+
+
 def test_the_training_step_is_the_plain_one():
     model = ImageClassifier(CifarResNet(width=4), torch.optim.SGD, num_classes=10)
     model.log = lambda *arguments, **settings: None
@@ -196,7 +227,7 @@ def test_one_fit_returns_accuracy_and_totals(compose, tmp_path):
     cfg = compose(*TINY, "method=random", "F=0.25")
     result = fit(cfg, instantiate(cfg.data))
     assert result.method == "random"
-    assert 0 <= result.accuracy <= 1
+    assert 0 <= result.score <= 1
     assert result.totals["samples_trained"] + result.totals["samples_hidden"] == 2 * 96
     assert result.hidden_share == 0.25
     assert (tmp_path / "random" / "metrics.csv").is_file()
@@ -212,7 +243,7 @@ def test_a_comparison_runs_each_method_on_the_same_images(compose):
 def test_the_same_seed_gives_the_same_accuracy(compose):
     cfg = compose(*TINY, "method=random", "logger=none", "trainer.enable_checkpointing=false")
     first, second = (fit(cfg, instantiate(cfg.data)) for _ in range(2))
-    assert first.accuracy == second.accuracy
+    assert first.score == second.score
 
 
 def test_quickstart_leaves_results_and_metrics_that_can_be_plotted(tmp_path):
@@ -285,7 +316,7 @@ def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=
         "look_seconds": look_seconds,
         "select_seconds": 0.0,
     }
-    return Result(method, 0.9, totals, fit_seconds=train_seconds)
+    return Result(method, "accuracy", 0.9, totals, fit_seconds=train_seconds)
 
 
 def test_saving_and_its_ideal():

@@ -58,7 +58,7 @@ def fit(method: str, epochs: int, data: ImageData, settings: argparse.Namespace)
     training.fit(model, datamodule=data)
     seconds = clock() - started
     accuracy = training.callback_metrics["val/accuracy"].item()
-    return Result(method=method, accuracy=accuracy, totals=asdict(selection.totals), fit_seconds=seconds)
+    return Result(method=method, metric="accuracy", score=accuracy, totals=asdict(selection.totals), fit_seconds=seconds)
 
 
 def epochs_in(settings: argparse.Namespace, data: ImageData) -> int:
