@@ -9,7 +9,7 @@ STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(op
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest bench controls losers lint clean
+.PHONY: help venv train test test-all test-oldest test-gpu bench controls losers lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -25,6 +25,9 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
+
+test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
+	KAKURENBO_TEST_ACCELERATOR=gpu $(BIN)/python -m pytest -n 4
 
 bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop and checkpoints; kill and resume 30 times
 	$(BIN)/python -m recipes.bench.overhead

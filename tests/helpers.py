@@ -1,5 +1,6 @@
 """Shared by the tests: a tiny data set that knows its indices, tiny modules, a quiet Trainer and a spy."""
 
+import os
 from collections import defaultdict
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from kakurenbo_lightning import SampleSelection
 torch.set_num_threads(1)  # tensors are tiny, and test processes share the cores
 
 CLASSES, FEATURES = 3, 6
+ACCELERATOR = os.environ.get("KAKURENBO_TEST_ACCELERATOR", "cpu")  # `make test-gpu` sets gpu
 
 
 class Points(Dataset):
@@ -165,9 +167,9 @@ class Spy(pl.Callback):
 
 
 def trainer(*callbacks, **settings):
-    """A CPU Trainer that prints and writes nothing; four epochs unless told otherwise."""
+    """A Trainer that prints and writes nothing; four epochs unless told otherwise."""
     defaults = {
-        "accelerator": "cpu",
+        "accelerator": ACCELERATOR,
         "devices": 1,
         "max_epochs": 4,
         "logger": False,

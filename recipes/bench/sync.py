@@ -1,10 +1,11 @@
 """Whether watching makes the host wait for the GPU: epochs under `torch.cuda.set_sync_debug_mode("error")`.
 
 From the first step of an epoch to its last, any operation that waits for the device raises an error. The same epochs
-without a callback come first: what raises there is Lightning's or the network's. On a CPU there is nothing to wait for
-and the epochs only run.
+without a callback come first: what raises there is Lightning's or the network's. Methods that choose or draw within the epoch must
+wait for the losses they go by; for these the waits are counted. On a CPU there is nothing to wait for and the epochs only run.
 """
 
+import warnings
 from traceback import extract_tb
 from typing import Any
 
@@ -21,20 +22,24 @@ EPOCHS = 3
 
 
 class NoWaiting(L.Callback):
-    """Forbids waiting for the device within the batch loop, from the second epoch on.
+    """Forbids or counts waiting for the device within the batch loop, from the second epoch on.
 
     In the first one, cuDNN and the caching allocator set themselves up, which may wait. Stands last among the
     callbacks, so the hooks of all others in between are under the ban.
+
+    Args:
+        device: "cuda" or "cpu".
+        mode: "error" forbids, "warn" warns of each wait.
     """
 
-    def __init__(self, device: str) -> None:
-        self._forbids = device == "cuda"
+    def __init__(self, device: str, mode: str) -> None:
+        self._forbids, self._mode = device == "cuda", mode
         self.steps = 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the ban."""
         if self._forbids and trainer.current_epoch > 0:
-            torch.cuda.set_sync_debug_mode("error")
+            torch.cuda.set_sync_debug_mode(self._mode)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """End it after the last step: what follows happens once per epoch and may wait."""
@@ -49,15 +54,19 @@ class NoWaiting(L.Callback):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def check(selection: SampleSelection | None, device: str, steps: int, by_name: bool, seed: int) -> dict[str, Any]:
-    """Train under the ban; return what raised, if anything."""
+def check(
+    selection: SampleSelection | None, device: str, steps: int, by_name: bool, seed: int, mode: str = "error"
+) -> dict[str, Any]:
+    """Train under the ban; return what raised, if anything, and how often a step waited."""
     torch.manual_seed(seed)
     data = RandomImages(64 * steps, seed, batch_size=64)
-    ban = NoWaiting(device)
+    ban = NoWaiting(device, mode)
     callbacks = [ban] if selection is None else [selection, ban]
     error, where = None, []
     try:
-        trainer(device, callbacks, EPOCHS).fit(Classifier(CifarResNet(), by_name), datamodule=data)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            trainer(device, callbacks, EPOCHS).fit(Classifier(CifarResNet(), by_name), datamodule=data)
     except RuntimeError as raised:
         if "synchroniz" not in str(raised):
             raise
@@ -66,7 +75,8 @@ def check(selection: SampleSelection | None, device: str, steps: int, by_name: b
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    return {"error": error, "where": where, "steps_checked": ban.steps}
+    waits = sum("synchronizing" in str(warning.message) for warning in warned)
+    return {"error": error, "where": where, "steps_checked": ban.steps, "waits_per_step": waits / max(1, ban.steps)}
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -85,13 +95,23 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         name: check(selection, settings.device, settings.steps, by_name, settings.seed)
         for name, (selection, by_name) in arms.items()
     }
+    choosing = {name: SampleSelection(name, seed=0) for name in ("selective_backprop", "plb")}
+    counted = {
+        name: check(selection, settings.device, settings.steps, True, settings.seed, "warn")
+        for name, selection in [("nothing, counted", None), *choosing.items()]
+    }
     clean = "no wait" if settings.device == "cuda" else "not checked on a CPU"
     report.print_table(
         "Waiting for the device within the batch loop",
         ["training", "steps checked", "found"],
         [[name, str(row["steps_checked"]), row["error"] or clean] for name, row in rows.items()],
     )
-    result = {"benchmark": "sync", "machine": report.machine(settings.device), "arms": rows}
+    report.print_table(
+        "Waits of a step, counted",
+        ["training", "steps", "waits per step"],
+        [[name, str(row["steps_checked"]), f"{row['waits_per_step']:.2f}"] for name, row in counted.items()],
+    )
+    result = {"benchmark": "sync", "machine": report.machine(settings.device), "arms": rows, "counted": counted}
     report.write(settings.json, result)
     if rows["without a callback"]["error"] is None and any(row["error"] for row in rows.values()):
         raise SystemExit("sample selection makes the host wait for the device, see the table")
