@@ -251,6 +251,11 @@ class BackpropDriver(Driver):
         """Whether the step trains the loaded batch as it is."""
         return self._now is None
 
+    @property
+    def chosen(self) -> Tensor | None:
+        """Indices of the samples that the step trains in place of the loaded batch, ``int64[b]``; ``None`` for none."""
+        return None if self._now is None or self._now.samples is None else self._now.samples.indices
+
     def learn(self, values: Values | None, batch: Any, number: int, scale: float) -> None:
         """An ordinary step has trained ``batch`` and seen these."""
         if values is not None:

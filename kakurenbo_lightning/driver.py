@@ -27,11 +27,13 @@ class Driver:
     Attributes:
         skips: leaves out optimizer steps.
         trains_batch: the next step trains the loaded batch as it is; else :meth:`training_step` says what.
+        chosen: indices of the samples it trains then, ``int64[b]``, or ``None`` when it trains none.
         phases: seconds of looking, forward, backward and data.
     """
 
     skips: ClassVar[bool] = False
     trains_batch: bool = True
+    chosen: Tensor | None = None
 
     def __init__(self, device: torch.device) -> None:
         self.phases = Phases(device)

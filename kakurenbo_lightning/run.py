@@ -49,6 +49,7 @@ class SelectionRun(Resumable):
         step: batches of the epoch that are done.
         totals: sums over the epochs so far.
         metrics: what is logged of the planned epoch, by name.
+        on_trained: called in each training step with the indices that this rank trains in it, ``int64[b]`` on the device.
 
     Args:
         trainer: the Trainer.
@@ -85,6 +86,7 @@ class SelectionRun(Resumable):
         self.epoch, self.step = -1, 0
         self.totals = RunTotals()
         self.metrics: dict[str, float] = {}
+        self.on_trained: Callable[[Tensor], None] | None = None
         self.announced = True  # the hidden share of this epoch is in the progress bar
         self._refresh_seconds = 0.0
         self._epoch_samples: int | None = None  # that a stream draws in this epoch, where it began with another batch size
@@ -167,6 +169,11 @@ class SelectionRun(Resumable):
         return self.restart.user_epochs(epochs)
 
     # --- before each epoch
+
+    @property
+    def seed(self) -> int:
+        """Of order and choice."""
+        return self._seed
 
     @property
     def passive(self) -> bool:
@@ -334,7 +341,9 @@ class SelectionRun(Resumable):
             return step(*args)
         trainer, driver = self._trainer, self.driver
         if driver is not None and not driver.trains_batch:
-            return scaled(*driver.training_step(step, *args))
+            outputs = scaled(*driver.training_step(step, *args))
+            self._tell(driver.chosen)
+            return outputs
         size = self._dealt.batch_length(self.step)
         weights = self._dealt.step_weights(self.step)
         with contextlib.nullcontext() if driver is None else driver.phases.during("forward"):
@@ -345,7 +354,12 @@ class SelectionRun(Resumable):
             driver.learn(values, args[0], self.step, self._dealt.loss_scale(self.step))
         if trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self._dealt.loss_scale(self.step))
+        self._tell(self._dealt.step(self.step))
         return outputs
+
+    def _tell(self, trained: Tensor | None) -> None:
+        if self.on_trained is not None and trained is not None:
+            self.on_trained(trained)
 
     def release(self) -> None:
         """Let go of the Trainer: optimizers, schedulers, training step, validation, loader."""

@@ -4,16 +4,15 @@ A data set of 60,000 images of 32 x 32 pixels is 180 MB of uint8, so nothing is 
 of a tensor, and the random crop, the flip and the normalisation are done for the whole batch on the device.
 """
 
-import io
-from pathlib import Path
+import copy
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.data_tools import channel_statistics
 from recipes.settings import check_setting, is_count, is_share
 
 
@@ -40,6 +39,10 @@ class InMemoryImages(Dataset):
         """Return a whole batch: images, uint8 [B, 3, H, W], and labels, int64 [B]."""
         rows = torch.as_tensor(indices)
         return self.images[rows], self.labels[rows]
+
+    def part(self, rows: Tensor) -> "InMemoryImages":
+        """Return some of the samples, by their indices, int64 [M]; the memory of the others is free when these are all that is kept."""
+        return InMemoryImages(self.images[rows], self.labels[rows])
 
 
 def keep_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -127,8 +130,13 @@ class ImageData(L.LightningDataModule):
         held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the test images: what
             is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is theirs then.
         held_out_seed: seed of which.
+        resize: side in pixels to which the augmented images are scaled on the device, for a network that takes larger ones; None leaves
+            them as they are.
 
     Attributes:
+        num_classes: number of classes.
+        mean: of each channel, in [0, 1]; where a subclass has none it is computed from the training images in `setup`.
+        std: of each channel; likewise.
         train_images: the training images, labels with noise; None before `setup`.
         val_images: the held-out images; None when there are none.
         test_images: the test images; None before `setup`.
@@ -136,8 +144,8 @@ class ImageData(L.LightningDataModule):
     """
 
     num_classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
     def __init__(
         self,
@@ -153,6 +161,7 @@ class ImageData(L.LightningDataModule):
         cutout: int = 0,
         held_out: float = 0.0,
         held_out_seed: int = 0,
+        resize: int | None = None,
     ) -> None:
         super().__init__()
         check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 128.")
@@ -169,6 +178,9 @@ class ImageData(L.LightningDataModule):
         check_setting("data.cutout", cutout, is_count(cutout, 0), "an int >= 0", "Use 16, or 0 for none.")
         check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
         check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
+        is_side = resize is None or is_count(resize, 8)
+        check_setting("data.resize", resize, is_side, "null or an int >= 8", "Use null to leave the images as they are.")
+        self.resize = resize
         self.cutout = cutout
         self.held_out = held_out
         self.held_out_seed = held_out_seed
@@ -185,8 +197,7 @@ class ImageData(L.LightningDataModule):
         self.val_images: InMemoryImages | None = None
         self.test_images: InMemoryImages | None = None
         self.clean_labels: Tensor | None = None
-        # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
-        self._scale = 255 * torch.tensor([self.mean, self.std]).view(2, 1, 3, 1, 1)
+        self._scale: Tensor | None = None  # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages]:
         """Return the training and the test images."""
@@ -200,20 +211,21 @@ class ImageData(L.LightningDataModule):
         if self.subset is not None:
             known = self.subset <= len(train)
             check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
-            train = InMemoryImages(train.images[: self.subset].clone(), train.labels[: self.subset].clone())
+            train = train.part(torch.arange(self.subset))
         val = None
         if self.held_out:
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.held_out_seed))
             kept = len(train) - max(1, round(self.held_out * len(train)))
             check_setting("data.held_out", self.held_out, kept >= 1, "a share that leaves a sample to train", "Try 0.1.")
-            val = InMemoryImages(train.images[order[kept:]], train.labels[order[kept:]])
-            rows = order[:kept].sort().values
-            train = InMemoryImages(train.images[rows], train.labels[rows])
+            train, val = train.part(order[:kept].sort().values), train.part(order[kept:])
         enough = not self.drop_last or len(train) >= self.batch_size
         check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
+        if self.mean is None:
+            self.mean, self.std = channel_statistics(train)
         self.clean_labels = train.labels
-        labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
-        self.train_images, self.val_images, self.test_images = InMemoryImages(train.images, labels), val, test
+        train = copy.copy(train)
+        train.labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
+        self.train_images, self.val_images, self.test_images = train, val, test
 
     def train_dataloader(self) -> DataLoader:
         """Return the shuffled loader of the training images."""
@@ -241,11 +253,14 @@ class ImageData(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment (when training) and normalise the batch where it lies: images become float32 [B, 3, H, W]."""
+        """Augment (when training), normalise and scale the batch where it lies: images become float32 [B, 3, H, W]."""
         images, labels = batch
         if self.trainer is not None and self.trainer.training:
             images = self.augment(images)
-        return self.normalise(images), labels
+        images = self.normalise(images)
+        if self.resize is not None:
+            images = F.interpolate(images, size=(self.resize, self.resize), mode="bicubic", antialias=True)
+        return images, labels
 
     def augment(self, images: Tensor) -> Tensor:
         """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin."""
@@ -257,8 +272,8 @@ class ImageData(L.LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""
-        if self._scale.device != images.device:  # once: a copy at each batch would make the GPU wait
-            self._scale = self._scale.to(images.device)
+        if self._scale is None or self._scale.device != images.device:  # once: a copy at each batch would make the GPU wait
+            self._scale = 255 * torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
         mean, std = self._scale
         return (images - mean) / std
 
@@ -303,90 +318,3 @@ class Digits(ImageData):
             stratify=digits.target,
         )
         return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])
-
-
-class CIFAR10(ImageData):
-    """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
-
-    Args:
-        root: folder of `train.parquet` and `test.parquet` in the layout of Hugging Face `datasets` (encoded images in
-            the column `image` or `img`, the class in `label`); without them, the folder of torchvision's download.
-        settings: those of `ImageData`.
-    """
-
-    num_classes = 10
-    mean = (0.4914, 0.4822, 0.4465)
-    std = (0.2470, 0.2435, 0.2616)
-
-    def __init__(self, root: str = "data/cifar10", **settings) -> None:
-        super().__init__(**settings)
-        self.root = Path(root).expanduser()
-
-    def prepare_data(self) -> None:
-        """Download the data set with torchvision unless it is there already."""
-        if self._has_parquet():
-            return
-        from torchvision.datasets import CIFAR10 as Download
-
-        try:
-            Download(self.root, download=True)
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"data.root={str(self.root)!r} holds no CIFAR-10 and the download failed ({error}). "
-                f"Save the two parquet files of https://huggingface.co/datasets/uoft-cs/cifar10 as train.parquet and "
-                f"test.parquet in {self.root.resolve()}, or unpack "
-                f"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or set data.root to the folder that "
-                f"has them."
-            ) from error
-
-    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
-        """Return both parts as uint8 [N, 3, 32, 32]."""
-        if self._has_parquet():
-            return read_parquet(self.root / "train.parquet"), read_parquet(self.root / "test.parquet")
-        from torchvision.datasets import CIFAR10 as Download
-
-        parts = [Download(self.root, train=train) for train in (True, False)]
-        train, test = (
-            InMemoryImages(
-                torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(),
-                torch.tensor(part.targets, dtype=torch.long),
-            )
-            for part in parts
-        )
-        return train, test
-
-    def _has_parquet(self) -> bool:
-        return all((self.root / f"{part}.parquet").is_file() for part in ("train", "test"))
-
-
-def read_parquet(path: Path) -> InMemoryImages:
-    """Decode a parquet file of encoded images (JPEG or PNG bytes) and int64 labels.
-
-    Raises:
-        ValueError: a column is missing, or the images are not all of one size.
-    """
-    import pyarrow.parquet
-    from lightning.pytorch.utilities import rank_zero_only
-    from PIL import Image
-    from tqdm import tqdm
-
-    table = pyarrow.parquet.read_table(path)
-    column = next((name for name in ("image", "img") if name in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise ValueError(
-            f"{path} has the columns {table.column_names}, but 'image' (or 'img', a struct with the field 'bytes') and "
-            f"'label' are needed. Take the file from a Hugging Face image classification data set, or rename them."
-        )
-    encoded = table[column].combine_chunks().field("bytes").to_pylist()
-    images = None
-    for row, data in enumerate(tqdm(encoded, desc=f"decoding {path.name}", unit="", disable=rank_zero_only.rank != 0)):
-        image = torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
-        if images is None:
-            images = torch.empty((len(encoded), *image.shape), dtype=torch.uint8)
-        if image.shape != images.shape[1:]:
-            raise ValueError(
-                f"{path}: row {row} is an image of shape {tuple(image.shape)}, the first one is of shape "
-                f"{tuple(images.shape[1:])}. All images must be of one size: scale them to one before."
-            )
-        images[row] = image
-    return InMemoryImages(images, torch.tensor(table["label"].to_numpy(), dtype=torch.long))

@@ -246,9 +246,10 @@ def main(arguments: list[str] | None = None) -> None:
     total = settings.categories * settings.instances
     if settings.format == "array":
         shape = (total, settings.size, settings.size)
-        np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape).flush()
+        unfinished = folder / "images.unfinished.npy"  # gets its name when it is whole
+        np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape).flush()
         np.save(folder / "labels.npy", np.repeat(np.arange(settings.categories), settings.instances))
-        work = partial(write_rows, folder / "images.npy", *each)
+        work = partial(write_rows, unfinished, *each)
     else:
         work = partial(write_folder, folder / "train", *each)
     with tqdm(total=total, unit="image", desc="fractals") as bar:
@@ -259,6 +260,8 @@ def main(arguments: list[str] | None = None) -> None:
             with ProcessPoolExecutor(settings.processes) as pool:
                 for done in pool.map(work, range(settings.categories)):
                     bar.update(done)
+    if settings.format == "array":
+        unfinished.rename(folder / "images.npy")
     shown = min(settings.size, 128)
     contact_sheet(settings.seed, settings.categories, settings.instances, shown).save(folder / "contact_sheet.png")
     made = {name: getattr(settings, name) for name in ("categories", "instances", "size", "seed", "format")}

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from kakurenbo_lightning.fingerprint import fingerprint
-from recipes.data import ImageData, InMemoryImages
+from recipes.data import ImageData
 from recipes.models import ImageClassifier
 from recipes.settings import check_setting, is_count
 from recipes.train import config_dir
@@ -72,9 +72,9 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
     rest = torch.ones(len(everything), dtype=torch.bool)
     rest[rows] = False
     part = copy.copy(data)
-    part.train_images = InMemoryImages(everything.images[rest], everything.labels[rest])
+    part.train_images = everything.part(rest.nonzero()[:, 0])
     # validates on the fold, not on the test set
-    part.test_images = InMemoryImages(everything.images[rows], everything.labels[rows])
+    part.test_images = everything.part(rows)
 
     network = instantiate(cfg.model, num_classes=data.num_classes)
     model = HeldOutClassifier(network, instantiate(cfg.optimizer), data.num_classes)

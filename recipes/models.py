@@ -144,7 +144,9 @@ def load_network(network: nn.Module, path: str) -> str:
         ValueError: it holds another network.
     """
     if not Path(path).expanduser().is_file():
-        raise FileNotFoundError(f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin anew")
+        raise FileNotFoundError(
+            f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin anew"
+        )
     saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)["state_dict"]
     saved = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
     own = network.state_dict()

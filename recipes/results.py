@@ -65,8 +65,9 @@ class Result:
         return 1 - self.seconds / baseline.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields and the derived figures, ready for JSON; the score also by its metric's name."""
-        return {**asdict(self), self.metric: self.score, **{name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}}
+        """Return the fields and the derived figures, ready for JSON; the score also by the name of its metric."""
+        derived = {name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}
+        return {**asdict(self), self.metric: self.score, **derived}
 
 
 def comparison_table(results: list[Result]) -> Table:

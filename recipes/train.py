@@ -1,4 +1,4 @@
-"""Train an image classifier on fewer samples: the console script `kakurenbo-train`.
+"""Train on fewer samples: the console script `kakurenbo-train`.
 
 The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; with `compare=[a,b]` it trains several,
 one after the other with the same seed, and prints a table.
@@ -16,12 +16,13 @@ import hydra
 import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recipes.data import ImageData
+from kakurenbo_lightning import SampleSelection
 from recipes.models import load_network
+from recipes.recorder import RunRecorder
 from recipes.results import Result, print_comparison
 from recipes.settings import check_setting, is_count
 
@@ -34,14 +35,17 @@ def config_dir() -> str:
     return str(files("kakurenbo_lightning") / "configs")
 
 
-def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
+def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     """Train one model with the method of `cfg.method`."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
     network = instantiate(cfg.model, num_classes=datamodule.num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
-    trainer = instantiate(cfg.trainer)(callbacks=[selection], logger=instantiate(cfg.logger) or False)
+    callbacks = [selection, *recorder_for(cfg, selection, datamodule)]
+    if cfg.trainer.enable_checkpointing:
+        callbacks.append(instantiate(cfg.checkpoint))
+    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
 
@@ -57,6 +61,17 @@ def fit(cfg: DictConfig, datamodule: ImageData) -> Result:
         totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
         fit_seconds=fit_seconds,
     )
+
+
+def recorder_for(cfg: DictConfig, selection: SampleSelection, datamodule: L.LightningDataModule) -> list[RunRecorder]:
+    """Return what writes the run's folder; nothing with `record=none`."""
+    made = instantiate(cfg.record)
+    if not made:
+        return []
+    folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
+    names = getattr(datamodule, "class_names", None)
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return [made(selection, folder, metric=f"val/{get_class(cfg.task._target_).metric}", config=settings, class_names=names)]
 
 
 def scaled_rate(cfg: DictConfig, world_size: int) -> float:
@@ -129,7 +144,7 @@ def train(cfg: DictConfig) -> float | None:
 def main() -> None:
     """Start the program; the ranks that Lightning starts inherit the time, and with it the folder of the run."""
     if "LOCAL_RANK" not in os.environ:
-        os.environ["KAKURENBO_STARTED"] = time.strftime("%Y-%m-%d/%H-%M-%S")
+        os.environ.setdefault("KAKURENBO_STARTED", time.strftime("%Y-%m-%d/%H-%M-%S"))
     train()
 
 

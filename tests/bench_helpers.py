@@ -32,7 +32,7 @@ def written(path):
 
 
 def tiny_cifar(folder, colours=((0, 0, 0),)):
-    """Sixteen training and test images of eight classes in the layout that `recipes.data.CIFAR10` reads, of one colour each.
+    """Sixteen training and test images of eight classes in the layout that `recipes.parquet_data.CIFAR10` reads, of one colour each.
 
     Args:
         folder: where to.

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import Epoch, available_methods, get_method
 from recipes.bench import controls, plans
-from recipes.data import CIFAR10
 from recipes.models import ImageClassifier
+from recipes.parquet_data import CIFAR10
 
 NAMES = [
     "baseline",

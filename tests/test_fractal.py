@@ -1,14 +1,24 @@
 """Fractal images: iterated function systems, their variations, and the command that writes a set."""
 
 import json
+import os
 
+import lightning as L
 import numpy as np
 import pytest
+import torch
+from bench_helpers import written
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from kakurenbo_lightning import SampleSelection
 from recipes import fractal
+from recipes.array_data import ArrayImages
+from recipes.bench import fractal as bench
+from recipes.bench import report
 from recipes.fractal import System, chaos, images, patterns, pixels, random_system, stamped, varied
+from recipes.models import CifarResNet, ImageClassifier
+from recipes.torchvision_data import FolderImages
 
 SIERPINSKI = System(np.array([[0.5, 0, 0, 0.5, x, y] for x, y in ((0, 0), (0.5, 0), (0.25, 0.5))], dtype=float))
 
@@ -123,10 +133,104 @@ def test_the_command_writes_the_same_into_an_array_with_two_processes(tmp_path):
     arguments = ["--categories", "3", "--instances", "4", "--size", "24", "--format", "array"]
     fractal.main([*arguments, "--processes", "2", "-o", str(tmp_path)])
     array, labels = np.load(tmp_path / "images.npy", mmap_mode="r"), np.load(tmp_path / "labels.npy")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["contact_sheet.png", "fractal.json", "images.npy", "labels.npy"]
     assert array.shape == (12, 24, 24) and array.dtype == np.uint8
     assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for number in range(3):
         assert np.array_equal(array[4 * number : 4 * number + 4], np.stack(list(images(0, number, 4, 24))))
+
+
+def test_an_array_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fractal, "images", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fractal.main(["--categories", "2", "--size", "8", "--format", "array", "--processes", "1", "-o", str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"holds no images\.npy"):
+        ArrayImages(str(tmp_path)).setup("fit")
+
+
+def test_both_formats_are_trained_on(tmp_path):
+    arguments = ["--categories", "3", "--instances", "8", "--size", "24", "--processes", "1"]
+    for form in ("array", "folder"):
+        fractal.main([*arguments, "--format", form, "-o", str(tmp_path / form)])
+    array = ArrayImages(str(tmp_path / "array"), batch_size=7)
+    folder = FolderImages(str(tmp_path / "folder"), val=None, held_out=0.25, size=24, batch_size=7, num_workers=0)
+    for data, held in ((array, 1), (folder, 2)):
+        data.setup("fit")
+        images, _ = next(iter(data.train_dataloader()))
+        assert images.shape == (7, 3, 24, 24) and data.num_classes == 3
+        assert torch.cat([labels for _, labels in data.val_dataloader()]).bincount().tolist() == [held] * 3
+
+
+def test_a_network_is_trained_on_an_array_with_workers(tmp_path):
+    fractal.main(
+        ["--categories", "3", "--instances", "8", "--size", "16", "--format", "array", "--processes", "1", "-o", str(tmp_path)]
+    )
+    data = ArrayImages(str(tmp_path), test_share=0.25, batch_size=6, num_workers=1, crop_padding=1)
+    selection = SampleSelection("random", max_fraction=0.4, balance="class")
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[selection], default_root_dir=tmp_path,
+    )  # fmt: skip
+    model = ImageClassifier(CifarResNet(num_classes=3, width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 3)
+    trainer.fit(model, datamodule=data)
+    assert trainer.callback_metrics["val/accuracy"].isfinite()
+    assert selection.totals.samples_hidden == 2 * 3 * 2, "two of the six of each category in each epoch"
+
+
+# ---- the benchmark
+
+
+def test_the_benchmark_counts_the_images_of_a_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "clock", lambda *_: iter(range(1000)).__next__)  # whatever is timed takes a second
+    options = [
+        "--sizes",
+        "16",
+        "224",
+        "--instances",
+        "3",
+        "--categories",
+        "2",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "found.json"),
+    ]
+    result = bench.main(options)
+    assert result["search_s"]["median"] == 0.5
+    for row in result["cases"]:
+        assert [row["images_per_s"][name]["median"] for name in ("array", "folder")] == [6, 6]
+    assert [row["met"] for row in result["cases"]] == [None, False]
+
+
+def test_the_benchmark_end_to_end(tmp_path, capsys):
+    path = tmp_path / "fractal.json"
+    options = ["--sizes", "16", "32", "--instances", "3", "--categories", "1", "--rounds", "2", "--clock", "cpu"]
+    result = bench.main([*options, "--folder", str(tmp_path), "--json", str(path)])
+    assert json.loads(json.dumps(result)) == written(path)
+    assert [(row["size"], row["instances"], row["target_per_s"]) for row in result["cases"]] == [(16, 3, None), (32, 3, 300.0)]
+    for row in result["cases"]:
+        assert all(0 < one["low"] <= one["median"] <= one["high"] for one in row["images_per_s"].values())
+    assert "on one core" in capsys.readouterr().out
+    assert os.listdir(tmp_path) == ["fractal.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda"], "fractals are made on the CPU"),
+        (["--instances", "1001"], "--instances 1001 is not possible: at most 1000"),
+    ],
+)
+def test_the_benchmark_refuses_what_cannot_be(capsys, options, message):
+    with pytest.raises(SystemExit):
+        bench.main(options)
+    assert message in capsys.readouterr().err
+
+
+# ---- settings
 
 
 @pytest.mark.parametrize(

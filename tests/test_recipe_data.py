@@ -1,33 +1,16 @@
 """The recipe's data: images decoded once into memory, batched indexing, augmentation of whole batches."""
 
-import io
+import pickle
 import re
 from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 import torch
-from PIL import Image
 
-from recipes.data import CIFAR10, Digits, InMemoryImages, crop_and_flip, cut_out, read_parquet, with_label_noise
-
-
-def write_parquet(path, images, labels, column="image"):
-    """Write uint8 images [N, H, W, 3] as PNG bytes, which keep every pixel."""
-    rows = []
-    for image in images:
-        stream = io.BytesIO()
-        Image.fromarray(image).save(stream, format="PNG")
-        rows.append({"bytes": stream.getvalue(), "path": None})
-    pa.parquet.write_table(pa.table({column: rows, "label": labels}), path)
-
-
-def random_images(count, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-
+from recipes.array_data import ArrayImages
+from recipes.data import Digits, InMemoryImages, crop_and_flip, cut_out, with_label_noise
+from recipes.data_tools import channel_statistics, stratified
 
 # ---- data
 
@@ -59,66 +42,6 @@ def test_digits_are_scaled_up_to_the_size_asked_for():
     assert data.train_images.images.amax() > 240
 
 
-@pytest.mark.parametrize("column", ["image", "img"])
-def test_parquet_images_come_back_pixel_by_pixel(tmp_path, column):
-    images = random_images(5)
-    write_parquet(tmp_path / "part.parquet", images, [3, 1, 4, 1, 5], column)
-    read = read_parquet(tmp_path / "part.parquet")
-    assert torch.equal(read.images, torch.from_numpy(images).permute(0, 3, 1, 2))
-    assert read.labels.tolist() == [3, 1, 4, 1, 5]
-    assert read.labels.dtype == torch.int64
-
-
-def test_parquet_without_images_names_its_columns(tmp_path):
-    write_parquet(tmp_path / "part.parquet", random_images(1), [0], column="picture")
-    with pytest.raises(ValueError, match=r"part\.parquet has the columns \['picture', 'label'\], but 'image'"):
-        read_parquet(tmp_path / "part.parquet")
-
-
-def test_parquet_of_several_sizes_names_the_row(tmp_path):
-    images = [*random_images(2), random_images(1)[0, :16]]
-    write_parquet(tmp_path / "part.parquet", images, [0, 1, 2])
-    with pytest.raises(ValueError, match=r"row 2 is an image of shape \(3, 16, 32\)"):
-        read_parquet(tmp_path / "part.parquet")
-
-
-def test_cifar10_reads_parquet_and_trains_on_the_first_rows(tmp_path):
-    images = random_images(12)
-    write_parquet(tmp_path / "train.parquet", images[:8], list(range(8)))
-    write_parquet(tmp_path / "test.parquet", images[8:], list(range(4)))
-    data = CIFAR10(root=str(tmp_path), subset=5)
-    data.prepare_data()
-    data.setup("fit")
-    assert data.train_images.labels.tolist() == [0, 1, 2, 3, 4]
-    assert torch.equal(data.test_images.images, torch.from_numpy(images[8:]).permute(0, 3, 1, 2))
-
-
-def test_cifar10_falls_back_to_torchvision(tmp_path, monkeypatch):
-    images = random_images(6)
-    calls = []
-
-    def download(root, train=True, download=False):
-        calls.append(download)
-        return SimpleNamespace(data=images[:4] if train else images[4:], targets=[0, 1, 2, 3] if train else [4, 5])
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
-    data = CIFAR10(root=str(tmp_path))
-    data.prepare_data()
-    data.setup("fit")
-    assert calls == [True, False, False]
-    assert torch.equal(data.train_images.images, torch.from_numpy(images[:4]).permute(0, 3, 1, 2))
-    assert data.test_images.labels.tolist() == [4, 5]
-
-
-def test_cifar10_without_data_or_network_says_what_to_get(tmp_path, monkeypatch):
-    def download(*arguments, **settings):
-        raise URLError("no network")
-
-    monkeypatch.setattr("torchvision.datasets.CIFAR10", download)
-    with pytest.raises(FileNotFoundError, match=r"data\.root='.*no network.*huggingface\.co.*test\.parquet"):
-        CIFAR10(root=str(tmp_path)).prepare_data()
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -136,6 +59,10 @@ def test_cifar10_without_data_or_network_says_what_to_get(tmp_path, monkeypatch)
         ({"drop_last": 1}, "data.drop_last=1 is not possible: it must be true or false"),
         ({"crop_padding": -1}, "data.crop_padding=-1"),
         ({"flip": "yes"}, "data.flip='yes' is not possible: it must be true or false"),
+        (
+            {"resize": 4},
+            "data.resize=4 is not possible: it must be null or an int >= 8. Use null to leave the images as they are.",
+        ),
         ({"size": 4}, "data.size=4 is not possible: it must be an int >= 8"),
         ({"test_share": 1.0}, "data.test_share=1.0 is not possible: it must be within 0.01 and 0.99"),
         ({"split_seed": -1}, "data.split_seed=-1"),
@@ -239,7 +166,7 @@ def test_crop_and_flip_equals_the_slow_reference(padding):
 
 def test_each_sample_is_augmented_by_its_own_draw():
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    augmented = CIFAR10(crop_padding=2).augment(image.expand(200, -1, -1, -1))
+    augmented = Digits(crop_padding=2, flip=True).augment(image.expand(200, -1, -1, -1))
     assert len(augmented.flatten(1).unique(dim=0)) > 40  # of 5 x 5 places x 2
 
 
@@ -315,3 +242,147 @@ def test_wrong_labels_are_not_validated_on():
 def test_a_wrong_cutout_or_split_is_named(settings, message):
     with pytest.raises(ValueError, match="data." + message):
         Digits(**settings)
+
+
+def test_images_are_scaled_on_the_device_after_all_else():
+    data = Digits(size=8, resize=24)
+    data.setup("fit")
+    images, labels = next(iter(data.val_dataloader()))
+    scaled, same = data.on_after_batch_transfer((images, labels), 0)
+    assert scaled.shape == (len(images), 3, 24, 24) and scaled.dtype == torch.float32
+    assert same is labels
+    middles = scaled[:, :, 1::3, 1::3]  # the middle of the nine pixels that one has become is that pixel
+    assert torch.allclose(middles[:, :, 2:-2, 2:-2], data.normalise(images)[:, :, 2:-2, 2:-2], atol=0.02)
+
+
+# ---- a share of each class, mean and standard deviation
+
+
+def test_a_share_of_each_class_is_drawn_by_its_seed():
+    labels = torch.tensor([2] * 100 + [0] * 50 + [5] * 3 + [7]).roll(13)
+    kept, held = stratified(labels, 0.1, seed=0)
+    assert torch.equal(torch.cat([kept, held]).sort().values, torch.arange(len(labels)))
+    assert labels[held].bincount(minlength=8).tolist() == [5, 0, 10, 0, 0, 1, 0, 0], "one at least, but never all"
+    assert torch.equal(kept, kept.sort().values) and torch.equal(held, held.sort().values)
+    assert torch.equal(held, stratified(labels, 0.1, seed=0)[1])
+    assert not torch.equal(held, stratified(labels, 0.1, seed=1)[1])
+
+
+def test_every_sample_of_a_class_is_held_out_as_often():
+    labels = torch.arange(40) % 4
+    drawn = torch.cat([stratified(labels, 0.3, seed)[1] for seed in range(2000)]).bincount(minlength=40)
+    assert drawn.sum() == 2000 * 12
+    assert ((drawn - 600).abs() < 4 * (2000 * 0.3 * 0.7) ** 0.5).all()
+
+
+def test_mean_and_deviation_are_those_of_all_pixels():
+    pixels = torch.randint(0, 256, (50, 3, 6, 7), dtype=torch.uint8) // torch.tensor([1, 2, 3])[None, :, None, None]
+    mean, std = channel_statistics(InMemoryImages(pixels.byte(), torch.zeros(50)))
+    assert torch.allclose(torch.tensor(mean), pixels.float().mean((0, 2, 3)) / 255)
+    assert torch.allclose(torch.tensor(std), pixels.float().std((0, 2, 3), correction=0) / 255)
+
+
+def test_mean_and_deviation_of_a_large_set_are_of_images_evenly_spread(monkeypatch):
+    monkeypatch.setattr("recipes.data_tools.PIXELS", 10)
+    pixels = torch.arange(0, 200, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 1, 2)  # 20 images of 2 pixels
+    mean, _ = channel_statistics(InMemoryImages(pixels, torch.zeros(20)))
+    assert mean == pytest.approx((80 / 255,) * 3)  # images 0, 4, 8, 12, 16
+    assert channel_statistics(InMemoryImages(pixels[:1], torch.zeros(1)))[1] == (1 / 255,) * 3, "nothing is divided by zero"
+
+
+# ---- arrays that stay in their file
+
+
+def write_arrays(folder, classes=4, each=50, side=9):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (classes * each, side, side), dtype=np.uint8)
+    labels = random.permutation(np.repeat(np.arange(classes), each))
+    np.save(folder / "images.npy", images)
+    np.save(folder / "labels.npy", labels)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_are_split_by_class_and_read_by_batch(tmp_path):
+    images, labels = write_arrays(tmp_path)
+    data = ArrayImages(str(tmp_path), test_share=0.1, batch_size=16)
+    assert data.num_classes == 4
+    data.prepare_data()
+    data.setup("fit")
+    train, test = data.train_images, data.test_images
+    assert test.labels.bincount().tolist() == [5] * 4 and len(train) == 180
+    assert torch.equal(torch.cat([train.rows, test.rows]).sort().values, torch.arange(200))
+    for part in (train, test):
+        batch, found = part.__getitems__([7, 0, 7])
+        assert batch.dtype == torch.uint8 and batch.stride(1) == 0, "three channels by a view"
+        assert torch.equal(batch, images[part.rows[[7, 0, 7]]][:, None].expand(-1, 3, -1, -1))
+        assert found.tolist() == labels[part.rows[[7, 0, 7]]].tolist()
+        assert torch.equal(part[7][0], batch[0]) and part[7][1] == found[0]
+    mean, std = images[train.rows].double().mean() / 255, images[train.rows].double().std(correction=0) / 255
+    assert data.mean == pytest.approx((mean.item(),) * 3) and data.std == pytest.approx((std.item(),) * 3)
+    batch, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    assert batch.shape == (16, 3, 9, 9)
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_read_arrays_and_their_copies_are_small(tmp_path, method):
+    images, _ = write_arrays(tmp_path)
+    data = ArrayImages(str(tmp_path), eval_batch_size=30, num_workers=1, subset=40, held_out=0.25, mean=[0.5] * 3, std=[0.5] * 3)
+    data.setup("fit")
+    assert len(pickle.dumps(data.train_images)) < 5000
+    loader = data.val_dataloader()
+    loader.multiprocessing_context = method
+    ((batch, labels),) = list(loader)
+    assert torch.equal(batch[:, 2], images[data.val_images.rows]) and torch.equal(labels, data.val_images.labels)
+    assert len(data.val_images) == 10 and len(data.train_images) == 30
+
+
+def test_wrong_labels_of_arrays_are_those_of_the_training_alone(tmp_path):
+    write_arrays(tmp_path)
+    data = ArrayImages(str(tmp_path), test_share=0.1, label_noise=0.5)
+    data.setup("fit")
+    assert int((data.train_images.labels != data.clean_labels).sum()) == 90
+    assert torch.equal(data.train_images.images[:, 0], torch.from_numpy(np.load(tmp_path / "images.npy"))[data.train_images.rows])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (None, [0, 1], r"holds no images\.npy\. .* kakurenbo-fractal --format array --size 32 -o"),
+        (np.zeros((2, 4, 4), np.uint8), None, r"holds no labels\.npy"),
+        (np.zeros((3, 4, 4), np.uint8), [0, 1], r"images\.npy holds uint8 \[3, 4, 4\], but uint8 \[2, S, S\] is needed"),
+        (np.zeros((2, 4, 4), np.float32), [0, 1], r"images\.npy holds float32"),
+        (np.zeros((2, 4, 4), np.uint8), [0, -1], r"labels\.npy holds int64 \[2\], with \[ 0 -1\] first, but int64 \[N\]"),
+        (np.zeros((2, 4, 4), np.uint8), [0.5, 1], r"labels\.npy holds float64"),
+        (
+            np.zeros((2, 4, 4), np.uint8),
+            [0, 1],
+            r"data\.test_share=0\.02 is not possible: it must be a share that leaves an image",
+        ),
+    ],
+)
+def test_arrays_that_are_not_as_they_should_be_are_named(tmp_path, images, labels, message):
+    for name, array in (("images", images), ("labels", labels)):
+        if array is not None:
+            np.save(tmp_path / f"{name}.npy", np.array(array))
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        ArrayImages(str(tmp_path)).setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"test_share": 0}, "data.test_share=0 is not possible: it must be a number above 0 and below 1. Try 0.02."),
+        ({"split_seed": -1}, "data.split_seed=-1 is not possible"),
+        (
+            {"mean": [0.5, 0.5, 0.5]},
+            "data.std=None is not possible: it must be three numbers above 0, one for each channel. Set mean and",
+        ),
+        ({"mean": [0.5], "std": [1, 1, 1]}, "data.mean=[0.5] is not possible: it must be three numbers, one for each channel"),
+        ({"mean": [0.5] * 3, "std": [1, 0, 1]}, "data.std=[1, 0, 1] is not possible"),
+        ({"mean": "abc", "std": [1, 1, 1]}, "data.mean='abc'"),
+    ],
+)
+def test_a_wrong_setting_of_arrays_is_named(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ArrayImages("nowhere", **settings)

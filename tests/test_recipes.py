@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     for other in (CifarResNet(width=8), CifarResNet(depth=14, width=4)):
         with pytest.raises(ValueError, match=r"weights=.*run\.ckpt.* is not possible: .* same network, which differs in"):
             load_network(other, path)
-    with pytest.raises(FileNotFoundError, match="weights='nowhere.ckpt' is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"weights='nowhere\.ckpt' is not a file"):
         load_network(CifarResNet(width=4), "nowhere.ckpt")
 
 

@@ -1,6 +1,7 @@
 """Data sets of torchvision in memory, and folders of images; the files are made here."""
 
 import pickle
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import cifar, svhn
+from torchvision.transforms import v2
 
+from kakurenbo_lightning.targets import targets_of
 from recipes.torchvision_data import SOURCES, FolderImages, TorchvisionImages
 
 
@@ -76,6 +79,23 @@ def test_missing_files_are_named_with_what_to_do(tmp_path, name):
     data = TorchvisionImages(name, str(tmp_path / "nothing"))
     with pytest.raises(FileNotFoundError, match=rf"data.root='.*nothing' holds no {name}: .*Add data.download=true to fetch it"):
         data.prepare_data()
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_failed_download_leaves_no_empty_folder(tmp_path, monkeypatch, there):
+    def no_network(*arguments, **settings):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    root = tmp_path / "some" / "where"
+    if there:
+        (root / "empty").mkdir(parents=True)
+    expected = r"holds no mnist: the download failed \(.*no network.*\)\. Try again where the network is there, or put what"
+    with pytest.raises(FileNotFoundError, match=expected) as raised:
+        TorchvisionImages("mnist", str(root), download=True).prepare_data()
+    assert raised.value.__suppress_context__, "the cause is in the message"
+    assert list(tmp_path.rglob("*")) == ([root.parent, root, root / "empty"] if there else [])
 
 
 def test_an_unknown_name_is_refused():
@@ -108,6 +128,52 @@ def test_folders_are_cropped_and_normalised(tmp_path):
     assert next(iter(data.train_dataloader()))[0].shape == (5, 3, 16, 16)
 
 
+def test_a_share_of_each_class_is_held_out_where_there_is_no_validation_folder(tmp_path):
+    write_folders(tmp_path, each=10)
+    settings = {"size": 16, "num_workers": 0, "eval_batch_size": 100}
+    data, more, other = (
+        FolderImages(str(tmp_path), val=None, **settings),
+        FolderImages(str(tmp_path), val=None, held_out=0.2, **settings),
+        FolderImages(str(tmp_path), val=None, held_out=0.2, held_out_seed=1, **settings),
+    )
+    for each in (data, more, other):
+        each.setup("fit")
+    assert len(data.val_images) == 3 and len(data.train_images) == 27, "two of a hundred, but one of each class at least"
+    assert sorted([*more.val_images.indices, *more.train_images.indices]) == list(range(30))
+    assert more.val_images.indices != other.val_images.indices
+    images, labels = next(iter(more.val_dataloader()))
+    assert labels.bincount().tolist() == [2, 2, 2]
+    assert torch.equal(images, torch.stack([more.val_images[row][0] for row in range(6)])), "validated without augmentation"
+    assert targets_of(more.train_images).bincount().tolist() == [8, 8, 8]
+
+
+def test_held_out_images_take_the_place_of_the_validation_folder(tmp_path):
+    write_folders(tmp_path)
+    data = FolderImages(str(tmp_path), size=16, num_workers=0, held_out=0.25)
+    data.setup("fit")
+    assert len(data.train_images) == 9 and len(data.val_images) == 3
+    assert len(data.test_dataloader().dataset) == 12
+
+
+def test_the_scale_and_the_training_transform_can_be_set(tmp_path):
+    write_folders(tmp_path)
+    to_tensor = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    data = FolderImages(
+        str(tmp_path), size=16, num_workers=0, eval_batch_size=12, mean=[0.5] * 3, std=[0.25] * 3, train_transform=to_tensor
+    )
+    data.setup("fit")
+    assert data.train_images[0][0].shape == (3, 8, 8) and data.train_images[4][0].min() >= 0
+    red = (torch.tensor([0.0, 80.0, 160.0]) / 255 - 0.5) / 0.25
+    assert torch.allclose(next(iter(data.val_dataloader()))[0][::4, 0, 8, 8], red, atol=1e-5)
+
+
+def test_folders_of_other_classes_are_refused(tmp_path):
+    write_folders(tmp_path)
+    (tmp_path / "val" / "class1").rename(tmp_path / "val" / "class9")
+    with pytest.raises(ValueError, match=r"the class 'class1' has a folder in only one of train and val\. Both need the same"):
+        FolderImages(str(tmp_path), size=16).setup("fit")
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no folder 'train' with a folder for each class; put the images into"):
         _ = FolderImages(str(tmp_path)).num_classes
@@ -117,3 +183,11 @@ def test_a_wrong_setting_is_named(tmp_path):
     write_folders(tmp_path)
     with pytest.raises(ValueError, match=r"data\.size=4 is not possible: it must be an int >= 8"):
         FolderImages(str(tmp_path), size=4)
+    with pytest.raises(
+        ValueError, match=r"data\.held_out=1 is not possible: it must be null or a number in \[0, 1\)\. Try 0\.02"
+    ):
+        FolderImages(str(tmp_path), held_out=1)
+    with pytest.raises(ValueError, match=r"data\.train_transform='crop' is not possible: it must be null or something to call"):
+        FolderImages(str(tmp_path), train_transform="crop")
+    with pytest.raises(ValueError, match=r"data\.held_out=0 is not possible: it must be above 0 where there are no test images"):
+        FolderImages(str(tmp_path), val=None, held_out=0).setup("fit")

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from kakurenbo_lightning import SampleSelection
 from recipes.bench import report
 from recipes.bench.training import prepare, trainer
-from recipes.data import CIFAR10, ImageData
+from recipes.data import ImageData
 from recipes.models import CifarResNet, ImageClassifier
+from recipes.parquet_data import CIFAR10
 from recipes.results import Result, print_comparison
 
 METHODS = {"baseline": {}, "kakurenbo": {"max_fraction": 0.3, "tau": 0.7}}

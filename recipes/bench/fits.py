@@ -24,8 +24,9 @@ from tqdm import tqdm
 from kakurenbo_lightning import SampleSelection
 from recipes.bench import report
 from recipes.bench.training import trainer
-from recipes.data import CIFAR10, ImageData, InMemoryImages
+from recipes.data import ImageData, InMemoryImages
 from recipes.models import CifarResNet, ImageClassifier
+from recipes.parquet_data import CIFAR10
 
 STEPS_BETWEEN = 16  # reference steps
 CLOCKS = {"wall_s": time.perf_counter, "cpu_s": time.process_time}

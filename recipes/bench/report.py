@@ -3,8 +3,6 @@
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lightning
 import torch
 from rich.console import Console
 from rich.table import Table
+
+import recipes.machine
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -53,37 +52,13 @@ def share(text: str) -> float:
 def machine(device: str) -> dict[str, Any]:
     """Describe where and with what the figures were measured."""
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "commit": _commit(),
+        **recipes.machine.machine(device),
+        **recipes.machine.versions(),
+        "commit": recipes.machine.commit(Path(__file__).parent),
         "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "command": " ".join(["python", "-m", f"recipes.bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
     }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in _lines(info) if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.is_file() else []
-
-
-def _commit() -> str | None:
-    """Return the commit of the repository; None in a copy without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy  # a name of its own: replacing F.cross_entropy does not reach it
 
-from recipes.data import CIFAR10, ImageData, InMemoryImages
+from recipes.data import ImageData, InMemoryImages
+from recipes.parquet_data import CIFAR10
 
 Batch = tuple[Tensor, Tensor]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
