@@ -29,13 +29,15 @@ test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest su
 test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
 	KAKURENBO_TEST_ACCELERATOR=gpu $(BIN)/python -m pytest -n 4
 
-bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop and checkpoints; kill and resume 30 times
+bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop, checkpoints, records and fractals; kill and resume 30 times
 	$(BIN)/python -m recipes.bench.overhead
 	$(BIN)/python -m recipes.bench.selection
 	$(BIN)/python -m recipes.bench.plans
 	$(BIN)/python -m recipes.bench.saving
 	$(BIN)/python -m recipes.bench.backprop
 	$(BIN)/python -m recipes.bench.checkpoint
+	$(BIN)/python -m recipes.bench.recording
+	$(BIN)/python -m recipes.bench.fractal
 	$(BIN)/python -m recipes.bench.faults
 
 controls: $(VENV)/$(STAMP) ## train methods and their controls on CIFAR-10 in DATA_ROOT (40 minutes)

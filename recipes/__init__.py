@@ -1,1 +1,1 @@
-"""Training programs around kakurenbo_lightning: data, models, the trainer `kakurenbo-train` and plots."""
+"""Training programs around kakurenbo_lightning: data, models, the trainer `kakurenbo-train` and reports."""

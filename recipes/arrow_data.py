@@ -143,6 +143,7 @@ class ParquetLargeImages(LargeImages):
         """Open the copies."""
         self.prepare_data()  # where nobody has called it
         found = {name: ArrowImages(self.cache / f"{name}.arrow", part) for name, part in self._parts().items()}
+        found["train"].classes = self.files.train_part.class_names
         return found["train"], found.get("test")
 
     def _parts(self) -> dict[str, ParquetPart]:

@@ -5,6 +5,7 @@ of a tensor, and the random crop, the flip and the normalisation are done for th
 """
 
 import copy
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -22,7 +23,12 @@ class InMemoryImages(Dataset):
     Args:
         images: uint8 [N, 3, H, W].
         labels: int64 [N].
+
+    Attributes:
+        classes: their names; None when they have none.
     """
+
+    classes: Sequence[str] | None = None
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.images = images
@@ -137,6 +143,7 @@ class ImageData(L.LightningDataModule):
         num_classes: number of classes.
         mean: of each channel, in [0, 1]; where a subclass has none it is computed from the training images in `setup`.
         std: of each channel; likewise.
+        class_names: of the classes; None when they have none.
         train_images: the training images, labels with noise; None before `setup`.
         val_images: the held-out images; None when there are none.
         test_images: the test images; None before `setup`.
@@ -144,6 +151,7 @@ class ImageData(L.LightningDataModule):
     """
 
     num_classes: int
+    class_names: Sequence[str] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -224,6 +232,7 @@ class ImageData(L.LightningDataModule):
             self.mean, self.std = channel_statistics(train)
         self.clean_labels = train.labels
         train = copy.copy(train)
+        train.classes = self.class_names
         train.labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
         self.train_images, self.val_images, self.test_images = train, val, test
 
@@ -289,6 +298,7 @@ class Digits(ImageData):
     """
 
     num_classes = 10
+    class_names = tuple("0123456789")
     mean = (0.3054,) * 3
     std = (0.3237,) * 3
 

@@ -163,8 +163,12 @@ class ParquetPart:
     @cached_property
     def num_classes(self) -> int:
         """How many names of classes Hugging Face wrote into the first file; without them, the highest label and one more."""
-        names = class_names(self.files[0], self.columns(self.files[0])[1])
-        return len(names) if names else int(self.labels.max()) + 1
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @cached_property
+    def class_names(self) -> list[str] | None:
+        """The names that Hugging Face wrote into the first file, if any."""
+        return class_names(self.files[0], self.columns(self.files[0])[1])
 
     def check_labels(self, num_classes: int) -> None:
         """Raise a ValueError when a label is not below `num_classes`."""
@@ -342,6 +346,11 @@ class ParquetImages(ImageData):
         """Number of classes of the training part."""
         return self.files.train_part.num_classes
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where Hugging Face wrote them."""
+        return self.files.train_part.class_names
+
     def load(self) -> tuple[InMemoryImages, InMemoryImages]:
         """Decode both parts."""
         train, test = self.files.train_part, self.files.test_part
@@ -357,6 +366,7 @@ class CIFAR10(ParquetImages):
     """
 
     num_classes = 10
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
 

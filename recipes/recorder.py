@@ -218,6 +218,8 @@ class RunRecorder(L.Callback):
         """The run is stopped: the epochs and samples written so far stay."""
         if self._told:
             self._told["error"] = f"{type(exception).__name__}: {exception}"
+            if len(self._rows):
+                self._write_rows()
             self._finish("stopped")
         self._release()
 

@@ -95,6 +95,7 @@ class TorchvisionImages(ImageData):
     def load(self) -> tuple[InMemoryImages, InMemoryImages]:
         """Return both parts as uint8 [N, 3, H, W]."""
         train, test = self._parts(False)
+        self.class_names = getattr(train[0], "classes", None)
         return joined(train), joined(test)
 
     def _parts(self, download: bool) -> tuple[list[Dataset], list[Dataset]]:

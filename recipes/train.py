@@ -42,7 +42,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     network = instantiate(cfg.model, num_classes=datamodule.num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
-    callbacks = [selection, *recorder_for(cfg, selection, datamodule)]
+    callbacks = [selection, *recorder_for(cfg, selection)]
     if cfg.trainer.enable_checkpointing:
         callbacks.append(instantiate(cfg.checkpoint))
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
@@ -63,15 +63,14 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     )
 
 
-def recorder_for(cfg: DictConfig, selection: SampleSelection, datamodule: L.LightningDataModule) -> list[RunRecorder]:
+def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
     """Return what writes the run's folder; nothing with `record=none`."""
     made = instantiate(cfg.record)
     if not made:
         return []
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
-    names = getattr(datamodule, "class_names", None)
     settings = OmegaConf.to_container(cfg, resolve=True)
-    return [made(selection, folder, metric=f"val/{get_class(cfg.task._target_).metric}", config=settings, class_names=names)]
+    return [made(selection, folder, metric=f"val/{get_class(cfg.task._target_).metric}", config=settings)]
 
 
 def scaled_rate(cfg: DictConfig, world_size: int) -> float:

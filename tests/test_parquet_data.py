@@ -137,7 +137,9 @@ def test_other_parts_and_columns_are_asked_for_by_name(tmp_path):
 @pytest.mark.parametrize(("names", "classes"), [(None, 3), (["a", "b", "c", "d"], 4)])
 def test_classes_are_counted_by_their_names_where_hugging_face_wrote_them(tmp_path, names, classes):
     write_set(tmp_path, names=names)
-    assert ParquetImages(str(tmp_path)).num_classes == classes
+    data = ParquetImages(str(tmp_path))
+    data.setup("fit")
+    assert data.num_classes == classes and data.class_names == names and data.train_images.classes == names
 
 
 @pytest.mark.parametrize("written", ["{", "[]", '{"info": null}', '{"info": {"features": {"label": {"_type": "Value"}}}}'])

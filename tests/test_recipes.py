@@ -1,4 +1,4 @@
-"""The recipe: models, configs, the program `kakurenbo-train`, its table and its plot."""
+"""The recipe: models, configs, the program `kakurenbo-train`, and its table."""
 
 import dataclasses
 import json
@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from torch.nn import functional as F
 
 import kakurenbo_lightning
-from recipes import plot
 from recipes.data import Digits
 from recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
+from recipes.report import main as report
 from recipes.results import Result, comparison_table
 from recipes.train import config_dir, fit, run, with_method
 
@@ -246,15 +246,15 @@ def test_the_same_seed_gives_the_same_accuracy(compose):
     assert first.score == second.score
 
 
-def test_quickstart_leaves_results_and_metrics_that_can_be_plotted(tmp_path):
+def test_quickstart_leaves_results_that_can_be_reported(tmp_path):
     printed = kakurenbo_train("experiment=quickstart", *TINY, "hydra.run.dir=run", cwd=tmp_path)
     assert "baseline" in printed
     assert "ideal" in printed
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [result["method"] for result in results] == ["baseline", "kakurenbo"]
     assert {"accuracy", "seconds", "hidden_share", "totals"} <= set(results[0])
-    plot.main([str(tmp_path / "run"), "-o", str(tmp_path / "plot.png")])
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    report.main([str(tmp_path / "run"), "-o", str(tmp_path / "report")])
+    assert (tmp_path / "report" / "overview.png").stat().st_size > 5000
 
 
 def test_two_ranks_share_one_run_folder_and_one_of_them_reports(tmp_path):
@@ -282,7 +282,7 @@ def test_help_lists_the_groups_and_two_line_examples(tmp_path):
     assert "kakurenbo-train experiment=quickstart" in printed
 
 
-# ---- results and plot
+# ---- results
 
 
 def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
@@ -347,37 +347,3 @@ def test_the_table_compares_with_the_baseline_only_where_there_is_one():
     saving = list(comparison_table([baseline, hiding]).columns[5].cells)
     assert saving == ["-", "28.0%"]
     assert list(comparison_table([hiding]).columns[5].cells) == ["-"]
-
-
-def test_the_plot_reads_the_last_value_of_each_epoch(tmp_path):
-    folder = tmp_path / "run" / "kakurenbo"
-    folder.mkdir(parents=True)
-    rows = ["epoch,step,selection/hidden_fraction,val/accuracy", "0,9,0.0,", "0,9,,0.5", "1,19,0.25,", "1,19,,0.75"]
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    metrics = plot.read_metrics([tmp_path / "run"])["kakurenbo"]
-    assert metrics[plot.HIDDEN].tolist() == [0.0, 0.25]
-    assert metrics[plot.ACCURACY].tolist() == [0.5, 0.75]
-
-
-def test_the_plot_shows_what_was_hidden_or_rejected(tmp_path):
-    folder = tmp_path / "run" / "stale_sb"
-    folder.mkdir(parents=True)
-    rows = ["epoch,selection/hidden_fraction,selection/rejected,selection/trained", "0,0,0,100", "1,0.4,0,60", "2,0,70,30"]
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    metrics = plot.read_metrics([tmp_path / "run"])["stale_sb"]
-    assert plot.left_out(metrics).tolist() == pytest.approx([0, 0.4, 0.7])
-    assert plot.left_out(metrics.drop(columns=plot.REJECTED)).tolist() == [0, 0.4, 0]
-
-
-def test_plotting_a_folder_that_is_not_there_says_what_to_type(tmp_path, capsys):
-    with pytest.raises(SystemExit) as ended:
-        plot.main([str(tmp_path / "missing"), "-o", str(tmp_path / "plot.png")])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "is not a folder: it must be the folder of a run" in said
-    assert "Traceback" not in said
-
-
-def test_plotting_a_folder_without_metrics_says_which(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"RUN_DIR='.*' holds no metrics\.csv.*logger=csv"):
-        plot.read_metrics([tmp_path])

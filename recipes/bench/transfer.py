@@ -20,7 +20,8 @@ from tqdm import tqdm
 from recipes.bench import report
 from recipes.bench.fits import Row, save, spread, written
 
-NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}
+NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
+FRACTALS = ["data.batch_size=32", "data.test_share=0.1", "data.crop_padding=0", "data.flip=false"]  # flipped ones are among them
 HIDE = {"kakurenbo": ["F=0.3", "tau=0.7"], "random": []}
 
 
@@ -31,7 +32,7 @@ def shared(settings: argparse.Namespace, seed: int, epochs: int) -> list[str]:
         *(
             "model=timm",
             "model.name=deit_tiny_patch16_224",
-            f"model.options={{{options}}}",
+            f"+model.options={{{options}}}",
             "optimizer=adamw",
             "optimizer.lr=0.001",
         ),
@@ -42,7 +43,7 @@ def shared(settings: argparse.Namespace, seed: int, epochs: int) -> list[str]:
             f"trainer.check_val_every_n_epoch={epochs}",
         ),
         f"trainer.accelerator={'gpu' if settings.device == 'cuda' else 'cpu'}",
-        *("data.batch_size=128", "trainer.enable_progress_bar=false"),
+        "trainer.enable_progress_bar=false",
     ]
 
 
@@ -75,9 +76,9 @@ def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
 def runs_of_a_seed(settings: argparse.Namespace, seed: int, bar: tqdm) -> list[Row]:
     """Pre-train three times and fine-tune four times."""
     rows = []
-    fractals = ["data=fractal", f"data.root={settings.fractals}", *shared(settings, seed, settings.epochs)]
+    fractals = ["data=fractal", f"data.root={settings.fractals}", *FRACTALS, *shared(settings, seed, settings.epochs)]
     images = ["data=cifar10", f"data.root={settings.data_root}", f"data.subset={settings.samples}"]
-    images += ["method=baseline", *shared(settings, seed, settings.fine_tuning)]
+    images += ["data.batch_size=64", "method=baseline", *shared(settings, seed, settings.fine_tuning)]
 
     def tuned(name: str, further: list[str]) -> Row:
         bar.set_postfix_str(f"seed {seed}, fine-tuning after {name}")
@@ -139,10 +140,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
     options.add_argument("--fractals", type=Path, default=Path("outputs/transfer/fractals"), help="folder of the fractals")
     options.add_argument("--runs", type=Path, default=Path("outputs/transfer/runs"), help="folder of the runs")
-    options.add_argument("--categories", type=report.count, default=50, help="of fractals")
-    options.add_argument("--instances", type=report.count, default=200, help="of each category")
-    options.add_argument("--epochs", type=report.count, default=20, help="of pre-training")
-    options.add_argument("--fine-tuning", type=report.count, default=15, help="epochs of fine-tuning")
+    options.add_argument("--categories", type=report.count, default=20, help="of fractals")
+    options.add_argument("--instances", type=report.count, default=300, help="of each category")
+    options.add_argument("--epochs", type=report.count, default=40, help="of pre-training")
+    options.add_argument("--fine-tuning", type=report.count, default=12, help="epochs of fine-tuning")
     options.add_argument("--samples", type=report.count, default=10_000, help="CIFAR-10 images to fine-tune on")
     options.add_argument("--seeds", type=report.count, default=3, help="how many, from --seed on")
     settings = options.parse_args(arguments)
