@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from kakurenbo_lightning.checkpoint_io import DamagedCheckpointError, check_whole
 from recipes.schedules import schedule
 from recipes.settings import check_setting, is_count, is_share
 
@@ -147,8 +148,15 @@ def load_network(network: nn.Module, path: str) -> str:
         raise FileNotFoundError(
             f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin anew"
         )
-    saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)["state_dict"]
-    saved = {name.removeprefix("network."): value for name, value in saved.items() if name.startswith("network.")}
+    try:
+        check_whole(Path(path).expanduser())
+        saved = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except DamagedCheckpointError as error:
+        raise ValueError(f"weights={path!r} cannot be read: {error}") from None
+    is_run = isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict)
+    hint = "Give the last.ckpt that a run of kakurenbo-train left."
+    check_setting("weights", path, is_run, "a checkpoint of Lightning, with a state_dict", hint)
+    saved = {name.removeprefix("network."): value for name, value in saved["state_dict"].items() if name.startswith("network.")}
     own = network.state_dict()
     last = next(reversed([name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]))
     anew = [name for name in own if name.startswith(f"{last}.") and name in saved and saved[name].shape != own[name].shape]

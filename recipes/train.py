@@ -11,13 +11,16 @@ import time
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import SampleSelection
@@ -25,6 +28,11 @@ from recipes.models import load_network
 from recipes.recorder import RunRecorder
 from recipes.results import Result, print_comparison
 from recipes.settings import check_setting, is_count
+
+# settings of generated data that an experiment's own data have too
+GENERATED = tuple(
+    f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
+)
 
 
 def config_dir() -> str:
@@ -86,30 +94,70 @@ def scaled_rate(cfg: DictConfig, world_size: int) -> float:
 
 
 def small(cfg: DictConfig) -> DictConfig:
-    """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says."""
+    """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says; the command line has the last word."""
     is_there = cfg.small is not None
     hint = "Every experiment of a paper has it: experiment=cifar100_wrn28_10, for example."
     check_setting("debug", True, is_there, "false without an experiment that has `small`", hint)
     print("debug: small generated data and a short run in place of the experiment; its figures mean nothing")
     changed = cfg.copy()
+    OmegaConf.set_struct(changed, False)  # options of a network can be new
     changed.data = cfg.small.data
-    for group in cfg.small:
-        if group != "data":
-            changed[group] = OmegaConf.merge(changed[group], cfg.small[group])
+    for name in cfg.small:
+        if name != "data":
+            changed[name] = OmegaConf.merge(changed[name], cfg.small[name]) if is_group(cfg, name) else cfg.small[name]
+    unused = []
+    for key, value in typed():
+        if is_group(cfg, key) or key in ("small", "debug"):
+            continue
+        if key.startswith("data.") and key not in GENERATED and OmegaConf.select(changed, key) is None:
+            unused.append(key)
+        else:
+            OmegaConf.update(changed, key, value, force_add=True)
+    if unused:
+        print(f"debug: {', '.join(unused)} are of the experiment's own data and not used")
     return changed
+
+
+def is_group(cfg: DictConfig, name: str) -> bool:
+    """Tell whether `name` is a config group, not a single setting."""
+    return "." not in name and isinstance(cfg.get(name), DictConfig)
+
+
+def typed() -> list[tuple[str, Any]]:
+    """Return what the command line sets, by name; without what it deletes."""
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return [(override.key_or_group, override.value()) for override in overrides if not override.is_delete()]
 
 
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
-    """Return `cfg` with the method group's option `name`; overrides given to the chosen option stay with it."""
+    """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
     if name == cfg.method.method:
         return cfg
+    kept = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+~").startswith(("method=", "method."))]
+    composed = hydra.compose(HydraConfig.get().job.config_name, [*kept, f"method={name}"])
     changed = cfg.copy()
-    changed.method = hydra.compose(f"method/{name}").method
+    changed.method = composed.method
+    if cfg.debug and "method" in (composed.small or {}):
+        changed.method = OmegaConf.merge(changed.method, composed.small.method)
     return changed
+
+
+def warn_of_unused(cfg: DictConfig) -> None:
+    """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
+    used = " ".join(map(str, OmegaConf.to_container(cfg.method, resolve=False).values()))
+    for name in ("F", "tau"):
+        if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
+            continue
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
+        rank_zero_warn(
+            f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
+        )
 
 
 def run(cfg: DictConfig) -> list[Result]:
     """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    warn_of_unused(cfg)
     if cfg.debug:
         cfg = small(cfg)
     if cfg.compare is None:

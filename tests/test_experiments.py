@@ -4,11 +4,15 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning.pytorch.demos.boring_classes import BoringModel
+from omegaconf import OmegaConf
+from PIL import Image
 from test_irreducible import program
 
 from recipes.generated import GeneratedImages
@@ -53,16 +57,115 @@ def test_the_learning_rate_is_in_proportion_to_the_samples_of_a_step():
     assert scaled_rate(composed(), world_size=8) == 0.1
 
 
+@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("method", ["baseline", "random", "infobatch", "kakurenbo", "selective_backprop", "plb"])
+def test_every_method_can_be_trained_with_the_settings_of_an_experiment(name, method):
+    cfg = composed(f"experiment={name}", f"method={method}")
+    assert instantiate(cfg.method).method.name == method
+    assert instantiate(small_of(f"experiment={name}", f"method={method}", "debug=true").method).method.name == method
+
+
+# From the authors' code: KAKURENBO (TruongThaoNguyen/kakurenbo: ImageNet/pytorch_cifar100_WRN-28-10.py, models/wideresidual.py,
+# pytorch_imagenet_resnet50.py, scripts/resnet50/resnet50_32_optim_v2.sh, VisualAtom/scripts/pretrain_deit_tiny_fdb3k_kakurenbo.sh),
+# Selective-Backprop (angelajiang/SelectiveBackprop: examples/train.py) and Cutout (uoguelph-mlrg/Cutout: train.py)
+PUBLISHED = {
+    "cifar100_wrn28_10": {
+        "optimizer.nesterov": False, "optimizer.weight_decay": 5e-4, "model.dropout": 0.5, "schedule.gamma": 0.2,
+        "schedule.milestones": [60, 120, 160], "method.milestones": [60, 120, 160], "method.warmup_epochs": 1,
+        "trainer.max_epochs": 200, "lr_batch_size": 1024, "optimizer.lr": 0.8,
+    },
+    "imagenet_resnet50": {
+        "optimizer.nesterov": False, "optimizer.weight_decay": 5e-5, "schedule.milestones": [30, 60, 80], "method.warmup_epochs": 5,
+        "schedule.warmup_epochs": 5, "trainer.max_epochs": 90, "method.milestones": [30, 60, 80], "optimizer.lr": 0.4,
+    },
+    "imagenet_resnet50_600": {
+        "task.label_smoothing": 0.1, "data.size": 176, "data.eval_size": 224, "data.eval_resize": 232, "optimizer.lr": 3.52,
+        "optimizer.weight_decay": 1e-5, "trainer.max_epochs": 600, "method.milestones": [200, 400], "lr_batch_size": 2048,
+    },
+    "imagenet_efficientnet_b3": {"model.name": "efficientnet_b3", "method.milestones": [30, 60, 80], "method.warmup_epochs": 5},
+    "fractal3k_deit_tiny": {
+        "F": 0.2, "task.label_smoothing": 0.1, "schedule.warmup_epochs": 0.85, "schedule.final_factor": 0.01, "lr_batch_size": 512,
+        "optimizer.lr": 1e-3, "optimizer.weight_decay": 0.05, "method.warmup_epochs": 5, "data.mean": [0.5] * 3, "trainer.max_epochs": 80,
+    },
+    "deepcam": {"method.drop_top": 0.02},
+    "sb_cifar10": {"data.cutout": 16, "schedule.gamma": 0.2, "schedule.milestones": [60, 120, 160], "optimizer.lr": 0.1},
+    "sb_cifar100": {"data.cutout": 8, "schedule.gamma": 0.2, "schedule.milestones": [60, 120, 160], "optimizer.lr": 0.1},
+    "sb_svhn": {"data.cutout": 20, "schedule.gamma": 0.1, "schedule.milestones": [80, 120], "optimizer.lr": 0.01},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_an_experiment_has_the_published_settings(name):
+    cfg = composed(f"experiment={name}")
+    assert {key: OmegaConf.select(cfg, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["fractal3k_deit_tiny", "imagenet_resnet50_600"])
+def test_a_training_transform_gives_images_of_the_size_asked_for(name):
+    cfg = composed(f"experiment={name}", "data.size=96")
+    transform = instantiate(cfg.data.train_transform)
+    image = transform(Image.fromarray(np.random.default_rng(0).integers(0, 256, (140, 180, 3), dtype=np.uint8)))
+    assert image.shape == (3, 96, 96) and image.dtype == torch.float32
+
+
+def small_of(*overrides):
+    """What `debug=true` makes of these words of a command line."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        cfg = compose("train", overrides=list(overrides), return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        try:
+            return small(compose("train", overrides=list(overrides)))
+        finally:
+            HydraConfig.instance().cfg = None
+
+
 def test_debug_takes_other_data_and_changes_the_rest():
-    cfg = small(composed("experiment=sb_cifar100", "debug=true"))
+    cfg = small_of("experiment=sb_cifar100", "debug=true")
     assert cfg.data._target_ == "recipes.generated.GeneratedImages" and "root" not in cfg.data
     assert cfg.model.depth == 10 and cfg.model.dropout == 0.3
     assert cfg.trainer.max_epochs == 3 and cfg.trainer.devices == 1
 
 
+def test_what_is_typed_stays_with_debug(capsys):
+    words = [
+        "trainer.max_epochs=1",
+        "tau=0.9",
+        "method.warmup_epochs=2",
+        "model.depth=16",
+        "data.label_noise=0.5",
+        "data.held_out=0.1",
+    ]
+    cfg = small_of("experiment=cifar100_wrn28_10", "debug=true", *words, "data.root=elsewhere")
+    assert (cfg.trainer.max_epochs, cfg.method.tau, cfg.method.warmup_epochs, cfg.model.depth) == (1, 0.9, 2, 16)
+    assert (cfg.data.label_noise, cfg.data.held_out) == (0.5, 0.1) and "root" not in cfg.data
+    assert instantiate(cfg.data).held_out == 0.1
+    assert "data.root are of the experiment's own data" in capsys.readouterr().out
+
+
 def test_debug_without_small_is_refused():
     with pytest.raises(ValueError, match=r"debug=True is not possible: .* experiment=cifar100_wrn28_10"):
-        small(composed("debug=true"))
+        small_of("debug=true")
+
+
+def test_f_or_tau_that_changes_nothing_is_refused(tmp_path):
+    said = program("recipes.train", "method=plb", "F=0.9", cwd=tmp_path, fails=True)
+    assert "F=0.9 is not possible: it must be left out: method=plb has none. Try method=kakurenbo." in said
+    tiny = ["trainer.max_epochs=1", "data.subset=64", "model.width=4", "trainer.accelerator=cpu"]
+    said = program("recipes.train", "-m", "method=random", "tau=0.1,0.9", *tiny, cwd=tmp_path)
+    assert "method=random has no tau, so runs of the sweep are equal" in said
+
+
+def test_compared_methods_have_the_settings_an_experiment_gives_them(tmp_path):
+    words = [
+        "experiment=cifar100_wrn28_10",
+        "compare=[baseline,kakurenbo]",
+        "method=baseline",
+        "debug=true",
+        "trainer.max_epochs=2",
+    ]
+    program("recipes.train", *words, "trainer.accelerator=cpu", cwd=tmp_path)
+    told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("run.json")}
+    assert told["kakurenbo"]["settings"]["milestones"] == [1, 2, 3] and told["baseline"]["status"] == "finished"
 
 
 # ---- schedules
@@ -73,6 +176,7 @@ class Told:
 
     def __init__(self, max_epochs, steps):
         self.max_epochs, self.estimated_stepping_batches = max_epochs, steps
+        self.num_training_batches, self.accumulate_grad_batches = steps // max_epochs, 1
 
 
 def rates(steps, max_epochs, **settings):
@@ -104,7 +208,7 @@ def test_a_warm_up_rises_and_milestones_count_it():
 
 
 def test_a_cosine_may_end_above_zero():
-    found = rates(40, 8, final_lr=0.1)
+    found = rates(40, 8, final_factor=0.1)
     assert found[0] == 1.0 and abs(found[20] - 0.55) < 1e-6 and abs(found[-1] - 0.1) < 1e-6
 
 

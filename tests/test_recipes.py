@@ -60,6 +60,18 @@ def kakurenbo_train(*arguments, cwd, timeout=240):
     return done.stdout
 
 
+# ---- help
+
+
+def test_the_help_names_every_group_and_option():
+    text = OmegaConf.load(CONFIGS / "train.yaml").hydra.help.template.split("Change any value")[0]
+    own = ("tuned", *FAMILIES)  # chosen by others
+    known = {path.parent.name: path.parent for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in own}
+    for group, folder in known.items():
+        assert re.search(rf"^  {group} ", text, re.MULTILINE), group
+        assert [path.stem for path in folder.glob("*.yaml") if not re.search(rf"\b{path.stem}\b", text)] == []
+
+
 # ---- models
 
 
@@ -137,6 +149,12 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     for other in (CifarResNet(width=8), CifarResNet(depth=14, width=4)):
         with pytest.raises(ValueError, match=r"weights=.*run\.ckpt.* is not possible: .* same network, which differs in"):
             load_network(other, path)
+    torch.save(CifarResNet(width=4).state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"weights=.*plain\.pt.* is not possible: .* with a state_dict"):
+        load_network(CifarResNet(width=4), str(tmp_path / "plain.pt"))
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "plain.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"weights=.*cut\.ckpt.* cannot be read: .* truncated"):
+        load_network(CifarResNet(width=4), str(tmp_path / "cut.ckpt"))
     with pytest.raises(FileNotFoundError, match=r"weights='nowhere\.ckpt' is not a file"):
         load_network(CifarResNet(width=4), "nowhere.ckpt")
 
@@ -278,7 +296,7 @@ def test_a_sweep_of_two_ranks_leaves_one_folder_per_job(tmp_path):
 
 def test_help_lists_the_groups_and_two_line_examples(tmp_path):
     printed = kakurenbo_train("--help", cwd=tmp_path)
-    assert "method: baseline, el2n, forget" in printed
+    assert "  method      how samples are chosen" in printed
     assert "kakurenbo-train experiment=quickstart" in printed
 
 
