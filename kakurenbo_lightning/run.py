@@ -49,6 +49,7 @@ class SelectionRun(Resumable):
         step: batches of the epoch that are done.
         totals: sums over the epochs so far.
         metrics: what is logged of the planned epoch, by name.
+        ended: what was logged of the last epoch that ended.
         on_trained: called in each training step with the indices that this rank trains in it, ``int64[b]`` on the device.
 
     Args:
@@ -86,6 +87,7 @@ class SelectionRun(Resumable):
         self.epoch, self.step = -1, 0
         self.totals = RunTotals()
         self.metrics: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
         self.on_trained: Callable[[Tensor], None] | None = None
         self.announced = True  # the hidden share of this epoch is in the progress bar
         self._refresh_seconds = 0.0
@@ -342,7 +344,8 @@ class SelectionRun(Resumable):
         trainer, driver = self._trainer, self.driver
         if driver is not None and not driver.trains_batch:
             outputs = scaled(*driver.training_step(step, *args))
-            self._tell(driver.chosen)
+            if self.on_trained is not None and driver.chosen is not None:
+                self.on_trained(driver.chosen)
             return outputs
         size = self._dealt.batch_length(self.step)
         weights = self._dealt.step_weights(self.step)
@@ -354,12 +357,9 @@ class SelectionRun(Resumable):
             driver.learn(values, args[0], self.step, self._dealt.loss_scale(self.step))
         if trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self._dealt.loss_scale(self.step))
-        self._tell(self._dealt.step(self.step))
+        if self.on_trained is not None:
+            self.on_trained(self._dealt.step(self.step))
         return outputs
-
-    def _tell(self, trained: Tensor | None) -> None:
-        if self.on_trained is not None and trained is not None:
-            self.on_trained(trained)
 
     def release(self) -> None:
         """Let go of the Trainer: optimizers, schedulers, training step, validation, loader."""
@@ -399,6 +399,7 @@ class SelectionRun(Resumable):
             if self.driver is not None:
                 counts, phases = self.driver.end_epoch(self.epoch + 1 == self._trainer.max_epochs)
             self.metrics.update(counts, **phases)
+            self.ended = self.metrics
             self.totals.add({"trained": dealt.samples_until(self.step), **counts}, phases)
 
     def _close_epoch(self) -> None:

@@ -97,6 +97,10 @@ class EpochRows:
         self._open |= _floats(self._selection.run.metrics)
         self._open["logged"].update(_values(trainer, set(trainer.callback_metrics) - self._validation - self._late))
 
+    def take_ended(self) -> None:
+        """The epoch was trained before a checkpoint, which Lightning does not end: what the selection counted goes into the open row."""
+        self._open |= _floats(self._selection.run.ended)
+
     def take_late(self, trainer: L.Trainer) -> None:
         """What was logged after `take_training` goes into the last row: the module's own `on_train_epoch_end` comes after a callback's."""
         if self._open is None and self._rows:

@@ -4,6 +4,7 @@ run.json says what was run and how it ended, selection.parquet has a row per epo
 images. `kakurenbo-report FOLDER` makes tables and pictures of them.
 """
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -120,7 +121,7 @@ class RunRecorder(L.Callback):
             "git": git_state(Path.cwd()),
             "started": _now(),
             "ended": None,
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
         }
         if trainer.is_global_zero:
             self._writer = ThreadPoolExecutor(1, "run recorder")
@@ -168,7 +169,8 @@ class RunRecorder(L.Callback):
             self._begin()
             self._follows = True
         if self._rows.epoch not in (None, epoch):
-            self._rows.close()  # resumed at its end: Lightning does not end it
+            self._rows.take_ended()  # resumed at its end: Lightning does not end it
+            self._rows.close()
         if self._rows.epoch is not None:
             return
         self._rows.take_late(self._trainer)
@@ -208,6 +210,7 @@ class RunRecorder(L.Callback):
         if not self._running and self._loaded is not None:  # the checkpoint was of the end, nothing was left to train
             self._begin()
         if self._rows.epoch is not None:
+            self._rows.take_ended()
             self._rows.close()
         if len(self._rows):
             self._write_rows()
@@ -239,11 +242,15 @@ class RunRecorder(L.Callback):
     def _finish(self, status: str) -> None:
         self._told |= {"status": status, "ended": _now()}
         self._write_run()
+        self.flush()
+
+    # --- files
+
+    def flush(self) -> None:
+        """Wait until everything is written."""
         for write in self._writes:
             write.result()
         self._writes = []
-
-    # --- files
 
     def _write(self, function: Callable[..., None], *arguments: Any) -> None:
         """Let the thread write; warn of what it cannot."""
