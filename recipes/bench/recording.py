@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from recipes.bench.training import Classifier, RandomImages, prepare, trainer
 from recipes.bench.turns import TakeEpochs, take_turns
 from recipes.models import CifarResNet
 from recipes.recorder import RunRecorder
+from recipes.sample_counts import SampleCounts
 
 ARMS = ("plain", "recorded", "control")
 EVERY = 5  # epochs: samples.parquet is written once per turn
@@ -32,14 +34,13 @@ HIDDEN = 0.3
 
 def measure(settings: argparse.Namespace, bar: tqdm, folder: Path) -> dict[str, Any]:
     """Return how much longer epochs take with a recorder: medians over turns, each compared with the one without just before."""
-    timers, fits, recorder = {}, [], None
+    timers, fits = {}, []
     for arm in ARMS:
         timer = timers[arm] = TakeEpochs(EVERY, report.clock(settings.device, settings.clock), bar.update)
         selection = SampleSelection("kakurenbo", seed=0)
         watching = [selection]
         if arm == "recorded":
-            recorder = RunRecorder(selection, folder / "run", every_n_epochs=EVERY)
-            watching.append(recorder)
+            watching.append(RunRecorder(selection, folder / "run", every_n_epochs=EVERY))
         training = trainer(settings.device, [*watching, timer], (settings.turns + 1) * EVERY)
         data = RandomImages(settings.samples, settings.seed, batch_size=128)
         torch.manual_seed(settings.seed)
@@ -52,7 +53,7 @@ def measure(settings: argparse.Namespace, bar: tqdm, folder: Path) -> dict[str, 
         "ratio": report.median_of(against["recorded"]),
         "control": report.median_of(against["control"]),
         "bytes": sum(path.stat().st_size for path in (folder / "run").iterdir()),
-        "rows": len(recorder.rows),
+        "epochs": len(pq.read_table(folder / "run" / run_files.EPOCHS)),
     }
 
 
@@ -63,19 +64,17 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
     statistics = SampleStatistics(count)
     loss = torch.rand(count).mul(12).sub(10).exp()
     statistics.record(torch.arange(count), {"loss": loss, "confidence": torch.exp(-loss), "correct": loss < 1}, 0)
-    recorder = RunRecorder(SampleSelection("kakurenbo"), folder)
-    recorder._hidden, recorder._changed = torch.zeros(count, dtype=torch.int32), torch.full((count,), -1, dtype=torch.int16)
-    recorder._now = torch.zeros(count, dtype=torch.bool)
+    counts = SampleCounts(count, torch.device("cpu"))
     plans = [EpochPlan.hide(torch.rand(count) < HIDDEN) for _ in range(2)]
 
     def copies() -> dict[str, Any]:
         columns = {"loss": statistics.loss, "confidence": statistics.confidence, "correct": statistics.correct}
-        columns |= {"target": recorder._hidden, "epoch_seen": statistics.epoch_seen, "times_trained": recorder._hidden}
-        columns |= {"times_hidden": recorder._hidden, "last_change": recorder._changed}
+        columns |= {"target": counts.hidden, "epoch_seen": statistics.epoch_seen, "times_trained": counts.trained(0)}
+        columns |= {"times_hidden": counts.hidden, "last_change": counts.changed}
         return {name: column.to("cpu", copy=True).numpy() for name, column in columns.items()}
 
     def epoch(number: int) -> None:
-        recorder._count_hidden(plans[number % 2], number)
+        counts.hide(plans[number % 2].hidden, number)
         run_files.histogram(statistics.loss)
 
     def timed(work: Callable[[int], Any]) -> float:

@@ -2,8 +2,8 @@
 
 For each seed: pre-training with the baseline, KAKURENBO and random hiding of KAKURENBO's share, then fine-tuning from each of
 the checkpoints, and from nothing. Every run is a `kakurenbo-train` of its own, as a user would start it; the commands are in the
-JSON file. Fractals are made first (`kakurenbo-fractal`) unless they are there. A run that is there already is not made again,
-so what was killed goes on.
+JSON file. Fractals are made first (`kakurenbo-fractal`) unless they are there. A run of the same command that is there already is
+not made again, so what was killed goes on.
 """
 
 import argparse
@@ -49,9 +49,9 @@ def shared(settings: argparse.Namespace, seed: int, epochs: int) -> list[str]:
 
 def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
     """Run `kakurenbo-train` and return what it left: its result, the seconds of the processor it took, and its checkpoint."""
-    done = folder / "row.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+    done, typed = folder / "row.json", " ".join(["kakurenbo-train", *overrides])
+    if done.is_file() and (row := json.loads(done.read_text()))["command"] == typed:
+        return row
     command = [sys.executable, "-m", "recipes.train", *overrides]
     environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -67,7 +67,7 @@ def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
         "samples_refreshed": result["totals"]["samples_refreshed"],
         "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "checkpoint": str(checkpoint),
-        "command": " ".join(["kakurenbo-train", *overrides]),
+        "command": typed,
     }
     save(done, row)
     return row
@@ -155,13 +155,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Make the fractals and all runs."""
     settings = parse(arguments)
-    if not (settings.fractals / "fractal.json").is_file():
-        made = {
-            "categories": settings.categories,
-            "instances": settings.instances,
-            "size": NETWORK["img_size"],
-            "format": "array",
-        }
+    made = {"categories": settings.categories, "instances": settings.instances, "size": NETWORK["img_size"], "format": "array"}
+    told = settings.fractals / "fractal.json"
+    there = json.loads(told.read_text()) if told.is_file() else {}
+    if there and {name: there[name] for name in made} != made:
+        raise SystemExit(f"--fractals {settings.fractals} holds other fractals ({there}): delete it, or give another folder")
+    if not there:
         words = [word for name, value in made.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, "-m", "recipes.fractal", *words, "-o", str(settings.fractals)], check=True)
     names = ("categories", "instances", "epochs", "fine_tuning", "samples", "seeds")
