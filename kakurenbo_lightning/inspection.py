@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import pickle
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,21 +36,38 @@ class NoSelectionError(ValueError):
     """The file holds no selection that can be read."""
 
 
-def selection_in(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The state of the :class:`~kakurenbo_lightning.SampleSelection` of a checkpoint, and that of its ``RunRecorder`` if there is one.
+def selection_in(path: Path, trust: bool = False) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The state of the :class:`~kakurenbo_lightning.SampleSelection` of a checkpoint, and its ``RunRecorder``'s counts if there is one.
+
+    Args:
+        path: of the checkpoint.
+        trust: load objects of any kind, which can run code.
 
     Raises:
         NoSelectionError: there is no such file, it is damaged or no checkpoint, or holds no selection of this version.
     """
     if not path.is_file():
-        raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file; give a .ckpt that Lightning saved")
+        there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
+        raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            raise NoSelectionError(f"{path} is no checkpoint of Lightning (no zip file); give a .ckpt that it saved")
     try:
         check_whole(path)
-        callbacks = torch.load(path, map_location="cpu", weights_only=True).get("callbacks", {})
+        checkpoint = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
     except DamagedCheckpointError as error:
         raise NoSelectionError(str(error)) from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"an object of {named[1]}" if named else "objects that are no tensors or plain values"
+        raise NoSelectionError(
+            f"{path} holds {what}. If you trust the file, add --trust: it loads them, which can run code"
+        ) from None
     except Exception as error:  # torch raises errors of many kinds for what it cannot read
-        raise NoSelectionError(f"{path} cannot be read as a checkpoint with weights_only=True ({error})") from None
+        raise NoSelectionError(f"{path} cannot be read ({error})") from None
+    callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(callbacks, Mapping):
+        raise NoSelectionError(f"{path} is no checkpoint of Lightning; give a .ckpt that it saved")
     states = [state for state in callbacks.values() if isinstance(state, Mapping)]
     found = next((state for state in states if {"plan_metrics", "statistics", "hidden"} <= state.keys()), None)
     if found is None:
@@ -58,7 +79,7 @@ def selection_in(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         raise NoSelectionError(
             f"{path} has selection state of version {found.get('version')!r}, this release reads {STATE_VERSION}"
         )
-    return dict(found), next((dict(state) for state in states if {"rows", "changed", "trained"} <= state.keys()), None)
+    return dict(found), next((dict(state["counts"]) for state in states if {"rows", "counts"} <= state.keys()), None)
 
 
 def summary(state: Mapping[str, Any], recorded: Mapping[str, Any] | None, most: int) -> dict[str, Any]:
@@ -66,7 +87,7 @@ def summary(state: Mapping[str, Any], recorded: Mapping[str, Any] | None, most: 
 
     Args:
         state: of the selection.
-        recorded: of the recorder, which knows how often samples were hidden.
+        recorded: the counts of the recorder: how often samples were trained and hidden.
         most: how many of the most hidden samples.
     """
     statistics, hidden, count = state["statistics"], state["hidden"], state["num_samples"]
@@ -155,17 +176,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file of Lightning")
     parser.add_argument("--most", type=int, default=10, metavar="K", help="list K of the most hidden samples (default: 10)")
+    parser.add_argument("--trust", action="store_true", help="load objects of any kind, which can run code: only files you trust")
     parser.add_argument("--json", action="store_true", help="print JSON")
     settings = parser.parse_args(arguments)
     if settings.most < 0:
         parser.error(f"--most {settings.most} is not possible: it must be at least 0")
     try:
-        state, recorded = selection_in(settings.checkpoint)
+        state, recorded = selection_in(settings.checkpoint, settings.trust)
     except NoSelectionError as error:
         parser.error(str(error))
     told = summary(state, recorded, settings.most)
-    print(json.dumps(told, indent=2) if settings.json else page(told, _family(told["method"])))
-    sys.stdout.flush()
+    text = json.dumps(_without_nan(told), indent=2, allow_nan=False) if settings.json else page(told, _family(told["method"]))
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with ``None`` for numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {name: _without_nan(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _family(method: str) -> str:

@@ -3,6 +3,7 @@
 Parquet packs some hundred images into a group that is read as a whole, so a random order would read every image hundreds of times.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from recipes.parquet_data import TEST_PARTS, ParquetPart, ParquetSet, decoded
+from recipes.parquet_files import ParquetPart, ParquetSet, decoded
 from recipes.torchvision_data import LargeImages
 
 MADE_FROM = b"kakurenbo.made_from"
@@ -36,7 +37,7 @@ class ArrowImages(Dataset):
     """
 
     def __init__(self, path: Path, part: ParquetPart) -> None:
-        self.path, self.part, self.targets = path, part, part.labels
+        self.path, self.part, self.targets, self.made_from = path, part, part.labels, made_from(part)
         self.transform: Callable[[Image.Image], Any] | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -45,8 +46,17 @@ class ArrowImages(Dataset):
 
     @cached_property
     def encoded(self) -> pa.ChunkedArray:
-        """The mapped images, binary."""
-        return pa.ipc.open_file(pa.memory_map(str(self.path))).read_all().column(0)
+        """The mapped images, binary.
+
+        Raises:
+            ValueError: the file is damaged, not there any more, or by now a copy of other files than those the classes were read from.
+        """
+        if (found := opened_copy(self.path, self.made_from, len(self))) is not None:
+            return found
+        raise ValueError(
+            f"{self.path} is not the copy of the {len(self):,} images whose classes were read from {self.part.files[0]}: one of the "
+            "files has changed since. Delete the copy and start again; runs on other files need no other data.cache."
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -66,11 +76,10 @@ def arrow_copy(part: ParquetPart, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in part.files]
-    made_from = json.dumps([files, part.columns(part.files[0])[0]]).encode()
-    if path.is_file() and _made_from(path) == made_from:
+    now = made_from(part)
+    if opened_copy(path, now, len(part)) is not None:
         return
-    schema = pa.schema([("image", pa.large_binary())], metadata={MADE_FROM: made_from})
+    schema = pa.schema([("image", pa.large_binary())], metadata={MADE_FROM: now})
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +102,26 @@ def arrow_copy(part: ParquetPart, path: Path) -> None:
             partial.unlink()
 
 
-def _made_from(path: Path) -> bytes | None:
+def copy_of(part: ParquetPart, cache: Path) -> Path:
+    """Return where the copy of a part is: a name of its own for other files, or another column."""
+    source = json.dumps([[str(file.resolve()) for file in part.files], part.columns(part.files[0])[0]])
+    return cache / f"{part.name}-{hashlib.sha1(source.encode()).hexdigest()[:10]}.arrow"
+
+
+def made_from(part: ParquetPart) -> bytes:
+    """Return what the copy of a part is made from: the files as they are now, and the column."""
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in part.files]
+    return json.dumps([files, part.columns(part.files[0])[0]]).encode()
+
+
+def opened_copy(path: Path, source: bytes, count: int) -> pa.ChunkedArray | None:
+    """Map the images of a copy, binary; None when it is not there, damaged, or not of `count` images made from `source`."""
     try:
-        with pa.memory_map(str(path)) as file:
-            return (pa.ipc.open_file(file).schema.metadata or {}).get(MADE_FROM)
-    except pa.ArrowInvalid:  # damaged
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowInvalid, OSError):
         return None
+    made = (table.schema.metadata or {}).get(MADE_FROM)
+    return table.column(0) if made == source and len(table) == count else None
 
 
 class ParquetLargeImages(LargeImages):
@@ -111,7 +134,7 @@ class ParquetLargeImages(LargeImages):
             of the training images.
         image_column: of the encoded images; None: `image` or `img`.
         label_column: of the classes; None: `label`, `labels` or `fine_label`.
-        cache: folder for the copies in Arrow's format; None: `root/arrow`.
+        cache: folder for the copies in Arrow's format, each named by the files it is of; None: `root/arrow`.
         settings: those of `LargeImages`.
     """
 
@@ -136,18 +159,18 @@ class ParquetLargeImages(LargeImages):
 
     def prepare_data(self) -> None:
         """Make the copies, one for each part."""
-        for name, part in self._parts().items():
-            arrow_copy(part, self.cache / f"{name}.arrow")
+        for part in self._parts().values():
+            arrow_copy(part, copy_of(part, self.cache))
 
     def load(self) -> tuple[ArrowImages, ArrowImages | None]:
         """Open the copies."""
         self.prepare_data()  # where nobody has called it
-        found = {name: ArrowImages(self.cache / f"{name}.arrow", part) for name, part in self._parts().items()}
+        found = {name: ArrowImages(copy_of(part, self.cache), part) for name, part in self._parts().items()}
         found["train"].classes = self.files.train_part.class_names
         return found["train"], found.get("test")
 
     def _parts(self) -> dict[str, ParquetPart]:
         parts = {"train": self.files.train_part}
-        if self.files.test is not None or self.files.has(*TEST_PARTS):
+        if self.files.has_test:
             parts["test"] = self.files.test_part
         return parts

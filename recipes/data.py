@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data_tools import channel_statistics
+from kakurenbo_lightning.seeding import stream_seed
+from recipes.data_tools import channel_statistics, stratified
 from recipes.settings import check_setting, is_count, is_share
 
 
@@ -80,7 +81,7 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, pa
 
 
 def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
-    """Black out a square in each image (DeVries & Taylor, 2017); at the border a part of it.
+    """Put 0, the mean colour of normalised images, into a square of each (DeVries & Taylor, 2017); at the border a part of it.
 
     Args:
         images: [B, C, H, W] of any dtype.
@@ -132,9 +133,10 @@ class ImageData(L.LightningDataModule):
             spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
         crop_padding: padding of the random crop in pixels; 0 for no crop.
         flip: whether to mirror half of the training images.
-        cutout: side in pixels of the square that is blacked out at a random place of each training image; 0 for none.
-        held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the test images: what
-            is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is theirs then.
+        cutout: side in pixels of the square that gets the mean colour at a random place of each training image; 0 for none.
+        held_out: share of the training images of each class, drawn by `held_out_seed`, that are validated on in place of the test
+            images: what is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is
+            theirs then.
         held_out_seed: seed of which.
         resize: side in pixels to which the augmented images are scaled on the device, for a network that takes larger ones; None leaves
             them as they are.
@@ -146,7 +148,7 @@ class ImageData(L.LightningDataModule):
         class_names: of the classes; None when they have none.
         train_images: the training images, labels with noise; None before `setup`.
         val_images: the held-out images; None when there are none.
-        test_images: the test images; None before `setup`.
+        test_images: the test images; None before `setup` and where there are none.
         clean_labels: int64 [N], the labels of `train_images` without noise; None before `setup`.
     """
 
@@ -207,8 +209,8 @@ class ImageData(L.LightningDataModule):
         self.clean_labels: Tensor | None = None
         self._scale: Tensor | None = None  # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
 
-    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
-        """Return the training and the test images."""
+    def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
+        """Return the training and the test images; None when there are none, which needs `held_out`."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
@@ -222,10 +224,12 @@ class ImageData(L.LightningDataModule):
             train = train.part(torch.arange(self.subset))
         val = None
         if self.held_out:
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.held_out_seed))
-            kept = len(train) - max(1, round(self.held_out * len(train)))
-            check_setting("data.held_out", self.held_out, kept >= 1, "a share that leaves a sample to train", "Try 0.1.")
-            train, val = train.part(order[:kept].sort().values), train.part(order[kept:])
+            kept, held = stratified(train.labels, self.held_out, self.held_out_seed)
+            enough = len(held) > 0
+            check_setting("data.held_out", self.held_out, enough, "0 where each class has one image only", "Or take more images.")
+            train, val = train.part(kept), train.part(held)
+        some = val is not None or test is not None
+        check_setting("data.held_out", self.held_out, some, "above 0 where there are no test images", "Try 0.1.")
         enough = not self.drop_last or len(train) >= self.batch_size
         check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
         if self.mean is None:
@@ -246,8 +250,9 @@ class ImageData(L.LightningDataModule):
         return self._loader(images, self.eval_batch_size, training=False)
 
     def test_dataloader(self) -> DataLoader:
-        """Return the loader of the test images."""
-        return self._loader(self.test_images, self.eval_batch_size, training=False)
+        """Return the loader of the test images, where there are some, else of the held-out images."""
+        images = self.val_images if self.test_images is None else self.test_images
+        return self._loader(images, self.eval_batch_size, training=False)
 
     def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
         return DataLoader(
@@ -262,22 +267,40 @@ class ImageData(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment (when training), normalise and scale the batch where it lies: images become float32 [B, 3, H, W]."""
+        """Augment (when training), normalise and scale the batch where it lies: images become float32 [B, 3, H, W].
+
+        A forward-only pass over hidden samples within the training is training here: it sees augmented images, as in the published code.
+        """
         images, labels = batch
-        if self.trainer is not None and self.trainer.training:
-            images = self.augment(images)
-        images = self.normalise(images)
+        training = self.trainer is not None and self.trainer.training
+        generator = self.generator(images.device) if training else None
+        images = self.normalise(self.augment(images, generator) if training else images)
+        if training and self.cutout:
+            images = cut_out(images, self.cutout, torch.rand(2, len(images), generator=generator, device=images.device))
         if self.resize is not None:
             images = F.interpolate(images, size=(self.resize, self.resize), mode="bicubic", antialias=True)
         return images, labels
 
-    def augment(self, images: Tensor) -> Tensor:
-        """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin."""
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return what a batch is augmented with: random numbers of this rank, seeded by a draw from the CPU's global stream.
+
+        That stream is the same on all ranks, hence the rank in the seed, and a resumed run puts it back, hence the draw.
+        """
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        drawn = int(torch.randint(2**62, (), device="cpu"))
+        return torch.Generator(device).manual_seed(stream_seed(drawn, 0, f"augmentation:{rank}"))
+
+    def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin.
+
+        Args:
+            images: [B, 3, H, W] of any dtype.
+            generator: of the draws, on the device of the images; None for the global stream.
+        """
         batch, device = len(images), images.device
-        top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), device=device)
-        flipped = torch.rand(batch, device=device) < (0.5 if self.flip else 0.0)
-        images = crop_and_flip(images, top, left, flipped, self.crop_padding)
-        return images if not self.cutout else cut_out(images, self.cutout, torch.rand(2, batch, device=device))
+        top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), generator=generator, device=device)
+        flipped = torch.rand(batch, generator=generator, device=device) < (0.5 if self.flip else 0.0)
+        return crop_and_flip(images, top, left, flipped, self.crop_padding)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from recipes.climate import climate
-from recipes.settings import check_setting, is_count
+from recipes.settings import check_setting, is_count, is_share
 
 # of all training pixels, in the reference code's train.py
 CLASS_FREQUENCIES = (0.986267818390377, 0.0004578708870701058, 0.01327431072255291)
@@ -99,6 +99,8 @@ class DeepCam(L.LightningDataModule):
         num_workers: processes of each loader that read files.
         drop_last: whether to leave out an epoch's last training batch when it is short. Under `SampleSelection` this is not needed:
             it deals a short tail out to the batches before it, so that none has one sample only.
+        held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the validation images.
+        held_out_seed: seed of which.
 
     Attributes:
         num_classes: 3.
@@ -119,6 +121,8 @@ class DeepCam(L.LightningDataModule):
         eval_batch_size: int = 2,
         num_workers: int = 8,
         drop_last: bool = False,
+        held_out: float = 0.0,
+        held_out_seed: int = 0,
     ) -> None:
         super().__init__()
         check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 2.")
@@ -127,7 +131,9 @@ class DeepCam(L.LightningDataModule):
         check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
         self.root, self.channels = Path(root).expanduser(), None if channels is None else list(channels)
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.drop_last = drop_last
+        check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
+        self.drop_last, self.held_out, self.held_out_seed = drop_last, held_out, held_out_seed
         self._images: dict[str, ClimateFiles] = {}
 
     def setup(self, stage: str) -> None:
@@ -137,9 +143,20 @@ class DeepCam(L.LightningDataModule):
             len(self.channels) > 0 and all(is_count(channel, 0) and channel < len(low) for channel in self.channels)
         )
         check_setting("data.channels", self.channels, known, f"null or a list of ints below {len(low)}", "Use null for all.")
-        parts = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}[stage]
+        parts = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ()}[stage]
         for part in parts:
-            self._images[part] = ClimateFiles(self._files(part), low, high, self.channels)
+            self._images[part] = ClimateFiles(self._part(part), low, high, self.channels)
+
+    def _part(self, part: str) -> list[Path]:
+        """Return the files of a part, after some of the training files are held out."""
+        if not self.held_out or part == "test":
+            return self._files(part)
+        files = self._files("train")
+        order = np.random.default_rng(self.held_out_seed).permutation(len(files))
+        held = set(order[: max(1, round(self.held_out * len(files)))].tolist())
+        left = len(held) < len(files)
+        check_setting("data.held_out", self.held_out, left, "a share that leaves a file to train", "Try 0.1, or 0 for none.")
+        return [file for number, file in enumerate(files) if (number in held) == (part == "validation")]
 
     def _range(self) -> tuple[np.ndarray, np.ndarray]:
         """Read the least and the largest value of each channel, float32 [C] each."""

@@ -44,6 +44,11 @@ class EpochRows:
         return None if self._open is None else self._open["epoch"]
 
     @property
+    def validation(self) -> set[str]:
+        """Names of what validation logs."""
+        return self._validation
+
+    @property
     def outdated(self) -> bool:
         """Whether the selection has begun anew since."""
         return self._selection.totals.samples_trained < self._before.get("samples_trained", 0)

@@ -74,7 +74,7 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
     part = copy.copy(data)
     part.train_images = everything.part(rest.nonzero()[:, 0])
     # validates on the fold, not on the test set
-    part.test_images = everything.part(rows)
+    part.val_images = part.test_images = everything.part(rows)
 
     network = instantiate(cfg.model, num_classes=data.num_classes)
     model = HeldOutClassifier(network, instantiate(cfg.optimizer), data.num_classes)

@@ -4,8 +4,6 @@ run.json says what was run and how it ended, selection.parquet has a row per epo
 images. `kakurenbo-report FOLDER` makes tables and pictures of them.
 """
 
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,6 +86,8 @@ class RunRecorder(L.Callback):
         self._rows = EpochRows(self.selection)
         self._counts: SampleCounts | None = None
         self._loaded: dict[str, Any] | None = None
+        self._fit_seconds, self._started = 0.0, None  # of fits before this one, and when the first began
+        self._resumed = self._warned = False
 
     # --- the run
 
@@ -113,19 +113,20 @@ class RunRecorder(L.Callback):
             "error": None,
             **describe_method(self.selection.method),
             "family": self.selection.method.family,
-            "config": self.config,
+            "config": run_files.without_secrets(self.config),
             "world_size": trainer.world_size,
             "max_epochs": trainer.max_epochs if (trainer.max_epochs or -1) >= 0 else None,
             "versions": versions(),
             "machine": machine(device),
             "git": git_state(Path.cwd()),
-            "started": _now(),
+            "started": self._started or _now(),
             "ended": None,
-            "command": shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]),
+            "command": run_files.command(),
         }
         if trainer.is_global_zero:
             self._writer = ThreadPoolExecutor(1, "run recorder")
-        self._write_run()
+        if self._loaded is None:  # else what the folder says of the run is right until it goes on
+            self._write_run()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Watch the steps."""
@@ -174,6 +175,9 @@ class RunRecorder(L.Callback):
         if self._rows.epoch is not None:
             return
         self._rows.take_late(self._trainer)
+        if self._resumed:
+            self._resumed = False
+            self._write_run()
         if epoch and epoch % self.every_n_epochs == 0:
             self._write_samples(epoch)
         self._counts.hide(self.selection.plan.hidden, epoch)
@@ -187,6 +191,12 @@ class RunRecorder(L.Callback):
         """Know what validation logs, and keep it with the epoch."""
         if self._rows.epoch is not None and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._rows.take_validation(trainer, self._logged_before)
+            if self.metric is not None and self.metric not in self._rows.validation and not self._warned:
+                self._warned = True
+                names = ", ".join(sorted(self._rows.validation)) or "nothing"
+                rank_zero_warn(
+                    f"RunRecorder(metric={self.metric!r}): validation does not log it, so the run has no score; it logs {names}"
+                )
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's row."""
@@ -223,7 +233,8 @@ class RunRecorder(L.Callback):
             self._told["error"] = f"{type(exception).__name__}: {exception}"
             if len(self._rows):
                 self._write_rows()
-            self._finish("stopped")
+            if self._loaded is None:  # else nothing is known of the run yet
+                self._finish("stopped")
         self._release()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -242,6 +253,7 @@ class RunRecorder(L.Callback):
     def _finish(self, status: str) -> None:
         self._told |= {"status": status, "ended": _now()}
         self._write_run()
+        self._fit_seconds, self._started = self._told["fit_seconds"], self._told["started"]
         self.flush()
 
     # --- files
@@ -271,7 +283,7 @@ class RunRecorder(L.Callback):
         self._writes.append(self._writer.submit(write))
 
     def _write_run(self) -> None:
-        name = self.metric or next((name for name in METRICS if self._rows.logged(name)), None)
+        name = self.metric or next((name for name in METRICS if name in self._rows.validation), None)
         scores = self._rows.logged(name)
         totals = self.selection.totals
         statistics = self.selection.statistics
@@ -284,7 +296,8 @@ class RunRecorder(L.Callback):
             "epochs": len(self._rows),
             "totals": {**asdict(totals), "saved_seconds": totals.saved_seconds},
             "seconds": totals.train_seconds + totals.refresh_seconds + totals.select_seconds,
-            "fit_seconds": time.perf_counter() - self._clock,
+            "fit_seconds": self._fit_seconds + time.perf_counter() - self._clock,
+            "fingerprint": self.selection.run.fingerprint,
         }
         self._write(run_files.write_run, dict(self._told))
 
@@ -320,7 +333,10 @@ class RunRecorder(L.Callback):
         if shown is not None:
             self._write(run_files.write_thumbnails, *shown)
         if self.to_loggers:
-            loggers.show(self._trainer, copies, shown, epochs)
+            try:
+                loggers.show(self._trainer, copies, shown, epochs)
+            except Exception as error:  # a full disk, a network that is down: training is worth more
+                rank_zero_warn(f"RunRecorder: a logger did not take histograms or images ({error}), training goes on")
 
     def _targets(self) -> Tensor:
         known = targets_of(self._dataset())
@@ -345,7 +361,8 @@ class RunRecorder(L.Callback):
         self._rows.take_late(self._trainer)
         alone = self._trainer.state.status == TrainerStatus.INTERRUPTED
         counts = self._counts.state_dict(self.selection.run.adapter.done_batches(), alone)
-        return {"rows": self._rows.state_dict(), "counts": counts}
+        spent = self._fit_seconds + time.perf_counter() - self._clock
+        return {"rows": self._rows.state_dict(), "counts": counts, "fit_seconds": spent, "started": self._told["started"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until training begins; a state put back in the middle of a run (a static method's restart) changes nothing."""
@@ -355,6 +372,8 @@ class RunRecorder(L.Callback):
     def _take_over(self, state: dict[str, Any]) -> None:
         if len(state["counts"]["trained"]) != len(self.selection.statistics):
             return  # of another data set: the selection has begun anew
+        self._fit_seconds, self._started = state["fit_seconds"], state["started"]
+        self._told["started"], self._resumed = self._started, True
         self._rows.load_state_dict(state["rows"])
         self._counts.load_state_dict(state["counts"], self._trainer.is_global_zero)
 

@@ -3,6 +3,9 @@
 import json
 import math
 import os
+import re
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FORMAT = 1
+SECRET = re.compile(r"(^|[._-])(key|apikey|token|password|passwd|secret)$", re.IGNORECASE)
+ADDRESS = re.compile(r"(://)[^/@\s]+@")
 RUN, EPOCHS, SAMPLES, THUMBNAILS = "run.json", "selection.parquet", "samples.parquet", "thumbnails.npz"
 LOSS_EDGES = np.logspace(-6, 2, 49)  # of the histograms
 SIDE = 64  # most pixels of a thumbnail's side
@@ -31,6 +36,28 @@ def replaced(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def command() -> str:
+    """Return what was typed, without secrets."""
+    words = sys.orig_argv or sys.argv or [""]
+    return shlex.join(_masked(word) for word in [Path(words[0]).name, *words[1:]])
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """Return settings with HIDDEN in the place of passwords: of values of keys like `api_key`, and in addresses."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(part, str(key)) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(part, name) for part in value]
+    if isinstance(value, str):
+        return "HIDDEN" if value and SECRET.search(name) else ADDRESS.sub(r"\1HIDDEN@", value)
+    return value
+
+
+def _masked(word: str) -> str:
+    name, equals, _ = word.partition("=")
+    return f"{name}=HIDDEN" if equals and SECRET.search(name) else ADDRESS.sub(r"\1HIDDEN@", word)
 
 
 def write_run(folder: Path, told: Mapping[str, Any]) -> None:
@@ -96,8 +123,9 @@ def thumbnails(dataset: Any, columns: Mapping[str, np.ndarray]) -> Shown | None:
         dataset: of N items.
         columns: "loss", "times_trained" and "times_hidden" of each item.
     """
-    loss = np.nan_to_num(columns["loss"], nan=np.inf)
-    order = np.lexsort((loss, columns["times_trained"], -columns["times_hidden"]))
+    loss, hidden = np.nan_to_num(columns["loss"], nan=np.inf), columns["times_hidden"]
+    # of methods that hide, hard samples that an incomplete last batch dropped must not look like easy ones
+    order = np.lexsort((loss, -hidden) if hidden.any() else (loss, columns["times_trained"]))
     most, least = order[:SHOWN].tolist(), order[::-1][:SHOWN].tolist()
     images = {}
     for index in dict.fromkeys(most + least):

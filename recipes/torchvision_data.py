@@ -114,16 +114,19 @@ class TorchvisionImages(ImageData):
 
 def joined(parts: list[Dataset]) -> InMemoryImages:
     """Return torchvision data sets in memory, one after the other."""
-    pixels, labels = [], []
+    labels, done, pixels = [], 0, None
     for part in parts:
         images = part.data if isinstance(part.data, Tensor) else torch.from_numpy(np.asarray(part.data))
         if images.dim() == 3:  # grey, [N, H, W]
             images = images[:, None].expand(-1, 3, -1, -1)
         elif images.shape[3] == 3:  # [N, H, W, 3]
             images = images.permute(0, 3, 1, 2)
-        pixels.append(images.contiguous())
+        if pixels is None:
+            pixels = torch.empty(sum(len(part.data) for part in parts), *images.shape[1:], dtype=torch.uint8)
+        pixels[done : done + len(images)] = images
+        done += len(images)
         labels.append(torch.as_tensor(np.asarray(getattr(part, "targets", getattr(part, "labels", None)))).long())
-    return InMemoryImages(torch.cat(pixels), torch.cat(labels))
+    return InMemoryImages(pixels, torch.cat(labels))
 
 
 class LargeImages(L.LightningDataModule):
@@ -144,6 +147,8 @@ class LargeImages(L.LightningDataModule):
         std: of each channel.
         train_transform: maps a PIL image to what the network trains on, float32 [3, size, size], normalised by `mean` and `std`, in
             place of the standard augmentations; None for those.
+        eval_size: pixels of a side of what is validated on; None for `size`.
+        eval_resize: pixels of the shorter side before the middle is cut out; None for 256 / 224 of `eval_size`.
 
     Attributes:
         train_images: the training images; None before `setup`.
@@ -164,6 +169,8 @@ class LargeImages(L.LightningDataModule):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         train_transform: Callable[[Image.Image], Tensor] | None = None,
+        eval_size: int | None = None,
+        eval_resize: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("size", size, 8), ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)):
@@ -178,6 +185,15 @@ class LargeImages(L.LightningDataModule):
         )
         self.size, self.batch_size, self.eval_batch_size, self.num_workers = size, batch_size, eval_batch_size, num_workers
         self.held_out, self.held_out_seed, self.train_transform = held_out, held_out_seed, train_transform
+        for name, value in (("eval_size", eval_size), ("eval_resize", eval_resize)):
+            known = value is None or is_count(value, 8)
+            check_setting(f"data.{name}", value, known, "null or an int >= 8", "Use null for the usual one.")
+        self.eval_size = eval_size or size
+        self.eval_resize = eval_resize or round(self.eval_size * 256 / 224)
+        fits = self.eval_resize >= self.eval_size
+        check_setting(
+            "data.eval_resize", eval_resize, fits, f"at least eval_size={self.eval_size}", "Use null for the usual one."
+        )
         self.mean, self.std = checked_scale(mean, std) or (IMAGENET_MEAN, IMAGENET_STD)
         self.train_images: Dataset | None = None
         self.val_images: Dataset | None = None
@@ -194,7 +210,7 @@ class LargeImages(L.LightningDataModule):
         train, test = self.load()
         to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
-        middle = [v2.Resize(round(self.size * 256 / 224), antialias=True), v2.CenterCrop(self.size)]
+        middle = [v2.Resize(self.eval_resize, antialias=True), v2.CenterCrop(self.eval_size)]
         whole, val = copy.copy(train), test  # the training images as they are validated on
         train.transform = self.train_transform or v2.Compose([*crop, *to_float])
         for images in (whole, test):

@@ -18,6 +18,7 @@ import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -29,6 +30,7 @@ from recipes.recorder import RunRecorder
 from recipes.results import Result, print_comparison
 from recipes.settings import check_setting, is_count
 
+OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
 # settings of generated data that an experiment's own data have too
 GENERATED = tuple(
     f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
@@ -57,6 +59,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
 
+    check_last(cfg)
     started = time.perf_counter()
     trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     fit_seconds = time.perf_counter() - started
@@ -69,6 +72,19 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
         totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
         fit_seconds=fit_seconds,
     )
+
+
+def check_last(cfg: DictConfig) -> None:
+    """Say so when `ckpt_path=last` finds nothing to go on with; keep the metrics of the run that goes on, which Lightning would delete."""
+    folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
+    if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
+        rank_zero_warn(
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins anew. To go on with a run, add "
+            "its folder: hydra.run.dir=outputs/DATE/TIME"
+        )
+    metrics = folder / "metrics.csv"
+    if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():
+        metrics.rename(folder / f"metrics-until-{time.strftime('%Y-%m-%d-%H-%M-%S')}.csv")
 
 
 def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
@@ -125,8 +141,23 @@ def is_group(cfg: DictConfig, name: str) -> bool:
 
 def typed() -> list[tuple[str, Any]]:
     """Return what the command line sets, by name; without what it deletes."""
-    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    return [(override.key_or_group, override.value()) for override in overrides if not override.is_delete()]
+    return [(override.key_or_group, override.value()) for override in overrides_of_run() if not override.is_delete()]
+
+
+def overrides_of_run() -> list[Override]:
+    """Return the overrides of the command line."""
+    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+
+
+def refuse_unknown() -> None:
+    """Raise a ValueError for a new setting that nothing reads, as Hydra's advice for a typo (`+methd=...`) makes one."""
+    known = [*GlobalHydra.instance().config_loader().list_groups(""), *OWN]
+    for override in overrides_of_run():
+        name = override.key_or_group
+        if override.is_add() and "." not in name and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}=?" if near else "See kakurenbo-train --help."
+            check_setting(f"+{name}", override.value(), False, "a setting of a group, such as +trainer.max_time=...", hint)
 
 
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
@@ -148,7 +179,7 @@ def warn_of_unused(cfg: DictConfig) -> None:
     for name in ("F", "tau"):
         if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
             continue
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN or "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
         check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
         rank_zero_warn(
             f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
@@ -157,6 +188,7 @@ def warn_of_unused(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig) -> list[Result]:
     """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    refuse_unknown()
     warn_of_unused(cfg)
     if cfg.debug:
         cfg = small(cfg)
@@ -184,7 +216,9 @@ def train(cfg: DictConfig) -> float | None:
             print_comparison(results)
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
-        print(f"results: {path}")
+        if len(results) == 1 and results[0].score is not None:
+            print(f"{results[0].metric} {results[0].score:.2%} after the last epoch")
+        print(f"results: {path}\ntables and pictures: kakurenbo-report {path.parent}")
     return results[-1].score
 
 

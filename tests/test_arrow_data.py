@@ -4,12 +4,13 @@ import os
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from test_parquet_data import random_images, write_parquet
 
 from recipes.arrow_data import ParquetLargeImages, arrow_copy
-from recipes.parquet_data import ParquetPart
+from recipes.parquet_files import ParquetPart
 
 
 def write_large(root, train=12, test=6):
@@ -23,6 +24,12 @@ def write_large(root, train=12, test=6):
 
 def large(root, **settings):
     return ParquetLargeImages(str(root), **{"size": 16, "batch_size": 4, "eval_batch_size": 6, "num_workers": 0, **settings})
+
+
+def copies(cache, part):
+    """The one copy of a part."""
+    (path,) = cache.glob(f"{part}-*.arrow")
+    return path
 
 
 def colours(data, images):
@@ -62,8 +69,8 @@ def test_the_copy_is_made_once_and_anew_when_the_files_change(tmp_path):
     write_large(tmp_path)
     data = large(tmp_path, cache=str(tmp_path / "elsewhere"))
     data.prepare_data()
-    copied = tmp_path / "elsewhere" / "train.arrow"
-    assert sorted(os.listdir(copied.parent)) == ["test.arrow", "train.arrow"]
+    copied, other = copies(tmp_path / "elsewhere", "train"), copies(tmp_path / "elsewhere", "test")
+    assert sorted(os.listdir(copied.parent)) == sorted([copied.name, other.name])
     assert not (tmp_path / "arrow").exists()
     before = copied.stat().st_ino
     data.prepare_data()
@@ -75,6 +82,68 @@ def test_the_copy_is_made_once_and_anew_when_the_files_change(tmp_path):
     copied.write_bytes(b"damaged")
     again.prepare_data()
     assert copied.stat().st_size > 1000
+    assert len(os.listdir(copied.parent)) == 2, "a copy of what is no more is replaced"
+
+
+def test_runs_on_other_parts_have_copies_of_their_own(tmp_path):
+    write_large(tmp_path)
+    extra = [np.full((20, 20, 3), 250 - 10 * row, np.uint8) for row in range(12)]
+    write_parquet(tmp_path / "data" / "extra.parquet", extra, [2] * 12)
+    first, second = large(tmp_path), large(tmp_path, train="extra")
+    first.setup("fit")
+    second.setup("fit")  # before the first one reads an image
+    assert colours(first, torch.stack([first.train_images[row][0] for row in (0, 7)])) == [0, 7]
+    assert [first.train_images[row][1] for row in (0, 7)] == [0, 1]
+    assert colours(second, second.train_images[0][0][None]) == [25] and second.train_images[0][1] == 2
+    names = sorted(path.name.split("-")[0] for path in (tmp_path / "arrow").iterdir())
+    assert names == ["extra", "test", "train"]
+    before = {path: path.stat().st_ino for path in (tmp_path / "arrow").iterdir()}
+    for _ in range(2):
+        large(tmp_path).prepare_data()
+        large(tmp_path, train="extra").prepare_data()
+    assert {path: path.stat().st_ino for path in (tmp_path / "arrow").iterdir()} == before
+
+
+def test_one_cache_may_hold_copies_from_several_folders(tmp_path):
+    runs = []
+    for name, factor in (("one", 10), ("two", 20)):
+        images = [np.full((20, 20, 3), factor * row, np.uint8) for row in range(12)]
+        for part in ("train", "test"):
+            write_parquet(tmp_path / name / f"{part}.parquet", images, [row % 3 for row in range(12)])
+        runs.append(large(tmp_path / name, cache=str(tmp_path / "cache")))
+        runs[-1].setup("fit")
+    assert [colours(run, run.train_images[6][0][None]) for run in runs] == [[6], [12]]
+    assert len(os.listdir(tmp_path / "cache")) == 4
+
+
+def test_a_copy_that_is_no_longer_of_the_files_whose_classes_were_read_is_refused(tmp_path):
+    write_large(tmp_path)
+    running, gone = large(tmp_path), large(tmp_path)
+    for data in (running, gone):
+        data.setup("fit")
+    write_large(tmp_path, test=7)  # as many training images, but other files
+    large(tmp_path).prepare_data()
+    with pytest.raises(
+        ValueError, match=r"train-\w+\.arrow is not the copy of the 12 images whose classes were read from .*Delete"
+    ):
+        _ = running.train_images[0]
+    copies(tmp_path / "arrow", "train").unlink()
+    with pytest.raises(ValueError, match=r"train-\w+\.arrow is not the copy of the 12 images"):
+        _ = gone.train_images[0]
+
+
+def test_a_copy_of_another_length_is_made_anew(tmp_path):
+    write_large(tmp_path)
+    data = large(tmp_path)
+    data.prepare_data()
+    copied = copies(tmp_path / "arrow", "train")
+    with pa.memory_map(str(copied)) as file:
+        short = pa.ipc.open_file(file).read_all().slice(0, 5).combine_chunks()
+        with pa.OSFile(str(tmp_path / "short"), "wb") as target, pa.ipc.new_file(target, short.schema) as writer:
+            writer.write_table(short)
+    (tmp_path / "short").replace(copied)
+    data.setup("fit")
+    assert colours(data, data.train_images[11][0][None]) == [11]
 
 
 def test_a_copy_that_cannot_be_made_leaves_nothing(tmp_path):

@@ -132,6 +132,43 @@ def test_an_image_is_scaled_by_the_statistics_and_its_labels_are_kept(root):
     assert torch.allclose(train.amax((0, 2, 3)), torch.ones(16), atol=1e-5)
 
 
+def files_of(loader):
+    return [path.name for path in loader.dataset.files]
+
+
+def test_training_files_can_be_held_out_to_validate_on(root):
+    whole, data, same, other = (data_of(root), *(data_of(root, held_out=0.25, held_out_seed=seed) for seed in (0, 0, 1)))
+    for each in (whole, data, same, other):
+        each.setup("fit")
+    train, val = files_of(data.train_dataloader()), files_of(data.val_dataloader())
+    assert len(train) == 39 and len(val) == 13
+    assert (
+        sorted([*train, *val]) == files_of(whole.train_dataloader())
+        and data.val_dataloader().dataset.files[0].parent.name == "train"
+    )
+    assert val == files_of(same.val_dataloader()) != files_of(other.val_dataloader())
+    alone = data_of(root, held_out=0.25)
+    alone.setup("validate")
+    assert files_of(alone.val_dataloader()) == val
+    alone.setup("test")
+    assert files_of(alone.test_dataloader()) == sorted(path.name for path in (root / "test").iterdir())
+
+
+def test_a_set_without_validation_files_is_enough_where_some_are_held_out(tmp_path):
+    Synthetic(files=3, validation=1, **SIZE).write(tmp_path / "set")
+    (tmp_path / "set" / "validation").rename(tmp_path / "validation")
+    data = data_of(tmp_path / "set", held_out=0.1)
+    data.setup("fit")
+    assert len(data.train_dataloader().dataset) == 2 and len(data.val_dataloader().dataset) == 1
+    with pytest.raises(ValueError, match=r"data\.held_out=0\.9 is not possible: it must be a share that leaves a file to train"):
+        data_of(tmp_path / "set", held_out=0.9).setup("fit")
+
+
+def test_lightning_may_set_up_any_stage(root):
+    for stage in ("fit", "validate", "test", "predict"):
+        data_of(root).setup(stage)
+
+
 def test_workers_read_the_same(root):
     here, there = data_of(root), data_of(root, num_workers=2)
     for data in (here, there):
@@ -196,6 +233,8 @@ def test_a_file_of_another_set_is_named(tmp_path):
         ({"eval_batch_size": True}, r"data\.eval_batch_size=True"),
         ({"num_workers": -1}, r"data\.num_workers=-1"),
         ({"drop_last": 1}, r"data\.drop_last=1"),
+        ({"held_out": 1}, r"data\.held_out=1 is not possible: it must be a number in \[0, 1\)"),
+        ({"held_out_seed": -1}, r"data\.held_out_seed=-1"),
         ({"channels": [0, 16]}, r"data\.channels=\[0, 16\] is not possible: it must be null or a list of ints below 16"),
         ({"channels": []}, r"data\.channels=\[\] is not possible"),
     ],

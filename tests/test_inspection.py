@@ -69,10 +69,12 @@ def test_what_waits_in_a_pool_is_told(tmp_path, capsys):
     ("content", "message"),
     [
         (None, r"CHECKPOINT='.*there\.ckpt' is not a file"),
-        (b"no zip file", r"there\.ckpt is truncated or damaged"),
+        (b"no zip file", r"there\.ckpt is no checkpoint of Lightning \(no zip file\)"),
+        (b"PK but no zip file", r"there\.ckpt is truncated or damaged"),
         ({"callbacks": {"ModelCheckpoint": {"best": 1.0}}}, r"holds no selection: it has the callbacks ModelCheckpoint"),
         ({}, r"holds no selection: it has the callbacks none"),
-        ([1, 2], r"cannot be read as a checkpoint"),
+        ({"callbacks": None}, r"is no checkpoint of Lightning"),
+        ([1, 2], r"is no checkpoint of Lightning"),
     ],
 )
 def test_a_file_without_a_selection_is_named(tmp_path, capsys, content, message):
@@ -113,3 +115,21 @@ def test_the_state_is_found_under_any_key(tmp_path):
     trainer = fit(SureNet(), loader(), Own("baseline"), max_epochs=1)
     trainer.save_checkpoint(path)
     assert selection_in(path)[0]["method"] == "baseline"
+
+
+def test_objects_of_other_kinds_need_trust(tmp_path, capsys):
+    path = saved(tmp_path, hide_then_grow())
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "hyper_parameters": {"optimizer": torch.optim.SGD}}, path)
+    with pytest.raises(SystemExit):
+        main([path])
+    assert "holds an object of torch.optim.sgd.SGD. If you trust the file, add --trust" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert "hidden now  32 (50.0%)" in said(capsys, path, "--trust")
+
+
+def test_json_is_json_where_samples_were_never_seen(tmp_path, capsys):
+    path = saved(tmp_path, SampleSelection("random", max_fraction=0.5), epochs=1)
+    told = json.loads(said(capsys, path, "--json"), parse_constant=lambda name: pytest.fail(name))
+    assert told["most_hidden"][0]["loss"] is None

@@ -66,9 +66,14 @@ def test_folds_hold_every_row_once_and_are_of_one_size(folds):
     assert [part.tolist() for part in parts] != [part.tolist() for part in irreducible.split(SAMPLES, folds, seed=1)]
 
 
-def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, data, monkeypatch):
-    rows, seen = torch.arange(0, SAMPLES, 2), {"train": [], "val": []}
-    everything, test = data.train_images, data.test_images
+@pytest.mark.parametrize("held_out", [0.0, 0.2])
+def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, monkeypatch, held_out):
+    data = instantiate(compose(f"data.held_out={held_out}").data)
+    data.setup("fit")
+    samples = len(data.train_images)
+    assert (samples < SAMPLES) is (held_out > 0)
+    rows, seen = torch.arange(0, samples, 2), {"train": [], "val": []}
+    everything, val, test = data.train_images, data.val_images, data.test_images
 
     class Watched(irreducible.HeldOutClassifier):
         def training_step(self, batch, batch_idx):
@@ -81,10 +86,10 @@ def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, 
 
     monkeypatch.setattr(irreducible, "HeldOutClassifier", Watched)
     model = irreducible.held_out_losses(compose("trainer.max_epochs=1"), data, rows)
-    rest = torch.arange(1, SAMPLES, 2)
+    rest = torch.arange(1, samples, 2)
     assert sorted(seen["train"]) == sorted(everything.labels[rest].tolist())
     assert torch.equal(torch.cat(seen["val"]), data.normalise(everything.images[rows]))
-    assert data.train_images is everything and data.test_images is test
+    assert data.train_images is everything and data.val_images is val and data.test_images is test
     with torch.no_grad():
         logits = model.eval()(data.normalise(everything.images[rows]))
     assert torch.equal(model.losses, F.cross_entropy(logits, everything.labels[rows], reduction="none"))

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.parquet_data import CIFAR10, ParquetImages, ParquetPart, part_files, read_parquet
+from recipes.parquet_data import CIFAR10, ParquetImages, read_parquet
+from recipes.parquet_files import ParquetPart, part_files
 
 
 def encoded(image, mode=None, kind="PNG"):
@@ -132,6 +133,21 @@ def test_other_parts_and_columns_are_asked_for_by_name(tmp_path):
     data = ParquetImages(str(tmp_path), train="extra", test="odd", image_column="picture", label_column="kind")
     data.setup("fit")
     assert data.train_images.labels.tolist() == [0, 1, 2, 3] and data.test_images.labels.tolist() == [0, 1, 2, 1]
+
+
+def test_held_out_images_are_enough_where_there_is_no_part_to_test_on(tmp_path):
+    images = random_images(20, side=8)
+    write_parquet(tmp_path / "train.parquet", images, [number % 2 for number in range(20)])
+    data = ParquetImages(str(tmp_path), held_out=0.2, batch_size=4)
+    data.setup("fit")
+    assert data.test_images is None and data.val_images.labels.tolist() == data.test_dataloader().dataset.labels.tolist()
+    assert data.val_images.labels.bincount().tolist() == [2, 2] and len(data.train_images) == 16
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no test\.parquet .*validate on some of the training images: data\.held_out=0\.1"
+    ):
+        ParquetImages(str(tmp_path), batch_size=4).setup("fit")
+    with pytest.raises(FileNotFoundError, match=r"holds no odd\.parquet"):
+        ParquetImages(str(tmp_path), test="odd", held_out=0.2, batch_size=4).setup("fit")
 
 
 @pytest.mark.parametrize(("names", "classes"), [(None, 3), (["a", "b", "c", "d"], 4)])

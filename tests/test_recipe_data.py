@@ -1,15 +1,14 @@
-"""The recipe's data: images decoded once into memory, batched indexing, augmentation of whole batches."""
+"""The recipe's data: images decoded once into memory, batched indexing, held-out images, arrays."""
 
 import pickle
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from recipes.array_data import ArrayImages
-from recipes.data import Digits, InMemoryImages, crop_and_flip, cut_out, with_label_noise
+from recipes.data import Digits, InMemoryImages, with_label_noise
 from recipes.data_tools import channel_statistics, stratified
 
 # ---- data
@@ -136,87 +135,15 @@ def test_only_training_labels_are_noisy_and_the_clean_ones_are_kept():
     assert int((noisy.train_images.labels != noisy.clean_labels).sum()) == 20
 
 
-# ---- augmentation
-
-
-def slow_crop_and_flip(images, top, left, flipped, padding):
-    """One sample, one pixel at a time."""
-    result = torch.zeros_like(images)
-    batch, _, height, width = images.shape
-    for i in range(batch):
-        for y in range(height):
-            for x in range(width):
-                column = width - 1 - x if flipped[i] else x
-                from_y, from_x = int(top[i]) + y - padding, int(left[i]) + column - padding
-                if 0 <= from_y < height and 0 <= from_x < width:
-                    result[i, :, y, x] = images[i, :, from_y, from_x]
-    return result
-
-
-@pytest.mark.parametrize("padding", [0, 1, 3])
-def test_crop_and_flip_equals_the_slow_reference(padding):
-    generator = torch.Generator().manual_seed(padding)
-    images = torch.randint(0, 256, (9, 3, 5, 7), dtype=torch.uint8, generator=generator)
-    top, left = torch.randint(2 * padding + 1, (2, 9), generator=generator)
-    flipped = torch.rand(9, generator=generator) < 0.5
-    fast = crop_and_flip(images, top, left, flipped, padding)
-    assert torch.equal(fast, slow_crop_and_flip(images, top, left, flipped, padding))
-    assert fast.dtype == torch.uint8
-
-
-def test_each_sample_is_augmented_by_its_own_draw():
-    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
-    augmented = Digits(crop_padding=2, flip=True).augment(image.expand(200, -1, -1, -1))
-    assert len(augmented.flatten(1).unique(dim=0)) > 40  # of 5 x 5 places x 2
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_images_are_augmented_only_in_training(training):
-    data = Digits()
-    data.trainer = SimpleNamespace(training=training)
-    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
-    batch, labels = data.on_after_batch_transfer((images, torch.arange(32)), 0)
-    assert torch.equal(batch, data.normalise(images)) is not training
-    assert labels.tolist() == list(range(32))
-
-
-def test_normalised_digits_have_zero_mean_and_unit_variance():
-    data = Digits()
-    data.setup("fit")
-    images = data.normalise(data.train_images.images)
-    assert images.dtype == torch.float32
-    assert images.mean().abs() < 0.01
-    assert (images.std() - 1).abs() < 0.01
-
-
-# ---- cutout and held-out images
-
-
-def test_a_square_is_cut_out_of_each_image():
-    images = torch.ones(3, 2, 8, 10)
-    places = torch.tensor([[0.5, 0.0, 0.99], [0.5, 0.0, 0.99]])
-    cut = cut_out(images, 4, places)
-    expected = torch.ones(3, 2, 8, 10)
-    expected[0, :, 2:6, 3:7] = 0
-    expected[1, :, :2, :2] = 0
-    expected[2, :, 5:, 7:] = 0
-    assert torch.equal(cut, expected)
-    assert torch.equal(images, torch.ones(3, 2, 8, 10))
-
-
-def test_only_training_images_are_cut():
-    data = Digits(size=8, cutout=4, crop_padding=0)
-    data.setup("fit")
-    whole = torch.full((50, 3, 8, 8), 255, dtype=torch.uint8)
-    zeros = (data.augment(whole)[:, 0] == 0).flatten(1).sum(1)
-    assert zeros.max() == 16 and zeros.min() >= 4
+# ---- held-out images
 
 
 def test_held_out_images_are_validated_on_and_not_trained():
     whole, data, same, other = Digits(), Digits(held_out=0.1), Digits(held_out=0.1), Digits(held_out=0.1, held_out_seed=1)
     for each in (whole, data, same, other):
         each.setup("fit")
-    assert len(data.val_images) == round(0.1 * len(whole.train_images))
+    expected = [max(1, round(0.1 * count)) for count in whole.train_images.labels.bincount().tolist()]
+    assert data.val_images.labels.bincount().tolist() == expected, "a tenth of each class"
     together = torch.cat([data.train_images.images, data.val_images.images]).flatten(1)
     assert torch.equal(together.unique(dim=0), whole.train_images.images.flatten(1).unique(dim=0))
     assert len(together) == len(whole.train_images)
@@ -225,6 +152,18 @@ def test_held_out_images_are_validated_on_and_not_trained():
     assert data.val_dataloader().dataset is data.val_images
     assert data.test_dataloader().dataset is data.test_images
     assert whole.val_dataloader().dataset is whole.test_images
+
+
+def test_a_class_of_one_image_is_trained_and_no_class_of_two_is_an_error():
+    data = Digits(size=8, subset=11, batch_size=4, held_out=0.1)
+    data.setup("fit")
+    assert len(data.train_images) + len(data.val_images) == 11
+    counts = torch.cat([data.train_images.labels, data.val_images.labels]).bincount(minlength=10)
+    assert data.val_images.labels.bincount(minlength=10).tolist() == (counts > 1).long().tolist()
+    with pytest.raises(
+        ValueError, match=r"data\.held_out=0\.1 is not possible: it must be 0 where each class has one image only"
+    ):
+        Digits(size=8, subset=1, batch_size=1, held_out=0.1).setup("fit")
 
 
 def test_wrong_labels_are_not_validated_on():
@@ -242,17 +181,6 @@ def test_wrong_labels_are_not_validated_on():
 def test_a_wrong_cutout_or_split_is_named(settings, message):
     with pytest.raises(ValueError, match="data." + message):
         Digits(**settings)
-
-
-def test_images_are_scaled_on_the_device_after_all_else():
-    data = Digits(size=8, resize=24)
-    data.setup("fit")
-    images, labels = next(iter(data.val_dataloader()))
-    scaled, same = data.on_after_batch_transfer((images, labels), 0)
-    assert scaled.shape == (len(images), 3, 24, 24) and scaled.dtype == torch.float32
-    assert same is labels
-    middles = scaled[:, :, 1::3, 1::3]  # the middle of the nine pixels that one has become is that pixel
-    assert torch.allclose(middles[:, :, 2:-2, 2:-2], data.normalise(images)[:, :, 2:-2, 2:-2], atol=0.02)
 
 
 # ---- a share of each class, mean and standard deviation
@@ -334,7 +262,7 @@ def test_workers_read_arrays_and_their_copies_are_small(tmp_path, method):
     loader.multiprocessing_context = method
     ((batch, labels),) = list(loader)
     assert torch.equal(batch[:, 2], images[data.val_images.rows]) and torch.equal(labels, data.val_images.labels)
-    assert len(data.val_images) == 10 and len(data.train_images) == 30
+    assert len(data.val_images) + len(data.train_images) == 40 and data.val_images.labels.unique().tolist() == [0, 1, 2, 3]
 
 
 def test_wrong_labels_of_arrays_are_those_of_the_training_alone(tmp_path):

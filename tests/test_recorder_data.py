@@ -1,6 +1,8 @@
 """A `RunRecorder` with odd data, images of every kind, and wrong settings."""
 
+import json
 import re
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from test_recorder_odds import FILES, run_json
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning import SampleSelection
+from recipes import run_files
 from recipes.recorder import RunRecorder
 
 # --- odd data
@@ -191,3 +194,49 @@ def test_samples_are_written_every_few_epochs(tmp_path):
     record(tmp_path, "kakurenbo", Look(), recorder={"every_n_epochs": 2})
     assert seen[:2] == [None, None] and set(seen[2:4]) <= {None, "2"} and seen[4] in (None, "2", "4")
     assert Files(tmp_path).samples.schema.metadata[b"epochs"] == b"5"
+
+
+def test_secrets_are_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sys, "orig_argv", ["/bin/kakurenbo-train", "storage=mysql://me:word@host/db", "logger.api_key=abc", "seed=1"]
+    )
+    assert run_files.command() == "kakurenbo-train storage=mysql://HIDDEN@host/db logger.api_key=HIDDEN seed=1"
+    config = {"logger": {"api_key": "abc", "name": "key"}, "list": ["http://a:b@c"], "tokens": 3, "none": None}
+    assert run_files.without_secrets(config) == {
+        "logger": {"api_key": "HIDDEN", "name": "key"}, "list": ["http://HIDDEN@c"], "tokens": 3, "none": None,
+    }  # fmt: skip
+
+
+def test_a_metric_that_validation_does_not_log_is_told(tmp_path):
+    with pytest.warns(UserWarning, match=r"RunRecorder\(metric='val_accc'\): validation does not log it.* it logs .*val"):
+        record(tmp_path, recorder={"metric": "val_accc"}, max_epochs=2)
+
+
+def test_of_hidden_samples_the_least_hidden_of_highest_loss_come_first():
+    columns = {
+        "loss": np.array([3.0, 1.0, 2.0, 0.1]),
+        "times_hidden": np.array([0, 0, 0, 4]),
+        "times_trained": np.array([3, 5, 4, 1]),
+    }
+    _, most, least = run_files.thumbnails(ImageItems(4), columns)
+    assert most[0] == 3 and least[:3] == [0, 2, 1]
+
+
+class ImageItems:
+    """Items that are black images."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __getitem__(self, index):
+        return torch.zeros(3, 8, 8, dtype=torch.uint8), 0
+
+
+def test_a_resumed_run_knows_its_beginning_and_all_its_seconds(tmp_path):
+    _, made, written = record(tmp_path / "first", max_epochs=2)
+    made.save_checkpoint(tmp_path / "run.ckpt")
+    first = json.loads((tmp_path / "first" / "run.json").read_text())
+    record(tmp_path / "again", max_epochs=3, fit={"ckpt_path": tmp_path / "run.ckpt"})
+    again = json.loads((tmp_path / "again" / "run.json").read_text())
+    assert again["started"] == first["started"] and again["fit_seconds"] > first["fit_seconds"] > 0
+    assert again["fingerprint"] == first["fingerprint"] is not None

@@ -2,6 +2,7 @@
 
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,6 +188,14 @@ def test_a_class_that_is_nowhere_does_not_count_in_the_mean(root):
         network.bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
     found = trainer().validate(segmenter(network), DataLoader(TensorDataset(images, labels), batch_size=3), verbose=False)[0]
     assert found["val/iou"] == 1.0 and found["val/iou_per_image"] == 1.0 and found["val/iou_2"] == 0.0
+
+
+def test_the_oldest_torchmetrics_that_is_allowed_is_tested():
+    """Before 1.7.1 a class that an image does not have counts as 0 there."""
+    repository = Path(config_dir()).parent
+    allowed = [line for line in (repository / "pyproject.toml").read_text().splitlines() if "torchmetrics>" in line]
+    assert allowed == ['    "torchmetrics>=1.7.1",']
+    assert "torchmetrics==1.7.1" in (repository / ".ci" / "oldest.txt").read_text().splitlines()
 
 
 def test_kakurenbo_hides_images_and_drops_those_of_highest_loss(root):

@@ -6,17 +6,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import hydra
 import optuna
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
+from hydra_plugins.kakurenbo_optuna import in_a_row, search_space
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from test_irreducible import REPOSITORY, program
 
-from hydra_plugins.kakurenbo_optuna import search_space
 from recipes.train import config_dir
 
 TINY = ["trainer.max_epochs=1", "data.size=8", "data.subset=64", "model.width=4", "trainer.accelerator=cpu"]
@@ -136,6 +137,54 @@ def test_a_killed_search_goes_on_without_drawing_anything_twice(search):
     assert search("x=interval(0,1)", "hydra.sweeper.n_trials=6", *again) == [], "it has all of its runs"
 
 
+def folders_and_settings(trials):
+    """The folder of each run, and what it was run with, as the study and as the folder say."""
+    for trial in trials:
+        folder = Path(trial.user_attrs["folder"])
+        yield folder.name, trial.number, OmegaConf.load(folder / ".hydra" / "config.yaml").x == trial.params["x"]
+
+
+def test_a_search_that_goes_on_in_its_folder_overwrites_nothing(search):
+    search("x=interval(0,1)", "hydra.sweeper.n_trials=1")
+    kept = Path("sweep/0/.hydra/config.yaml").read_text()
+    search("x=interval(0,1)", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=2")
+    assert Path("sweep/0/.hydra/config.yaml").read_text() == kept
+    assert list(folders_and_settings(stored().trials)) == [(str(number), number, True) for number in range(4)]
+    found = OmegaConf.load("sweep/optimization_results.yaml")
+    assert OmegaConf.load(Path(found.best_folder, ".hydra", "config.yaml")).x == found.best_params.x
+
+
+OTHER_MACHINE = """
+import hydra
+@hydra.main(config_path="conf", config_name="app", version_base="1.3")
+def app(cfg):
+    return cfg.x
+app()
+"""
+
+
+def test_two_machines_of_one_search_have_folders_of_their_own(search, tmp_path):
+    """While the first run of one process is going on, another process does three."""
+    (tmp_path / "other.py").write_text(OTHER_MACHINE)
+    others = []
+
+    def score(cfg):
+        if not others:
+            words = ["x=interval(0,1)", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=9"]
+            others.append(subprocess.run([sys.executable, "other.py", *words], cwd=tmp_path, capture_output=True, text=True))
+        return cfg.x
+
+    ran = search("x=interval(0,1)", "hydra.sweeper.n_trials=6", score=score)
+    assert others[0].returncode == 0, others[0].stderr
+    assert len(ran) == 3 and [trial.params["x"] for trial in stored().trials[1:4]] != [x for x, _ in ran]
+    assert list(folders_and_settings(stored().trials)) == [(str(number), number, True) for number in range(6)]
+
+
+def test_runs_chosen_at_once_keep_their_numbers_when_another_machine_has_taken_some():
+    trials = [SimpleNamespace(number=number) for number in (3, 4, 6, 9, 10)]
+    assert [[trial.number for trial in group] for group in in_a_row(trials)] == [[3, 4], [6], [9, 10]]
+
+
 def test_a_study_of_other_settings_is_refused(search):
     search("x=interval(0,1)", "hydra.sweeper.n_trials=1")
     with pytest.raises(ValueError, match=r"hydra\.sweeper\.storage='sweep/study.journal' .*'kind=square'.*study_name"):
@@ -201,7 +250,7 @@ def test_without_optuna_the_install_command_is_said(search, monkeypatch):
 def test_a_search_of_three_runs_validates_on_held_out_images(tmp_path):
     said = program("recipes.train", "sweep=optuna", *TINY, "hydra.sweeper.n_trials=3", cwd=tmp_path)
     assert len(list(tmp_path.rglob("results.json"))) == 3
-    assert said.count("trained 58 samples") == 3 and "best of 3 runs" in said
+    assert said.count("trained 54 samples") == 3 and "best of 3 runs" in said
     (found,) = tmp_path.rglob("optimization_results.yaml")
     assert OmegaConf.load(found).best_params.keys() == {"F", "tau"}
 
@@ -223,8 +272,12 @@ def test_methods_and_seeds_are_a_grid():
     assert sweep.sweeper.params == {"method": "baseline,kakurenbo,random", "seed": "0,1,2"} and sweep.mode.name == "MULTIRUN"
 
 
+@pytest.mark.parametrize("data", sorted(path.stem for path in Path(config_dir(), "data").glob("*.yaml")))
+def test_held_out_images_choose_with_any_data(data):
+    assert composed("sweep=optuna", f"data={data}").data.held_out == 0.1
+
+
 def test_held_out_images_choose_unless_the_data_has_none():
-    assert composed("sweep=optuna").data.held_out == 0.1
     assert "held_out" not in composed("sweep=optuna", "~data.held_out").data
 
 

@@ -1,6 +1,7 @@
 """Data sets of torchvision in memory, and folders of images; the files are made here."""
 
 import pickle
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from scipy.io import savemat
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.datasets import cifar, svhn
 from torchvision.transforms import v2
 
 from kakurenbo_lightning.targets import targets_of
-from recipes.torchvision_data import SOURCES, FolderImages, TorchvisionImages
+from recipes.torchvision_data import SOURCES, FolderImages, TorchvisionImages, joined
 
 
 def write_mnist(folder, count, side=28):
@@ -72,6 +74,36 @@ def test_svhn_trains_on_the_extra_images_too(tmp_path, monkeypatch):
     plain = TorchvisionImages("svhn", str(tmp_path))
     plain.setup("fit")
     assert len(plain.train_images) == 4
+
+
+class Allocated(TorchDispatchMode):
+    """Remembers the memory of all tensors that are made within it, by address."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}  # what is kept keeps its address
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.storages[made.untyped_storage().data_ptr()] = made.untyped_storage()
+        return made
+
+
+@pytest.mark.parametrize("shape", [(50, 28, 28), (50, 32, 32, 3), (50, 3, 32, 32)])
+def test_images_are_copied_into_memory_once(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    parts = [SimpleNamespace(data=pixels[rows], targets=list(range(50))[rows]) for rows in (slice(20), slice(20, 50))]
+    with Allocated() as allocated:
+        images = joined(parts)
+    for part in parts:  # was there before
+        allocated.storages.pop(part.data.ctypes.data, None)
+    assert images.images.is_contiguous() and images.labels.tolist() == list(range(50))
+    whole = torch.from_numpy(pixels)
+    expected = whole[:, None].expand(-1, 3, -1, -1) if whole.dim() == 3 else whole.movedim(3, 1) if shape[3] == 3 else whole
+    assert torch.equal(images.images, expected)
+    labels = 2 * images.labels.nbytes  # of the parts, and together
+    assert sum(storage.nbytes() for storage in allocated.storages.values()) == images.images.nbytes + labels
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
@@ -165,6 +197,38 @@ def test_the_scale_and_the_training_transform_can_be_set(tmp_path):
     assert data.train_images[0][0].shape == (3, 8, 8) and data.train_images[4][0].min() >= 0
     red = (torch.tensor([0.0, 80.0, 160.0]) / 255 - 0.5) / 0.25
     assert torch.allclose(next(iter(data.val_dataloader()))[0][::4, 0, 8, 8], red, atol=1e-5)
+
+
+def test_images_can_be_validated_in_another_size(tmp_path):
+    write_folders(tmp_path)
+    settings = {"size": 16, "num_workers": 0, "eval_batch_size": 12, "batch_size": 6}
+    for held_out in (None, 0.25):
+        data = FolderImages(str(tmp_path), **settings, held_out=held_out, eval_size=24, eval_resize=40)
+        data.setup("fit")
+        assert next(iter(data.train_dataloader()))[0].shape == (6, 3, 16, 16)
+        assert next(iter(data.val_dataloader()))[0].shape[1:] == (3, 24, 24)
+    assert next(iter(data.test_dataloader()))[0].shape[1:] == (3, 24, 24)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
+    image.save(tmp_path / "val" / "class0" / "0.png")
+    for given, resize in (({"eval_size": 24, "eval_resize": 40}, 40), ({"eval_size": 28}, 32), ({}, 18)):
+        data = FolderImages(str(tmp_path), **settings, **given)
+        data.setup("fit")
+        steps = [v2.Resize(resize, antialias=True), v2.CenterCrop(given.get("eval_size", 16)), v2.ToImage()]
+        steps += [v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
+        assert torch.equal(data.val_images[0][0], v2.Compose(steps)(image))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eval_size": 4}, r"data\.eval_size=4 is not possible: it must be null or an int >= 8"),
+        ({"eval_resize": "a"}, r"data\.eval_resize='a' is not possible: it must be null or an int >= 8"),
+        ({"eval_resize": 100}, r"data\.eval_resize=100 is not possible: it must be at least eval_size=224"),
+    ],
+)
+def test_a_wrong_size_of_validation_is_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FolderImages("nowhere", **settings)
 
 
 def test_folders_of_other_classes_are_refused(tmp_path):

@@ -7,6 +7,7 @@ any other sweep. The folder has no `__init__.py`: Hydra finds its plugins in all
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -112,6 +113,17 @@ def score_of(job: JobReturn) -> float | None:
     return float(score) if is_score else None
 
 
+def in_a_row(trials: list[Any]) -> list[list[Any]]:
+    """Cut trials where their numbers have a gap: another machine has taken numbers in between."""
+    groups: list[list[Any]] = []
+    for trial in trials:
+        if groups and groups[-1][-1].number + 1 == trial.number:
+            groups[-1].append(trial)
+        else:
+            groups.append([trial])
+    return groups
+
+
 class OptunaSweeper(Sweeper):
     """Asks Optuna for the settings of the next runs, launches them, and tells it their scores, until the study has `n_trials`.
 
@@ -157,14 +169,16 @@ class OptunaSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        study, launched = self.open_study(fixed), 0
+        study = self.open_study(fixed)
         while (left := self.n_trials - sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))) > 0:
             trials = [study.ask(space) for _ in range(min(left, self.n_jobs))]
-            overrides = [[*fixed.values(), *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
-            jobs = self.launcher.launch(overrides, initial_job_idx=launched)
-            launched += len(jobs)
-            self.tell(study, trials, jobs)
+            self.tell(study, trials, [job for some in in_a_row(trials) for job in self.launch(some, fixed)])
         self.report(study, folder)
+
+    def launch(self, trials: list[Any], fixed: dict[str, str]) -> Sequence[JobReturn]:
+        """Run trials whose numbers follow each other; the number of a trial is the folder of its run."""
+        overrides = [[*fixed.values(), *(f"{name}={value}" for name, value in trial.params.items())] for trial in trials]
+        return self.launcher.launch(overrides, initial_job_idx=trials[0].number)
 
     def open_study(self, fixed: dict[str, str]) -> Any:
         """Begin the study, or go on with the one that is in `storage`; one that searched with other settings is refused."""
