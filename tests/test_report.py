@@ -1,17 +1,12 @@
 """`kakurenbo-report`: reading run folders, groups and their comparison."""
 
-import csv
-import json
 import math
-from pathlib import Path
 
 import pytest
-from report_runs import RunFolder, groups_of, write_sweep, write_table
+from report_runs import RunFolder, groups_of, write_sweep
 
-from recipes.report.groups import make_groups
-from recipes.report.main import draw_all, main
-from recipes.report.reading import read_runs
-from recipes.report.tables import comparison, comparison_text, count
+from recipes.report.main import main
+from recipes.report.tables import comparison, comparison_text, count, notes
 
 
 def scored(method, seed, score, seconds, **options):
@@ -86,7 +81,92 @@ def test_a_baseline_of_other_length_is_compared_with_when_it_is_the_only_one(tmp
     ]
 
 
+def names_of(folder, *runs):
+    return [(group.name, len(group.runs)) for group in groups_of(write_sweep(folder, list(runs)))]
+
+
+def test_other_data_of_the_same_configuration_are_other_groups(tmp_path):
+    def data(root, **options):
+        config = {"data": {"_target_": "recipes.data.Folders", "root": root}}
+        return RunFolder("baseline", config=config, image_size=None, **options)
+
+    names = names_of(tmp_path / "size", data("a"), data("b", samples=400))
+    assert names == [("baseline, num_samples=200", 1), ("baseline, num_samples=400", 1)]
+    names = names_of(tmp_path / "names", data("a"), data("b", class_names=("cat", "dog")))
+    assert [number for _, number in names] == [1, 1] and names[1][0] == 'baseline, class_names=["cat", "dog"]'
+    names = names_of(tmp_path / "content", *(data("a", changes={"fingerprint": text * 32}) for text in "fg"))
+    assert names == [(f"baseline, fingerprint={text * 32}", 1) for text in "fg"]
+
+
+def test_a_run_without_fingerprint_belongs_to_those_that_have_one(tmp_path):
+    def data(seed, size, fingerprint, method="baseline"):
+        changes = {"fingerprint": fingerprint} if fingerprint else {}
+        return RunFolder(method, seed, samples=size, changes=changes, image_size=None)
+
+    runs = [data(0, 100, None), data(1, 100, "f"), data(0, 200, "g"), data(0, 100, "f", "random"), data(1, 200, None)]
+    assert names_of(tmp_path, *runs) == [
+        ("baseline, num_samples=100", 2),
+        ("baseline, num_samples=200", 2),
+        ("random, num_samples=100", 1),
+    ]
+
+
+def test_a_setting_that_some_runs_have_separates_them_within_its_configuration_group(tmp_path):
+    def optimizer(seed, target="SGD", **settings):
+        return RunFolder("random", seed, config={"optimizer": {"_target_": f"torch.optim.{target}", "lr": 0.1, **settings}})
+
+    assert names_of(tmp_path / "clip", optimizer(0), optimizer(1, clip=0.5)) == [("random", 1), ("random, clip=0.5", 1)]
+    assert names_of(tmp_path / "null", optimizer(0), optimizer(1, clip=None)) == [("random", 2)]
+    names = names_of(tmp_path / "other", optimizer(0), optimizer(1), optimizer(0, "AdamW", eps=1e-8))
+    assert names == [("random, optimizer=SGD", 2), ("random, optimizer=AdamW", 1)]
+
+
+def test_seeds_that_begin_with_weights_of_their_own_are_one_group(tmp_path):
+    runs = [RunFolder("random", seed, config={"weights": weights}) for seed, weights in ((0, None), (0, "a.ckpt"), (1, "b.ckpt"))]
+    assert names_of(tmp_path, *runs) == [("random", 1), ("random, weights=given", 2)]
+
+
 # ---- comparison
+
+
+def told(groups):
+    return " ".join(notes(groups)[1:])
+
+
+@pytest.mark.parametrize("other", [{"machine": {"processor": "another", "device": "cpu"}}, {"world_size": 2}])
+def test_seconds_of_another_machine_or_number_of_processes_are_no_saving(tmp_path, other):
+    usual = {"seconds": 5.0, "machine": {"processor": "a processor", "device": "cpu"}}
+    changed = RunFolder("random", 1, score=0.95, changes=usual | other)
+    write_sweep(tmp_path, [RunFolder("baseline", 0, changes=usual | {"seconds": 10.0}), RunFolder("random", 0, changes=usual)])
+    changed.write(tmp_path / "2")
+    RunFolder("baseline", 1, changes=usual).write(tmp_path / "3")
+    groups = groups_of(tmp_path)
+    rows = comparison(groups).set_index("group")
+    assert rows.loc[groups[-1].name, "difference"] == pytest.approx(0.05 if "world_size" in other else 0.025)
+    assert rows.loc[groups[-1].name, "saving"] == pytest.approx(math.nan if "world_size" in other else 0.5, nan_ok=True)
+    assert f"or number of processes: {groups[-1].name}." in told(groups)
+    assert comparison_text(groups).rows[-1][4] == ("-" if "world_size" in other else "50.0% (1 of 2 seeds)")
+
+
+def test_a_baseline_of_other_conditions_or_epochs_is_told(tmp_path):
+    long, short = {"trainer": {"max_epochs": 6}}, {"trainer": {"max_epochs": 4}}
+    write_sweep(tmp_path, [RunFolder("baseline", 0, config=long), RunFolder("random", 0, config=short, epochs=4)])
+    said = told(groups_of(tmp_path))
+    assert "random, max_epochs=4 (against baseline, max_epochs=6: another max_epochs)." in said
+    assert "random, max_epochs=4 (4, its baseline 6)." in said
+
+
+def test_means_of_some_seeds_only_say_so(tmp_path):
+    runs = [scored("baseline", 0, 0.90, 20.0), *(scored("kakurenbo", seed, 0.89, 10.0) for seed in range(3))]
+    runs += [scored("random", seed, score, 10.0) for seed, score in ((0, 0.9), (1, None), (2, None))]
+    for run in runs:
+        run.changes["metric"] = "val/accuracy"
+    groups = groups_of(write_sweep(tmp_path, runs))
+    baseline, fewer, lacking = comparison_text(groups).rows
+    assert baseline[1:3] == ["90.00", "-"] and fewer[1:3] == ["89.00 ± 0.00", "-1.00 (1 of 3 seeds)"]
+    assert lacking[1:3] == ["90.00 (1 of 3 seeds)", "+0.00 (1 of 3 seeds)"] and lacking[-1] == "3"
+    assert comparison(groups)[["seeds", "pairs", "scored"]].to_numpy().tolist() == [[1, 0, 1], [3, 1, 3], [3, 1, 1]]
+    assert "kakurenbo (3 seeds, 3 with a score, 1 with a difference); random (3 seeds, 1 with" in told(groups)
 
 
 def test_means_differences_and_savings_are_those_computed_by_hand(tmp_path):
@@ -141,6 +221,20 @@ def test_a_metric_that_is_no_share_is_shown_as_it_is(tmp_path):
     assert table.headings[1] == "perplexity" and table.rows[0][1] == "3.25"
 
 
+@pytest.mark.parametrize(
+    "name", ["accuracy", "acc_top1", "MulticlassAccuracy", "mIoU", "f1", "F1Score", "recall", "auroc", "top5"]
+)
+def test_metrics_that_are_shares_by_their_name_are_shown_in_percent(tmp_path, name):
+    RunFolder("baseline", score=0.5, changes={"metric": f"val/{name}"}).write(tmp_path)
+    assert comparison_text(groups_of(tmp_path)).rows[0][1] == "50.00"
+
+
+@pytest.mark.parametrize("name", ["mae", "loss", "accuracy_loss", "stopped", "previous", "perplexity"])
+def test_a_metric_of_another_name_is_no_share_however_small(tmp_path, name):
+    RunFolder("baseline", score=0.5, changes={"metric": f"val/{name}"}).write(tmp_path)
+    assert comparison_text(groups_of(tmp_path)).rows[0][1] == "0.50"
+
+
 def test_runs_without_validation_are_compared_by_their_seconds(tmp_path):
     write_sweep(tmp_path, [scored("baseline", None, None, 20.0), scored("random", None, None, 10.0)])
     assert comparison_text(groups_of(tmp_path)).rows[1][:5] == ["random, max_fraction=0.3"[:6], "-", "-", "10.0", "50.0%"]
@@ -151,131 +245,3 @@ def test_runs_without_validation_are_compared_by_their_seconds(tmp_path):
 )
 def test_numbers_of_samples_are_short(number, text):
     assert count(number) == text
-
-
-# ---- reading what is broken
-
-
-def break_file(name, content=None, keep=None):
-    def change(folder):
-        path = folder / name
-        if content is None and keep is None:
-            path.unlink()
-        else:
-            path.write_bytes(path.read_bytes()[:keep] if content is None else content)
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("change", "file", "reason"),
-    [
-        (break_file("run.json", keep=200), "run.json", "half-written"),
-        (break_file("run.json", b""), "run.json", "empty"),
-        (break_file("run.json", b"[1]"), "run.json", "no JSON object"),
-        (break_file("run.json", b'{"format": 2}'), "run.json", "format=2"),
-        (break_file("run.json", b'{"format": 1, "method": "x", "status": "flying"}'), "run.json", "status='flying'"),
-        (break_file("selection.parquet"), "selection.parquet", "missing"),
-        (break_file("selection.parquet", keep=500), "selection.parquet", "half-written"),
-        (break_file("selection.parquet", b""), "selection.parquet", "empty"),
-        (break_file("samples.parquet", b"PAR1"), "samples.parquet", "half-written"),
-        (break_file("thumbnails.npz", keep=300), "thumbnails.npz", "half-written"),
-        (break_file("thumbnails.npz", b""), "thumbnails.npz", "empty"),
-    ],
-)
-def test_a_broken_file_is_named_and_the_other_runs_are_reported(tmp_path, capsys, change, file, reason):
-    whole, broken = RunFolder("baseline").write(tmp_path / "0"), RunFolder("kakurenbo").write(tmp_path / "1")
-    change(broken)
-    runs, problems = read_runs([tmp_path])
-    assert [run.folder for run in runs] == ([whole] if file == "run.json" else [whole, broken])
-    assert [problem.path for problem in problems] == [str(broken / file)] and reason in problems[0].reason
-    main([str(tmp_path), "--format", "csv"])
-    said = capsys.readouterr()
-    assert str(broken / file) in said.err and "baseline" in said.out
-
-
-def test_columns_that_are_missing_leave_their_figures_out(tmp_path):
-    folder = RunFolder("kakurenbo", image_size=None).write(tmp_path)
-    write_table(folder / "selection.parquet", {"epoch": [0, 1], "val/accuracy": [0.5, None], "lr_factor": ["a", "b"]}, {})
-    write_table(folder / "samples.parquet", {"index": [0], "loss": [0.5]}, {})
-    runs, problems = read_runs([folder])
-    assert "no column target, times_trained, times_hidden" in problems[0].reason
-    drawn = draw_all(make_groups(runs), problems)
-    assert [one.picture.name for one in drawn] == ["overview", "phases"] and len(problems) == 1
-
-
-def test_any_value_in_run_json_may_be_of_another_kind(tmp_path):
-    description = json.loads((RunFolder("kakurenbo").write(tmp_path / "whole") / "run.json").read_text())
-    fields = [name for name in description if name not in ("format", "method", "status")]
-    values = [None, "text", [], [1, None], {"a": {"b": [None]}}, -1, 1e308, True]
-    for number, value in enumerate(values):
-        run = RunFolder("kakurenbo", changes=dict.fromkeys(fields, value), epochs=2, samples=30, image_size=None)
-        run.write(tmp_path / str(number))
-    target = tmp_path / "report"
-    main([str(tmp_path), "-o", str(target)])
-    page = (target / "report.html").read_text()
-    assert "could not be drawn" not in page
-    assert page.count("<details>") == len(values) + 1
-
-
-def test_running_and_stopped_runs_are_drawn_and_listed_but_not_compared(tmp_path, capsys):
-    RunFolder("baseline").write(tmp_path / "0")
-    RunFolder("kakurenbo", epochs=6, changes={"status": "running", "epochs": 3}).write(tmp_path / "1")
-    stopped = {"status": "stopped", "epochs": 0, "error": "ValueError: <b>", "score": None}
-    RunFolder("random", changes=stopped, left_out=("selection.parquet", "samples.parquet", "thumbnails.npz")).write(
-        tmp_path / "2"
-    )
-    main([str(tmp_path)])
-    said, page = capsys.readouterr().out, (tmp_path / "report" / "report.html").read_text()
-    assert f"{tmp_path / '1'}: has not finished (or was killed) after 3 epochs of 6" in said
-    assert f"{tmp_path / '2'}: stopped after 0 epochs of 6" in said and ".parquet" not in said
-    assert [row["group"] for row in csv.DictReader((tmp_path / "report" / "comparison.csv").open())] == ["baseline"]
-    assert "ValueError: &lt;b&gt;" in page and ">3 of 6<" in page
-
-
-def test_runs_that_all_go_on_are_compared_so_far(tmp_path, capsys):
-    write_sweep(tmp_path, [RunFolder(method, changes={"status": "running"}) for method in ("baseline", "kakurenbo")])
-    main([str(tmp_path), "--format", "terminal"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "No run has finished" in said and "+0.00" in said and "left out" not in said
-
-
-def test_old_runs_are_named_with_the_reason(tmp_path):
-    RunFolder("baseline").write(tmp_path / "new" / "baseline")
-    (tmp_path / "new" / "results.json").write_text("[]")
-    (tmp_path / "old" / "kakurenbo").mkdir(parents=True)
-    (tmp_path / "old" / "results.json").write_text("[]")
-    (tmp_path / "old" / "kakurenbo" / "metrics.csv").write_text("epoch\n0\n")
-    runs, problems = read_runs([tmp_path])
-    assert len(runs) == 1
-    assert [problem.path for problem in problems] == [str(tmp_path / "old" / "results.json")]
-    assert "without run.json" in problems[0].reason
-
-
-def test_a_run_counts_once_however_often_its_folder_is_named(tmp_path, monkeypatch):
-    folder = RunFolder("baseline").write(tmp_path / "F=0.2" / "baseline")
-    monkeypatch.chdir(tmp_path)
-    runs, problems = read_runs([tmp_path, folder, Path("F=0.2"), folder / "run.json"])
-    assert len(runs) == 1 and not problems
-    assert runs[0].history.columns.shape[0] == 6
-
-
-@pytest.mark.parametrize("made", [False, True])
-def test_nothing_to_report_ends_with_2_and_says_what_to_type(tmp_path, capsys, made):
-    folder = tmp_path / "runs"
-    if made:
-        folder.mkdir()
-    with pytest.raises(SystemExit) as ended:
-        main([str(folder)])
-    said = " ".join(capsys.readouterr().err.split())
-    assert ended.value.code == 2
-    assert "kakurenbo-train -m method=baseline,kakurenbo seed=0,1" in said and "run.json" in said
-    assert ("is not there" in said) is not made
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
-    RunFolder("baseline").write(tmp_path / "run")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit) as ended:
-        main([str(tmp_path / "run"), "-o", str(tmp_path / "file")])
-    assert ended.value.code == 2 and "Name a folder that can, with -o." in capsys.readouterr().err

@@ -12,10 +12,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 from report_runs import RunFolder, groups_of, write_sweep
 
+from recipes.report.curves import overview
+from recipes.report.groups import Group
 from recipes.report.main import draw_all, main
-from recipes.report.maps import f_tau, kind, sweeps, thumbnails
-from recipes.report.panels import class_shares, parts
+from recipes.report.maps import f_tau, kind, luminance, sweeps, thumbnails
+from recipes.report.panels import class_shares, first_run, parts, phases
 from recipes.report.summary import Summary
+from recipes.report.tables import best_of, comparison, not_drawn
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -113,6 +116,38 @@ def test_a_map_shows_f_to_the_right_and_tau_upwards_and_a_dash_for_what_was_not_
     }
 
 
+def scattered(number):
+    """Runs as a search makes them: every one has an F and a tau of its own."""
+    places = [(0.1 + 0.5 * one / number, 0.3 + 0.6 * (7 * one % number) / number) for one in range(number)]
+    options = {"image_size": None, "epochs": 2, "samples": 30}
+    return [RunFolder("kakurenbo", 0, {"max_fraction": f, "tau": tau}, score=0.5 + 0.4 * f, **options) for f, tau in places]
+
+
+def test_a_map_of_which_most_cells_would_be_empty_shows_points_in_the_colour_of_the_score(tmp_path):
+    write_sweep(tmp_path, scattered(30))
+    (picture,) = f_tau(groups_of(tmp_path))
+    axes, (points,) = picture.figure.axes[0], picture.figure.axes[0].collections
+    assert not axes.texts and picture.figure.get_size_inches()[1] < 4
+    found = sorted((*place, score) for place, score in zip(points.get_offsets().tolist(), points.get_array(), strict=True))
+    wanted = [(run.settings["max_fraction"], run.settings["tau"], 100 * run.score) for run in scattered(30)]
+    assert [value for one in found for value in one] == pytest.approx([value for one in sorted(wanted) for value in one])
+
+
+@pytest.mark.parametrize("scores", [(0.9, 0.9, 0.9, 0.9), (0.5, 0.6, 0.8, 0.9)])
+def test_the_numbers_of_a_map_stand_out_from_their_cells(tmp_path, scores):
+    runs = grid_runs(image_size=None)[1:]
+    for run, score in zip(runs, scores, strict=True):
+        run.score = score
+    write_sweep(tmp_path, runs)
+    (picture,) = f_tau(groups_of(tmp_path))
+    axes = picture.figure.axes[0]
+    (image,) = axes.images
+    for text in axes.texts:
+        column, row = text.get_position()
+        cell = luminance(image.to_rgba(image.get_array())[row, column])
+        assert abs(cell - (text.get_color() == "white")) > 0.45
+
+
 def test_three_of_one_setting_are_no_map(tmp_path):
     write_sweep(tmp_path, [RunFolder("kakurenbo", 0, {"max_fraction": f, "tau": 0.7}) for f in (0.1, 0.2, 0.3)])
     assert sweeps(groups_of(tmp_path)) == []
@@ -121,6 +156,60 @@ def test_three_of_one_setting_are_no_map(tmp_path):
 def test_the_parts_of_a_runs_time_add_up_to_it(sweep):
     for group in groups_of(sweep):
         assert sum(parts(group.runs[0]).values()) == pytest.approx(group.runs[0].seconds)
+
+
+def test_unfinished_runs_are_thin_lines_and_in_no_mean(tmp_path):
+    killed = {"status": "running", "epochs": 2, "max_epochs": 6, "totals": {"train_seconds": 900.0}}
+    runs = [
+        RunFolder("kakurenbo", 0, changes=killed, epochs=2, image_size=16),
+        RunFolder("kakurenbo", 1),
+        RunFolder("kakurenbo", 2),
+    ]
+    (group,) = groups_of(write_sweep(tmp_path, runs))
+    finished = Group(group.name, group.finished, {})
+    assert first_run(group, lambda run: True).seed == 1
+    assert class_shares(group).tolist() == class_shares(finished).tolist()
+    assert [one.lines for one in thumbnails(group, True, 3)] == [one.lines for one in thumbnails(finished, True, 3)]
+    lengths = [len(line.get_xdata()) for line in overview([group])[0].figure.axes[0].lines]
+    assert sorted(lengths) == [2, 6, 6, 6]
+    (thick,) = [line for line in overview([group])[0].figure.axes[0].lines if line.get_linewidth() > 1]
+    assert len(thick.get_xdata()) == 6
+    (bar,) = phases([group])
+    assert bar.figure.axes[0].texts[1].get_text() == phases([finished])[0].figure.axes[0].texts[1].get_text()
+
+
+def test_figures_show_the_best_groups_and_the_page_names_the_others(tmp_path):
+    runs = [RunFolder("baseline", 0, score=0.1, image_size=None, epochs=2, samples=30), *scattered(23)]
+    write_sweep(tmp_path, runs)
+    groups = groups_of(tmp_path)
+    best = best_of(groups)
+    assert [group.method for group in best] == ["baseline", *["kakurenbo"] * 20]
+    assert {group.runs[0].score for group in best} == {0.1, *(run.score for run in runs[-20:])}
+    (problem,) = not_drawn(groups)
+    named = problem.reason.split("these too: ")[1].split("; ")
+    assert named == [group.name for group in groups if group not in best]
+    assert len(comparison(groups)) == 24
+
+
+def test_the_best_by_a_loss_are_the_lowest(tmp_path):
+    runs = scattered(23)
+    for run in runs:
+        run.changes["metric"] = "val/loss"
+    groups = groups_of(write_sweep(tmp_path, runs))
+    assert {group.runs[0].score for group in best_of(groups)} == {run.score for run in runs[:20]}
+
+
+def test_figures_of_an_earlier_report_are_removed_and_other_files_are_not(tmp_path):
+    report = tmp_path / "report"
+    RunFolder("kakurenbo", epochs=2, samples=30).write(tmp_path / "run")
+    main([str(tmp_path / "run"), "-o", str(report)])
+    assert (report / "samples_0.png").is_file()
+    Image.new("RGB", (2, 2)).save(report / "scores_mine.png")
+    (report / "text.png").write_text("no picture")
+    (tmp_path / "run" / "thumbnails.npz").unlink()
+    main([str(tmp_path / "run"), "-o", str(report)])
+    names = {path.name for path in report.iterdir()}
+    assert "samples_0.png" not in names and {"overview.png", "scores_mine.png", "text.png"} <= names
 
 
 def test_classes_count_what_was_hidden_or_for_the_other_families_not_trained(tmp_path):

@@ -63,19 +63,21 @@ def plain(run: Run, name: str) -> pd.Series:
     return run.history.column(name)
 
 
-def lines_of(group: Group, x: Column, y: Column) -> list[pd.DataFrame]:
+def lines_of(runs: list[Run], x: Column, y: Column) -> list[pd.DataFrame]:
     """Return a line for each run that has one: columns x and y, the index is the epoch."""
-    lines = [pd.DataFrame({"x": x(run), "y": y(run)}).dropna() for run in group.runs]
+    lines = [pd.DataFrame({"x": x(run), "y": y(run)}).dropna() for run in runs]
     return [line for line in lines if len(line)]
 
 
-def draw_group(axes: Axes, look: Look, lines: list[pd.DataFrame]) -> None:
-    """Draw the seeds thin and their mean thick, over the epochs that all of them have."""
-    if len(lines) > 1:
-        for line in lines:
+def draw_group(axes: Axes, look: Look, counted: list[pd.DataFrame], others: list[pd.DataFrame]) -> None:
+    """Draw the seeds thin and the mean of those that count thick, over the epochs that all of these have."""
+    if len(counted) + len(others) > 1:
+        for line in [*counted, *others]:
             axes.plot(line["x"], line["y"], **look.line(linewidth=0.7, alpha=0.45))
-    stacked = pd.concat(lines).groupby(level=0)
-    mean = stacked.mean()[stacked.size() == len(lines)]
+    if not counted:
+        return
+    stacked = pd.concat(counted).groupby(level=0)
+    mean = stacked.mean()[stacked.size() == len(counted)]
     marker = "." if len(mean) <= FEW else None
     axes.plot(mean["x"], mean["y"], **look.line(linewidth=1.8, marker=marker, markersize=5))
 
@@ -83,14 +85,14 @@ def draw_group(axes: Axes, look: Look, lines: list[pd.DataFrame]) -> None:
 def draw(axes: Axes, groups: list[Group], known: dict[str, Look], x: Column, y: Column) -> None:
     """Draw the groups that have this line."""
     for group in groups:
-        lines = lines_of(group, x, y)
-        if lines:
-            draw_group(axes, known[group.name], lines)
+        counted = group.counted
+        others = [run for run in group.runs if run not in counted]
+        draw_group(axes, known[group.name], lines_of(counted, x, y), lines_of(others, x, y))
 
 
 def has(groups: list[Group], x: Column, y: Column, worth: Callable[[pd.Series], bool] = len) -> bool:
     """Tell whether any run has a line that is worth drawing."""
-    return any(worth(line["y"]) for group in groups for line in lines_of(group, x, y))
+    return any(worth(line["y"]) for group in groups for line in lines_of(group.runs, x, y))
 
 
 def focus(axes: Axes, lines: list[pd.DataFrame]) -> None:
@@ -143,8 +145,8 @@ def overview(groups: list[Group]) -> list[Picture]:
     figure = panels_by_epoch(groups, panels, 2.3, {group.name: group.name + last(group, scale) for group in own})
     caption = (
         "Above, what each epoch did not train; below, what came of it. Good: the lower lines lie together although the upper "
-        "ones are high. Bad: a line that stays below the baseline's to the end. Thin lines are seeds, thick ones their mean; "
-        "figures in the legend are of the last epoch."
+        "ones are high. Bad: a line that stays below the baseline's to the end. Thin lines are seeds, thick ones the mean "
+        "of the finished ones; figures in the legend are of the last epoch."
     )
     alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(panel.label for panel in panels)}."
     return [Picture("overview", "Hidden share and validation by epoch", caption, alt, figure)]
@@ -185,7 +187,7 @@ def scores(groups: list[Group]) -> list[Picture]:
         figure, axes = new_figure(len(costs), 2.6, [group.name for group in own])
         for place, (x, x_label) in zip(axes[:, 0], costs, strict=True):
             draw(place, own, known, x, y)
-            focus(place, [line for group in own for line in lines_of(group, x, y)])
+            focus(place, [line for group in own for line in lines_of(group.runs, x, y)])
             place.set(xlabel=x_label, ylabel=label)
             place.locator_params(axis="x", nbins=6)
             place.xaxis.set_major_formatter(lambda value, _: amount(value))

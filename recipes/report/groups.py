@@ -1,5 +1,6 @@
 """Groups of runs that differ in their seed only, their names, and the baseline that each is compared with."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ PLACES = (
     "enable_model_summary",
     "_partial_",
 )
+DATA = ("num_samples", "class_names", "fingerprint")  # of run.json: where the same configuration read other data
+FINGERPRINT = "data.fingerprint"  # runs of before there was one fit any
 TASK = ("data", "model", "task")  # what runs must have in common to be compared
+LONG = 40  # characters of a value in a group's name
 SPEED = ("batch_size", "eval_batch_size", "num_workers")  # of them, what may differ
 
 
@@ -58,14 +62,22 @@ class Group:
         """The runs that have finished."""
         return [run for run in self.runs if run.status == "finished"]
 
+    @property
+    def counted(self) -> list[Run]:
+        """The runs that figures are of: the finished ones, all while none has finished."""
+        return self.finished or self.runs
+
     def by_seed(self, value: Callable[[Run], float], finished: bool = True) -> pd.Series:
-        """Return a value of each seed, the mean where runs share one; the k-th run without seed counts as a seed of its own."""
-        seeds, values = [], []
-        for run in self.finished if finished else self.runs:
-            unseeded = sum(isinstance(seed, str) for seed in seeds)
-            seeds.append(f"unseeded {unseeded}" if run.seed is None else run.seed)
-            values.append(value(run))
-        return pd.Series(values, pd.Index(seeds, dtype=object), dtype="float64").groupby(level=0).mean().dropna()
+        """Return a value of each seed, the mean where runs share one."""
+        runs = self.finished if finished else self.runs
+        values = pd.Series([value(run) for run in runs], pd.Index(seeds_of(runs), dtype=object), dtype="float64")
+        return values.groupby(level=0).mean().dropna()
+
+
+def seeds_of(runs: list[Run]) -> list[int | str]:
+    """Return the seed of each run; the k-th run without seed counts as a seed of its own."""
+    unseeded = itertools.count()
+    return [f"unseeded {next(unseeded)}" if run.seed is None else run.seed for run in runs]
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -88,11 +100,12 @@ def is_noise(leaf: str) -> bool:
 def conditions(run: Run) -> dict[str, Any]:
     """Return what a run trained on and how, without its method: leaves of its configuration, and what run.json says of it."""
     found = {leaf: value for leaf, value in leaves(run.config).items() if not is_noise(leaf)}
-    if not found:
-        found = {name: run.info.get(name) for name in ("num_samples", "world_size")}
+    if "weights" in found:  # each seed may begin with weights of its own
+        found["weights"] = None if found["weights"] is None else "given"
+    found |= {f"data.{name}": run.info[name] for name in DATA if run.info.get(name) is not None}
     trainer = run.config.get("trainer")  # static methods add epochs to what was asked for
     asked = trainer.get("max_epochs") if isinstance(trainer, dict) else None
-    return {**found, "max_epochs": asked or run.info.get("max_epochs")}
+    return {**found, "world_size": run.info.get("world_size"), "max_epochs": asked or run.info.get("max_epochs")}
 
 
 def key(value: Any) -> str:
@@ -100,18 +113,57 @@ def key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+def home(leaf: str) -> str:
+    """Return the configuration group of a leaf, with a point: `data.`; nothing for a leaf outside of groups."""
+    group, point, _ = leaf.partition(".")
+    return group + point if point else ""
+
+
 def differing(values: list[dict[str, Any]]) -> list[str]:
-    """Return the names, in order, that have several values among those that have them at all."""
+    """Return the names, in order, that have several values.
+
+    Who lacks a name has the value null of it if someone else of the same configuration group and `_target_` has the name;
+    of other groups it is not asked.
+    """
     names = dict.fromkeys(name for one in values for name in one)
-    return [name for name in names if len({key(one[name]) for one in values if name in one}) > 1]
+    homes = [{home(name): key(one.get(f"{home(name)}_target_")) for name in one} for one in values]
+    found = []
+    for name in names:
+        place = home(name)
+        own = {key(one[name]) for one in values if name in one}
+        targets = {known[place] for one, known in zip(values, homes, strict=True) if name in one}
+        lacking = (
+            place in known and known[place] in targets and name not in one for one, known in zip(values, homes, strict=True)
+        )
+        if name != FINGERPRINT and any(lacking):
+            own.add(key(None))
+        if len(own) > 1:
+            found.append(name)
+    return found
+
+
+def with_fingerprints(around: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the conditions, those without a fingerprint of the data with the only one of runs that are equal otherwise."""
+    outer = [leaf for leaf in differing(around) if leaf != FINGERPRINT]
+    others = [key({leaf: one.get(leaf) for leaf in outer}) for one in around]
+    known: dict[str, dict[str, Any]] = {}
+    for other, one in zip(others, around, strict=True):
+        if FINGERPRINT in one:
+            known.setdefault(other, {})[key(one[FINGERPRINT])] = one[FINGERPRINT]
+    only = {other: next(iter(values.values())) for other, values in known.items() if len(values) == 1}
+    return [
+        {**one, FINGERPRINT: only[other]} if FINGERPRINT not in one and other in only else one
+        for other, one in zip(others, around, strict=True)
+    ]
 
 
 def needed(names: list[str], values: list[dict[str, Any]]) -> list[str]:
     """Return the names without those whose value follows from the others' of the same configuration group (`data.*`)."""
     kept: list[str] = []
-    for name in sorted(names, key=lambda name: not name.endswith("_target_")):
+    read = [f"data.{name}" for name in DATA]
+    for name in sorted(names, key=lambda name: (not name.endswith("_target_"), name in read)):
         same = [other for other in kept if other.split(".")[0] == name.split(".")[0]]
-        pairs = {(tuple(key(one.get(other)) for other in same), key(one[name])) for one in values if name in one}
+        pairs = {(tuple(key(one.get(other)) for other in same), key(one.get(name))) for one in values}
         if len(pairs) > len({known for known, _ in pairs}):
             kept.append(name)
     return kept
@@ -125,7 +177,13 @@ def short(leaf: str, others: list[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a group's name has it."""
+    """Return a value as a group's name has it: of a list or a long word its beginning."""
+    text = written(value)
+    return f"{text[:LONG]}…" if len(text) > LONG and (isinstance(value, list) or " " not in text) else text
+
+
+def written(value: Any) -> str:
+    """Return a value as text."""
     if isinstance(value, str):
         return value.split(".")[-1] if value.replace(".", "").replace("_", "").isalnum() else value
     if isinstance(value, float):
@@ -135,7 +193,7 @@ def shown(value: Any) -> str:
 
 def make_groups(runs: list[Run]) -> list[Group]:
     """Return the groups of runs, baselines first, else in the order of the runs."""
-    around = [conditions(run) for run in runs]
+    around = with_fingerprints([conditions(run) for run in runs])
     outer = differing(around)
     named = needed(outer, around)
     inner = [setting for method in dict.fromkeys(run.method for run in runs) for setting in settings_of(method, runs)]
@@ -145,7 +203,7 @@ def make_groups(runs: list[Run]) -> list[Group]:
         identity = key([run.method, run.settings, run.metric, {leaf: condition.get(leaf) for leaf in outer}])
         if identity not in groups:
             parts = [f"{name}={shown(run.settings[name])}" for name in dict.fromkeys(inner) if name in run.settings]
-            parts += [f"{short(leaf, named)}={shown(condition[leaf])}" for leaf in named if leaf in condition]
+            parts += [f"{short(leaf, named)}={shown(condition[leaf])}" for leaf in named if condition.get(leaf) is not None]
             parts += [f"by {run.metric}"] if several_metrics else []
             name = " ".join(", ".join([run.method, *parts]).split())
             groups[identity] = Group(name, [], {leaf: condition.get(leaf) for leaf in outer})
@@ -180,12 +238,18 @@ def baseline_of(group: Group, groups: list[Group]) -> Group | None:
     possible = [
         other
         for other in groups
-        if other.method == BASELINE
-        and other.metric == group.metric
-        and other.runs[0].info.get("num_samples") == group.runs[0].info.get("num_samples")
-        and all(key(other.leaves[leaf]) == key(group.leaves[leaf]) for leaf in task)
+        if other.method == BASELINE and other.metric == group.metric and not set(task) & set(unlike(group, other))
     ]
-    same = [other for other in possible if key(other.leaves) == key(group.leaves)]
+    same = [other for other in possible if not unlike(group, other)]
     if same:
         return same[0]
     return possible[0] if len(possible) == 1 else None
+
+
+def unlike(group: Group, other: Group) -> list[str]:
+    """Return the conditions that differ between two groups; a fingerprint that one of them lacks does not."""
+    return [
+        leaf
+        for leaf, value in group.leaves.items()
+        if key(value) != key(other.leaves[leaf]) and not (leaf == FINGERPRINT and None in (value, other.leaves[leaf]))
+    ]

@@ -1,6 +1,7 @@
 """The program `kakurenbo-report`: reads run folders, prints their comparison and draws the report."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,8 +17,8 @@ from recipes.report.maps import f_tau, grid
 from recipes.report.page import Drawn, write_page
 from recipes.report.panels import classes, histograms, phases
 from recipes.report.reading import Problem, read_runs
-from recipes.report.style import RC, Picture
-from recipes.report.tables import COUNTS, comparison, comparison_text, notes, runs_table, unfinished
+from recipes.report.style import RC, Picture, is_own
+from recipes.report.tables import COUNTS, best_of, comparison, comparison_text, not_drawn, notes, runs_table, unfinished
 
 EPILOG = """examples:
   kakurenbo-report outputs/2026-01-31/12-00-00
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def default_target(folder: Path) -> Path:
     """Return where the report of a folder goes."""
-    return (folder if folder.is_dir() else folder.parent) / "report"
+    return (folder if os.path.isdir(folder) else folder.parent) / "report"  # of a name that is too long, `Path.is_dir` raises
 
 
 def nothing_found(folders: list[Path], problems: list[Problem]) -> int:
@@ -116,13 +117,17 @@ def print_problems(problems: list[Problem], console: Console) -> None:
 
 def jobs(groups: list[Group]) -> list[Callable[[], list[Picture]]]:
     """Return what draws the figures, in their order on the page."""
-    draw = [overview, scores, by_epoch, f_tau, phases, histograms, classes]
-    return [*(partial(one, groups) for one in draw), *(partial(grid, group, number) for number, group in enumerate(groups))]
+    best = best_of(groups)
+    draw = [overview, scores, by_epoch, phases, histograms, classes]
+    each = [partial(one, best) for one in draw]
+    each.insert(3, partial(f_tau, groups))  # which has a place for every run
+    return [*each, *(partial(grid, group, number) for number, group in enumerate(best))]
 
 
 def draw_all(groups: list[Group], problems: list[Problem]) -> list[Drawn]:
-    """Return all figures that apply; one that cannot be drawn becomes a problem."""
+    """Return all figures that apply; one that cannot be drawn, and groups that none shows, become problems."""
     drawn: list[Drawn] = []
+    problems += not_drawn(groups)
     with matplotlib.rc_context(RC):
         for job in tqdm(jobs(groups), desc="drawing", leave=False, disable=None):
             try:
@@ -140,6 +145,9 @@ def write_report(groups: list[Group], problems: list[Problem], target: Path, tit
     """
     target.mkdir(parents=True, exist_ok=True)
     drawn = draw_all(groups, problems)
+    for path in target.glob("*.png"):
+        if is_own(path):  # of an earlier report of more or other runs
+            path.unlink()
     for one in drawn:
         (target / f"{one.picture.name}.png").write_bytes(one.png)
     comparison(groups).to_csv(target / "comparison.csv", index=False, errors="replace")

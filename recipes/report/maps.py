@@ -17,6 +17,7 @@ from recipes.report.tables import comparison_row, is_share, metric_name
 F, TAU = "max_fraction", "tau"
 MAP_CELL, GAP = 64, 34  # pixels of a thumbnail in a grid, and of the three lines below it
 COLUMNS = 6  # of a grid
+SIDE = 12  # values of F or tau in a map with a number in each cell
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,40 @@ def f_tau(groups: list[Group]) -> list[Picture]:
         values = [value for value in values if rows[value[0]].notna().any()]
         if not values:
             continue
-        figure, axes = new_figure(len(values), 0.45 * rows[TAU].nunique() + 0.95)
+        figure, axes = new_figure(len(values), 0.45 * rows[TAU].nunique() + 0.95 if is_grid(rows) else 2.9)
         for place, (column, label, scale) in zip(axes[:, 0], values, strict=True):
-            draw_map(place, scale * rows.pivot_table(index=TAU, columns=F, values=column, dropna=False), label)
+            draw(place, rows, column, label, scale)
         caption = (
             f"{metric.capitalize()} and saved time of {name} by the largest share hidden (max_fraction, F) and the confidence "
-            "from which a sample may be hidden (tau). Good: a cell that is dark in both. Bad: scores that fall along a row: so "
-            "much cannot be hidden from this task."
+            "from which a sample may be hidden (tau). Good: a place that is dark in both. Bad: scores that fall to the right: "
+            "so much cannot be hidden from this task."
         )
-        alt = f"Tables in colour, tau by max_fraction: {', '.join(label for _, label, _ in values)}."
+        alt = f"Values in colour, tau by max_fraction: {', '.join(label for _, label, _ in values)}."
         file = "f_tau" if number == 0 else f"f_tau_{number + 1}"
         pictures.append(Picture(file, f"F and tau: {name}", caption, alt, figure))
     return pictures
+
+
+def draw(axes: Axes, rows: pd.DataFrame, column: str, label: str, scale: float) -> None:
+    """Draw a column over F and tau, in a grid or as points."""
+    if is_grid(rows):
+        draw_map(axes, scale * rows.pivot_table(index=TAU, columns=F, values=column, dropna=False), label)
+    else:
+        draw_points(axes, rows[F], rows[TAU], scale * rows[column], label)
+
+
+def is_grid(rows: pd.DataFrame) -> bool:
+    """Tell whether F and tau have few values each, and at least half of their pairs were run."""
+    sides = rows[F].nunique(), rows[TAU].nunique()
+    return max(sides) <= SIDE and 2 * len(rows[[F, TAU]].drop_duplicates()) >= math.prod(sides)
+
+
+def draw_points(axes: Axes, fractions: pd.Series, taus: pd.Series, values: pd.Series, label: str) -> None:
+    """Draw values as the colours of points, tau over F, the highest on top."""
+    order = values.dropna().sort_values().index
+    points = axes.scatter(fractions[order], taus[order], c=values[order], cmap="Blues", edgecolors="black", linewidths=0.5, s=26)
+    axes.figure.colorbar(points, ax=axes)
+    axes.set(title=label, xlabel=F, ylabel=TAU)
 
 
 def draw_map(axes: Axes, values: pd.DataFrame, label: str) -> None:
@@ -86,15 +109,21 @@ def draw_map(axes: Axes, values: pd.DataFrame, label: str) -> None:
     values = values.sort_index(ascending=False).sort_index(axis=1)
     numbers = values.to_numpy(dtype=np.float64)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
-    axes.imshow(np.ma.masked_invalid(numbers), cmap="Blues", aspect="auto", vmin=low - 0.2 * (high - low or 1), vmax=high)
+    vmin = low - 0.2 * (high - low or 1)
+    image = axes.imshow(np.ma.masked_invalid(numbers), cmap="Blues", aspect="auto", vmin=vmin, vmax=high)
     for (row, column), value in np.ndenumerate(numbers):
-        dark = not math.isnan(value) and value > low + 0.5 * (high - low) and high > low
         text = "-" if math.isnan(value) else f"{value:.1f}"
+        dark = not math.isnan(value) and luminance(image.to_rgba(value)) < 0.5
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     axes.set_xticks(range(len(values.columns)), [f"{value:g}" for value in values.columns])
     axes.set_yticks(range(len(values.index)), [f"{value:g}" for value in values.index])
     axes.set(title=label, xlabel=F, ylabel=TAU)
     axes.grid(False)
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Return how bright a colour of red, green, blue in [0, 1] looks, in [0, 1]."""
+    return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))
 
 
 def thumbnails(group: Group, most: bool, limit: int) -> list[Thumbnail]:

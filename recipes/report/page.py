@@ -15,7 +15,7 @@ from recipes.report.groups import Group
 from recipes.report.maps import Thumbnail, kind, thumbnails
 from recipes.report.reading import Problem, Run
 from recipes.report.style import Picture
-from recipes.report.tables import TextTable, comparison_text, notes, pairs, runs_text
+from recipes.report.tables import TextTable, best_of, comparison_text, notes, pairs, runs_text
 
 THUMBNAILS = 480  # in a page; with many groups each shows fewer
 FEWEST, MOST = 6, 24  # of either kind for a group
@@ -101,7 +101,7 @@ def write_page(groups: list[Group], drawn: list[Drawn], problems: list[Problem],
         comparison=comparison_text(groups),
         notes=notes(groups),
         drawn=drawn,
-        grids=grids(groups),
+        grids=grids(best_of(groups)),
         runs_table=runs_text(groups),
         runs=[(f"{group.name}, seed {'-' if run.seed is None else run.seed}", details(run)) for group, run in runs],
         problems=TextTable(["what", "why"], [[problem.path, problem.reason] for problem in problems]),

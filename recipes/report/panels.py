@@ -25,8 +25,8 @@ FEW_CLASSES, ENDS = 20, 10  # with more classes than the first: so many of eithe
 
 
 def first_run(group: Group, has: Callable[[Run], bool]) -> Run | None:
-    """Return the first run, by seed, that has something to draw."""
-    return next((run for run in group.runs if has(run)), None)
+    """Return the first run, by seed, that has something to draw; an unfinished one only where none has finished."""
+    return next((run for run in group.counted if has(run)), None)
 
 
 def histograms(groups: list[Group]) -> list[Picture]:
@@ -86,8 +86,8 @@ def loss_range(histories: list[History]) -> tuple[float, float]:
 
 
 def phases(groups: list[Group]) -> list[Picture]:
-    """Return where the seconds went: one stacked bar per group, of the mean over its runs."""
-    spent = {group.name: pd.DataFrame([parts(run) for run in group.runs]).mean() for group in groups}
+    """Return where the seconds went: one stacked bar per group, of the mean over its finished runs."""
+    spent = {group.name: pd.DataFrame([parts(run) for run in group.counted]).mean() for group in groups}
     bars = {name: seconds for name, seconds in spent.items() if seconds.sum() > 0}
     if not bars:
         return []
@@ -101,7 +101,7 @@ def phases(groups: list[Group]) -> list[Picture]:
             axes.barh(row, seconds.get(part, 0), left=left, height=0.42, color=PARTS[part], label=part if row == 0 else None)
         axes.text(0, row - 0.27, wrapped(name), va="bottom", fontsize=9.5)
         axes.text(lefts[-1] + 0.01 * longest, row, f"{seconds.sum():,.1f} s", va="center", fontsize=9.5)
-    axes.set(xlim=(0, 1.17 * longest), ylim=(len(bars) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the runs")
+    axes.set(xlim=(0, 1.17 * longest), ylim=(len(bars) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the finished runs")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower left", ncols=3, handlelength=1, columnspacing=1)
@@ -142,7 +142,7 @@ def classes(groups: list[Group]) -> list[Picture]:
     bars = max(min(len(share), FEW_CLASSES) for _, share in shown.values())
     figure, axes = new_figure(rows, 0.17 * bars + 0.75, columns=columns, sharex=True)
     for place, (name, (group, share)) in zip(axes.flat, shown.items(), strict=False):
-        draw_classes(place, group.runs[0], share)
+        draw_classes(place, group.counted[0], share)
         place.set_title(wrapped(name, 54 if columns == 1 else 26), fontsize=9.5)
     for place in axes.flat[len(shown) :]:
         place.set_axis_off()
@@ -158,9 +158,9 @@ def classes(groups: list[Group]) -> list[Picture]:
 
 
 def class_shares(group: Group) -> pd.Series:
-    """Return the mean percentage of epochs in which a sample of each class was left out, over the runs that say so."""
+    """Return the mean percentage of epochs in which a sample of each class was left out, over the finished runs that say so."""
     found = []
-    for run in group.runs:
+    for run in group.counted:
         if run.samples is None or run.samples.epochs < 1 or not len(run.samples.classes):
             continue
         times = run.samples.classes / run.samples.epochs

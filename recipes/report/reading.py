@@ -3,19 +3,22 @@
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pyarrow import parquet
 
 FORMAT = 1  # of run.json
 RUN, HISTORY, SAMPLES, THUMBNAILS = "run.json", "selection.parquet", "samples.parquet", "thumbnails.npz"
 OLD = ("results.json", "metrics.csv")  # what runs without run.json left
+PARTS = (HISTORY, SAMPLES, THUMBNAILS)  # what no folder has without run.json, unless that was lost
 STATUSES = ("running", "finished", "stopped")
+HISTOGRAM = "loss_histogram"
 COUNTED = ("times_trained", "times_hidden")
 
 Read = TypeVar("Read")
@@ -190,24 +193,49 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
 
 def run_folders(folder: Path, problems: list[Problem]) -> list[Path]:
     """Return the folders below (and including) `folder` that hold a run.json."""
-    if folder.name == RUN and folder.is_file():
-        folder = folder.parent
-    if not folder.is_dir():
-        problems.append(Problem(str(folder), "is not a folder" if folder.exists() else "is not there"))
+    try:
+        if folder.name == RUN and folder.is_file():
+            folder = folder.parent
+        if not folder.is_dir():
+            problems.append(Problem(str(folder), "is not a folder" if folder.exists() else "is not there"))
+            return []
+    except OSError as error:  # a name that is too long, a folder above that may not be entered
+        problems.append(closed(error, str(folder)))
         return []
     found: list[Path] = []
     old: list[Path] = []
-    for path, names, files in os.walk(folder.resolve()):
-        names.sort(key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    for path, files in walk(folder.resolve(), problems):
         if RUN in files:
-            found.append(Path(path))
-        elif not any(other.parent in (Path(path), *Path(path).parents) for other in old):
-            old += [Path(path) / name for name in OLD if name in files][:1]
+            found.append(path)
+        elif lost := [name for name in PARTS if name in files]:
+            reason = f"is of a run whose {RUN} is missing, so that nothing tells what it was; copy that file too, or train again"
+            problems.append(Problem(str(path / lost[0]), reason))
+        elif not any(other.parent in (path, *path.parents) for other in old):
+            old += [path / name for name in OLD if name in files][:1]
     for path in old:
         if not any(path.parent in run.parents or run in path.parents for run in found):
             reason = f"is of a run without {RUN}: an older version made it, or it was made with record=none, or it ended at once"
             problems.append(Problem(str(path), f"{reason}; train again to have it here"))
     return found
+
+
+def walk(top: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder at and below `top` once, with the names of its files; links are followed, but not upwards."""
+    known: set[Path] = set()
+    opened = os.walk(top, followlinks=True, onerror=lambda error: problems.append(closed(error, error.filename)))
+    for name, folders, files in opened:
+        path = Path(name).resolve()
+        if path in known or path in top.parents:
+            folders.clear()
+            continue
+        known.add(path)
+        folders.sort(key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        yield path, files
+
+
+def closed(error: OSError, path: str) -> Problem:
+    """Return that a folder could not be looked into."""
+    return Problem(path, f"cannot be opened: {error.strerror or error}")
 
 
 def read_run(folder: Path, problems: list[Problem]) -> Run | None:
@@ -217,6 +245,9 @@ def read_run(folder: Path, problems: list[Problem]) -> Run | None:
         return None
     begun = info["status"] == "finished" or number(info.get("epochs")) > 0
     history = attempt(folder / HISTORY, read_history, problems, needed=begun)
+    if history is not None:  # apart from its columns, so that broken histograms leave these
+        counted = attempt(folder / HISTORY, lambda path: with_histograms(path, history), problems)
+        history = counted or history
     thumbnails = attempt(folder / THUMBNAILS, read_thumbnails, problems, needed=False)
     shown = list(thumbnails.images) if thumbnails else []
     samples = attempt(folder / SAMPLES, lambda path: read_samples(path, shown), problems, needed=info["status"] == "finished")
@@ -226,11 +257,11 @@ def read_run(folder: Path, problems: list[Problem]) -> Run | None:
 
 def attempt(path: Path, read: Callable[[Path], Read], problems: list[Problem], needed: bool = True) -> Read | None:
     """Return what `read` makes of a file; None, with a problem noted, when the file is broken or `needed` and missing."""
-    if not path.is_file():
-        if needed:
-            problems.append(Problem(str(path), "is missing, and with it what the report shows of it"))
-        return None
     try:
+        if not path.is_file():
+            if needed:
+                problems.append(Problem(str(path), "is missing, and with it what the report shows of it"))
+            return None
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
         return read(path)
@@ -259,28 +290,50 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def read_history(path: Path) -> History:
-    """Return selection.parquet: every column of numbers, and the loss histograms.
+    """Return every column of numbers in selection.parquet.
 
     Raises:
-        ValueError: it has no column `epoch`, or its histograms do not fit their edges.
+        ValueError: it has no column `epoch`.
     """
-    with path.open("rb") as file:  # `read_table` would take a folder named F=0.2 for a column
-        table = parquet.ParquetFile(file).read()
+    table = read_table(path)
     if "epoch" not in table.column_names:
         raise ValueError("it has no column epoch")
-    names = [name for name in table.column_names if name != "loss_histogram"]
+    names = [name for name in table.column_names if name != HISTOGRAM]
     columns = table.select(names).to_pandas().apply(pd.to_numeric, errors="coerce").astype("float64")
     columns = columns.replace([np.inf, -np.inf], np.nan)
-    rows = columns["epoch"].dropna().drop_duplicates(keep="last").sort_values().index
+    return History(columns.loc[rows_by_epoch(columns["epoch"])].astype({"epoch": int}).set_index("epoch"))
+
+
+def with_histograms(path: Path, history: History) -> History:
+    """Return the history with the loss histograms in selection.parquet, without them when it has none.
+
+    Raises:
+        ValueError: they do not fit their edges, or an epoch has none.
+    """
+    table = read_table(path)
     edges = json.loads((table.schema.metadata or {}).get(b"loss_edges", b"null"))
-    counts = None
-    if edges is not None and "loss_histogram" in table.column_names:
-        edges = np.asarray(edges, dtype=np.float64)
-        counts = np.array([table["loss_histogram"][row].as_py() for row in rows], dtype=np.int64).reshape(len(rows), -1)
-        if len(rows) and counts.shape[1] != len(edges) - 1:
-            raise ValueError(f"its histograms have {counts.shape[1]} bins and {len(edges)} edges")
-    columns = columns.loc[rows].astype({"epoch": int}).set_index("epoch")
-    return History(columns, edges if counts is not None else None, counts)
+    if edges is None or HISTOGRAM not in table.column_names:
+        return history
+    rows = rows_by_epoch(pd.to_numeric(table["epoch"].to_pandas(), errors="coerce").replace([np.inf, -np.inf], np.nan))
+    histograms = [table[HISTOGRAM][row].as_py() for row in rows]
+    if any(one is None or None in one for one in histograms):
+        raise ValueError(f"{HISTOGRAM} has gaps, so that the losses are not drawn; the other columns are")
+    edges = np.asarray(edges, dtype=np.float64)
+    bins = {len(one) for one in histograms}
+    if bins - {len(edges) - 1}:
+        raise ValueError(f"its histograms have {', '.join(map(str, sorted(bins)))} bins and {len(edges)} edges")
+    return replace(history, edges=edges, counts=np.array(histograms, dtype=np.int64).reshape(len(rows), -1))
+
+
+def read_table(path: Path) -> pa.Table:
+    """Return a parquet file; the `read_table` of parquet would take a folder named F=0.2 for a column."""
+    with path.open("rb") as file:
+        return parquet.ParquetFile(file).read()
+
+
+def rows_by_epoch(epochs: pd.Series) -> pd.Index:
+    """Return the rows in the order of their epochs, of each epoch the last."""
+    return epochs.dropna().drop_duplicates(keep="last").sort_values().index
 
 
 def read_samples(path: Path, shown: list[int]) -> Samples:

@@ -4,6 +4,7 @@ import io
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from recipes.report.groups import BASELINE, Group
 
+PROGRAM = "kakurenbo-report"  # what its PNG files name as their software
 WIDTH, DPI = 5.0, 160  # inches, and pixels of one: 10 point letters are 10 pixels high on a phone of 360
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by the colour-blind
 LINES = ("-", "--", ":", "-.")
@@ -61,8 +64,19 @@ class Picture:
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
         packed = io.BytesIO()
-        (image if self.photos else image.quantize(256, dither=Image.Dither.NONE)).save(packed, "PNG")
+        about = PngInfo()
+        about.add_text("Software", PROGRAM)
+        (image if self.photos else image.quantize(256, dither=Image.Dither.NONE)).save(packed, "PNG", pnginfo=about)
         return packed.getvalue()
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a PNG file is a picture of a report."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == PROGRAM
+    except OSError:  # no picture
+        return False
 
 
 @dataclass(frozen=True)

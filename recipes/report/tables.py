@@ -1,6 +1,8 @@
 """The tables of a report: figures as data frames, and as text for the terminal, Markdown and HTML."""
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +11,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from recipes.report.groups import BASELINE, Group
-from recipes.report.reading import Problem, Run, clean
+from recipes.report.groups import BASELINE, Group, key, seeds_of, short, unlike
+from recipes.report.reading import Problem, Run, clean, mapping, number
 
 NOTE = (
     "Seconds are of training, refresh passes and selection, without validation. Difference and saving are against the "
@@ -18,6 +20,10 @@ NOTE = (
     "trained. Hidden: share of all presentations that were hidden, or looked at and rejected. ± is the standard deviation over "
     "the seeds. Wall times compare only on an otherwise idle machine."
 )
+SHARE = re.compile(r"accuracy|precision|recall|auroc|(?<![a-z])(acc|f1(score)?|(m|mean)?iou|top)(?![a-z])")  # of names
+LOWER = re.compile(r"loss|error|perplexity|(?<![a-z])r?m[as]p?e(?![a-z])")  # names of metrics that are to fall
+BEST = 20  # groups in a figure
+NAMED = 10  # groups in a note
 COUNTS = ("trained", "forwards", "backwards")  # columns that a narrow terminal has no room for
 NO_BASELINE = "No baseline to compare with: add method=baseline, with the same seeds, for differences and savings."
 
@@ -32,9 +38,9 @@ class TextTable:
     def rich(self, title: str) -> Table:
         """Return it for the terminal."""
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-        for number, heading in enumerate(self.headings):
+        for column, heading in enumerate(self.headings):
             table.add_column(
-                heading.replace(" (", "\n("), justify="right" if number else "left", no_wrap=number > 0, overflow="fold"
+                heading.replace(" (", "\n("), justify="right" if column else "left", no_wrap=column > 0, overflow="fold"
             )
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
@@ -52,9 +58,11 @@ class TextTable:
 
 
 def is_share(groups: list[Group]) -> bool:
-    """Tell whether the metrics are shares, which are shown in percent: all scores are in [0, 1] and no losses."""
+    """Tell whether the metrics are shares, which are shown in percent: by their names, and all scores are in [0, 1]."""
     scores = [run.score for group in groups for run in group.runs if not math.isnan(run.score)]
-    return all(0 <= score <= 1 for score in scores) and not any("loss" in (group.metric or "") for group in groups)
+    names = {group.metric.lower() for group in groups if group.metric}
+    named = bool(names) and all(SHARE.search(name) and "loss" not in name for name in names)
+    return named and all(0 <= score <= 1 for score in scores)
 
 
 def metric_name(groups: list[Group]) -> str:
@@ -74,7 +82,8 @@ def comparison(groups: list[Group]) -> pd.DataFrame:
 
     Columns: group, method, metric, score and score_std (as logged), difference and difference_std (of the score, to the
     baseline with the same seed), seconds and seconds_std, saving (share of the baseline's seconds, same seed), samples_trained,
-    forwards, backwards, hidden_share, seeds, runs. A std is that of a sample, NaN for one seed.
+    forwards, backwards, hidden_share, seeds, pairs, timed_pairs and scored (seeds with a difference, a saving, a score), runs.
+    A std is that of a sample, NaN for one seed.
     """
     chosen, finished = compared(groups)
     return pd.DataFrame([comparison_row(group, finished) for group in chosen])
@@ -100,6 +109,9 @@ def comparison_row(group: Group, finished: bool) -> dict[str, Any]:
         "backwards": total(group, finished, "samples_trained"),
         "hidden_share": group.by_seed(lambda run: run.hidden_share, finished).mean(),
         "seeds": len(group.by_seed(lambda run: 0.0, finished)),
+        "pairs": len(difference),
+        "timed_pairs": len(saving),
+        "scored": len(score),
         "runs": len(group.finished if finished else group.runs),
     }
 
@@ -110,12 +122,45 @@ def total(group: Group, finished: bool, *names: str) -> float:
 
 
 def paired(group: Group, finished: bool = True) -> tuple[pd.Series, pd.Series]:
-    """Return, by the seeds that group and baseline share, the score's difference and the share of seconds saved."""
+    """Return, by the seeds that group and baseline share, the score's difference and the share of seconds saved.
+
+    Seconds of other machines or of another number of processes say nothing of what was saved, and are left out.
+    """
     if group.baseline is None:
         return pd.Series(dtype="float64"), pd.Series(dtype="float64")
     own, other = (one.by_seed(lambda run: run.score, finished) for one in (group, group.baseline))
     spent, usual = (one.by_seed(lambda run: run.seconds, finished) for one in (group, group.baseline))
-    return (own - other).dropna(), (1 - spent / usual.where(usual > 0)).dropna()
+    apart = unlike_places(group, finished)
+    saving = (1 - spent / usual.where(usual > 0)).dropna()
+    return (own - other).dropna(), saving[[seed not in apart for seed in saving.index]]
+
+
+def by_seed_texts(group: Group, value: Callable[[Run], Any], finished: bool) -> dict[Any, set[str]]:
+    """Return the different values of each seed, as text."""
+    runs = group.finished if finished else group.runs
+    found: dict[Any, set[str]] = {}
+    for seed, run in zip(seeds_of(runs), runs, strict=True):
+        found.setdefault(seed, set()).add(key(value(run)))
+    return found
+
+
+def unlike_seeds(group: Group, value: Callable[[Run], Any], finished: bool) -> list[Any]:
+    """Return the seeds that a group shares with its baseline and of which not all runs of the two have the same value."""
+    if group.baseline is None:
+        return []
+    own, other = (by_seed_texts(one, value, finished) for one in (group, group.baseline))
+    return [seed for seed in own if seed in other and len(own[seed] | other[seed]) > 1]
+
+
+def unlike_places(group: Group, finished: bool) -> list[Any]:
+    """Return the seeds whose seconds are of different machines, devices or numbers of processes in group and baseline."""
+    return unlike_seeds(group, place, finished)
+
+
+def place(run: Run) -> list[Any]:
+    """Return where a run was trained: device, processor and number of processes."""
+    machine = mapping(run.info.get("machine"))
+    return [machine.get("device"), machine.get("processor"), run.info.get("world_size")]
 
 
 def comparison_text(groups: list[Group], narrow: bool = False) -> TextTable:
@@ -127,13 +172,14 @@ def comparison_text(groups: list[Group], narrow: bool = False) -> TextTable:
     rows = []
     for row in frame.to_dict("records"):
         seeds, runs = row["seeds"], row["runs"]
+        saving = "-" if math.isnan(row["saving"]) else f"{row['saving']:.1%}"
         rows.append(
             [
                 row["group"],
-                spread(row["score"] * scale, row["score_std"] * scale),
-                spread(row["difference"] * scale, row["difference_std"] * scale, sign="+"),
+                of_seeds(spread(row["score"] * scale, row["score_std"] * scale), row["scored"], seeds),
+                of_seeds(spread(row["difference"] * scale, row["difference_std"] * scale, sign="+"), row["pairs"], seeds),
                 spread(row["seconds"], math.nan if narrow else row["seconds_std"], digits=1),
-                "-" if math.isnan(row["saving"]) else f"{row['saving']:.1%}",
+                of_seeds(saving, row["timed_pairs"], seeds),
                 *(count(row[name]) for name in ("samples_trained", "forwards", "backwards")),
                 "-" if math.isnan(row["hidden_share"]) else f"{row['hidden_share']:.1%}",
                 str(seeds) if seeds == runs else f"{seeds} ({runs} runs)",
@@ -141,6 +187,11 @@ def comparison_text(groups: list[Group], narrow: bool = False) -> TextTable:
         )
     table = TextTable(headings, rows)
     return table.without(COUNTS) if narrow else table
+
+
+def of_seeds(text: str, known: int, seeds: int) -> str:
+    """Return a figure, with the number of seeds that it is of when others lack it."""
+    return text if text == "-" or known >= seeds else f"{text} ({known} of {seeds} seeds)"
 
 
 def spread(mean: float, std: float, digits: int = 2, sign: str = "") -> str:
@@ -170,12 +221,67 @@ def notes(groups: list[Group]) -> list[str]:
     if others and not any(group.baseline for group in others):
         found.append(NO_BASELINE)
     else:
-        lone = [group.name for group in others if not len(paired(group, finished)[1])]
+        lone = [group.name for group in others if not shares_seeds(group, finished)]
         if lone:
-            found.append(f"No baseline with the same data, network and seeds for {'; '.join(lone)}.")
+            found.append(f"No baseline with the same data, network and seeds for {listed(lone)}.")
+        found += pair_notes([group for group in others if shares_seeds(group, finished)], finished)
+    found += few_notes(chosen, finished)
     if not finished:
         found.append("No run has finished: these are figures so far, and groups may be at different epochs.")
     return found
+
+
+def shares_seeds(group: Group, finished: bool) -> bool:
+    """Tell whether a group has a seed that its baseline has too."""
+    if group.baseline is None:
+        return False
+    own, other = (by_seed_texts(one, place, finished) for one in (group, group.baseline))
+    return bool(set(own) & set(other))
+
+
+def pair_notes(groups: list[Group], finished: bool) -> list[str]:
+    """Return what makes groups and their baselines less than comparable: places, conditions, lengths."""
+    apart, other, lengths = [], [], []
+    for group in groups:
+        if unlike_places(group, finished):
+            apart.append(group.name)
+        leaves = unlike(group, group.baseline)
+        if leaves:
+            named = ", ".join(short(leaf, leaves) for leaf in leaves)
+            other.append(f"{group.name} (against {group.baseline.name}: another {named})")
+        if unlike_seeds(group, lambda run: run.info.get("epochs"), finished):
+            done = [epochs_text(one, finished) for one in (group, group.baseline)]
+            lengths.append(f"{group.name} ({done[0]}, its baseline {done[1]})")
+    texts = {
+        "No saving where a run and its baseline differ in machine, device or number of processes": apart,
+        "No baseline under the same conditions, so another one is compared with": other,
+        "Epochs done differ from the baseline's, and with them what was saved": lengths,
+    }
+    return [f"{text}: {listed(names)}." for text, names in texts.items() if names]
+
+
+def listed(names: list[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
+    more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+    return "; ".join([*names[:NAMED], *more])
+
+
+def epochs_text(group: Group, finished: bool) -> str:
+    """Return the epochs that the runs of a group did: 6, or 3 to 6."""
+    done = group.by_seed(lambda run: number(run.info.get("epochs")), finished)
+    return "?" if not len(done) else " to ".join(dict.fromkeys(f"{value:g}" for value in (done.min(), done.max())))
+
+
+def few_notes(groups: list[Group], finished: bool) -> list[str]:
+    """Return which groups have scores or differences of some seeds only."""
+    few = []
+    for group in groups:
+        row = comparison_row(group, finished)
+        pairs_count, seeds = row["pairs"], row["seeds"]
+        if 0 < row["scored"] < seeds or 0 < pairs_count < seeds:
+            pairs_text = f", {pairs_count} with a difference" if group.baseline else ""
+            few.append(f"{group.name} ({seeds} seeds, {row['scored']} with a score{pairs_text})")
+    return [f"Means of some seeds only: {listed(few)}."] if few else []
 
 
 def unfinished(runs: list[Run]) -> list[Problem]:
@@ -188,6 +294,29 @@ def unfinished(runs: list[Run]) -> list[Problem]:
         for run in runs
         if run.status != "finished"
     ]
+
+
+def best_of(groups: list[Group]) -> list[Group]:
+    """Return the groups that the figures show, in their order: the best by score, and as many baselines."""
+    kept = []
+    for baseline in (True, False):
+        own = [group for group in groups if (group.method == BASELINE) == baseline]
+        kept += sorted(own, key=rank)[:BEST]
+    return [group for group in groups if any(group is one for one in kept)]
+
+
+def rank(group: Group) -> float:
+    """Return what is the lower the better a group's mean score is; groups without a score come last."""
+    score = group.by_seed(lambda run: run.score, bool(group.finished)).mean()
+    return math.inf if math.isnan(score) else score if LOWER.search((group.metric or "").lower()) else -score
+
+
+def not_drawn(groups: list[Group]) -> list[Problem]:
+    """Return which groups no figure but the map of F and tau shows, because there are too many."""
+    best = best_of(groups)
+    rest = [group.name for group in groups if not any(group is one for one in best)]
+    reason = f"show the {BEST} best groups by score, and as many baselines; the tables have these too: {'; '.join(rest)}"
+    return [Problem("figures", reason)] if rest else []
 
 
 def runs_table(groups: list[Group]) -> pd.DataFrame:
