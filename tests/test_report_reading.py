@@ -188,3 +188,20 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / "run"), "-o", str(tmp_path / "file")])
     assert ended.value.code == 2 and "Name a folder that can, with -o." in capsys.readouterr().err
+
+
+def test_debug_runs_and_unfinished_epochs_are_told(tmp_path, capsys):
+    going = {"status": "running", "epochs": 3}
+    runs = [RunFolder(method, epochs=6, changes={**going, "config": {"debug": True}}) for method in ("baseline", "kakurenbo")]
+    write_sweep(tmp_path, runs)
+    main([str(tmp_path), "--format", "terminal"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No run has finished: these are figures so far, of epochs done: baseline (3); kakurenbo (3)." in said
+    assert "Made with debug=true on small generated data, so the figures mean nothing: baseline; kakurenbo." in said
+
+
+def test_a_report_of_several_folders_lies_beside_them(tmp_path):
+    for name in ("a", "b"):
+        write_sweep(tmp_path / "results" / name, [RunFolder("baseline")])
+    main([str(tmp_path / "results" / "a"), str(tmp_path / "results" / "b")])
+    assert (tmp_path / "results" / "report" / "report.html").is_file()

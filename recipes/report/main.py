@@ -42,7 +42,13 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run or of a multirun")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help="where the report goes (default: FOLDER/report)")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="OUT_DIR",
+        help="where the report goes (default: FOLDER/report; of several, beside them)",
+    )
     parser.add_argument(
         "--format",
         choices=("html", "terminal", "markdown", "csv"),
@@ -68,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_comparison(groups, console)
     print_problems(problems, console)
     if options.format == "html":
-        target = options.output or default_target(options.folders[0])
+        target = options.output or default_target(options.folders)
         try:
             size = write_report(groups, problems, target, title=", ".join(str(folder) for folder in options.folders))
         except OSError as error:
@@ -76,9 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
         console.print(f"report: {target / 'report.html'} ({size / 1e6:.1f} MB)", markup=False, soft_wrap=True)
 
 
-def default_target(folder: Path) -> Path:
-    """Return where the report of a folder goes."""
-    return (folder if os.path.isdir(folder) else folder.parent) / "report"  # of a name that is too long, `Path.is_dir` raises
+def default_target(folders: list[Path]) -> Path:
+    """Return where the report of these folders goes: into the only one, or where all of them lie."""
+    there = [folder if os.path.isdir(folder) else folder.parent for folder in folders]  # of a name too long, `Path.is_dir` raises
+    return Path(os.path.commonpath([folder.absolute() for folder in there])) / "report"
 
 
 def nothing_found(folders: list[Path], problems: list[Problem]) -> int:
