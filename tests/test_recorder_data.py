@@ -233,7 +233,7 @@ class ImageItems:
 
 
 def test_a_resumed_run_knows_its_beginning_and_all_its_seconds(tmp_path):
-    _, made, written = record(tmp_path / "first", max_epochs=2)
+    _, made, _ = record(tmp_path / "first", max_epochs=2)
     made.save_checkpoint(tmp_path / "run.ckpt")
     first = json.loads((tmp_path / "first" / "run.json").read_text())
     record(tmp_path / "again", max_epochs=3, fit={"ckpt_path": tmp_path / "run.ckpt"})

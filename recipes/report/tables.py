@@ -25,7 +25,7 @@ LOWER = re.compile(r"loss|error|perplexity|(?<![a-z])r?m[as]p?e(?![a-z])")  # na
 BEST = 20  # groups in a figure
 NAMED = 10  # groups in a note
 COUNTS = ("trained", "forwards", "backwards")  # columns that a narrow terminal has no room for
-NO_BASELINE = "No baseline of the same data, network and settings to compare with: add method=baseline, with the same seeds, for differences and savings."
+NO_BASELINE = "No baseline of the same data and network: add method=baseline, with the same seeds, for differences and savings."
 
 
 @dataclass(frozen=True)
@@ -229,10 +229,16 @@ def notes(groups: list[Group]) -> list[str]:
     if not finished:
         done = listed([f"{group.name} ({epochs_text(group, finished)})" for group in chosen])
         found.append(f"No run has finished: these are figures so far, of epochs done: {done}.")
-    debug = [group.name for group in chosen if any((run.info.get("config") or {}).get("debug") for run in group.runs)]
+    debug = [group.name for group in chosen if any(is_debug(run) for run in group.runs)]
     if debug:
         found.append(f"Made with debug=true on small generated data, so the figures mean nothing: {listed(debug)}.")
     return found
+
+
+def is_debug(run: Run) -> bool:
+    """Tell whether a run was made with debug=true."""
+    config = run.info.get("config")
+    return mapping(config).get("debug") is True
 
 
 def shares_seeds(group: Group, finished: bool) -> bool:
