@@ -15,10 +15,11 @@ def unchanged():
 
 
 def test_recording_end_to_end(tmp_path):
-    options = ["--samples", "256", "--turns", "2", "--sizes", "1000", "--repeats", "2", "--json", str(tmp_path / "r.json")]
+    options = ["--samples", "256", "--epochs", "6", "--sizes", "1000", "--repeats", "2", "--json", str(tmp_path / "r.json")]
     recording.main(options)
     result = written(tmp_path / "r.json")
-    assert result["run"]["ratio"]["median"] > 0 and result["run"]["epochs"] == 15 and result["run"]["bytes"] > 1000
+    run = result["run"]
+    assert 0 < run["hooks_cpu_s"] + run["thread_cpu_s"] < run["fit_cpu_s"] and run["epochs"] == 6 and run["bytes"] > 1000
     assert result["large"][0]["samples"] == 1000 and result["large"][0]["bytes_per_sample"] > 1
 
 

@@ -1,59 +1,73 @@
-"""What writing results costs: a training with `RunRecorder` against the same one without, and what it does at large N.
+"""What writing results costs: the processor seconds of a `RunRecorder` within a training, and what it does at large N.
 
-Three fits with KAKURENBO take turns of five epochs, of which one writes samples.parquet: without a recorder, with, and once more without
-(`control`). With `--clock cpu` the work of the recorder's own thread counts in full, though training does not wait for it. What happens at
-large N is timed by itself, on columns of that length.
+A training with KAKURENBO on random images, samples.parquet written every five epochs: the seconds of all hooks of the recorder and of
+its own thread, from the first to the last, are compared with those of the whole fit. What happens at large N is timed by itself, on
+columns of that length.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
 import torch
-from tqdm import tqdm
 
 from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
 from recipes import run_files
 from recipes.bench import report
 from recipes.bench.training import Classifier, RandomImages, prepare, trainer
-from recipes.bench.turns import TakeEpochs, take_turns
 from recipes.models import CifarResNet
 from recipes.recorder import RunRecorder
 from recipes.sample_counts import SampleCounts
 
-ARMS = ("plain", "recorded", "control")
-EVERY = 5  # epochs: samples.parquet is written once per turn
+EVERY = 5  # epochs between two times that samples.parquet is written
 HIDDEN = 0.3
+HOOKS = [name for name in vars(RunRecorder) if name.startswith("on_") or name in ("setup", "teardown")]
 
 
-def measure(settings: argparse.Namespace, bar: tqdm, folder: Path) -> dict[str, Any]:
-    """Return how much longer epochs take with a recorder: medians over turns, each compared with the one without just before."""
-    timers, fits = {}, []
-    for arm in ARMS:
-        timer = timers[arm] = TakeEpochs(EVERY, report.clock(settings.device, settings.clock), bar.update)
-        selection = SampleSelection("kakurenbo", seed=0)
-        watching = [selection]
-        if arm == "recorded":
-            watching.append(RunRecorder(selection, folder / "run", every_n_epochs=EVERY))
-        training = trainer(settings.device, [*watching, timer], (settings.turns + 1) * EVERY)
-        data = RandomImages(settings.samples, settings.seed, batch_size=128)
-        torch.manual_seed(settings.seed)
-        fits.append((timer, partial(training.fit, Classifier(CifarResNet()), datamodule=data)))
-    take_turns(fits)
-    seconds = {arm: timer.seconds[1:] for arm, timer in timers.items()}  # in the first turn things are set up
-    against = {arm: [a / b for a, b in zip(seconds[arm], seconds["plain"], strict=True)] for arm in ("recorded", "control")}
+class TimedRecorder(RunRecorder):
+    """Adds up the processor seconds of its hooks, on the training thread, and of its own thread."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.seconds = {"hooks": 0.0, "thread": 0.0}
+        for name in HOOKS:
+            setattr(self, name, self._timed(getattr(self, name), "hooks"))
+
+    def _timed(self, function: Callable[..., Any], where: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            started = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.seconds[where] += time.thread_time() - started
+
+        return timed
+
+    def _write(self, function: Callable[..., None], *arguments: Any) -> None:
+        super()._write(self._timed(function, "thread"), *arguments)
+
+
+def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return the processor seconds of a fit, and of the recorder within it."""
+    selection = SampleSelection("kakurenbo", seed=0)
+    recorder = TimedRecorder(selection, folder / "run", every_n_epochs=EVERY)
+    training = trainer(settings.device, [selection, recorder], settings.epochs)
+    data = RandomImages(settings.samples, settings.seed, batch_size=128)
+    torch.manual_seed(settings.seed)
+    started = time.process_time()
+    training.fit(Classifier(CifarResNet()), datamodule=data)
+    total = time.process_time() - started
     return {
-        "epoch_s": median(seconds["plain"]),
-        "ratio": report.median_of(against["recorded"]),
-        "control": report.median_of(against["control"]),
-        "bytes": sum(path.stat().st_size for path in (folder / "run").iterdir()),
         "epochs": len(pq.read_table(folder / "run" / run_files.EPOCHS)),
+        "fit_cpu_s": total,
+        **{f"{name}_cpu_s": seconds for name, seconds in recorder.seconds.items()},
+        "share": sum(recorder.seconds.values()) / total,
+        "bytes": sum(path.stat().st_size for path in (folder / "run").iterdir()),
     }
 
 
@@ -98,12 +112,11 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
 def show(result: dict[str, Any]) -> None:
     """Print both tables."""
     run = result["run"]
-    written = {name: "{median:.4f} ({low:.4f} to {high:.4f})".format(**run[name]) for name in ("ratio", "control")}
+    seconds = (report.in_units(run[f"{name}_cpu_s"]) for name in ("fit", "hooks", "thread"))
     report.print_table(
-        "An epoch with a RunRecorder against one without",
-        ["epoch", "ratio", "control ratio", "files"],
-        [[report.in_units(run["epoch_s"]), written["ratio"], written["control"], f"{run['bytes']:,} bytes"]],
-        "Medians with 95 % intervals. control: two measurements without a recorder.",
+        f"A RunRecorder in a training of {run['epochs']} epochs, seconds of the processor",
+        ["whole fit", "its hooks", "its thread", "share", "files"],
+        [[*seconds, f"{run['share']:.2%}", f"{run['bytes']:,} bytes"]],
     )
     report.print_table(
         "What it does at large N",
@@ -119,17 +132,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure both."""
     options = report.parser("recording", __doc__)
     options.add_argument("--samples", type=report.count, default=6_400, help="images of an epoch")
-    options.add_argument("--turns", type=report.count, default=8, help="of five epochs, of each fit")
+    options.add_argument("--epochs", type=report.count, default=10, help="of the training")
     options.add_argument("--sizes", nargs="+", type=report.count, default=[1_280_000], help="numbers of samples")
     options.add_argument("--repeats", type=report.count, default=7, help="of the work at large N")
     settings = options.parse_args(arguments)
     prepare(settings)
-    result = {"benchmark": "recording", "machine": report.machine(settings.device), "clock": settings.clock}
-    with (
-        tempfile.TemporaryDirectory() as name,
-        tqdm(total=len(ARMS) * (settings.turns + 1), desc="recording", unit="turn") as bar,
-    ):
-        result["run"] = measure(settings, bar, Path(name))
+    result = {"benchmark": "recording", "machine": report.machine(settings.device), "samples": settings.samples}
+    with tempfile.TemporaryDirectory() as name:
+        result["run"] = measure(settings, Path(name))
         result["large"] = [at(count, settings.repeats, Path(name) / str(count)) for count in settings.sizes]
     show(result)
     report.write(settings.json, result)
