@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.dealing import Dealing
 from kakurenbo_lightning.driver import Driver
 from kakurenbo_lightning.drivers import driver_for
 from kakurenbo_lightning.fingerprint import fingerprint
@@ -39,7 +40,7 @@ from kakurenbo_lightning.totals import RunTotals, Stopwatch
 from kakurenbo_lightning.trainer_adapter import TrainerAdapter
 
 
-class SelectionRun(Resumable):
+class SelectionRun(Dealing, Resumable):
     """What a :class:`~kakurenbo_lightning.SampleSelection` does for one Trainer.
 
     Attributes:
@@ -282,37 +283,6 @@ class SelectionRun(Resumable):
             self._warned_nonfinite = True
             warn_nonfinite(nonfinite, len(self.statistics))
 
-    def _follow(self, epoch: int, start: int) -> None:
-        """Make the plan what the loader and the trainer go by."""
-        self._deal(epoch, start)
-        self.announced = False
-        tell_epoch(self.loader.dataset, epoch)
-        if not self._public:
-            self.adapter.refresh_lengths()
-            self.adapter.reiterate_if_needed()
-
-    def _deal(self, epoch: int, start: int) -> None:
-        """Make the plan what the sampler, the optimizers and the schedules go by."""
-        self._sampler.follow(self._share(epoch), start=start)
-        self._dealt = self._sampler.dealt.to(self.statistics.device)
-        self.step = start
-        self.factor.value = self.plan.lr_factor
-        self._align_from = start
-        if self.driver is not None:
-            self.driver.begin_epoch(self._epoch(epoch), self._dealt, start, self.outputs)
-
-    def _share(self, epoch: int) -> DealtEpoch | StreamedEpoch:
-        """This rank's share of the plan of ``epoch``, without what is behind."""
-        if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(epoch)):
-            return self._streamed(self._sampler.batch_size, self._sampler.num_replicas, self._done, draws=True)
-        return self._sampler.deal(self.plan, epoch, self._done)
-
-    def _streamed(self, batch_size: int, world_size: int, done: tuple[int, int] = (0, 0), draws: bool = False) -> StreamedEpoch:
-        total, rank, device = len(self.statistics), self._trainer.global_rank, self.statistics.device
-        draw, drawn = (self.driver.draw, self.driver.drawn) if draws else (None, None)
-        samples = self._epoch_samples or self._method.epoch_batches(total, batch_size) * batch_size
-        return StreamedEpoch(samples, total, batch_size, world_size, rank, draw, drawn, device, done)
-
     def begin_batch(self, batch_idx: int, batch: Any) -> None:
         """Know the step; at the epoch's first, when every callback has set its accumulation, let the schedules begin; look."""
         self.step, self._ending = batch_idx, False
@@ -326,14 +296,6 @@ class SelectionRun(Resumable):
         self._paces = None
         if self.driver is not None:
             self.driver.look(batch, batch_idx)
-
-    def _schedules_follow_epochs(self) -> bool:
-        """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
-        trainer = self._trainer
-        if not self._align_schedules or not trainer.lightning_module.automatic_optimization:
-            return False
-        steps = ceil(self._full_batches / trainer.accumulate_grad_batches)
-        return trainer.max_steps < 0 or ((trainer.max_epochs or 0) > 0 and trainer.max_steps >= steps * trainer.max_epochs)
 
     # --- the epoch
 
