@@ -4,10 +4,10 @@ import contextlib
 import io
 import json
 import random
-import subprocess
 
 import pytest
 import torch
+from disks import small_disk_at
 from fault_fits import disk_that_fills, told
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -39,13 +39,8 @@ def saved(tmp_path_factory):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 200 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting a tmpfs needs root: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(tmp_path / "disk", kilobytes=200) as folder:
+        yield folder
 
 
 def assert_full_disk(folder, end, words, whole):

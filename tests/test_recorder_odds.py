@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from cuts import SaveAt
+from disks import small_disk_at
 from helpers import GROWING, Net, Points, hide_then_grow, loader, trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
@@ -114,13 +115,8 @@ def test_a_file_in_the_folders_place_is_a_warning_and_training_ends(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 100 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting a tmpfs needs root: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk_at(tmp_path / "disk", kilobytes=100) as folder:
+        yield folder
 
 
 def fill(folder):
