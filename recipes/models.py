@@ -167,7 +167,40 @@ def load_network(network: nn.Module, path: str) -> str:
     return f"{path}: {len(own) - len(anew)} of {len(own)} tensors taken over" + (f"; {last} begins anew" if anew else "")
 
 
-class ImageClassifier(L.LightningModule):
+class Task(L.LightningModule):
+    """A network, its optimizer and its schedule: what every task trains.
+
+    Attributes:
+        metric: name of the validation metric `val/NAME` that runs are compared by; higher is better.
+
+    Args:
+        network: maps images to logits.
+        optimizer: makes the optimizer from the parameters.
+        schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
+    """
+
+    metric: str
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        schedule: Callable[[torch.optim.Optimizer, L.Trainer], dict[str, Any]],
+    ) -> None:
+        super().__init__()
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of images [B, C, H, W]."""
+        return self.network(images)
+
+    def configure_optimizers(self) -> dict:
+        """Return the optimizer and its schedule."""
+        optimizer = self.optimizer(self.parameters())
+        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer, self.trainer)}
+
+
+class ImageClassifier(Task):
     """Train a network on cross-entropy; nothing in it knows that samples are hidden.
 
     Attributes:
@@ -191,17 +224,10 @@ class ImageClassifier(L.LightningModule):
         schedule: Callable[[torch.optim.Optimizer, L.Trainer], dict[str, Any]] = schedule,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
+        super().__init__(network, optimizer, schedule)
         check_setting("task.label_smoothing", label_smoothing, is_share(label_smoothing), "a number in [0, 1)", "Try 0.1.")
-        self.network = network
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.label_smoothing = label_smoothing
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [B, num_classes] of images [B, 3, H, W]."""
-        return self.network(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of a batch of images [B, 3, H, W] and labels [B]."""
@@ -217,8 +243,3 @@ class ImageClassifier(L.LightningModule):
         self.accuracy(logits, labels)
         self.log("val/loss", F.cross_entropy(logits, labels), sync_dist=True)
         self.log("val/accuracy", self.accuracy, prog_bar=True)
-
-    def configure_optimizers(self) -> dict:
-        """Return the optimizer and its schedule."""
-        optimizer = self.optimizer(self.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer, self.trainer)}

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchmetrics.functional.segmentation import mean_iou
 from torchvision.models import get_model, list_models, segmentation
 
+from recipes.models import Task
 from recipes.schedules import schedule
 from recipes.settings import check_setting, is_count
 
@@ -61,7 +62,7 @@ class DeepLab(nn.Module):
         return self.network(images)["out"]
 
 
-class Segmenter(L.LightningModule):
+class Segmenter(Task):
     """Train a network to tell the class of each pixel; nothing in it knows that samples are hidden.
 
     The loss is the mean over all pixels of weight[class] * cross-entropy, as in the reference code of DeepCAM. It is not
@@ -95,25 +96,18 @@ class Segmenter(L.LightningModule):
         class_weights: Sequence[float] | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(network, optimizer, schedule)
         weights = [1.0] * num_classes if class_weights is None else list(class_weights)
         names = [str(number) for number in range(num_classes)] if class_names is None else list(class_names)
         fits = len(weights) == num_classes and all(weight >= 0 for weight in weights)
         hint = f"The data have {num_classes} classes."
         check_setting("task.class_weights", class_weights, fits, "null or a number >= 0 for each class", hint)
         check_setting("task.class_names", class_names, len(names) == num_classes, "null or a name for each class", hint)
-        self.network = network
-        self.optimizer = optimizer
-        self.schedule = schedule
         self.num_classes = num_classes
         self.class_names = names
         self.register_buffer("class_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
         each, mean = MulticlassJaccardIndex(num_classes, average=None), MulticlassJaccardIndex(num_classes)
         self.iou = MetricCollection({"each": each, "mean": mean})
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits [B, num_classes, H, W] of images [B, C, H, W]."""
-        return self.network(images)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted mean of the cross-entropy over all pixels."""
@@ -143,8 +137,3 @@ class Segmenter(L.LightningModule):
         self.log("val/iou", found["mean"], prog_bar=True, sync_dist=True)
         for name, value in zip(self.class_names, found["each"], strict=True):
             self.log(f"val/iou_{name}", value, sync_dist=True)
-
-    def configure_optimizers(self) -> dict:
-        """Return the optimizer and its schedule."""
-        optimizer = self.optimizer(self.parameters())
-        return {"optimizer": optimizer, "lr_scheduler": self.schedule(optimizer, self.trainer)}
