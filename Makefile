@@ -30,21 +30,21 @@ test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
 	KAKURENBO_TEST_ACCELERATOR=gpu $(BIN)/python -m pytest -n 4
 
 bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop, checkpoints, records and fractals; kill and resume 30 times
-	$(BIN)/python -m recipes.bench.overhead
-	$(BIN)/python -m recipes.bench.selection
-	$(BIN)/python -m recipes.bench.plans
-	$(BIN)/python -m recipes.bench.saving
-	$(BIN)/python -m recipes.bench.backprop
-	$(BIN)/python -m recipes.bench.checkpoint
-	$(BIN)/python -m recipes.bench.recording
-	$(BIN)/python -m recipes.bench.fractal
-	$(BIN)/python -m recipes.bench.faults
+	$(BIN)/python -m recipes.benchmarks.overhead
+	$(BIN)/python -m recipes.benchmarks.selection
+	$(BIN)/python -m recipes.benchmarks.plans
+	$(BIN)/python -m recipes.benchmarks.saving
+	$(BIN)/python -m recipes.benchmarks.backprop
+	$(BIN)/python -m recipes.benchmarks.checkpoint
+	$(BIN)/python -m recipes.benchmarks.recording
+	$(BIN)/python -m recipes.benchmarks.fractal
+	$(BIN)/python -m recipes.benchmarks.faults
 
 controls: $(VENV)/$(STAMP) ## train methods and their controls on CIFAR-10 in DATA_ROOT (40 minutes)
-	$(BIN)/python -m recipes.bench.controls --data-root $(DATA_ROOT)
+	$(BIN)/python -m recipes.benchmarks.controls --data-root $(DATA_ROOT)
 
 losers: $(VENV)/$(STAMP) ## train the backprop family and controls on CIFAR-10 in DATA_ROOT (50 minutes)
-	$(BIN)/python -m recipes.bench.losers --data-root $(DATA_ROOT)
+	$(BIN)/python -m recipes.benchmarks.losers --data-root $(DATA_ROOT)
 
 lint: $(VENV)/$(STAMP) ## check style and formatting
 	$(BIN)/ruff check .

@@ -1,13 +1,13 @@
 """Train on fewer samples and lose nothing: sample selection as a PyTorch Lightning callback."""
 
 from kakurenbo_lightning.callback import SampleSelection
-from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO, DamagedCheckpointError
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.seeded_dataset import SeededDataset
+from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError
 from kakurenbo_lightning.methods import Choice, Epoch, HideMethod, available_methods, get_method, register_method
-from kakurenbo_lightning.plan import EpochPlan
-from kakurenbo_lightning.sampler import SelectionSampler
-from kakurenbo_lightning.seeded_dataset import SeededDataset
-from kakurenbo_lightning.state import MismatchError
-from kakurenbo_lightning.statistics import Column, SampleStatistics
+from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
 
 __version__ = "0.1.0"
 

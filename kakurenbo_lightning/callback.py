@@ -19,20 +19,21 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.checkpoint_io import AtomicCheckpointIO
-from kakurenbo_lightning.loaders import ConflictError, only_loader
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.timers import Stopwatch
+from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.pod import StreamMethod
+from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.registry import check_method
-from kakurenbo_lightning.outputs import SampleOutputs
-from kakurenbo_lightning.plan import EpochPlan
-from kakurenbo_lightning.run import SelectionRun
-from kakurenbo_lightning.sampler import SelectionSampler
-from kakurenbo_lightning.state import brief
-from kakurenbo_lightning.statistics import SampleStatistics
-from kakurenbo_lightning.totals import RunTotals, Stopwatch
-from kakurenbo_lightning.trainer_adapter import refuse_conflicts
+from kakurenbo_lightning.session.checkpoint import brief
+from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.signals.outputs import SampleOutputs
+from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from kakurenbo_lightning.trainer.compatibility import only_loader, refuse_conflicts
 
 
 class SampleSelection(pl.Callback):
@@ -86,7 +87,7 @@ class SampleSelection(pl.Callback):
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
             )
         self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
-        self.run: SelectionRun | None = None
+        self.session: Session | None = None
         self._seed = seed
         self._align_schedules = align_schedules
         self._sample_outputs = sample_outputs
@@ -106,17 +107,17 @@ class SampleSelection(pl.Callback):
     @property
     def statistics(self) -> SampleStatistics | None:
         """Loss, confidence and correctness of every sample; ``None`` before training."""
-        return self.run.statistics if self.run else None
+        return self.session.statistics if self.session else None
 
     @property
     def plan(self) -> EpochPlan | None:
         """What the current epoch trains; ``None`` before the first epoch."""
-        return self.run.plan if self.run else None
+        return self.session.plan if self.session else None
 
     @property
-    def totals(self) -> RunTotals:
+    def totals(self) -> Totals:
         """What the run trained, hid and refreshed so far."""
-        return self.run.totals if self.run else RunTotals()
+        return self.session.totals if self.session else Totals()
 
     def wrap(self, loader: DataLoader) -> DataLoader:
         """Let ``loader`` follow the selection, through Lightning's public API only.
@@ -129,7 +130,7 @@ class SampleSelection(pl.Callback):
         The returned loader hides its length, so that Lightning takes each epoch's end from its iterator. The price: no total in
         the progress bar, and ``estimated_stepping_batches`` is infinite.
         """
-        if self.run is None:
+        if self.session is None:
             raise ConflictError(
                 "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
                 "SampleSelection that is among the Trainer's callbacks"
@@ -140,7 +141,7 @@ class SampleSelection(pl.Callback):
                 f"selection.wrap(...) cannot skip steps, draw while training or start again, which {self.method.name} needs; leave out "
                 "wrap, or use another method, for example kakurenbo"
             )
-        return self.run.adopt(loader, public=True)
+        return self.session.adopt(loader, public=True)
 
     # --- before training
 
@@ -151,34 +152,32 @@ class SampleSelection(pl.Callback):
         refuse_conflicts(trainer)
         if trainer is not self._trainer:  # a second fit of the same Trainer goes on where the first one ended
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.run = SelectionRun(
-                trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch, self._scorer
-            )
+            self.session = Session(trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch, self._scorer)
             self._trainer, self._described = trainer, False
-        run = self.run
-        run.loader = None
+        session = self.session
+        session.loader = None
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
         if function is not None and not callable(function):
             raise ConflictError(
                 f"sample_outputs={function!r} is not callable; it must be a function of a batch that returns a dict, or absent"
             )
-        run.outputs = SampleOutputs(
+        session.outputs = SampleOutputs(
             self.method.reads,
             function,
-            compiled=run.adapter.is_compiled(pl_module),
+            compiled=session.adapter.is_compiled(pl_module),
             weighs=self.method.weighs,
             manual=not pl_module.automatic_optimization,
         )
         self._refuse_module(pl_module)
         # not so: a resumed run goes on at the right batch
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        if not run.adapter.missing:
-            run.adapter.install_loader_swap(self._swap)
-            run.adapter.wrap_validation(run.aside)
+        if not session.adapter.missing:
+            session.adapter.install_loader_swap(self._swap)
+            session.adapter.wrap_validation(session.aside)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
-        if fixed and self.method.family != "pod":
+        if fixed and self.method.family != "draw":
             rank_zero_warn(
                 f"Trainer(limit_train_batches={trainer.limit_train_batches}) fixes the number of batches per epoch, so hiding "
                 "samples saves no time; use a float to limit a share of each epoch"
@@ -202,7 +201,7 @@ class SampleSelection(pl.Callback):
                 f"automatic_optimization=False: the loss weights of {self.method.name} enter the loss that training_step returns; use "
                 "automatic optimization, or unbiased=False"
             )
-        if self.method.refresh_mode and not module.automatic_optimization and not self.run.outputs.has_function:
+        if self.method.refresh_mode and not module.automatic_optimization and not self.session.outputs.has_function:
             raise ConflictError(
                 f"automatic_optimization=False: {self.method.name} looks at samples by running training_step, which would "
                 "step your optimizers; give the module (or the callback) sample_outputs(batch), which returns "
@@ -236,13 +235,13 @@ class SampleSelection(pl.Callback):
     def _swap(self, loaders: Any) -> Any:
         """What Lightning gets when it asks for the train loader."""
         loader = only_loader(loaders)
-        if loader is self.run.loader:
+        if loader is self.session.loader:
             return loaders  # wrapped by the user
         if isinstance(loader.sampler, SelectionSampler):
             raise ConflictError(
                 "this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader"
             )
-        follower = self.run.adopt(loader)
+        follower = self.session.adopt(loader)
         if isinstance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
@@ -251,16 +250,16 @@ class SampleSelection(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not looked at its length."""
-        self.run.restart.extend(self.run.saved_restart)
+        self.session.restart.extend(self.session.saved_restart)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
-        if self.run.loader is None:
-            raise ConflictError(self.run.adapter.missing_message())
-        self.run.check()
-        self.run.factor.attach(trainer.optimizers)
-        self.run.adapter.wrap_training_step(self.run.training_step)
-        self.run.restart.keep()
+        if self.session.loader is None:
+            raise ConflictError(self.session.adapter.missing_message())
+        self.session.check()
+        self.session.factor.attach(trainer.optimizers)
+        self.session.adapter.wrap_training_step(self.session.training_step)
+        self.session.restart.keep()
 
     # --- the epoch, which SelectionSampler.set_epoch has planned
 
@@ -271,96 +270,96 @@ class SampleSelection(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Know which step of the plan comes next, and show the hidden share in the progress bar."""
         self._watch.start()
-        self.run.begin_batch(batch_idx, batch)
-        if not self.run.announced:
-            self.run.announced = True
+        self.session.begin_batch(batch_idx, batch)
+        if not self.session.announced:
+            self.session.announced = True
             share = self.plan.hidden_fraction
             if not trainer.barebones and (share or self.method.family == "hide"):
                 pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The clock of the backward pass."""
-        if self.run.driver is not None:
-            self.run.driver.phases.start("backward")
+        if self.session.engine is not None:
+            self.session.engine.phases.start("backward")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock of the backward pass."""
-        if self.run.driver is not None:
-            self.run.driver.phases.stop("backward")
+        if self.session.engine is not None:
+            self.session.engine.phases.stop("backward")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let the schedules keep pace, and say once where per-sample values come from."""
-        self.run.end_batch(batch_idx)
-        if not self._described and self.run.outputs.source:
+        self.session.end_batch(batch_idx)
+        if not self._described and self.session.outputs.source:
             self._described = True
             changed = (field for field in fields(self.method) if getattr(self.method, field.name) != field.default)
             settings = ", ".join(f"{field.name}={brief(getattr(self.method, field.name))}" for field in changed)
             rank_zero_info(
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
-                f"{self.run.outputs.source}."
+                f"{self.session.outputs.source}."
             )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
         self._watch.pause()
-        if self.run is not None:
-            self.run.begin_validation()
+        if self.session is not None:
+            self.session.begin_validation()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, and log what was planned: here, so that an epoch resumed in its middle is logged too."""
-        if trainer.current_epoch < self.run.epoch:
+        if trainer.current_epoch < self.session.epoch:
             return  # resumed by wrap: the epoch is counted and logged, the next one planned
-        self.run.end_epoch(self._watch.take())
+        self.session.end_epoch(self._watch.take())
         if not trainer.barebones:
-            metrics = {f"selection/{name}": value for name, value in self.run.metrics.items()}
+            metrics = {f"selection/{name}": value for name, value in self.session.metrics.items()}
             pl_module.log_dict(metrics, batch_size=1, sync_dist=True)
 
     # --- after training
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give every rank all statistics, say what it came to, and let go of the optimizers."""
-        self.run.merge()
-        self.run.restart.warn_if_cut()
+        self.session.merge()
+        self.session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
         self._release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A checkpoint of a finished run leaves nothing to train: its state is taken over all the same."""
-        self.run.take_over_rest()
+        self.session.take_over_rest()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING
         if started and hasattr(exception, "add_note"):  # Python 3.11
-            exception.add_note(f"SampleSelection: {self.run.whereabouts()} when this happened")
+            exception.add_note(f"SampleSelection: {self.session.position()} when this happened")
         self._release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
-        if stage == "fit" and self.run is not None:
+        if stage == "fit" and self.session is not None:
             self._release()
-            self.run.restart.shorten()
+            self.session.restart.shorten()
 
     def _release(self) -> None:
-        if self.run is not None:
-            self.run.release()
+        if self.session is not None:
+            self.session.release()
 
     # --- state
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers; loads with ``weights_only=True``. Collective unless an exception is being handled."""
-        if self.run is None:
+        if self.session is None:
             return {}
-        return self.run.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
+        return self.session.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint saved by user code within a step holds the unscaled learning rate too."""
-        if self.run is not None:
-            self.run.factor.unscale(trainer.optimizers, checkpoint.get("optimizer_states", []))
+        if self.session is not None:
+            self.session.factor.unscale(trainer.optimizers, checkpoint.get("optimizer_states", []))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the data set is there."""
-        if self.run is not None:
-            self.run.load_state_dict(state_dict)
+        if self.session is not None:
+            self.session.load_state_dict(state_dict)

@@ -36,23 +36,23 @@ def test_the_wheel_holds_every_config(names):
     assert {f"kakurenbo_lightning/{config}" for config in configs} <= names
 
 
-@pytest.mark.parametrize("package", ["kakurenbo_lightning", "recipes"])
+@pytest.mark.parametrize("package", ["kakurenbo_lightning", "recipes/kakurenbo_recipes", "recipes/plugins"])
 def test_the_wheel_holds_every_module_and_method_card(names, package):
     files = [path for suffix in ("*.py", "*.md", "py.typed") for path in (REPOSITORY / package).rglob(suffix)]
-    plugins = REPOSITORY / "recipes" / "plugins"  # at the top of the wheel, where Hydra looks for them
-    placed = {path.relative_to(plugins if plugins in path.parents else REPOSITORY).as_posix() for path in files}
+    top = REPOSITORY / "recipes" / "plugins" if package.endswith("plugins") else (REPOSITORY / package).parent
+    placed = {path.relative_to(top).as_posix() for path in files}
     assert placed <= names
 
 
 def test_the_wheel_is_typed_and_holds_nothing_else(names):
     assert "kakurenbo_lightning/py.typed" in names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"kakurenbo_lightning", "recipes", "hydra_plugins"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"kakurenbo_lightning", "kakurenbo_recipes", "hydra_plugins"}
 
 
 def test_the_wheel_names_script_licence_and_core_dependencies(wheel):
     archive = zipfile.ZipFile(wheel)
     info = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
-    assert "kakurenbo-train = recipes.train:main" in archive.read(f"{info}/entry_points.txt").decode()
+    assert "kakurenbo-train = kakurenbo_recipes.train:main" in archive.read(f"{info}/entry_points.txt").decode()
     assert f"{info}/licenses/LICENSE" in archive.namelist()
     metadata = archive.read(f"{info}/METADATA").decode().splitlines()
     core = [line.split(": ")[1] for line in metadata if line.startswith("Requires-Dist: ") and "extra ==" not in line]
@@ -63,8 +63,8 @@ def test_the_installed_wheel_finds_its_configs(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     environment = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    program = "import recipes.train; print(recipes.train.config_dir())"
+    program = "import kakurenbo_recipes.train; print(kakurenbo_recipes.train.config_dir())"
     found = run(sys.executable, "-c", program, cwd=tmp_path, environment=environment)
     assert Path(found.strip()) == tmp_path / "site" / "kakurenbo_lightning" / "configs"
-    printed = run(sys.executable, "-m", "recipes.train", "--help", cwd=tmp_path, environment=environment)
+    printed = run(sys.executable, "-m", "kakurenbo_recipes.train", "--help", cwd=tmp_path, environment=environment)
     assert "  method      how samples are chosen" in printed

@@ -8,7 +8,7 @@ import lightning as L
 from helpers import Net, loader
 
 from kakurenbo_lightning import HideMethod, available_methods, get_method
-from kakurenbo_lightning.methods import BackpropMethod, PoDMethod, StreamMethod, registry
+from kakurenbo_lightning.methods import BackpropMethod, DrawMethod, StreamMethod, registry
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -37,12 +37,12 @@ def test_the_code_runs(tmp_path, monkeypatch):
 
 def test_the_table_links_every_method_and_names_its_settings():
     rows = dict(
-        re.findall(r"^\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\1\.md\) \|[^|]*\| (.*) \|$", README, flags=re.MULTILINE)
+        re.findall(r"^\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\w+/\1\.md\) \|[^|]*\| (.*) \|$", README, flags=re.MULTILINE)
     )
     assert sorted(rows) == METHODS
     for name, cell in rows.items():
         method = get_method(name)
-        family = next(cls for cls in (HideMethod, BackpropMethod, StreamMethod, PoDMethod) if isinstance(method, cls))
+        family = next(cls for cls in (HideMethod, BackpropMethod, StreamMethod, DrawMethod) if isinstance(method, cls))
         common = {field.name for field in fields(family)}
         own = [field.name for field in fields(method) if field.name not in common]
         assert re.findall(r"`(\w+)`", cell) == own, name

@@ -1,30 +1,24 @@
 """Selection methods, one file each, and the registry that names them."""
 
-from kakurenbo_lightning.methods.backprop import BackpropMethod, Picked
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Picked
+from kakurenbo_lightning.methods.backprop.katharopoulos import Katharopoulos
+from kakurenbo_lightning.methods.backprop.rho_loss import RhoLoss
+from kakurenbo_lightning.methods.backprop.sb_fixed import FixedRate
+from kakurenbo_lightning.methods.backprop.selective_backprop import SelectiveBackprop, StaleSB
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.baseline import Baseline
-from kakurenbo_lightning.methods.el2n import El2n
-from kakurenbo_lightning.methods.forget import Forget
-from kakurenbo_lightning.methods.forget_online import ForgetOnline
-from kakurenbo_lightning.methods.hiding import Choice, HideMethod
-from kakurenbo_lightning.methods.infobatch import InfoBatch
-from kakurenbo_lightning.methods.iswr import ISWR
-from kakurenbo_lightning.methods.kakurenbo import Kakurenbo
-from kakurenbo_lightning.methods.katharopoulos import Katharopoulos
-from kakurenbo_lightning.methods.lb import LB
-from kakurenbo_lightning.methods.nlb import NLB
-from kakurenbo_lightning.methods.owc import OWC
-from kakurenbo_lightning.methods.peb import PEB
-from kakurenbo_lightning.methods.plb import PLB
-from kakurenbo_lightning.methods.pod import PoDMethod, StreamMethod
-from kakurenbo_lightning.methods.random import RandomHiding
-from kakurenbo_lightning.methods.random_cycle import RandomCycle
+from kakurenbo_lightning.methods.draw.base import DrawMethod, StreamMethod
+from kakurenbo_lightning.methods.draw.iswr import ISWR
+from kakurenbo_lightning.methods.draw.owc import LB, NLB, OWC
+from kakurenbo_lightning.methods.draw.plb import PEB, PLB
+from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
+from kakurenbo_lightning.methods.hide.baseline import Baseline
+from kakurenbo_lightning.methods.hide.el2n import El2n
+from kakurenbo_lightning.methods.hide.forget import Forget, ForgetOnline
+from kakurenbo_lightning.methods.hide.infobatch import InfoBatch
+from kakurenbo_lightning.methods.hide.kakurenbo import Kakurenbo
+from kakurenbo_lightning.methods.hide.random import RandomCycle, RandomHiding
+from kakurenbo_lightning.methods.hide.seta import SeTa
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method, register_method
-from kakurenbo_lightning.methods.rho_loss import RhoLoss
-from kakurenbo_lightning.methods.sb_fixed import FixedRate
-from kakurenbo_lightning.methods.selective_backprop import SelectiveBackprop
-from kakurenbo_lightning.methods.seta import SeTa
-from kakurenbo_lightning.methods.stale_sb import StaleSB
 
 __all__ = [
     "ISWR",
@@ -36,6 +30,7 @@ __all__ = [
     "BackpropMethod",
     "Baseline",
     "Choice",
+    "DrawMethod",
     "El2n",
     "Epoch",
     "FixedRate",
@@ -48,7 +43,6 @@ __all__ = [
     "Method",
     "MethodInfo",
     "Picked",
-    "PoDMethod",
     "RandomCycle",
     "RandomHiding",
     "RhoLoss",

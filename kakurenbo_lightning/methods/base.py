@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.plan import EpochPlan
-from kakurenbo_lightning.seeding import stream_generator
-from kakurenbo_lightning.statistics import Column, SampleStatistics
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.random import stream_generator
+from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 
 RefreshMode = Literal["eval", "train"]
 
@@ -49,7 +49,7 @@ class Method(ABC):
 
     Attributes:
         name: as registered.
-        family: ``"hide"``, ``"backprop"`` or ``"pod"``.
+        family: ``"hide"``, ``"backprop"`` or ``"draw"``.
         summary: one line for tables and the log.
         paper: where it is from.
         reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
@@ -79,7 +79,7 @@ class Method(ABC):
             previous: the plan of the epoch before, which some epochs keep.
         """
 
-    def rows_to_look_at(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.
 
         Args:

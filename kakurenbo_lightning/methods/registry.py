@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from kakurenbo_lightning.core.statistics import BYTES_PER_SAMPLE
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.statistics import BYTES_PER_SAMPLE
 
 ENTRY_POINTS = "kakurenbo_lightning.methods"
 
@@ -28,7 +28,7 @@ class MethodInfo:
 
     Attributes:
         name: as registered.
-        family: ``"hide"``, ``"backprop"`` or ``"pod"``.
+        family: ``"hide"``, ``"backprop"`` or ``"draw"``.
         paper: where it is from; "-" when from none.
         summary: one line.
         bytes_per_sample: of state on the device, with default settings.
@@ -47,14 +47,14 @@ def register_method(name: str) -> Callable[[M], M]:
     """Class decorator: make a method's settings dataclass available by ``name``.
 
     Raises:
-        TypeError: the class derives from none of HideMethod, BackpropMethod, PoDMethod, StreamMethod.
+        TypeError: the class derives from none of HideMethod, BackpropMethod, DrawMethod, StreamMethod.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
         if not is_dataclass(cls) or not issubclass(cls, Method):
             raise TypeError(
-                f"{cls.__qualname__} is no method; derive it from HideMethod, BackpropMethod, PoDMethod or StreamMethod, and put "
+                f"{cls.__qualname__} is no method; derive it from HideMethod, BackpropMethod, DrawMethod or StreamMethod, and put "
                 f"@dataclass(frozen=True) below @register_method({name!r})"
             )
         if "__dataclass_params__" not in vars(cls):
@@ -111,16 +111,17 @@ def check_method(method: Any) -> Method:
     if not isinstance(method, Method):
         raise TypeError(
             f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod, "
-            "BackpropMethod, PoDMethod or StreamMethod"
+            "BackpropMethod, DrawMethod or StreamMethod"
         )
     return method
 
 
 def _describe(name: str, cls: type[Method]) -> MethodInfo:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
-    card = Path(source).with_suffix(".md") if source else None
-    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns) + 4 * (cls.family == "pod")
-    return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card if card and card.is_file() else None)
+    beside = [Path(source).with_name(f"{name}.md"), Path(source).with_suffix(".md")] if source else []
+    card = next((path for path in beside if path.is_file()), None)
+    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns) + 4 * (cls.family == "draw")
+    return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card)
 
 
 def _load_entry_points() -> None:

@@ -3,10 +3,10 @@
 LightningCLI needs `pip install "jsonargparse[signatures]"`. The settings of the method stand under dict_kwargs.
 """
 
+from kakurenbo_recipes.generated import GeneratedImages
 from lightning.pytorch.cli import LightningCLI
 
 from recipes.examples.timm_torchvision import Classifier
-from recipes.generated import GeneratedImages
 
 
 def main(arguments: list[str] | None = None) -> LightningCLI:

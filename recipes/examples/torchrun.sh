@@ -27,4 +27,4 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # a pool of threads in each process
 # torchrun starts the processes, so Lightning starts none: it checks that there are num_nodes x devices of them.
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$GPUS" --master-addr "$MAIN" --master-port "$PORT" \
-    -m recipes.train hydra.run.dir="outputs/$RUN" trainer.strategy=ddp trainer.devices="$GPUS" trainer.num_nodes="$NODES" "$@"
+    -m kakurenbo_recipes.train hydra.run.dir="outputs/$RUN" trainer.strategy=ddp trainer.devices="$GPUS" trainer.num_nodes="$NODES" "$@"

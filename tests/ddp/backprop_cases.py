@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.methods import FixedRate, Katharopoulos, RhoLoss, SelectiveBackprop, StaleSB
-from recipes.bench.fault_run import irreducible_table
+from recipes.benchmarks.fault_run import irreducible_table
 
 COUNT, BATCH, EPOCHS = 61, 4, 5
 LOPSIDED = SelectiveBackprop(floor=0.25, history=12)
@@ -82,14 +82,14 @@ class Steps(pl.Callback):
         }
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        state, epoch = self.selection.run.driver.state_dict(), self.epochs[trainer.current_epoch]
+        state, epoch = self.selection.session.engine.state_dict(), self.epochs[trainer.current_epoch]
         epoch["waiting"].append(sum(len(part["indices"]) for part in state["pool"]))
         epoch["pooled"].append(state["counts"]["pooled"] - state["undecided"])
         epoch["steps"].append(trainer.global_step)
         epoch["t"].append(state["memory"].get("t", torch.zeros(())).clone())
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.epochs[trainer.current_epoch]["counts"] = asdict(self.selection.run.driver.counts)
+        self.epochs[trainer.current_epoch]["counts"] = asdict(self.selection.session.engine.counts)
         self.epochs[trainer.current_epoch]["weights"] = copy_of(pl_module.state_dict())
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DistributedSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics
+from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.methods import (
     Baseline,
     El2n,
@@ -24,7 +25,6 @@ from kakurenbo_lightning.methods import (
     RandomHiding,
     SeTa,
 )
-from kakurenbo_lightning.plan import deal
 
 CASES = {}
 COUNT, BATCH, EPOCHS = 45, 4, 5

@@ -37,7 +37,7 @@ class Net(pl.LightningModule):
     """As a user writes it. Double precision, so that the order of summation cannot hide an error in a weight.
 
     Attributes:
-        looked: what each ``training_step`` in eval mode (the refresh pass) was given, and the buffers it ran with.
+        scored: what each ``training_step`` in eval mode (the refresh pass) was given, and the buffers it ran with.
     """
 
     def __init__(self, norm=False, dtype=torch.float64):
@@ -94,7 +94,7 @@ class Recorder(pl.Callback):
         self.epochs = {}
 
     def epoch(self, trainer):
-        return self.epochs.setdefault(trainer.current_epoch, {"trained": [], "dealt": [], "validated": [], "looked": []})
+        return self.epochs.setdefault(trainer.current_epoch, {"trained": [], "dealt": [], "validated": [], "scored": []})
 
     def on_train_epoch_start(self, trainer, pl_module):
         plan = self.selection.plan
@@ -106,7 +106,7 @@ class Recorder(pl.Callback):
             loss_weights=torch.ones(len(self.selection.statistics)) if plan.weights is None else plan.weights,
             statistics=self.selection.statistics.state_dict(),
             weights=copy_of(pl_module.state_dict()),
-            looked=pl_module.looked,
+            scored=pl_module.looked,
         )
         pl_module.looked = []
 

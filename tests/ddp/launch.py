@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import PATHS
 
 LIMIT_SECONDS = 240
 # of the cases that do not take two ranks
@@ -31,9 +32,7 @@ def launch(folder, names):
         groups.setdefault(world_size(name), []).append(name)
     (folder / "groups.json").write_text(json.dumps(list(groups.items())))
     env = {key: value for key, value in os.environ.items() if key not in ("PL_GLOBAL_SEED", "GROUP_RANK")}
-    env.update(
-        OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=f"{_HERE.parents[1]}{os.pathsep}{env.get('PYTHONPATH', '')}"
-    )
+    env.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=f"{PATHS}{os.pathsep}{env.get('PYTHONPATH', '')}")
     with open(folder / "worker.log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, str(_HERE / "worker.py"), str(folder)], env=env, stdout=log, stderr=log, start_new_session=True

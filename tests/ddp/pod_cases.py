@@ -81,7 +81,7 @@ class Streamed(pl.Callback):
             "drawn": [],
             "weights": [],
             "written": [],
-            "looked": pl_module.looked,
+            "scored": pl_module.looked,
             "hidden": torch.arange(0),
             "lr_factor": 1.0,
             "loss_weights": torch.ones(COUNT),
@@ -94,8 +94,8 @@ class Streamed(pl.Callback):
         self.epochs[trainer.current_epoch]["planned"] = plan.indices
 
     def _table(self):
-        driver = self.selection.run.driver
-        return None if driver is None or driver.table is None else driver.table.state_dict()
+        engine = self.selection.session.engine
+        return None if engine is None or engine.table is None else engine.table.state_dict()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch not in self.epochs:  # resumed within it
@@ -103,7 +103,7 @@ class Streamed(pl.Callback):
         epoch = self.epochs[trainer.current_epoch]
         epoch["trained"].append(batch[2].clone())
         if epoch["table_before"] is not None:
-            drawn = self.selection.run.driver.drawn(batch_idx)
+            drawn = self.selection.session.engine.drawn(batch_idx)
             epoch["drawn"].append(drawn.indices.clone())
             epoch["weights"].append(torch.ones(len(drawn.indices)) if drawn.weights is None else drawn.weights)
             epoch["written"].append(drawn.written)

@@ -30,7 +30,7 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
         "epoch_seen": torch.full((count,), -1, dtype=torch.int16),
     }
 
-    def look(indices):
+    def score(indices):
         logits = net.network(data.x[indices])
         loss, probability = F.cross_entropy(logits, data.y[indices], reduction="none"), logits.detach().softmax(1)
         rows["loss"][indices] = loss.detach()
@@ -49,11 +49,11 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
         steps = len(record["trained"])
         for step in range(steps):
             batch = torch.cat([rank["epochs"][epoch]["trained"][step] for rank in ranks])
-            (look(batch).mul(record["loss_weights"][batch]).mean() / accumulate).backward()
+            (score(batch).mul(record["loss_weights"][batch]).mean() / accumulate).backward()
             if (step + 1) % accumulate == 0 or step + 1 == steps:
                 optimizer.step()
                 optimizer.zero_grad()
         if refresh and len(record["hidden"]):
             with torch.no_grad():
-                look(record["hidden"])
+                score(record["hidden"])
     return before, copy_of(net.state_dict())

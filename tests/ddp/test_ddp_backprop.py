@@ -37,20 +37,20 @@ def test_counters_are_those_of_all_ranks_and_add_up(ranks):
     for epoch, records in enumerate(epochs(ranks)):
         counts = records[0]["counts"]
         assert all(record["counts"] == counts for record in records)
-        assert counts["looked"] + counts["carried"] == counts["chosen_trained"] + counts["rejected"] + counts["pooled"]
+        assert counts["scored"] + counts["carried"] == counts["chosen_trained"] + counts["rejected"] + counts["pooled"]
         assert counts["trained"] == sum(len(batch) for record in records for batch in record["trained"])
         assert counts["steps"] == len(records[0]["trained"])
         assert counts["carried"] == carried
         carried = counts["pooled"]
         assert min(counts.values()) >= 0
         if epoch == 0:
-            assert (counts["looked"], counts["trained"]) == (0, COUNT)
+            assert (counts["scored"], counts["trained"]) == (0, COUNT)
         if epoch + 1 < EPOCHS:
             assert counts["pooled"] == sum(record["waiting"][-1] for record in records)
     assert carried == 0, "what waits in the end is rejected"
     assert all(rank["totals"] == ranks[0]["totals"] for rank in ranks)
     totals, all_counts = ranks[0]["totals"], [records[0]["counts"] for records in epochs(ranks)]
-    assert totals["samples_looked"] == sum(counts["looked"] for counts in all_counts) > 0
+    assert totals["samples_scored"] == sum(counts["scored"] for counts in all_counts) > 0
     assert totals["samples_trained"] == sum(counts["trained"] for counts in all_counts)
     assert totals["samples_rejected"] == sum(counts["rejected"] for counts in all_counts) > 20
 

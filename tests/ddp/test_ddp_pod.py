@@ -102,7 +102,7 @@ def test_of_a_sample_that_several_ranks_drew_in_one_step_the_highest_rank_counts
 def test_the_stream_starts_with_what_the_ranks_looked_at_together(ranks, request):
     name, values, target = name_of(request).split("_")[0], np.full(COUNT, np.nan), Points(COUNT).y
     for rank in ranks:
-        for looked in rank["epochs"][0]["looked"]:
+        for looked in rank["epochs"][0]["scored"]:
             values[looked["indices"].numpy()] = observed(name, looked["logits"], target[looked["indices"]])
     values = np.tanh(values) if name == "nlb" else values
     start = ranks[0]["epochs"][0]["table_before"]["values"]
@@ -197,7 +197,7 @@ def test_ranks_share_what_they_look_at_and_diagnose_together(ranks):
         logged = records[0]["logged"]
         assert all(record["logged"] == logged for record in records)
         assert 0 <= logged["distribution_distance"] <= 1 and 0 <= logged["ordered_share"] <= 1
-        looked = [set(torch.cat([look["indices"] for look in record["looked"]]).tolist()) for record in records]
+        looked = [set(torch.cat([look["indices"] for look in record["scored"]]).tolist()) for record in records]
         assert len(set.union(*looked)) == COUNT if epoch == 0 else all(looked)
     assert ranks[0]["totals"]["samples_refreshed"] > COUNT + 9 * EPOCHS
 

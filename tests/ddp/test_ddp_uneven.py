@@ -35,7 +35,7 @@ def test_refresh_gives_every_rank_equally_many_batches_and_sees_all_hidden(ranks
     counts = set()
     for before, after in pairwise(epochs(ranks)):
         hidden = before[0]["hidden"]
-        looked = [[look["indices"] for look in record["looked"]] for record in after]
+        looked = [[look["indices"] for look in record["scored"]] for record in after]
         assert len(looked[0]) == len(looked[1]) == -(-len(hidden) // 8)
         assert [len(batch) for batch in looked[0]] == [len(batch) for batch in looked[1]]
         seen = torch.cat([hidden[:0], *looked[0], *looked[1]])
@@ -49,7 +49,7 @@ def test_refresh_gives_every_rank_equally_many_batches_and_sees_all_hidden(ranks
 def test_refresh_sees_exactly_the_hidden(ranks):
     seen = 0
     for before, after in pairwise(epochs(ranks)):
-        looked = torch.cat([torch.arange(0), *(look["indices"] for record in after for look in record["looked"])])
+        looked = torch.cat([torch.arange(0), *(look["indices"] for record in after for look in record["scored"])])
         assert torch.equal(looked.unique(), before[0]["hidden"])
         seen += len(looked)
     assert seen > 10
@@ -81,8 +81,8 @@ def test_refresh_runs_with_rank_zeros_buffers_on_all_ranks(ranks):
         mean = "network.1.running_mean"
         assert not torch.equal(before[0]["buffers"][mean], before[1]["buffers"][mean])
         for record in after:
-            assert record["looked"]
-            for look in record["looked"]:
+            assert record["scored"]
+            for look in record["scored"]:
                 assert all(torch.equal(look["buffers"][name], value) for name, value in before[0]["buffers"].items())
 
 

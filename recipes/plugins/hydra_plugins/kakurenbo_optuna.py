@@ -21,9 +21,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
+from kakurenbo_recipes.settings import check_setting, is_count
 from omegaconf import DictConfig, OmegaConf
-
-from recipes.settings import check_setting, is_count
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,70 @@
+"""Does a resumed run have the data set of the saved one?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import Dataset
+
+from kakurenbo_lightning.core.random import seed_everything
+from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
+
+PROBES = 8
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of the length and of the bytes of a few samples, spread evenly over the data set.
+
+    Random augmentations are drawn from a fixed seed meanwhile; the caller's random streams are left as they are. A sample that is not
+    the same when it is read twice (a data set with a generator of its own) counts by its place alone, and one that cannot be read
+    by its error's type: training will raise it where it belongs.
+    """
+    total = len(dataset)
+    digest = hashlib.blake2b(str(total).encode(), digest_size=16)
+    set_dataset_epoch(dataset, 0)
+    with isolate_rng():
+        for probe in range(min(PROBES, total)):
+            index = probe * total // min(PROBES, total)
+            first, second = _sample(dataset, index), _sample(dataset, index)
+            digest.update(first if first == second else b"changing")
+    return digest.hexdigest()
+
+
+def _sample(dataset: Dataset, index: int) -> bytes:
+    """A hash of one sample."""
+    digest = hashlib.blake2b(digest_size=16)
+    seed_everything(index)
+    try:
+        _update(digest, dataset[index])
+    except Exception as error:
+        digest.update(type(error).__name__.encode())
+    return digest.digest()
+
+
+def _update(digest: Any, value: Any) -> None:
+    """Feed one sample, whatever its structure."""
+    if isinstance(value, torch.Tensor):
+        digest.update(str((value.dtype, tuple(value.shape))).encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    elif isinstance(value, np.ndarray | np.generic):
+        content = b"objects" if value.dtype.hasobject else value.tobytes()
+        digest.update(str((value.dtype, value.shape)).encode() + content)
+    elif isinstance(value, str | bytes | int | float | bool | None):
+        digest.update(repr(value).encode())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            digest.update(str(key).encode())
+            _update(digest, value[key])
+    elif isinstance(value, Sequence):
+        digest.update(str(len(value)).encode())
+        for part in value:
+            _update(digest, part)
+    elif hasattr(value, "tobytes"):  # PIL images
+        digest.update(value.tobytes())
+    else:
+        digest.update(type(value).__qualname__.encode())

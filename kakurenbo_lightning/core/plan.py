@@ -1,0 +1,79 @@
+"""What an epoch trains on (:class:`EpochPlan`) and which rank trains it in which step (:func:`deal`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The selection of one epoch, equal on every rank.
+
+    Attributes:
+        indices: ``int64[n]`` on the CPU, the data set indices to train, in no meaningful order. They repeat only for
+            methods that draw with replacement.
+        hidden: ``int64[h]`` on the CPU, ascending: the indices left out of this epoch.
+        weights: ``float32[N]`` loss weight of every data set index, or ``None`` for 1 everywhere.
+        lr_factor: factor on the learning rate of every optimizer step of the epoch.
+        metrics: what the method wants logged, as ``selection/<key>``.
+    """
+
+    indices: Tensor
+    hidden: Tensor
+    weights: Tensor | None = None
+    lr_factor: float = 1.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def everything(cls, num_samples: int) -> EpochPlan:
+        """The plan that trains every sample once."""
+        return cls(indices=torch.arange(num_samples), hidden=torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def hide(
+        cls, mask: Tensor, lr_factor: float = 1.0, metrics: dict[str, float] | None = None, weights: Tensor | None = None
+    ) -> EpochPlan:
+        """The plan that leaves out the samples where ``mask`` (``bool[N]``, any device) is true."""
+        mask = mask.cpu()
+        return cls(
+            indices=_where(~mask),
+            hidden=_where(mask),
+            weights=weights,
+            lr_factor=lr_factor,
+            metrics=metrics or {},
+        )
+
+    def with_lr_factor(self, lr_factor: float) -> EpochPlan:
+        """The same selection with another learning-rate factor."""
+        return replace(self, lr_factor=lr_factor)
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the data set that is left out, in [0, 1)."""
+        total = len(self.indices) + len(self.hidden)
+        return len(self.hidden) / total if total else 0.0
+
+    def is_complement(self) -> bool:
+        """Whether ``indices`` are those that are not hidden, ascending, as :meth:`hide` makes them."""
+        total = len(self.indices) + len(self.hidden)
+        if total and int(max(self.indices.max(), self.hidden.max() if len(self.hidden) else 0)) >= total:
+            return False
+        kept = torch.ones(total, dtype=torch.bool).index_fill_(0, self.hidden, False)
+        return torch.equal(self.indices, _where(kept))
+
+    def checksum(self) -> int:
+        """A 63-bit sum that differs when indices, their order, the hidden set, weights or the learning-rate factor do."""
+        factor = torch.tensor([self.lr_factor], dtype=torch.float64).view(torch.int64)
+        weights = factor[:0] if self.weights is None else self.weights.cpu().view(torch.int32)
+        parts = (self.indices, self.hidden, weights, factor)
+        sums = [int((part * torch.arange(1, 2 * len(part) + 1, 2)).sum()) for part in parts]
+        return sum(value * 0x9E3779B1**power for power, value in enumerate(sums)) % (1 << 63)
+
+
+def _where(mask: Tensor) -> Tensor:
+    """``int64`` indices of a ``bool`` mask on the CPU; NumPy is nine times as fast as ``nonzero`` of torch."""
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))

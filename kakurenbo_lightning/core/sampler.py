@@ -1,0 +1,103 @@
+"""The DistributedSampler that follows an :class:`~kakurenbo_lightning.plan.EpochPlan`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.shard import EpochShard, deal
+
+
+class SelectionSampler(DistributedSampler):
+    """A batch sampler whose epoch is an :class:`EpochPlan`, dealt to one rank.
+
+    It serves as the ``batch_sampler`` *and* the ``sampler`` of a ``DataLoader``: subclassing ``DistributedSampler`` keeps
+    Lightning from wrapping it again and lets Lightning call :meth:`set_epoch` before each epoch. It also works in a
+    plain PyTorch loop::
+
+        method = get_method("kakurenbo", max_fraction=0.3, tau=0.7)
+        sampler = SelectionSampler(len(dataset), batch_size=128)
+        loader = DataLoader(dataset, batch_sampler=sampler)
+        statistics = SampleStatistics(len(dataset))
+        for epoch in range(max_epochs):
+            plan = method.plan(statistics, Epoch(epoch, max_epochs, seed=0))
+            sampler.follow(plan, epoch)
+            for step, (x, y) in enumerate(loader):
+                ...
+                statistics.record(sampler.step(step), {"loss": l, "correct": c, "confidence": p}, epoch)
+            # a forward-only pass over plan.hidden records them too, then:
+            statistics.merge()
+
+    Args:
+        num_samples: length of the data set.
+        batch_size: samples per rank and step.
+        world_size: number of ranks.
+        rank: this process.
+        drop_last: drop an incomplete last step, as in ``DataLoader``.
+        shuffle: train in random order (else ascending index).
+        seed: of the order; the same on every rank.
+        extra: one more batch, of a single sample, ends each epoch: the step in which a backprop method trains what is left.
+        on_set_epoch: called with the epoch by :meth:`set_epoch`; how the callback plans in time.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        world_size: int = 1,
+        rank: int = 0,
+        *,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        seed: int = 0,
+        extra: bool = False,
+        on_set_epoch: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        self.batch_size = batch_size
+        self.start = 0
+        self.extra = extra
+        self._on_set_epoch = on_set_epoch
+        self.follow(EpochPlan.everything(num_samples), epoch=0)
+
+    def deal(self, plan: EpochPlan, epoch: int, done: tuple[int, int] = (0, 0)) -> EpochShard:
+        """This rank's share of ``plan``, of which ``done`` (steps, samples) are behind."""
+        return deal(
+            plan,
+            self.batch_size,
+            self.num_replicas,
+            self.rank,
+            drop_last=self.drop_last,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            epoch=epoch,
+            done=done,
+        )
+
+    def follow(self, plan: EpochPlan | EpochShard, epoch: int = 0, start: int = 0) -> None:
+        """Make ``plan`` the current epoch; iteration begins at step ``start``."""
+        self.shard = self.deal(plan, epoch) if isinstance(plan, EpochPlan) else plan
+        self.start = start
+
+    def step(self, number: int) -> Tensor:
+        """The data set indices that step ``number`` trains, ``int64[b]`` on the CPU."""
+        return self.shard.step(number)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning's call before each epoch."""
+        super().set_epoch(epoch)
+        if self._on_set_epoch is not None:
+            self._on_set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.shard.steps + self.extra
+
+    def __iter__(self) -> Iterator[list[int]]:
+        # A fresh iterator each time: DataLoader asks twice when it has workers.
+        # any sample: it is not looked at
+        end = [self.shard.indices[-1:].tolist() or [0]] if self.extra and self.start <= self.shard.steps else []
+        return itertools.chain(self.shard.batches(self.start), end)

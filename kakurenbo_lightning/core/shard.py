@@ -1,0 +1,202 @@
+"""One rank's part of an :class:`~kakurenbo_lightning.core.plan.EpochPlan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.permutation import shuffled
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.random import stream_generator
+
+
+@dataclass(frozen=True)
+class EpochShard:
+    """One rank's share of an epoch. All ranks have the same number of steps, and in each their sizes differ by at most one.
+
+    Attributes:
+        indices: ``int64[n_rank]`` on the CPU, in training order: this rank's of a global order strided over the ranks.
+        batch_size: samples of a full step, per rank.
+        steps: number of the epoch's steps.
+        world_size: number of ranks that share the epoch.
+        rank: this one.
+        total: samples of all ranks together.
+        last_start: place in the global order where the last step begins.
+        first: number of the first step that is dealt here; the steps before it were dealt otherwise (another world size).
+        samples_before: samples that all ranks trained in those.
+        weights: ``float32[n_rank]`` loss weights in the same order, or ``None`` for 1 everywhere.
+        padding: how many indices at the end are duplicates, there only to give every rank the same number of
+            forward passes. They must not be recorded.
+    """
+
+    indices: Tensor
+    batch_size: int
+    steps: int
+    world_size: int
+    rank: int
+    total: int
+    last_start: int
+    first: int = 0
+    samples_before: int = 0
+    weights: Tensor | None = None
+    padding: int = 0
+
+    def _begin(self, number: int) -> int:
+        """Place in the global order where step ``number`` begins."""
+        if number >= self.steps:
+            return self.total
+        return self.last_start if number == self.steps - 1 else (number - self.first) * self.batch_size * self.world_size
+
+    def _mine(self, place: int) -> int:
+        """How many of the global order's first ``place`` are this rank's."""
+        return (place - self.rank + self.world_size - 1) // self.world_size
+
+    def step(self, number: int) -> Tensor:
+        """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
+        return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
+
+    def step_weights(self, number: int) -> Tensor | None:
+        """The loss weights of step ``number``, ``float32[b]``, or ``None`` for 1 everywhere."""
+        if self.weights is None:
+            return None
+        return self.weights[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
+
+    def step_total(self, number: int) -> int:
+        """Samples of step ``number`` on all ranks together, without padding."""
+        return self._begin(number + 1) - self._begin(number)
+
+    def batch_length(self, number: int) -> int:
+        """Samples of step ``number`` on this rank, padding included."""
+        end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
+        return end - self._mine(self._begin(number))
+
+    def to(self, device: torch.device | str) -> EpochShard:
+        """The same with the indices on ``device``."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return replace(self, indices=self.indices.to(device), weights=weights)
+
+    def batches(self, first: int = 0) -> Iterator[list[int]]:
+        """The batches of index lists from step ``first`` of the epoch on, padding included."""
+        for number in range(max(first, self.first), self.steps):
+            start = self._mine(self._begin(number))
+            yield self.indices[start : start + self.batch_length(number)].tolist()
+
+    def loss_scale(self, number: int) -> float:
+        """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
+        return len(self.step(number)) * self.world_size / self.step_total(number)
+
+    def samples_until(self, step: int) -> int:
+        """Samples trained by all ranks together in the first ``step`` steps of the epoch; ``step >= first``."""
+        return self.samples_before + self._begin(step)
+
+
+def deal(
+    plan: EpochPlan,
+    batch_size: int,
+    world_size: int = 1,
+    rank: int = 0,
+    *,
+    drop_last: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+    done: tuple[int, int] = (0, 0),
+) -> EpochShard:
+    """Deal a plan, or what is left of it, to one rank.
+
+    The order is a permutation from its own generator, seeded by ``(seed, epoch)``. A step takes the next
+    ``batch_size * world_size`` indices, strided over the ranks, so that sizes differ by at most one. A tail of less than half a
+    step is shared evenly with the step before it, because a hidden part leaves any number of samples, and a batch of a
+    few spoils BatchNorm's statistics (one of a single sample stops it). Nothing is trained twice and nothing is left out,
+    unless ``drop_last`` drops the tail.
+
+    Args:
+        plan: of the epoch.
+        batch_size: samples per rank and step.
+        world_size: number of ranks.
+        rank: which one.
+        drop_last: drop an incomplete last step.
+        shuffle: random order, else as in the plan.
+        seed: of the order.
+        epoch: of the order.
+        done: how many steps and how many samples of the order were trained already, by other ranks or in other batches.
+
+    Raises:
+        ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
+    """
+    indices = plan.indices
+    if shuffle:
+        indices = shuffled(indices, stream_generator(seed, epoch, "deal"))
+    first, samples_before = done
+    indices = indices[samples_before:]
+    total, full = len(indices), batch_size * world_size
+    steps, tail = divmod(total, full)
+    _check_enough(total, batch_size, world_size, drop_last, epoch, begun=samples_before > 0)
+    if drop_last:
+        total, tail = total - tail, 0
+        indices = indices[:total]
+    steps, last_start = _cut(steps, tail, full, world_size)
+    indices = indices[rank::world_size].contiguous() if world_size > 1 else indices
+    return EpochShard(
+        indices=indices,
+        batch_size=batch_size,
+        steps=first + steps,
+        world_size=world_size,
+        rank=rank,
+        total=total,
+        last_start=last_start,
+        first=first,
+        samples_before=samples_before,
+        weights=None if plan.weights is None else plan.weights[indices],
+    )
+
+
+def _check_enough(total: int, batch_size: int, world_size: int, drop_last: bool, epoch: int, begun: bool) -> None:
+    """Raise ``ValueError`` when ``total`` samples do not make a step; an epoch that has ``begun`` may have none left."""
+    if drop_last and total < batch_size * world_size and not begun:
+        raise ValueError(
+            f"epoch {epoch} has {total} samples to train, but one step takes batch_size * world_size = "
+            f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
+            "hide fewer samples"
+        )
+    if not drop_last and total < world_size and not (begun and total == 0):
+        raise ValueError(
+            f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
+            "hide fewer samples or use fewer ranks"
+        )
+
+
+def _cut(steps: int, tail: int, full: int, world_size: int) -> tuple[int, int]:
+    """How many steps ``steps`` full ones and a tail make, and the place in the order where the last one begins."""
+    if tail and (steps == 0 or tail >= max(full / 2, 2 * world_size)):  # a step of its own
+        return steps + 1, steps * full
+    if tail and full + tail >= 4 * world_size:  # shared with the step before
+        return steps + 1, (steps - 1) * full + (full + tail + 1) // 2
+    return steps, max(0, steps - 1) * full  # nothing left, or a step that is a little longer
+
+
+def scoring_shard(indices: Tensor, batch_size: int, world_size: int = 1, rank: int = 0) -> EpochShard:
+    """Deal ``indices`` (``int64[h]``, at least one) for a pass without training: the same number of batches on every rank.
+
+    A rank that would come one sample short is padded with a duplicate, see :attr:`EpochShard.padding`.
+    """
+    share = -(-len(indices) // world_size)
+    steps = -(-share // batch_size)
+    batch_size = -(-share // steps)  # even, so that no batch of one spoils BatchNorm when the pass is in train mode
+    mine = indices[rank::world_size]
+    padding = share - len(mine)
+    if padding:
+        mine = torch.cat([mine, indices[:padding]])
+    return EpochShard(
+        indices=mine,
+        batch_size=batch_size,
+        steps=steps,
+        world_size=world_size,
+        rank=rank,
+        total=len(indices),
+        last_start=min(len(indices), (steps - 1) * batch_size * world_size),
+        padding=padding,
+    )

@@ -1,0 +1,97 @@
+"""Where the seconds of an epoch go."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+
+class PhaseTimer:
+    """Seconds of named phases, on the CPU by the clock, on a GPU by events on its stream: nothing waits for the device before
+    :meth:`take`.
+
+    Args:
+        device: that does the work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._begun: dict[str, float | torch.cuda.Event] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self, phase: str) -> None:
+        """The phase begins."""
+        self._begun[phase] = self._now()
+
+    def stop(self, phase: str) -> None:
+        """The phase ends, if it had begun."""
+        begun = self._begun.pop(phase, None)
+        if begun is None:
+            return
+        if self._cuda:
+            self._events.append((phase, begun, self._now()))
+        else:
+            self._seconds[phase] += self._now() - begun
+
+    def drop(self, phase: str) -> None:
+        """The phase, if it had begun, is not counted."""
+        self._begun.pop(phase, None)
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """The phase is what happens inside."""
+        self.start(phase)
+        try:
+            yield
+        finally:
+            self.stop(phase)
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last time, without those that have not ended; waits for the device."""
+        if self._events:
+            torch.cuda.synchronize()
+            for phase, begun, ended in self._events:
+                self._seconds[phase] += begun.elapsed_time(ended) / 1000
+        seconds = dict(self._seconds)
+        self._events, self._seconds = [], defaultdict(float)
+        self._begun.clear()
+        return seconds
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class Stopwatch:
+    """Seconds of wall time that can be paused."""
+
+    def __init__(self, running: bool = False) -> None:
+        self._elapsed = 0.0
+        self._since: float | None = None
+        if running:
+            self.start()
+
+    def start(self) -> None:
+        """Run, if it does not already."""
+        if self._since is None:
+            self._since = time.perf_counter()
+
+    def pause(self) -> None:
+        """Stop running and keep what has elapsed."""
+        if self._since is not None:
+            self._elapsed += time.perf_counter() - self._since
+            self._since = None
+
+    def take(self) -> float:
+        """Pause, return what has elapsed and begin again at 0."""
+        self.pause()
+        elapsed, self._elapsed = self._elapsed, 0.0
+        return elapsed

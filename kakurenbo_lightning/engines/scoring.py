@@ -1,0 +1,148 @@
+"""The selecting forward pass of a backprop method, and ways to make it cheaper."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kakurenbo_lightning.engines.batch_rows import map_tensors
+from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod
+from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
+from kakurenbo_lightning.trainer.forward_pass import call_training_step, equalise_buffers, forward_only
+from kakurenbo_lightning.trainer.restart import copied
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ScoringPass:
+    """Looks at batches with the module, or with a small network in its place that is trained alongside.
+
+    Args:
+        trainer: the Trainer.
+        method: says how to look.
+        scorer: looks in the module's place: a LightningModule with ``training_step`` and ``configure_optimizers`` (one optimizer) of
+            its own. It is trained on what the module is trained on, in float32, with the mean gradient of all ranks.
+    """
+
+    def __init__(self, trainer: pl.Trainer, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
+        self._trainer, self._method, self._scorer = trainer, method, scorer
+        self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+        if scorer is None:
+            return
+        scorer.to(trainer.strategy.root_device)
+        made = scorer.configure_optimizers()
+        if not isinstance(made, torch.optim.Optimizer):
+            raise ConflictError(
+                f"scorer={type(scorer).__name__}: configure_optimizers returned a {type(made).__name__}; it must return one optimizer"
+            )
+        self._optimizer = made
+        for tensor in [*scorer.parameters(), *scorer.buffers()]:  # every rank begins with the same
+            if trainer.world_size > 1:
+                dist.broadcast(tensor.data, src=0)
+        self._outputs = SampleOutputs(method.reads, getattr(scorer, "sample_outputs", None))
+        self._outputs.device = trainer.strategy.root_device
+
+    def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
+        """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
+        module = self._trainer.lightning_module if self._scorer is None else self._scorer
+        equalise_buffers(module)
+        if self._method.scale != 1.0:
+            batch = scaled_images(batch, self._method.scale)
+        with self._context(module):
+            source = outputs if self._scorer is None else self._outputs
+            return source.score(partial(call_training_step, module, batch, number), batch, size)
+
+    @contextlib.contextmanager
+    def _context(self, module: pl.LightningModule) -> Iterator[None]:
+        with forward_only(module), self._trainer.precision_plugin.train_step_context(), contextlib.ExitStack() as stack:
+            if self._method.inference_mode:
+                stack.enter_context(torch.inference_mode())
+            if self._method.autocast is not None:
+                device = self._trainer.strategy.root_device.type
+                stack.enter_context(torch.autocast(device, DTYPES[self._method.autocast]))
+            if self._method.compile:
+                stack.enter_context(self._compiling(module))
+            yield
+
+    @contextlib.contextmanager
+    def _compiling(self, module: pl.LightningModule) -> Iterator[None]:
+        """The parts of ``module`` that compute go through ``torch.compile`` inside; those the user compiled do anyway."""
+        parts = [part for part in module.children() if any(True for _ in part.parameters())]
+        if not parts:
+            raise ConflictError(
+                f"compile=True: {type(module).__name__} has no submodule with parameters to compile; put the network into one (self.net = "
+                "...), or use compile=False"
+            )
+        parts = [part for part in parts if not hasattr(part, "_orig_mod") and part._compiled_call_impl is None]
+        for part in parts:
+            if part not in self._compiled:
+                self._compiled[part] = torch.compile(part._call_impl)
+            part._compiled_call_impl = self._compiled[part]  # what nn.Module.compile sets
+        try:
+            yield
+        finally:
+            for part in parts:
+                part._compiled_call_impl = None
+
+    def train(self, batch: Any, number: int, scale: float) -> None:
+        """Train the scorer on what the module trains; ``scale`` weighs this rank's mean loss."""
+        scorer = self._scorer
+        if scorer is None:
+            return
+        outputs = call_training_step(scorer, batch, number)
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._optimizer.zero_grad()
+        (loss * scale).backward()
+        if self._trainer.world_size > 1:
+            for parameter in scorer.parameters():
+                if parameter.requires_grad:
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self._trainer.world_size
+        self._optimizer.step()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Of the scorer and its optimizer."""
+        if self._scorer is None:
+            return None
+        return copied({"module": dict(self._scorer.state_dict()), "optimizer": self._optimizer.state_dict()})
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Take over :meth:`state_dict`."""
+        if self._scorer is not None and state is not None:
+            self._scorer.load_state_dict(state["module"])
+            self._optimizer.load_state_dict(state["optimizer"])
+
+
+def scaled_images(batch: Any, scale: float) -> Any:
+    """The batch with every image (float ``[B, C, H, W]``) at ``scale`` times its resolution.
+
+    Raises:
+        ConflictError: it holds none.
+    """
+    found = False
+
+    def resize(tensor: Tensor) -> Tensor:
+        nonlocal found
+        if tensor.dim() != 4 or not tensor.is_floating_point():
+            return tensor
+        found = True
+        return F.interpolate(tensor, scale_factor=scale, mode="bilinear", antialias=scale < 1)
+
+    scaled = map_tensors(resize, batch)
+    if not found:
+        raise ConflictError(
+            f"scale={scale}: the batch that training_step gets holds no float images [B, C, H, W] to look at in a lower resolution; "
+            "use scale=1"
+        )
+    return scaled

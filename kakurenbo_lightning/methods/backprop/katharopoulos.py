@@ -1,0 +1,100 @@
+"""Importance sampling by an upper bound of the gradient norm, while it pays.
+
+Angelos Katharopoulos, François Fleuret: "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+
+
+@register_method("katharopoulos")
+@dataclass(frozen=True)
+class Katharopoulos(BackpropMethod):
+    """Looks at ``presample`` batches, draws one batch of them with replacement in proportion to the score, and trains it with weights.
+
+    The score is the gradient norm of the loss at the last layer's inputs, ``g = ||softmax(z) - onehot(y)||_2``; a drawn sample's weight is
+    ``1 / (presample * b * g)`` with g normalised to 1. Active while the variance it takes away is worth the looking; off, it costs
+    nothing but the scores of the training batch, which tell when it would pay.
+
+    Args:
+        presample: how many batches are looked at for one that is trained, >= 2.
+        momentum: of the running mean of t, in [0, 1).
+        threshold: active while t is above it; ``None``: (B + 3b) / (3b) with B = presample * b, 2.0 for 3.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    presample: int = 3
+    momentum: float = 0.9
+    threshold: float | None = None
+
+    summary: ClassVar[str] = "draws each batch from several by the gradient norm of the last layer, while it pays"
+    paper: ClassVar[str] = "Katharopoulos & Fleuret, ICML 2018"
+    reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
+    pooled: ClassVar[bool] = False
+    repeats: ClassVar[bool] = True
+    weighs = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = checker(self)
+        check(is_count(self.presample, 2), "presample", "an integer >= 2", "For example: 3.")
+        check(is_number(self.momentum) and 0 <= self.momentum < 1, "momentum", "a number in [0, 1)", "For example: 0.9.")
+        check(
+            self.threshold is None or (is_number(self.threshold) and self.threshold >= 0),
+            "threshold",
+            "None or a number >= 0",
+            "0 is always on.",
+        )
+
+    @property
+    def batches_per_choice(self) -> int:
+        """``presample``."""
+        return self.presample
+
+    def memory(self) -> Memory:
+        """The running mean of t."""
+        return {"t": torch.zeros(())}
+
+    def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
+        """While t says that it pays; waits for the device."""
+        needed = (self.presample + 3) / 3 if self.threshold is None else self.threshold
+        return super().scores(epoch, step, steps, memory) and float(memory["t"]) > needed
+
+    def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
+        """t is the square root of n sum(g^2), which is 1 / sqrt(1 - sum((g - u)^2) / sum(g^2)) with u = 1 / n."""
+        score = _normalised(values["el2n"])
+        t = mean((len(score) * score.square().sum()).sqrt().float())
+        memory["t"] = self.momentum * memory["t"].to(t.device) + (1 - self.momentum) * t
+
+    def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
+        """Draw one batch with replacement."""
+        score = _normalised(values["el2n"])
+        size = len(score)
+        count = at_least_two(size // self.presample, size)
+        drawn = torch.rand(count, generator=generator, dtype=torch.float64).to(score.device, non_blocking=True)
+        bounds = score.cumsum(0)
+        rows = torch.searchsorted(bounds / bounds[-1], drawn, right=True).clamp(max=size - 1)
+        return Picked(rows, count, weights=(1 / (size * score[rows])).float())
+
+
+def _normalised(score: Tensor) -> Tensor:
+    """Scores >= 0 as probabilities, ``float64[n]``; all alike when none is above 0. One that is not finite counts as the largest."""
+    score = score.double()
+    finite = score.isfinite()
+    largest = torch.where(finite, score, 0.0).amax().clamp(min=torch.finfo(torch.float64).tiny)
+    score = torch.where(finite, score, largest)
+    total = score.sum()
+    return torch.where(total > 0, score / total.clamp(min=torch.finfo(torch.float64).tiny), 1 / len(score))

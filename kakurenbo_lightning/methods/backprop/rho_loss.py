@@ -1,0 +1,103 @@
+"""RHO-Loss: train on the samples whose loss can still be reduced.
+
+Sören Mindermann, Jan Brauner, Muhammed Razzak, Mrinank Sharma, Andreas Kirsch, Winnie Xu, Benedikt Höltgen, Aidan N. Gomez, Adrien
+Morisot, Sebastian Farquhar, Yarin Gal: "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt", ICML 2022.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.methods.settings import checker, is_number
+from kakurenbo_lightning.methods.topk import exact_floor
+
+
+@register_method("rho_loss")
+@dataclass(frozen=True)
+class RhoLoss(BackpropMethod):
+    """RHO-Loss (Mindermann et al., ICML 2022).
+
+    Of each batch of B the ``floor(fraction * B)`` samples of highest ``loss - irreducible loss`` are trained at once; at least two are. A
+    sample whose irreducible loss is missing (NaN) is never chosen, and counted.
+
+    Args:
+        fraction: share of a batch that is trained, in (0, 1].
+        irreducible: file with ``{"irreducible": float32[N], "fingerprint": str}``, the loss of each sample by a model that was trained on
+            other data; ``python -m kakurenbo_recipes.irreducible`` makes one.
+
+    Raises:
+        ValueError: a setting out of range, or a file of another data set.
+    """
+
+    fraction: float = 0.1
+    irreducible: str = "irreducible.pt"
+
+    summary: ClassVar[str] = "trains the samples of each batch whose loss is highest above their irreducible loss"
+    paper: ClassVar[str] = "Mindermann et al., ICML 2022"
+    reads: ClassVar[tuple[str, ...]] = ("loss",)
+    pooled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = checker(self)
+        check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", "a number in (0, 1]", "For example: 0.1.")
+        check(isinstance(self.irreducible, (str, Path)), "irreducible", "the path of a file", "For example: 'irreducible.pt'.")
+        object.__setattr__(self, "irreducible", str(self.irreducible))
+
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+        """The table has a row for each sample."""
+        check = checker(self)
+        make = "Make it with `python -m kakurenbo_recipes.irreducible` and the data settings of this run (--help explains)."
+        check(Path(self.irreducible).is_file(), "irreducible", "a file that is there", make)
+        check(
+            isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), Tensor),
+            "irreducible",
+            "a file with {'irreducible': float32[N], 'fingerprint': str}",
+            make,
+        )
+        rows = len(self._file["irreducible"])
+        check(rows == num_samples, "irreducible", f"of a data set of {num_samples} samples, this file has {rows}", make)
+
+    def check_data(self, fingerprint: str) -> None:
+        """The table is of this data set."""
+        saved = self._file.get("fingerprint")
+        checker(self)(
+            saved in (None, fingerprint),
+            "irreducible",
+            "made from this training data (the fingerprint of a few samples differs)",
+            "Make it anew with `python -m kakurenbo_recipes.irreducible`, for the data as this run loads it.",
+        )
+
+    def contents(self) -> dict[str, str]:
+        """A hash of the table."""
+        table = self._table[torch.device("cpu")].contiguous().numpy()
+        return {"irreducible losses": hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()}
+
+    @cached_property
+    def _file(self) -> Any:
+        return torch.load(self.irreducible, map_location="cpu", weights_only=True)
+
+    @cached_property
+    def _table(self) -> dict[torch.device, Tensor]:
+        return {torch.device("cpu"): self._file["irreducible"].float()}
+
+    def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
+        """The highest reducible losses; ties: those that come first."""
+        losses = hard(values["loss"])
+        if losses.device not in self._table:
+            self._table[losses.device] = self._table[torch.device("cpu")].to(losses.device)
+        irreducible = self._table[losses.device][indices]
+        known = irreducible.isfinite()
+        score = torch.where(known, losses - irreducible, -float("inf"))
+        count = at_least_two(exact_floor(self.fraction, len(losses)), len(losses))
+        return Picked(score.argsort(descending=True, stable=True), known.sum().clamp(max=count), unknown=(~known).sum())

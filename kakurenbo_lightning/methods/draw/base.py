@@ -1,0 +1,253 @@
+"""The PoD family: every sample has a probability of being drawn, and batches are drawn by it, with replacement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from math import ceil
+from typing import ClassVar
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
+from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.topk import as_decimal, lowest
+
+SMALLEST, LARGEST = 1e-37, 1e37  # value, in float32
+
+
+@dataclass(frozen=True)
+class DrawMethod(Method):
+    """A method that draws samples with probability ``p_i = (1 - mix) * v_i / sum(v) + mix / N``.
+
+    The value ``v_i = min(b_i, cap) ** temperature`` comes from the base value ``b_i``, which :meth:`base` makes of what was last observed
+    of the sample (:attr:`observes`).
+
+    Args:
+        unbiased: a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient is that of
+            the full data set. Such a weight is at most 1 / ``mix``.
+        min_value: no value that is written is below this share of the mean of all values, so that every sample can be drawn again;
+            in (0, 1].
+        temperature: T of ``p ~ b ** T``: 0 draws uniformly (where values are not normalised), > 1 sharpens; >= 0.
+        mix: share of the draws that are uniform, in [0, 1].
+        cap_quantile: base values above this quantile of those of all samples count as the quantile, in (0, 1]; taken when an epoch is
+            planned.
+
+    Attributes:
+        observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 where misclassified, else 0).
+        column: which column of the statistics holds it.
+        repeats: a sample may be drawn more than once in an epoch.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    _: KW_ONLY
+    unbiased: bool = False
+    min_value: float = 1e-6
+    temperature: float = 1.0
+    mix: float = 0.0
+    cap_quantile: float = 1.0
+
+    family: ClassVar[str] = "draw"
+    reads: ClassVar[tuple[str, ...]] = ("loss",)
+    repeats: ClassVar[bool] = True
+    observes: ClassVar[str] = "loss"
+
+    def __post_init__(self) -> None:
+        check = checker(self)
+        known = ("loss", "confidence", "correct", *(column.name for column in self.columns))
+        read = "correct" if self.observes == "wrong" else self.observes
+        if read not in known or read not in self.reads:
+            raise ValueError(
+                f"{self.name}: observes={self.observes!r} is not allowed; it must be loss, confidence, correct, wrong (reads correct) "
+                "or the name of one of its columns, and what it reads must be among `reads`, as in reads = ('loss', 'correct')"
+            )
+        check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
+        check(
+            is_number(self.min_value) and 0 < self.min_value <= 1,
+            "min_value",
+            "a number in (0, 1]",
+            "It is a share of the mean value.",
+        )
+        check(is_number(self.temperature) and 0 <= self.temperature < float("inf"), "temperature", "a number >= 0", "1 is p ~ b.")
+        check(is_number(self.mix) and 0 <= self.mix <= 1, "mix", "a number in [0, 1]", "0.1 draws a tenth uniformly.")
+        check(
+            is_number(self.cap_quantile) and 0 < self.cap_quantile <= 1, "cap_quantile", "a number in (0, 1]", "1 caps nothing."
+        )
+
+    @property
+    def weighs(self) -> bool:
+        """When they are unbiased."""
+        return self.unbiased
+
+    def observed(self, values: Mapping[str, Tensor]) -> Tensor:
+        """What is observed of samples, ``float32[n]``, from their ``values``."""
+        return (~values["correct"] if self.observes == "wrong" else values[self.observes]).float()
+
+    def known(self, statistics: SampleStatistics) -> Tensor:
+        """What was last observed of every sample, ``float32[N]`` on the CPU; NaN where never."""
+        own = {name: getattr(statistics, name) for name in ("loss", "confidence", "correct")}
+        columns = {**own, **statistics.extra}
+        return torch.where(statistics.measured, self.observed(columns), float("nan")).cpu()
+
+    def base(self, observed: Tensor) -> Tensor:
+        """Base values of what was observed, both ``float32[n]``."""
+        return observed
+
+    def cap(self, statistics: SampleStatistics) -> float:
+        """What base values are held at, from those of all samples."""
+        if self.cap_quantile == 1:
+            return float("inf")
+        known = self.known(statistics)
+        base = self.base(known[known.isfinite()]).numpy()
+        if not len(base):
+            return float("inf")
+        place = ceil(as_decimal(self.cap_quantile) * len(base)) - 1
+        base.partition(place)
+        return max(0.0, float(base[place]))
+
+    def values(self, observed: Tensor, cap: float = float("inf")) -> Tensor:
+        """``min(base, cap) ** temperature``, ``float32[n]``; not finite where what was observed is not."""
+        base = self.base(observed)
+        if base.shape != observed.shape:
+            raise ValueError(
+                f"{self.name}: base(observed) returned the shape {list(base.shape)} for {list(observed.shape)}; it must return one value "
+                "for each sample, >= 0"
+            )
+        known = observed.isfinite().logical_and_(base.isfinite())
+        return torch.where(known, (base.clamp(min=0, max=cap) ** self.temperature).clamp(max=LARGEST), float("nan"))
+
+    def all_values(self, statistics: SampleStatistics) -> Tensor:
+        """Of every sample, ``float32[N]`` on the CPU, finite and positive: a sample without a finite one has the mean of the others."""
+        values = self.values(self.known(statistics), self.cap(statistics))
+        finite = values.isfinite()
+        mean = float(values[finite].double().mean()) if finite.any() else 1.0
+        if not 0 < mean < float("inf"):
+            return torch.ones_like(values)
+        return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))
+
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+        """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``."""
+        return torch.empty(0, dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class StreamMethod(DrawMethod):
+    """A method whose epoch is a stream: each batch is drawn when it is needed, and the values of the drawn samples are
+    written after the step, from what that step observed.
+
+    Args:
+        epoch_length: batches of an epoch, of all ranks together; ``None``: ceil(N / batch size).
+        pretrain_epochs: so many ordinary epochs come first; the stream starts with the losses they saw.
+        start_pass: look at every sample before the stream starts, even at those that pretraining epochs saw; those nobody saw are looked
+            at in any case.
+        max_staleness: most steps between a draw and the newest values it used, >= 0: workers draw ahead no further. ``None``: as far as
+            the DataLoader has it (``num_workers * prefetch_factor``).
+        exchange_every: ranks exchange what they observed every so many steps, >= 1; more is less traffic and staler values.
+        refresh_share: so large a share of all forward passes goes to looking at the samples whose values are the stalest, before each
+            epoch; in [0, 1).
+        diagnose: so many samples are looked at before each epoch, only to report how far stored values are from the real ones; >= 0.
+
+    Attributes:
+        normalised: the stored values are probabilities, brought back to a sum of 1 after every step; what is written is not.
+        scores_first: starts with a forward-only pass.
+    """
+
+    _: KW_ONLY
+    epoch_length: int | None = None
+    pretrain_epochs: int = 0
+    start_pass: bool = False
+    max_staleness: int | None = None
+    exchange_every: int = 1
+    refresh_share: float = 0.0
+    diagnose: int = 0
+
+    normalised: ClassVar[bool] = False
+    scores_first: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = checker(self)
+        check(
+            self.epoch_length is None or is_count(self.epoch_length, 1),
+            "epoch_length",
+            "None or an integer >= 1",
+            "It counts batches.",
+        )
+        check(is_count(self.pretrain_epochs), "pretrain_epochs", "an integer >= 0", "For example: 1.")
+        check(isinstance(self.start_pass, bool), "start_pass", "True or False", "True looks at everything once.")
+        check(is_count(self.exchange_every, 1), "exchange_every", "an integer >= 1", "1 exchanges after every step.")
+        least = self.exchange_every - 1
+        check(
+            self.max_staleness is None or is_count(self.max_staleness, least),
+            "max_staleness",
+            f"None or an integer >= exchange_every - 1 = {least}",
+            "0 draws in the main process, one batch at a time.",
+        )
+        share = is_number(self.refresh_share) and 0 <= self.refresh_share < 1
+        check(share, "refresh_share", "a number in [0, 1)", "0.1 spends a tenth of the forward passes.")
+        check(is_count(self.diagnose), "diagnose", "an integer >= 0", "1000 are enough to see a trend.")
+
+    @property
+    def refresh_mode(self) -> RefreshMode | None:
+        """Eval mode, when there may be a forward-only pass."""
+        return "eval" if self.scores_first or self.refresh_share or self.diagnose else None
+
+    @property
+    def draws_ahead(self) -> int | None:
+        """How many batches may be drawn before they are trained; ``None``: any number."""
+        return None if self.max_staleness is None else self.max_staleness - (self.exchange_every - 1)
+
+    def streams(self, epoch: Epoch) -> bool:
+        """Whether ``epoch`` is drawn."""
+        return epoch.index >= self.pretrain_epochs
+
+    def written(self, observed: Tensor, stored: Tensor, cap: float, num_samples: int) -> Tensor:
+        """New values of drawn samples.
+
+        Args:
+            observed: ``float32[n]``, in their training step.
+            stored: ``float64[n]``, their values so far (probabilities when :attr:`normalised`).
+            cap: what base values are held at.
+            num_samples: N.
+
+        Returns:
+            ``float[n]``, on the scale of ``stored``; one that is not finite is not written.
+        """
+        return self.values(observed, cap)
+
+    def epoch_batches(self, num_samples: int, batch_size: int) -> int:
+        """Batches of an epoch, of all ranks together."""
+        return self.epoch_length or -(-num_samples // batch_size)
+
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+        """Warn when nothing is drawn."""
+        if max_epochs is not None and self.pretrain_epochs >= max_epochs:
+            rank_zero_warn(
+                f"{self.name}: pretrain_epochs={self.pretrain_epochs} with max_epochs={max_epochs}: every epoch is an ordinary one and "
+                "nothing is drawn; pretrain for fewer epochs, or train for more"
+            )
+
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+        """Everything may be drawn."""
+        return EpochPlan.everything(len(statistics))
+
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+        """Those not seen yet, before the first drawn epoch all if so asked, and before others the stalest."""
+        if epoch.index < self.pretrain_epochs:
+            return super().rows_to_score(statistics, epoch, previous)
+        seen, total = statistics.epoch_seen.cpu(), len(statistics)
+        rows = (seen < 0).logical_and_(torch.tensor(self.scores_first))
+        if epoch.index == self.pretrain_epochs:
+            rows |= self.start_pass
+        elif self.refresh_share:
+            share = as_decimal(self.refresh_share)
+            drawn = total if epoch.batch_size is None else self.epoch_batches(total, epoch.batch_size) * epoch.batch_size
+            count = min(total, int(share / (1 - share) * drawn))
+            rows |= lowest(seen.float(), count, torch.ones(total, dtype=torch.bool), epoch.generator())
+        return rows.nonzero().squeeze(1)

@@ -1,0 +1,84 @@
+"""ISWR: importance sampling with replacement, planned once per epoch.
+
+A comparison in the paper of :mod:`kakurenbo_lightning.methods.kakurenbo`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch, RefreshMode
+from kakurenbo_lightning.methods.draw.base import DrawMethod
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.methods.settings import checker
+
+
+@register_method("iswr")
+@dataclass(frozen=True)
+class ISWR(DrawMethod):
+    """ISWR (Nguyen et al., NeurIPS 2023, where it is compared with KAKURENBO).
+
+    Before each epoch but the first, N samples are drawn with replacement, in proportion to their last loss; the first epoch trains every
+    sample once.
+
+    Args:
+        refresh: after each epoch, look at the samples that it did not draw (forward only); else their losses stay.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    refresh: bool = True
+
+    summary: ClassVar[str] = "draws as many samples as there are, by their loss, with replacement"
+    paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checker(self)(isinstance(self.refresh, bool), "refresh", "True or False", "True looks at those not drawn.")
+
+    @property
+    def refresh_mode(self) -> RefreshMode | None:
+        """Eval mode, when there is a pass."""
+        return "eval" if self.refresh else None
+
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+        """Everything once, later N draws."""
+        total = len(statistics)
+        if epoch.index == 0:
+            return EpochPlan.everything(total)
+        values = self.all_values(statistics).double()
+        probability = values.mul_((1 - self.mix) / float(values.sum())).add_(self.mix / total)
+        drawn = drawn_by(probability, total, epoch.generator())
+        weights = (1 / (total * probability)).float() if self.unbiased else None
+        distinct = float(len(torch.unique_consecutive(drawn)))
+        return EpochPlan(drawn, torch.empty(0, dtype=torch.int64), weights, metrics={"drawn_share": distinct / total})
+
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+        """Those that the epoch before did not draw."""
+        if not self.refresh or epoch.index < 1:
+            return super().rows_to_score(statistics, epoch, previous)
+        return (statistics.epoch_seen.cpu() < epoch.index - 1).nonzero().squeeze(1)  # -1 where never seen
+
+
+def drawn_by(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` draws with replacement, ascending, ``int64[count]``. Linear in N and ``count``.
+
+    Args:
+        probability: ``float64[N]`` on the CPU; its sum need not be 1.
+        count: how many.
+        generator: on the CPU.
+    """
+    # ordered uniforms are sums of exponentials, so that nothing is sorted and the search stays in the cache
+    gaps = torch.empty(count + 1, dtype=torch.float64).exponential_(generator=generator).cumsum(0)
+    ordered = gaps[:-1] / gaps[-1]
+    sums = probability.cumsum(0).numpy()
+    drawn = np.searchsorted(sums, ordered.numpy() * sums[-1], side="right")
+    return torch.from_numpy(np.minimum(drawn, np.flatnonzero(probability.numpy())[-1]))

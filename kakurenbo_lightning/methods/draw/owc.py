@@ -1,0 +1,102 @@
+"""OWC: a misclassified sample becomes more probable.
+
+Piotr Duda, Maciej Jaworski, Andrzej Cader, Lipo Wang: "On Training Deep Neural Networks Using a Streaming Approach" (OWC, LB, NLB), JAISCR
+10(1), 2020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.methods.draw.base import StreamMethod
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.methods.settings import checker, is_number
+
+
+@register_method("owc")
+@dataclass(frozen=True)
+class OWC(StreamMethod):
+    """OWC (Duda et al., 2020).
+
+    All p_i start at 1 / N; p_i += alpha for the drawn samples that were misclassified, then all are normalised to a sum of 1. A sample
+    that was drawn twice in a step counts once.
+
+    Args:
+        alpha: what a misclassified sample gains, > 0; ``None``: 1 / N, which doubles a probability that is still the first one.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    alpha: float | None = None
+
+    summary: ClassVar[str] = "draws misclassified samples more often"
+    paper: ClassVar[str] = "Duda et al., JAISCR 2020"
+    reads: ClassVar[tuple[str, ...]] = ("loss", "correct")
+    observes: ClassVar[str] = "wrong"
+    normalised: ClassVar[bool] = True
+    scores_first: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check = checker(self)
+        right = self.alpha is None or (is_number(self.alpha) and 0 < self.alpha < float("inf"))
+        check(right, "alpha", "None or a number > 0", "None is 1 / N.")
+        for setting in ("temperature", "cap_quantile"):
+            check(getattr(self, setting) == 1, setting, "1, because owc has no base values", "Use alpha, or another method.")
+        check(not self.start_pass, "start_pass", "False, because owc starts with equal probabilities", "Leave it out.")
+        check(self.diagnose == 0, "diagnose", "0, because owc has no real values to compare with", "Leave it out.")
+
+    def all_values(self, statistics: SampleStatistics) -> Tensor:
+        """The same for every sample."""
+        return torch.ones(len(statistics))
+
+    def written(self, observed: Tensor, stored: Tensor, cap: float, num_samples: int) -> Tensor:
+        """``p + alpha`` where misclassified."""
+        return stored + (1 / num_samples if self.alpha is None else self.alpha) * observed
+
+
+@register_method("lb")
+@dataclass(frozen=True)
+class LB(StreamMethod):
+    """LB, loss based (Duda et al., 2020).
+
+    p_i = loss_i for the drawn samples, then all are normalised to a sum of 1. A raw loss beside normalised values is on another scale: that
+    is the published behaviour, and it makes the drawn samples of the last steps far more probable than all others.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    summary: ClassVar[str] = (
+        "draws by the loss, written raw beside normalised probabilities (for comparison: it hardly learns without mix)"
+    )
+    paper: ClassVar[str] = "Duda et al., JAISCR 2020"
+    normalised: ClassVar[bool] = True
+
+
+@register_method("nlb")
+@dataclass(frozen=True)
+class NLB(StreamMethod):
+    """NLB, normalised loss based (Duda et al., 2020).
+
+    p_i = tanh(loss_i) for the drawn samples, then all are normalised to a sum of 1.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    summary: ClassVar[str] = (
+        "draws by tanh of the loss, beside normalised probabilities (for comparison: it hardly learns without mix)"
+    )
+    paper: ClassVar[str] = "Duda et al., JAISCR 2020"
+    normalised: ClassVar[bool] = True
+
+    def base(self, observed: Tensor) -> Tensor:
+        """``tanh(loss)``."""
+        return observed.tanh()

@@ -1,0 +1,224 @@
+"""The hide family: one pure function of the statistics says what an epoch leaves out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
+from fractions import Fraction
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.settings import checker, is_count, require_fraction, whole_numbers
+from kakurenbo_lightning.methods.topk import as_decimal
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method chose.
+
+    Attributes:
+        hidden: ``bool[n]``, the samples to leave out.
+        keep_probability: ``float[n]``, or one number: with which probability a sample was kept, where that is known.
+        metrics: counts to log, as ``selection/<key>``.
+    """
+
+    hidden: Tensor
+    keep_probability: Tensor | float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HideMethod(Method):
+    """A method of the hide family: an epoch trains on a part of the samples.
+
+    A method is a frozen dataclass that derives from this one: its fields are its settings, checked in ``__post_init__``, and
+    :meth:`choose` says what to hide. The settings below are common to all of them.
+
+    Args:
+        start_epoch: the first epoch that may hide, >= 0.
+        end_fraction: the last epochs train on everything, so many as this share of ``max_epochs``; in [0, 1).
+        every_n_epochs: a choice is kept for so many epochs; >= 1.
+        protected: data set indices that are never hidden. The method chooses from the others.
+        protected_classes: classes that are never hidden.
+        balance: ``"class"`` lets the method choose from each class by itself, so that its fraction holds in each; ``None`` from all.
+        unbiased: kept samples carry the loss weight 1 / (probability of being kept), so that the expected gradient is that of the full
+            data set. Refused by methods that know no such probability.
+
+    Attributes:
+        knows_keep_probability: whether its choices carry :attr:`Choice.keep_probability`.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    _: KW_ONLY
+    start_epoch: int = 0
+    end_fraction: float = 0.0
+    every_n_epochs: int = 1
+    protected: tuple[int, ...] = ()
+    protected_classes: tuple[int, ...] = ()
+    balance: Literal["class"] | None = None
+    unbiased: bool = False
+
+    family: ClassVar[str] = "hide"
+    knows_keep_probability: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check = checker(self)
+        check(is_count(self.start_epoch), "start_epoch", "an integer >= 0", "For example: 2.")
+        require_fraction(self.name, "end_fraction", self.end_fraction)
+        check(is_count(self.every_n_epochs, 1), "every_n_epochs", "an integer >= 1", "1 chooses anew in each epoch.")
+        for name, what in (("protected", "data set indices"), ("protected_classes", "classes")):
+            whole = whole_numbers(getattr(self, name))
+            check(whole is not None, name, f"a list of {what}", "For example: [0, 17].")
+            object.__setattr__(self, name, whole)
+        check(self.balance in (None, "class"), "balance", "None or 'class'", "'class' holds the fraction in each class.")
+        check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
+        check(
+            self.knows_keep_probability or not self.unbiased,
+            "unbiased",
+            f"False, because {self.name} hides by a rule and no sample has a known probability of being kept",
+            "Use unbiased=False, or a method that draws: infobatch, random, random_cycle.",
+        )
+
+    @abstractmethod
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
+        """Choose what ``epoch`` hides. Pure: equal inputs give equal choices on every rank and device.
+
+        Args:
+            statistics: of the samples to choose from, n of them: all, or without the protected ones, or those of a class.
+            epoch: which epoch; its :meth:`~Epoch.generator` is the only source of randomness.
+        """
+
+    def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
+        """Factor on the learning rate of an epoch that hides ``hidden_share`` of the data set."""
+        return 1.0
+
+    def check_run(self, max_epochs: int | None, num_samples: int) -> None:
+        """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
+        check = checker(self)
+        check(
+            self.end_fraction == 0 or max_epochs is not None,
+            "end_fraction",
+            "0 in a run without an end",
+            "Set Trainer(max_epochs=...), of which it is a share.",
+        )
+        check(
+            all(index < num_samples for index in self.protected),
+            "protected",
+            f"data set indices below {num_samples}",
+            "They count from 0.",
+        )
+
+    def check_classes(self, targets: Tensor) -> None:
+        """Warn of a protected class that there is not."""
+        known = targets.unique().tolist()
+        if absent := sorted(set(self.protected_classes) - set(known)):
+            rank_zero_warn(
+                f"{self.name}: protected_classes={absent} are not among the {len(known)} classes of the data set"
+                + (f" ({known[0]} to {known[-1]})" if known else "")
+            )
+
+    @property
+    def weighs(self) -> bool:
+        """When they are unbiased."""
+        return self.unbiased
+
+    @property
+    def needs_classes(self) -> bool:
+        """To balance or protect them."""
+        return self.balance is not None or bool(self.protected_classes)
+
+    def chooses_in(self, epoch: Epoch) -> bool:
+        """Whether a new choice is made in ``epoch``, rather than kept, or everything trained."""
+        index = self._since_restart(epoch).index - self.start_epoch
+        anew = index == 0 if self._scoring(epoch) else index % self.every_n_epochs == 0
+        return self._hides_in(epoch) and anew
+
+    def _since_restart(self, epoch: Epoch) -> Epoch:
+        return replace(epoch, index=epoch.index - self._scoring(epoch))
+
+    def _scoring(self, epoch: Epoch) -> int:
+        return self.scoring_epochs(epoch.max_epochs) if epoch.scoring is None else epoch.scoring
+
+    def _hides_in(self, epoch: Epoch) -> bool:
+        index = self._since_restart(epoch).index
+        if index < self.start_epoch:
+            return False
+        return not self.end_fraction or index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
+
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+        """What ``epoch`` trains.
+
+        Args:
+            statistics: of all N samples, the same on every rank.
+            epoch: which epoch.
+            previous: the plan of the epoch before, which some epochs keep.
+        """
+        if not self._hides_in(epoch):
+            return EpochPlan.everything(len(statistics))
+        keeps = previous is not None and not self.chooses_in(epoch)
+        epoch = self._since_restart(epoch)
+        plan = previous if keeps else self._chosen(statistics, epoch)
+        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
+
+    def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
+        rows, parts = self._parts(statistics)
+        among = statistics if rows is None else statistics.subset(rows)
+        hidden = torch.zeros(len(among), dtype=torch.bool)
+        weights = torch.ones(len(among)) if self.unbiased else None
+        metrics: Counter[str] = Counter()
+        for part, place in parts:
+            choice = self.choose(among if len(parts) == 1 else among.subset(place), replace(epoch, part=part))
+            hidden[place] = self._checked(choice, len(hidden[place]))
+            if weights is not None and choice.keep_probability is not None:
+                weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
+            metrics.update(choice.metrics)
+        if rows is not None:
+            hidden = torch.zeros(len(statistics), dtype=torch.bool).index_copy_(0, rows, hidden)
+            weights = None if weights is None else torch.ones(len(statistics)).index_copy_(0, rows, weights)
+        if weights is not None and bool((weights == 1).all()):
+            weights = None
+        return EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
+
+    def _checked(self, choice: Choice, count: int) -> Tensor:
+        """What a choice hides, when it is one: ``bool[count]`` on the CPU."""
+        hidden = getattr(choice, "hidden", choice)
+        if isinstance(choice, Choice) and isinstance(hidden, Tensor) and hidden.dtype is torch.bool and hidden.shape == (count,):
+            return hidden.cpu()
+        found = f"{hidden.dtype}{list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
+        what = f"Choice({found})" if isinstance(choice, Choice) else found
+        raise TypeError(
+            f"{self.name}: choose(...) must return Choice(hidden) with hidden a torch.bool[{count}] tensor, it returned {what}"
+        )
+
+    def _parts(self, statistics: SampleStatistics) -> tuple[Tensor | None, list[tuple[int, slice]]]:
+        """The samples that are chosen from (``int64[n]``; ``None``: all), and the parts of them that are by themselves: number, place."""
+        if not self.protected and not self.needs_classes:
+            return None, [(-1, slice(None))]
+        free = np.ones(len(statistics), dtype=bool)
+        free[list(self.protected)] = False
+        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
+        if self.protected_classes:
+            free &= ~np.isin(classes, self.protected_classes)
+        rows = np.flatnonzero(free)
+        if not len(rows):
+            return torch.from_numpy(rows), []
+        if self.balance is None:
+            return torch.from_numpy(rows), [(-1, slice(None))]
+        key = classes[rows] + 1  # class -1 is unknown
+        if key.max() < 1 << 16:
+            key = key.astype(np.uint16)  # sorted in linear time
+        order = np.argsort(key, kind="stable")
+        present, starts = np.unique(key[order], return_index=True)
+        places = map(slice, starts.tolist(), [*starts[1:].tolist(), len(rows)])
+        return torch.from_numpy(rows[order]), list(zip(present.tolist(), places, strict=True))

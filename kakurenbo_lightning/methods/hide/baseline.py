@@ -1,0 +1,27 @@
+"""Observe every sample and hide nothing: the control for overhead and for every comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
+from kakurenbo_lightning.methods.registry import register_method
+
+
+@register_method("baseline")
+@dataclass(frozen=True)
+class Baseline(HideMethod):
+    """Train on everything; statistics are recorded all the same. The common settings change nothing."""
+
+    summary: ClassVar[str] = "trains on every sample and only observes"
+    reads: ClassVar[tuple[str, ...]] = ()
+    knows_keep_probability: ClassVar[bool] = True
+
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
+        """Nothing."""
+        return Choice(torch.zeros(len(statistics), dtype=torch.bool), keep_probability=1.0)

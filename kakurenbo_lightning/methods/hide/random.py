@@ -1,0 +1,102 @@
+"""Hide a random part: the first control of every comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.permutation import shuffled
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
+from kakurenbo_lightning.methods.registry import register_method
+from kakurenbo_lightning.methods.settings import require_fraction
+from kakurenbo_lightning.methods.topk import exact_floor, mask_of, some_of
+
+
+@register_method("random")
+@dataclass(frozen=True)
+class RandomHiding(HideMethod):
+    """Each epoch hides a uniform ``floor(max_fraction * N)`` of the samples.
+
+    Args:
+        max_fraction: share of the data set hidden in every epoch, in [0, 1).
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    max_fraction: float = 0.3
+
+    summary: ClassVar[str] = "hides a uniformly drawn part of the samples"
+    reads: ClassVar[tuple[str, ...]] = ()
+    knows_keep_probability: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fraction(self.name, "max_fraction", self.max_fraction)
+
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
+        """A new draw from the epoch's own stream."""
+        total = len(statistics)
+        hidden = exact_floor(self.max_fraction, total)
+        rows = some_of(torch.arange(total), hidden, epoch.generator())
+        return Choice(mask_of(rows, total), keep_probability=(total - hidden) / total)
+
+
+@register_method("random_cycle")
+@dataclass(frozen=True)
+class RandomCycle(RandomHiding):
+    """Epoch after epoch takes the next ``N - floor(max_fraction * N)`` samples of a permutation, then of a new one.
+
+    No sample is trained a second time before every other one was. An epoch that ends one permutation begins the next with samples it
+    has not had yet, so that none comes twice in it.
+
+    Args:
+        max_fraction: share of the data set that an epoch does not take, in [0, 1).
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    summary: ClassVar[str] = "takes the next part of one random permutation after another"
+    paper: ClassVar[str] = "Okanovic et al., ICLR 2024 (RS2)"
+
+    def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
+        """The next part; the same whenever it is asked for."""
+        total = len(statistics)
+        taken = total - exact_floor(self.max_fraction, total)
+        number = (epoch.index - self.start_epoch) // self.every_n_epochs
+        cycle, place = divmod(number * taken, max(1, total))
+        rows = self._permutation(cycle, total, taken, epoch)[place : place + taken]
+        if len(rows) < taken:
+            rows = torch.cat([rows, self._permutation(cycle + 1, total, taken, epoch)[: taken - len(rows)]])
+        return Choice(~mask_of(rows, total), keep_probability=taken / max(1, total))
+
+    @cached_property
+    def _made(self) -> dict[Any, dict[int, Tensor]]:
+        """The last two permutations of each part, by number: only to save making them again."""
+        return {}
+
+    def _permutation(self, cycle: int, total: int, taken: int, epoch: Epoch) -> Tensor:
+        """Permutation number ``cycle``; each is made from the one before, so a resumed run makes all of them, once."""
+        made = self._made.setdefault((total, taken, epoch.seed, epoch.part), {})
+        if cycle not in made:
+            first = max((number for number in made if number < cycle), default=-1)
+            for number in range(first + 1, cycle + 1):
+                made[number] = _following(made.get(number - 1), total, number * total % taken, epoch.generator(number))
+                made.pop(number - 2, None)
+        return made[cycle]
+
+
+def _following(before: Tensor | None, total: int, had: int, generator: torch.Generator) -> Tensor:
+    """A permutation in which the last ``had`` of the one before, which its first epoch has had already, come last."""
+    order = shuffled(torch.arange(total), generator)
+    if before is None or had == 0:
+        return order
+    late = mask_of(before[total - had :], total)[order]
+    return torch.cat([order[~late], order[late]])

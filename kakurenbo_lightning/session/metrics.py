@@ -1,0 +1,44 @@
+"""What is logged of an epoch, as ``selection/<name>``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+
+from kakurenbo_lightning.core.plan import EpochPlan
+
+
+def planned(plan: EpochPlan, nonfinite: int, optimizers: Sequence[Optimizer]) -> dict[str, float]:
+    """What a plan says of its epoch; ``nonfinite`` samples have a loss that is not finite."""
+    metrics = {
+        "candidates": 0.0,
+        "moved_back": 0.0,
+        **plan.metrics,
+        "hidden_fraction": plan.hidden_fraction,
+        "lr_factor": plan.lr_factor,
+        "nonfinite": float(nonfinite),
+    }
+    groups = optimizers[0].param_groups if optimizers else []
+    if groups and groups[0].get("lr") is not None:
+        metrics["lr"] = float(groups[0]["lr"]) * plan.lr_factor
+    return metrics
+
+
+def warn_nonfinite(count: int, total: int) -> None:
+    """``count`` of ``total`` samples have a loss that is not finite."""
+    rank_zero_warn(
+        f"{count} of {total} samples have a NaN or infinite loss; a method that goes by the loss never hides them. selection/nonfinite "
+        "counts them each epoch"
+    )
+
+
+def log_directly(trainer: pl.Trainer, metrics: dict[str, float], epoch: int) -> None:
+    """Log the metrics of an epoch that Lightning does not end, because it resumed at its last batch."""
+    # float32, as Lightning logs
+    values = {f"selection/{name}": float(torch.tensor(value, dtype=torch.float32)) for name, value in metrics.items()}
+    for logger in trainer.loggers:
+        logger.log_metrics({**values, "epoch": epoch}, step=trainer.global_step - 1)

@@ -1,0 +1,188 @@
+"""The only file that touches Lightning's private attributes.
+
+Tested against the oldest and the newest supported Lightning (``make test-all``). When a release moves one of them,
+:attr:`TrainerAdapter.missing` names it, and :meth:`SampleSelection.wrap` still works, through public API only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+
+# dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
+_PRIVATE = (
+    "fit_loop._data_source.dataloader",
+    "fit_loop._combined_loader",
+    "fit_loop._data_fetcher",
+    "fit_loop.max_batches",
+    "fit_loop.epoch_loop.batch_progress",
+    "fit_loop.epoch_loop.restarting",
+    "fit_loop.reset_restart_stage",
+    "fit_loop.restarted_on_epoch_start",
+    "fit_loop.restarted_on_epoch_end",
+    "fit_loop.epoch_loop.reset_restart_stage",
+    "fit_loop.epoch_loop._batches_that_stepped",
+    "fit_loop.epoch_loop._should_accumulate",
+    "fit_loop._skip_backward",
+    "fit_loop.epoch_loop.val_loop.run",
+    "fit_loop.epoch_loop.val_loop.increment_progress_to_evaluation_end",
+    "strategy.training_step",
+)
+
+
+_VALIDATION = ("run", "increment_progress_to_evaluation_end")  # of the validation loop: both make its iterators
+
+
+def _has(root: object, path: str) -> bool:
+    try:
+        functools.reduce(getattr, path.split("."), root)
+    except AttributeError:
+        return False
+    return True
+
+
+class TrainerAdapter:
+    """Swaps the train loader, keeps the epoch's length true, repairs restarts and wraps the training step.
+
+    Attributes:
+        missing: the private attributes this Lightning version lacks.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
+
+    def missing_message(self) -> str:
+        """What to do when :attr:`missing` is not empty."""
+        return (
+            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
+            "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
+            "named in the README"
+        )
+
+    # --- the loader
+
+    def install_loader_swap(self, swap: Callable[[Any], Any]) -> None:
+        """From now on the train loader Lightning asks for passes through ``swap``; replaces an earlier one."""
+        source = self._trainer.fit_loop._data_source
+        source.dataloader = lambda: swap(type(source).dataloader(source))
+
+    def remove_loader_swap(self) -> None:
+        """Undo :meth:`install_loader_swap`."""
+        vars(self._trainer.fit_loop._data_source).pop("dataloader", None)
+
+    # --- the training step
+
+    def wrap_training_step(self, wrapper: Callable[..., Any]) -> None:
+        """``wrapper(step, *args)`` runs in place of ``strategy.training_step``, outside DDP's wrapper."""
+        strategy = self._trainer.strategy
+        strategy.training_step = functools.partial(wrapper, functools.partial(type(strategy).training_step, strategy))
+
+    def unwrap_training_step(self) -> None:
+        """Undo :meth:`wrap_training_step`."""
+        vars(self._trainer.strategy).pop("training_step", None)
+
+    def hold_step(self, hold: bool) -> None:
+        """``True``: the current batch makes no backward pass and no step, as if gradients were accumulated; ``False``: it does."""
+        fit_loop = self._trainer.fit_loop
+        fit_loop._skip_backward = hold
+        if hold:
+            fit_loop.epoch_loop._should_accumulate = lambda: True
+        else:
+            vars(fit_loop.epoch_loop).pop("_should_accumulate", None)
+
+    # --- validation
+
+    def wrap_validation(self, around: Callable[[], AbstractContextManager[None]]) -> None:
+        """Validation during ``fit``, and what a resumed run does in its place, run inside ``around()``; replaces an earlier one."""
+        loop = self._trainer.fit_loop.epoch_loop.val_loop
+
+        def inside(method: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                with around():
+                    return method(loop, *args, **kwargs)
+
+            return call
+
+        for name in _VALIDATION:
+            setattr(loop, name, inside(getattr(type(loop), name)))
+
+    def unwrap_validation(self) -> None:
+        """Undo :meth:`wrap_validation`."""
+        for name in _VALIDATION:
+            vars(self._trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
+
+    # --- the epoch
+
+    def resumed_batches(self) -> int | None:
+        """Batches of the current epoch done before the checkpoint this run resumes from, ``None`` when it does not."""
+        fit_loop = self._trainer.fit_loop
+        epoch_loop = fit_loop.epoch_loop
+        if fit_loop.restarted_on_epoch_start:  # its counters are still those of the epoch before
+            epoch_loop.reset_restart_stage()
+            epoch_loop.restarting = False
+        return epoch_loop.batch_progress.current.processed if epoch_loop.restarting else None
+
+    def done_batches(self) -> int:
+        """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""
+        return self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+    def begin_fresh_epoch(self) -> None:
+        """The checkpoint was taken when an epoch's batches were done: begin the next epoch as if nothing had been interrupted.
+
+        Lightning would compare the counters of the finished epoch with the length of the next one, and with ``max_steps`` it
+        leaves an epoch that was saved at its end uncounted.
+        """
+        fit_loop = self._trainer.fit_loop
+        epoch_loop = fit_loop.epoch_loop
+        if fit_loop.restarted_on_epoch_end:
+            fit_loop.epoch_progress.increment_completed()
+        if epoch_loop.restarted_on_train_batch_end:
+            epoch_loop.batch_progress.increment_completed()
+        if not epoch_loop._should_accumulate() and (epoch_loop.restarted_on_train_batch_end or not epoch_loop.restarted_on_last):
+            epoch_loop._batches_that_stepped += 1
+        fit_loop.reset_restart_stage()
+        epoch_loop.reset_restart_stage()
+        epoch_loop.restarting = False
+
+    def refresh_lengths(self) -> None:
+        """Tell Lightning the length of the epoch that is about to begin."""
+        trainer = self._trainer
+        fit_loop = trainer.fit_loop
+        combined = fit_loop._combined_loader
+        combined.limits = [self.limited(len(loader)) for loader in combined.flattened]
+        fit_loop.max_batches = combined.limits[0]
+        interval = getattr(trainer, "val_check_interval", None)  # absent when validation goes by the clock
+        if isinstance(interval, float):
+            trainer.val_check_batch = max(1, int(fit_loop.max_batches * interval))
+        elif isinstance(interval, int) and trainer.check_val_every_n_epoch is not None:
+            trainer.val_check_batch = min(interval, fit_loop.max_batches)
+
+    def limited(self, batches: int) -> int:
+        """``batches`` under the Trainer's ``limit_train_batches``."""
+        limit = self._trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+
+    def reiterate_if_needed(self) -> None:
+        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one."""
+        fit_loop = self._trainer.fit_loop
+        if self._trainer.current_epoch == 0 or getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting:
+            iter(fit_loop._data_fetcher)
+
+    # --- batches outside the loop
+
+    def to_device(self, batch: Any) -> Any:
+        """Everything Lightning does to a train batch between the loader and ``training_step``."""
+        trainer = self._trainer
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    def is_compiled(self, module: pl.LightningModule) -> bool:
+        """Whether the LightningModule itself went through ``torch.compile``."""
+        return getattr(module, "_compiler_ctx", None) is not None

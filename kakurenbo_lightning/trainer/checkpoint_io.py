@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or not there."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from kakurenbo_lightning.errors import DamagedCheckpointError
+
+_FIX = "resume from an earlier checkpoint"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's own checkpoint files, written to a temporary name first and checked when they are read.
+
+    A process killed while it writes, or a full disk, leaves the file of that name as it was. A truncated file, or one with a changed
+    byte, is refused with a :class:`DamagedCheckpointError`. Remote paths (``s3://...``) are left to Lightning.
+    :class:`~kakurenbo_lightning.SampleSelection` puts it in place of the default plug-in; any other plug-in is kept.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; the file appears under its name when all of it is on the disk.
+
+        Raises:
+            OSError: it could not be written; what was at ``path`` is untouched.
+        """
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.partial")
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                file.write(content.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoint not written: {error.strerror or error}; free some space or set another dirpath. Checkpoints "
+                "already there are whole",
+                str(path),
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            DamagedCheckpointError: the file is not what was written.
+        """
+        if "://" in str(path) or not Path(path).is_file():
+            return super().load_checkpoint(path, *args, **kwargs)
+        check_whole(Path(path))
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (RuntimeError, UnicodeError) as error:
+            if "PytorchStreamReader" not in str(error) and not isinstance(error, UnicodeError):
+                raise
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {_FIX}") from error
+
+
+def check_whole(path: Path) -> None:
+    """Compare every record of a checkpoint file with its checksum.
+
+    Raises:
+        DamagedCheckpointError: naming the file, what is wrong and what to do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {_FIX}") from error
+    if damaged is not None:
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {_FIX}")

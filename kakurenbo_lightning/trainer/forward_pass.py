@@ -1,0 +1,173 @@
+"""Looking at samples without training on them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+from tqdm.auto import tqdm
+
+from kakurenbo_lightning.core.random import seed_everything
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.shard import scoring_shard
+from kakurenbo_lightning.methods.base import RefreshMode
+from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+
+
+@contextlib.contextmanager
+def forward_only(module: pl.LightningModule, mode: Literal["eval", "train"] = "eval") -> Iterator[None]:
+    """Run the module inside without a trace: no gradient, no random number taken from training, nothing logged.
+
+    Every submodule's train/eval flag and every torchmetrics state is as before afterwards. In eval mode buffers do not
+    change either; ``mode="train"`` leaves the flags alone, so that BatchNorm updates its running statistics.
+    """
+    flags = {submodule: submodule.training for submodule in module.modules()}
+    metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
+    if mode == "eval":
+        module.eval()
+    try:
+        with torch.no_grad(), isolate_rng(), _silenced(module):
+            yield
+    finally:
+        for submodule, training in flags.items():
+            submodule.training = training
+        for metric, state in metrics.items():
+            vars(metric).update(state)
+
+
+@contextlib.contextmanager
+def _silenced(module: pl.LightningModule) -> Iterator[None]:
+    """``self.log`` and ``self.log_dict`` do nothing inside."""
+    hidden = {name: vars(module).pop(name, None) for name in ("log", "log_dict")}
+
+    def discard(*args: Any, **kwargs: Any) -> None:
+        """Nothing is logged for samples that are not trained."""
+
+    for name in hidden:
+        object.__setattr__(module, name, discard)
+    try:
+        yield
+    finally:
+        for name, own in hidden.items():
+            object.__delattr__(module, name)
+            if own is not None:
+                object.__setattr__(module, name, own)
+
+
+def _metric_state(metric: Metric) -> dict[str, Any]:
+    """Copies of what ``update`` and ``forward`` of a metric change."""
+    state: dict[str, Any] = {
+        name: list(value) if isinstance(value, list) else value.clone() for name, value in metric.metric_state.items()
+    }
+    for name in ("_update_count", "_computed", "_forward_cache"):
+        if name in vars(metric):
+            state[name] = vars(metric)[name]
+    return state
+
+
+PROGRESS_AFTER_SECONDS = 2.0
+
+
+@contextlib.contextmanager
+def scoring(trainer: pl.Trainer, mode: RefreshMode = "eval") -> Iterator[None]:
+    """Run the module inside as training would, in its precision, but without a trace (see :func:`forward_only`)."""
+    with forward_only(trainer.lightning_module, mode), trainer.precision_plugin.train_step_context():
+        yield
+
+
+def refresh(
+    trainer: pl.Trainer,
+    adapter: TrainerAdapter,
+    loader: DataLoader,
+    indices: Tensor,
+    outputs: SampleOutputs,
+    record: Callable[[Tensor, Values], None],
+    mode: RefreshMode,
+    seed: int,
+) -> float:
+    """Look at ``indices`` as the network is now; each rank looks at, and records, its share.
+
+    The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
+    train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
+
+    Args:
+        indices: ``int64[h]``, at least one, the same on every rank.
+        outputs: where per-sample values come from.
+        record: ``record(rows, values)`` is given the values of some of them.
+        mode: "eval", or "train" to let BatchNorm update its running statistics.
+        seed: of the random numbers the pass may draw (augmentation).
+
+    Returns:
+        Seconds; the device has nothing left to do, before and after, so that they are counted where they are spent.
+    """
+    wait_for(outputs.device)
+    started = time.perf_counter()
+    module, sampler = trainer.lightning_module, loader.sampler
+    assert isinstance(sampler, SelectionSampler)
+    equalise_buffers(module)
+    dealt = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
+    training, start = sampler.shard, sampler.start
+    sampler.follow(dealt)
+    on_device = dealt.to(outputs.device)
+    bar = trainer.progress_bar_callback
+    try:
+        with scoring(trainer, mode):
+            seed_everything(seed)
+            for number, batch in enumerate(
+                tqdm(
+                    loader,
+                    desc=f"Looking at {len(indices)} samples",
+                    total=dealt.steps,
+                    delay=PROGRESS_AFTER_SECONDS,
+                    leave=False,
+                    disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
+                )
+            ):
+                batch = adapter.to_device(batch)
+                step = partial(call_training_step, module, batch, number)
+                size = dealt.batch_length(number)
+                values = outputs.score(step, batch, size)
+                rows = on_device.step(number)
+                record(rows, {name: value[: len(rows)] for name, value in values.items()})
+    finally:
+        sampler.follow(training, start=start)
+    wait_for(outputs.device)
+    return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told, between epochs, so that seconds are counted where they are spent."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def call_training_step(module: pl.LightningModule, batch: object, number: int) -> object:
+    """``training_step`` with as many of ``(batch, batch_idx)`` as it takes."""
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # Lightning's own rule
+    return module.training_step(batch, number) if takes_index else module.training_step(batch)
+
+
+def equalise_buffers(module: pl.LightningModule) -> None:
+    """Every rank looks with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    for dtype, buffers in by_dtype.items():
+        flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        dist.broadcast(flat.view(torch.uint8) if dtype is torch.bool else flat, src=0)
+        for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))

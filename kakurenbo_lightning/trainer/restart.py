@@ -1,0 +1,195 @@
+"""Static methods: the training begins again from its initial state, inside one ``trainer.fit``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from kakurenbo_lightning.core.distributed import gather
+from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.errors import ConflictError
+
+# callbacks that keep weights, change optimizers or count epochs in ways that cannot be put back
+REFUSED = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
+_FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
+_ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
+
+
+class Restart:
+    """Keeps the initial state of a training and puts it back when the scoring epochs are over.
+
+    Put back are the module's parameters and buffers, optimizers, schedulers, the precision plug-in's scaler, the random streams of this
+    process and the state of the other callbacks (the best score of a ``ModelCheckpoint`` or an ``EarlyStopping`` is of another
+    training). Counters of epochs and steps go on. While it scores, nothing stops the training early.
+
+    Args:
+        trainer: the Trainer.
+        scoring_epochs: tells how many epochs are scored before a training of ``max_epochs``; 0: there is no restart.
+
+    Attributes:
+        epochs: that number, decided when the first training begins; a resumed one has the number of the checkpoint.
+    """
+
+    def __init__(self, trainer: pl.Trainer, scoring_epochs: Callable[[int | None], int]) -> None:
+        self._trainer, self._scoring_epochs = trainer, scoring_epochs
+        self.epochs = 0
+        self._extended: tuple[int, int | None] | None = None  # max_epochs and min_epochs as the user gave them
+        self._initial: dict[str, Any] | None = None
+        self._begun = False  # a training of this method, here or in a checkpoint
+
+    def extend(self, saved: dict[str, Any] | None) -> None:
+        """The scoring epochs come before those that the user asked for; ``saved`` is the :meth:`state_dict` that is resumed from.
+
+        Raises:
+            ConflictError: the run's length is not counted in epochs, or a callback cannot be put back.
+        """
+        trainer = self._trainer
+        if self._extended is not None or trainer.fast_dev_run or not self._scoring_epochs(trainer.max_epochs):
+            return
+        if trainer.max_steps >= 0 or trainer.max_epochs is None or trainer.max_epochs < 0:
+            raise ConflictError(
+                f"Trainer(max_steps={trainer.max_steps}, max_epochs={trainer.max_epochs}): the method scores some epochs, chooses, "
+                "and starts again for max_epochs, so the run must be counted in epochs; set max_epochs and leave max_steps at -1"
+            )
+        for callback in self._others():
+            if any(base.__name__ in REFUSED for base in type(callback).__mro__):
+                raise ConflictError(
+                    f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
+                    "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
+                )
+        self._begun = self._begun or saved is not None
+        self.epochs = saved["epochs"] if saved else self.epochs or self._scoring_epochs(trainer.max_epochs)
+        if trainer.check_val_every_n_epoch and self.epochs % trainer.check_val_every_n_epoch:
+            rank_zero_warn(
+                f"the method scores {self.epochs} epochs first, which is no multiple of check_val_every_n_epoch="
+                f"{trainer.check_val_every_n_epoch}: the last epoch may not be validated; change one of them"
+            )
+        loop = trainer.fit_loop
+        self._extended = loop.max_epochs, loop.min_epochs
+        loop.max_epochs += self.epochs
+        loop.min_epochs = self.epochs + max(1, loop.min_epochs or 0)
+
+    def shorten(self) -> None:
+        """Undo :meth:`extend`."""
+        if self._extended is not None:
+            self._trainer.fit_loop.max_epochs -= self.epochs
+            self._trainer.fit_loop.min_epochs = self._extended[1]
+            self._extended = None
+
+    def user_epochs(self, max_epochs: int | None) -> int | None:
+        """``max_epochs`` without the scoring epochs."""
+        return max_epochs if max_epochs is None or self._extended is None else max_epochs - self.epochs
+
+    def keep(self) -> None:
+        """Keep the state of a training that is about to begin; collective."""
+        trainer = self._trainer
+        if self.epochs and trainer.current_epoch > 0 and not self._begun:
+            raise ConflictError(self._not_scored())
+        self._begun = True
+        if trainer.current_epoch >= self.epochs or self._initial is not None:
+            return
+        self._initial = copied(
+            {
+                "module": dict(self._tensors()),
+                "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+                "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+                "precision": trainer.precision_plugin.state_dict(),
+                "callbacks": {callback.state_key: callback.state_dict() for callback in self._others()},
+                "rng": gather(rng_state()),
+            }
+        )
+
+    def start_again(self) -> None:
+        """Put it back."""
+        trainer, initial = self._trainer, self._initial
+        if initial is None:
+            raise ConflictError(self._not_scored())
+        self._check_unchanged(initial)
+        for name, tensor in self._tensors():
+            tensor.data.copy_(initial["module"][name])
+        for optimizer, state in zip(trainer.optimizers, copied(initial["optimizers"]), strict=True):
+            optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+        for config, state in zip(trainer.lr_scheduler_configs, copied(initial["schedulers"]), strict=True):
+            config.scheduler.load_state_dict(state)
+        trainer.precision_plugin.load_state_dict(initial["precision"])
+        for callback in self._others():
+            if state := copied(initial["callbacks"].get(callback.state_key)):
+                _put_back(callback, state)
+        if trainer.global_rank < len(initial["rng"]):
+            set_rng_state(initial["rng"][trainer.global_rank])
+        trainer.should_stop = False  # an EarlyStopping may have asked for it
+        self._initial = None
+        rank_zero_info(f"SampleSelection: {self.epochs} epochs are scored, the training starts again from its initial state")
+
+    def _not_scored(self) -> str:
+        return (
+            f"the training of epochs 0 to {self.epochs - 1} was not scored by this method, so there is no initial state to start again "
+            "from; leave out ckpt_path"
+        )
+
+    def warn_if_cut(self) -> None:
+        """The run has ended: say so when it never started again."""
+        if self._initial is not None:
+            rank_zero_warn(
+                f"the run ended in its {self.epochs} scoring epochs: nothing was hidden and the training did not start again. Something "
+                "stopped it early (max_time, an exception handled elsewhere); give it more time"
+            )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer of the module, those that a state_dict leaves out too."""
+        module = self._trainer.lightning_module
+        yield from module.named_parameters()
+        yield from module.named_buffers()
+
+    def _check_unchanged(self, initial: dict[str, Any]) -> None:
+        """Raise ``ConflictError`` when the scored training changed what it is made of."""
+        trainer = self._trainer
+        then = (
+            [len(state["param_groups"]) for state in initial["optimizers"]],
+            len(initial["schedulers"]),
+            sorted(initial["module"]),
+        )
+        groups = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
+        now = groups, len(trainer.lr_scheduler_configs), sorted(name for name, _ in self._tensors())
+        for what, before, after in zip(("parameter groups", "schedulers", "parameters or buffers"), then, now, strict=True):
+            if before != after:
+                raise ConflictError(
+                    f"the training cannot start again: its {what} changed while it was scored (a callback or the module adds or replaces "
+                    "some); remove what does, or use a method that does not start again, for example forget_online"
+                )
+
+    def _others(self) -> list[pl.Callback]:
+        return [c for c in self._trainer.callbacks if getattr(getattr(c, "session", None), "restart", None) is not self]
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many epochs are scored, and the initial state, until it is put back."""
+        return {"epochs": self.epochs, "initial": self._initial}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over :meth:`state_dict`."""
+        self.epochs, self._initial = state["epochs"], state["initial"]
+
+
+def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
+    """Load a callback's initial state; a ModelCheckpoint goes on with its files, which the first new checkpoint replaces."""
+    now = callback.state_dict()
+    files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
+    callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
+    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
+        worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
+        callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
+        callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst
+
+
+def copied(state: Any) -> Any:
+    """A deep copy with tensors on the CPU."""
+    return tree_map(lambda leaf: leaf.detach().to("cpu", copy=True) if isinstance(leaf, Tensor) else copy.deepcopy(leaf), state)

@@ -1,0 +1,399 @@
+"""The small training that `recipes.benchmarks.faults` kills and resumes, and what of it must come out the same."""
+
+import json
+import os
+import random
+import signal
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, Dataset
+
+from kakurenbo_lightning import SampleSelection
+
+SAMPLES, FEATURES, CLASSES = 93, 6, 3
+# of methods that would hide next to nothing here by default; the others run with their defaults
+SETTINGS: dict[str, dict[str, Any]] = {
+    "kakurenbo": {"max_fraction": 0.5, "tau": 0.5},
+    "forget": {"static_epochs": 2},
+    "el2n": {"score_epochs": (0, 2)},
+    "forget_online": {"start_epoch": 1},
+    "stale_sb": {"staleness": 2},
+    "sb_fixed": {"start": 0.2, "end": 0.8},
+    "katharopoulos": {"threshold": 0.0},
+}
+STEP_ENDS = ("inside a step", "batch end", "last batch")
+EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
+WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
+MOMENTS = (*STEP_ENDS, *EPOCH_ENDS, *WRITES)
+Event = tuple[str, int, int]
+
+
+def irreducible_table(samples: int) -> str:
+    """Return the file with the irreducible losses of so many samples, some of them unknown; every process writes the same."""
+    path = Path(tempfile.gettempdir()) / f"kakurenbo-irreducible-{os.getuid()}-{samples}.pt"
+    losses = torch.rand(samples, generator=torch.Generator().manual_seed(0))
+    losses[7::17] = float("nan")
+    part = path.with_suffix(f".{os.getpid()}")
+    torch.save({"irreducible": losses, "fingerprint": None}, part)
+    part.replace(path)
+    return str(path)
+
+
+class Points(Dataset):
+    """Points of three classes that overlap; an item is `(x, y, index)`.
+
+    Args:
+        samples: how many.
+    """
+
+    def __init__(self, samples: int = SAMPLES) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.y = torch.arange(samples) % CLASSES
+        self.x = 2 * torch.eye(FEATURES)[self.y] + 0.8 * torch.randn(samples, FEATURES, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.x[index], self.y[index], index
+
+
+class RestlessNet(L.LightningModule):
+    """BatchNorm, dropout, momentum, OneCycle by step, and random numbers of every stream in training and validation.
+
+    Args:
+        one_cycle: else the learning rate is constant.
+    """
+
+    def __init__(self, one_cycle: bool = True) -> None:
+        super().__init__()
+        self.one_cycle = one_cycle
+        self.trained: dict[int, dict[int, Tensor]] = {}  # by epoch and batch; not always what was loaded
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = nn.Sequential(
+                nn.Linear(FEATURES, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, CLASSES)
+            )
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Jitter the points and return the mean cross-entropy."""
+        if self.training and torch.is_grad_enabled():
+            self.trained.setdefault(self.trainer.current_epoch, {})[batch_idx] = batch[2].clone()
+        jitter = random.random() + np.random.rand() + torch.rand(1)
+        return F.cross_entropy(self.network(batch[0] + 0.1 * jitter), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        """Draw random numbers that training must not miss."""
+        noise = random.random() + np.random.rand() + torch.rand(1)
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]) + 0 * noise, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD with momentum and a schedule as long as Lightning expects the run to be."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if not self.one_cycle:
+            return optimizer
+        schedule = OneCycleLR(optimizer, 0.3, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When one rank kills itself: the first time `moment` comes at or after batch `tick` of the run.
+
+    Attributes:
+        moment: one of `MOMENTS`.
+        tick: batches begun since the run began.
+        index: how often the moment came since that batch began, before this time.
+        rank: who.
+    """
+
+    moment: str
+    tick: int
+    index: int = 0
+    rank: int = 0
+
+
+@dataclass
+class Record(L.Callback):
+    """What happened, and at what moments; kills this process at one of them. Comes after the selection.
+
+    Attributes:
+        folder: gets `killed.json` before a kill.
+        kill: when, if at all.
+        events: (moment, tick, index) of every moment on this rank, without `WRITES`.
+    """
+
+    folder: Path
+    kill: Kill | None = None
+    batches: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    rates: dict[int, dict[int, float]] = field(default_factory=dict)
+    plans: dict[int, dict[str, Any]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    position: dict[str, int] = field(default_factory=dict)
+    _tick: int = 0
+    _times: Counter[str] = field(default_factory=Counter)
+
+    def reach(self, moment: str) -> None:
+        """Write a moment down, or die in it."""
+        if self.due(moment):
+            self.die()
+
+    def due(self, moment: str) -> bool:
+        """Whether this is the moment to die in."""
+        now, kill = (self._tick, self._times[moment]), self.kill
+        self._times[moment] += 1
+        self.events.append((moment, *now))
+        return kill is not None and moment == kill.moment and now >= (kill.tick, kill.index)
+
+    def die(self) -> None:
+        """Say where, and end without a word to anybody."""
+        self.kill = None
+        (self.folder / "killed.json").write_text(json.dumps(self.position))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Watch forward passes and the writing of files."""
+        if self.kill is not None and self.kill.rank != trainer.global_rank:
+            self.kill = None
+
+        def score(*_: Any) -> None:
+            if trainer.training and not torch.is_grad_enabled():
+                self.reach("forward-only pass")
+
+        pl_module.network.register_forward_pre_hook(score)
+        if self.kill is not None and self.kill.moment in WRITES:
+            self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        sync, replace = os.fsync, Path.replace
+
+        def half(file: int) -> None:
+            if self.due(WRITES[0]):
+                os.ftruncate(file, os.fstat(file).st_size // 2)
+                self.die()
+            sync(file)
+
+        def rename(source: Path, target: Path) -> Path:
+            self.reach(WRITES[1])
+            renamed = replace(source, target)
+            self.reach(WRITES[2])
+            return renamed
+
+        os.fsync, Path.replace = half, rename  # of this process, which ends soon
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run has some batches behind it."""
+        self._tick = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A plan is there."""
+        self.reach("epoch start")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write down what is loaded."""
+        self._tick, self._times = self._tick + 1, Counter()
+        epoch = trainer.current_epoch
+        self.position = {"epoch": epoch, "batch": batch_idx, "of": trainer.num_training_batches}
+        self.batches.setdefault(epoch, {})[batch_idx] = batch[2].clone()
+        self.rates.setdefault(epoch, {})[batch_idx] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        plan = trainer.callbacks[0].plan
+        self.plans[epoch] = {"hidden": plan.hidden, "lr_factor": plan.lr_factor, "checksum": plan.checksum()}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Gradients are there."""
+        self.reach("inside a step")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """A batch is trained; checkpoints come after this."""
+        self.reach("last batch" if trainer.is_last_batch else "batch end")
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Validation is on its way."""
+        self.reach("validation")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation is over."""
+        self.reach("validation end")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Checkpoints come after this."""
+        self.reach("epoch end")
+
+
+class MemoryLogger(Logger):
+    """Keeps what the selection logged, by epoch, without seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: dict[int, dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """Any will do."""
+        return "memory"
+
+    @property
+    def version(self) -> int:
+        """Any will do."""
+        return 0
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """There are none."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep them."""
+        kept = {name: value for name, value in metrics.items() if name.startswith("selection/") and not name.endswith("seconds")}
+        if kept:
+            self.epochs.setdefault(int(metrics["epoch"]), {}).update(kept)
+
+
+def checkpoints(folder: Path, every: int) -> list[ModelCheckpoint]:
+    """Return callbacks that save every `every` steps, after each validation and after each epoch."""
+    plain = {"auto_insert_metric_name": False}
+    return [
+        ModelCheckpoint(folder, filename="after-{step}", every_n_train_steps=every, save_last=True, **plain),
+        ModelCheckpoint(folder, filename="validated-{step}", save_on_train_epoch_end=False, mode="max", **plain),
+        ModelCheckpoint(folder, filename="epoch-{step}", save_on_train_epoch_end=True, **plain),
+    ]
+
+
+def train(
+    folder: Path,
+    method: str,
+    *,
+    epochs: int = 4,
+    batch_size: int = 8,
+    seed: int = 0,
+    every: int = 0,
+    resume: Path | str | None = None,
+    kill: Kill | None = None,
+    callbacks: tuple[L.Callback, ...] = (),
+    one_cycle: bool = True,
+    workers: int = 0,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train on every rank of this process group and return what must be equal, see `describe`.
+
+    Args:
+        folder: of the checkpoints.
+        method: a registered name or a method object.
+        epochs: length of the run.
+        batch_size: per rank.
+        seed: of the global random streams.
+        every: steps between checkpoints, see `checkpoints`; 0 for none at all.
+        resume: a checkpoint; a string goes to Lightning unread, for example `"last"`.
+        kill: when to die.
+        callbacks: more of them.
+        one_cycle: of `RestlessNet`.
+        workers: of the train loader.
+        **settings: of the Trainer.
+    """
+    torch.set_num_threads(1)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    table = {"fraction": 0.5, "irreducible": irreducible_table(SAMPLES)} if method == "rho_loss" else {}
+    selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {}), **table), Record(folder, kill)
+    logger, resumed = MemoryLogger(), position(resume) if isinstance(resume, Path) else None
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=world_size,
+        callbacks=[selection, record, *callbacks, *(checkpoints(folder, every) if every else [])],
+        max_epochs=epochs,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{
+            "strategy": "ddp" if world_size > 1 else "auto",
+            "logger": logger,
+            "enable_checkpointing": every > 0 or any(isinstance(callback, Checkpoint) for callback in callbacks),
+            **settings,
+        },
+    )
+    module = RestlessNet(one_cycle)
+    loader = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
+    trainer.fit(module, loader, DataLoader(Points(24), 6), ckpt_path=resume)
+    selection.statistics.merge()  # of the last epoch
+    return {"resumed": resumed, "logged": logger.epochs, **describe(trainer, selection, record, module)}
+
+
+def position(checkpoint: Path) -> dict[str, int]:
+    """Return how far the run was when it was saved: `epoch`, `step` in it, and `ended`, whether the epoch was logged."""
+    state = torch.load(checkpoint, weights_only=True)["callbacks"]["SampleSelection"]
+    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["counted"])}
+
+
+def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, module: L.LightningModule) -> dict[str, Any]:
+    """Return everything that must be equal, as plain tensors and numbers."""
+    optimizer = trainer.optimizers[0].state_dict()
+    totals = {name: value for name, value in asdict(selection.totals).items() if not name.endswith("seconds")}
+    return {
+        "weights": dict(module.state_dict()),
+        "optimizer": optimizer,
+        "schedules": [
+            {key: value for key, value in config.scheduler.state_dict().items() if key[0] != "_"}
+            for config in trainer.lr_scheduler_configs
+        ],
+        "statistics": selection.statistics.state_dict(),
+        "totals": totals,
+        "steps": trainer.global_step,
+        "streams": [random.random(), float(np.random.rand()), float(torch.rand(1))],
+        "batches": record.batches,
+        "trained": module.trained,
+        "rates": record.rates,
+        "plans": record.plans,
+        "events": record.events,
+    }
+
+
+def train_to_file(folder: Path, name: str, *args: Any, **kwargs: Any) -> None:
+    """Run `train(folder, ...)` and save what it returned as `<name>.<rank>.pt`."""
+    result = train(folder, *args, **kwargs)
+    torch.save(result, folder / f"{name}.{os.environ.get('RANK', 0)}.pt")
+
+
+def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
+    """Return the names of what a resumed run has otherwise than the whole one, from where it was resumed on."""
+    at_end = ("weights", "optimizer", "schedules", "statistics", "totals", "steps", "streams")
+    names = [name for name in at_end if not equal(whole[name], resumed[name])]
+    start = resumed["resumed"] or {"epoch": 0, "step": 0, "ended": 0}
+    left = {
+        epoch: {batch for batch in batches if (epoch, batch) >= (start["epoch"], start["step"])}
+        for epoch, batches in whole["batches"].items()
+    }
+    for name in ("batches", "rates", "trained"):
+        expected = {e: {b: value for b, value in batches.items() if b in left[e]} for e, batches in whole[name].items()}
+        names += [name] * (not equal({epoch: batches for epoch, batches in expected.items() if batches}, resumed[name]))
+    expected = {epoch: whole["plans"][epoch] for epoch in left if left[epoch]}
+    names += ["plans"] * (not equal(expected, resumed["plans"]))
+    expected = {epoch: metrics for epoch, metrics in whole["logged"].items() if epoch >= start["epoch"] + start["ended"]}
+    return names + ["logged"] * (not equal(expected, resumed["logged"]))
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nested structures of tensors and numbers are the same to the bit."""
+    if isinstance(one, Tensor):
+        same = isinstance(other, Tensor) and one.dtype == other.dtype and one.shape == other.shape
+        return same and one.numpy().tobytes() == other.numpy().tobytes()
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(equal(mine, its) for mine, its in zip(one, other, strict=True))
+    return one == other or (one != one and other != other)

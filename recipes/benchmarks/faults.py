@@ -1,0 +1,260 @@
+"""Nothing is lost: kills real trainings with SIGKILL at random moments, resumes them and compares with uninterrupted ones.
+
+A method, a number of ranks, a moment, a batch and how often checkpoints are saved are drawn. The training runs in processes
+of its own until one rank kills itself at that moment, and the others are killed with it. New processes with other random
+seeds resume from the newest checkpoint, and some of them are killed once more. Weights, BatchNorm, optimizer, schedule,
+statistics, plans, the indices of each batch, learning rates and logged selection metrics must then be those of the
+uninterrupted training, which saved no checkpoints, bit for bit on every rank. Exits with 1 when one is not, or when a
+half-written checkpoint is found.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from signal import SIGKILL
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kakurenbo_lightning import DamagedCheckpointError, available_methods
+from kakurenbo_lightning.trainer.checkpoint_io import check_whole
+from recipes.benchmarks import report
+from recipes.benchmarks.fault_run import MOMENTS, WRITES, Event, Kill, differences, position, train_to_file
+from recipes.benchmarks.forked import printed, run_ranks
+
+EVERY = (1, 5)  # steps between checkpoints
+LIVES = (1, 1, 2)  # kills of one training
+LIMIT_SECONDS = 60  # of one life
+Results = list[dict[str, Any]]
+
+
+class FaultError(RuntimeError):
+    """A training failed otherwise than it was made to."""
+
+
+def deck(choices: Sequence[Any], draws: random.Random) -> Iterator[Any]:
+    """Yield from the shuffled choices, all of them before any comes again."""
+    while True:
+        yield from draws.sample(choices, len(choices))
+
+
+def draw_kill(events: list[Event], moment: str, after: int, world_size: int, draws: random.Random) -> Kill | None:
+    """Draw when to kill a training; `None` when `moment` does not come any more.
+
+    Args:
+        events: of the uninterrupted training.
+        moment: one of `MOMENTS`.
+        after: batches that must have been trained before, at least until the first checkpoint.
+        world_size: number of ranks; only rank 0 writes.
+        draws: where randomness is from.
+    """
+    last = max(tick for _, tick, _ in events)
+    if moment in WRITES:
+        return Kill(moment, draws.randint(after + 1, last), draws.randint(0, 1)) if after < last else None
+    later = [event for event in events if event[0] == moment and event[1] > after]
+    if not later:
+        return None
+    _, tick, index = draws.choice(later)
+    return Kill(moment, tick, index, draws.randrange(world_size))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, in processes of its own.
+
+    Attributes:
+        folder: for checkpoints, results and what ranks print.
+        method: a registered name.
+        world_size: number of ranks.
+        every: steps between checkpoints; 0 for none.
+    """
+
+    folder: Path
+    method: str
+    world_size: int
+    every: int = 0
+
+    def finish(self, name: str, **options: Any) -> Results:
+        """Run to the end and return the results by rank; `options` are those of `fault_run.train`."""
+        codes = self._run(name, **options)
+        if any(codes):
+            raise FaultError(f"the {name} training failed: exit codes {codes}\n{self._printed(name)}")
+        return [torch.load(self.folder / f"{name}.{rank}.pt", weights_only=True) for rank in range(self.world_size)]
+
+    def die(self, kill: Kill, **options: Any) -> str:
+        """Run until `kill` and return where that was."""
+        told = self.folder / "killed.json"
+        told.unlink(missing_ok=True)
+        codes = self._run("killed", kill=kill, **options)
+        if codes[kill.rank] != -SIGKILL or not told.exists():
+            raise FaultError(f"rank {kill.rank} did not reach {kill}: exit codes {codes}\n{self._printed('killed')}")
+        where = json.loads(told.read_text())
+        return f"epoch {where['epoch']}, batch {where['batch'] + 1} of {where['of']}"
+
+    def _run(self, name: str, **options: Any) -> list[int]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        function = partial(train_to_file, every=self.every, **options)
+        arguments = (self.folder, name, self.method)
+        return run_ranks(function, arguments, self.world_size, log=self.folder / name, seconds=LIMIT_SECONDS)
+
+    def _printed(self, name: str) -> str:
+        return printed(self.folder / name, self.world_size)
+
+
+def newest(folder: Path) -> Path:
+    """Return the newest checkpoint; every file under a checkpoint's name must be whole.
+
+    Raises:
+        FaultError: one is not, or there is none.
+    """
+    files = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime_ns)
+    if not files:
+        raise FaultError(f"no checkpoint in {folder}")
+    for file in files:
+        try:
+            check_whole(file)
+        except DamagedCheckpointError as error:
+            raise FaultError(f"half-written: {error}") from error
+    return files[-1]
+
+
+def batches_done(checkpoint: Path) -> int:
+    """Return how many batches were begun in the run that saved it; not all of them made a step."""
+    return torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"]
+
+
+class Faults:
+    """Draws trainings, kills and resumes them.
+
+    Args:
+        folder: for files; one training of each method and number of ranks is run to its end there first.
+        settings: the command line.
+    """
+
+    def __init__(self, folder: Path, settings: argparse.Namespace) -> None:
+        self.folder = folder
+        self.seed = settings.seed
+        draws = random.Random(settings.seed)
+        self._pairs = deck([(m, w) for m in settings.methods for w in settings.world_sizes], draws)
+        self._moments = deck(settings.moments, random.Random(settings.seed + 1))
+        self._next = [next(self._moments) for _ in settings.moments]
+        self._whole: dict[tuple[str, int], Results] = {}
+        self._number = 0
+
+    def whole(self, method: str, world_size: int) -> Results:
+        """Return the results of the uninterrupted training, by rank."""
+        if (method, world_size) not in self._whole:
+            training = Training(self.folder / f"{method}-{world_size}", method, world_size)
+            self._whole[method, world_size] = training.finish("whole")
+        return self._whole[method, world_size]
+
+    def next(self, most: int) -> dict[str, Any]:
+        """Kill one training once or more, at most `most` times, resume it each time and compare in the end."""
+        self._number += 1
+        draws, (method, world_size) = random.Random(f"{self.seed}:{self._number}"), next(self._pairs)
+        training = Training(self.folder / str(self._number), method, world_size, draws.randint(*EVERY))
+        row = {"method": method, "world_size": world_size, "every_n_train_steps": training.every, "kills": []}
+        started = time.perf_counter()
+        try:
+            whole, resume, seed = self.whole(method, world_size), None, 0
+            for _ in range(min(most, draws.choice(LIVES))):
+                kill = self._draw(whole[0]["events"], training, resume, draws)
+                if kill is None:
+                    break
+                told = asdict(kill) | {"at": "-", "resumed_from": "-"}
+                row["kills"].append(told)
+                told["at"] = training.die(kill, resume=resume, seed=seed)
+                resume, seed = newest(training.folder), seed + 1
+                where = position(resume)
+                told["resumed_from"] = f"{resume.stem}, epoch {where['epoch']} after {where['step']}"
+            results = training.finish("resumed", resume=resume, seed=seed)
+            names = [differences(mine, its) for mine, its in zip(whole, results, strict=True)]
+            row["differs"] = [f"rank {rank}: {name}" for rank in range(world_size) for name in names[rank]]
+            row["exact"] = not row["differs"]
+        except RuntimeError as error:
+            row |= {"exact": False, "error": str(error)}
+        return row | {"seconds": time.perf_counter() - started}
+
+    def _draw(self, events: list[Event], training: Training, resume: Path | None, draws: random.Random) -> Kill | None:
+        """Draw the next kill: of the moment that waits longest of those that still come in the training, if one does."""
+        behind = batches_done(resume) if resume else 0
+        for place, moment in enumerate(self._next):
+            kill = draw_kill(events, moment, max(training.every, behind), training.world_size, draws)
+            if kill is not None:
+                del self._next[place]
+                self._next.append(next(self._moments))
+                return kill
+        return None
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print one row per kill, and what went wrong."""
+    cells = []
+    for row in rows:
+        for kill in row["kills"]:
+            verdict = ("yes" if row["exact"] else "NO") if kill is row["kills"][-1] else "again"
+            name = f"{row['method']} on {row['world_size']}"
+            cells.append([name, kill["moment"], kill["at"], kill["resumed_from"], verdict])
+    report.print_table("Killed and resumed", ["method and ranks", "killed", "at", "resumed from", "exact"], cells)
+    for row in rows:
+        if not row["exact"]:
+            print(f"{row['method']} on {row['world_size']} ranks, {row['kills']}: {row.get('error') or row['differs']}")
+
+
+def numbers(text: str) -> list[int]:
+    """Read whole numbers, separated by commas."""
+    return [report.count(part) for part in text.split(",")]
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=report.count, default=30, help="how many (default 30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
+    parser.add_argument("--world-sizes", type=numbers, default=[1, 2], help="numbers of ranks (default 1,2)")
+    parser.add_argument("--methods", nargs="+", choices=available_methods(), default=available_methods(), help="(default all)")
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS), help="(default all)")
+    parser.add_argument("--json", type=Path, default=Path("outputs/bench/faults.json"), help="file to write")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Kill, resume, compare."""
+    settings = options().parse_args(arguments)
+    started, rows = time.perf_counter(), []
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder, tqdm(total=settings.kills, desc="faults", unit="kill") as bar:
+        faults = Faults(Path(folder), settings)
+        while bar.n < settings.kills:
+            rows.append(faults.next(settings.kills - bar.n))
+            bar.update(max(1, len(rows[-1]["kills"])))
+    show(rows)
+    kills = sum(len(row["kills"]) for row in rows)
+    exact = sum(len(row["kills"]) for row in rows if row["exact"])
+    print(f"{kills} kills, {exact} exact resumes, {kills - exact} failures")
+    result = {
+        "benchmark": "faults",
+        "machine": report.machine("cpu"),
+        "seed": settings.seed,
+        "kills": kills,
+        "exact": exact,
+        "failures": kills - exact,
+        "seconds": time.perf_counter() - started,
+        "trainings": rows,
+    }
+    report.write(settings.json, result)
+    if kills != exact or not all(row["exact"] for row in rows):
+        raise SystemExit(1)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Real processes that start at once: forked from a server that has imported torch and Lightning, and killed as a group."""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+GRACE_SECONDS = 10  # after its time limit a rank prints where it is and ends itself; then it is killed
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["recipes.benchmarks.fault_run"])
+
+
+class TimeLimitError(RuntimeError):
+    """A rank was still running when its time was over."""
+
+
+def run_ranks(
+    function: Callable[..., Any], args: tuple, world_size: int = 1, *, log: Path, seconds: float = 60, all_alone: bool = False
+) -> list[int]:
+    """Run `function(*args)` in `world_size` new processes that are set up as by `torchrun`, and wait for them.
+
+    Args:
+        function: importable by name, as are the types of `args`.
+        args: its arguments.
+        world_size: number of ranks.
+        log: what rank r prints goes to `<log>.<r>.log`.
+        seconds: limit; a rank that takes longer prints its stack and is killed.
+        all_alone: a rank that fails leaves the others alone. Else they are killed, as a cluster does.
+
+    Returns:
+        Exit codes by rank, negative for a signal. Every process of every rank, also its data loader workers, has ended.
+
+    Raises:
+        TimeLimitError: with what the ranks printed.
+    """
+    port, deadline = _free_port(), time.monotonic() + seconds + GRACE_SECONDS
+    ranks = []
+    for rank in range(world_size):
+        arguments = (function, args, rank, world_size, port, f"{log}.{rank}.log", seconds)
+        ranks.append(_context.Process(target=_run_rank, args=arguments))
+    try:
+        for process in ranks:
+            process.start()
+        running = list(ranks)
+        while running:
+            wait([process.sentinel for process in running], max(0.0, deadline - time.monotonic()))
+            ended = [process for process in running if process.exitcode is not None]
+            if not ended:
+                raise TimeLimitError(f"{function.__name__} was not done after {seconds} s\n{printed(log, world_size)}")
+            running = [process for process in running if process not in ended]
+            if not all_alone and any(process.exitcode for process in ended):
+                break
+    finally:
+        for process in ranks:
+            _kill_group(process)
+    return [process.exitcode for process in ranks]
+
+
+def printed(log: Path, world_size: int, characters: int = 4000) -> str:
+    """Return the end of what each rank printed."""
+    files = [Path(f"{log}.{rank}.log") for rank in range(world_size)]
+    return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-characters:]}" for file in files if file.exists())
+
+
+def _kill_group(process: multiprocessing.Process) -> None:
+    """End a rank and what it started; Lightning traps SIGTERM."""
+    if process.pid is None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()  # it may not have become the leader of its group yet
+    process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: int, port: int, log: str, seconds: float) -> None:
+    """Be one rank: leader of a process group, with its own log and a limit to its life; does not return."""
+    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # of data loader workers
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    if world_size > 1:
+        names = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
+    try:
+        function(*args)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: the other ranks see the connection close instead of waiting

@@ -1,0 +1,126 @@
+"""How many images per second `kakurenbo-fractal` makes and writes on one core, the search for the categories included.
+
+It runs what the command runs for a category with `--processes 1`, as an array and as a folder of PNG files. The cases of a round take
+turns with the same categories; each round has categories of its own, because some are found sooner than others.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from kakurenbo_recipes import fractal
+from tqdm import tqdm
+
+from recipes.benchmarks import report
+
+SIZES, INSTANCES = (32, 224), (100, fractal.INSTANCES)
+TARGETS = {32: 300.0, 224: 60.0}  # images per second
+WRITTEN = ("array", "folder")
+
+
+def seconds(action: Callable[[int], Any], categories: int, clock: Callable[[], float]) -> float:
+    """Return the seconds that an action takes for some categories."""
+    started = clock()
+    for number in range(categories):
+        action(number)
+    return clock() - started
+
+
+def speeds(size: int, instances: int, seed: int, settings: argparse.Namespace, clock: Callable[[], float]) -> dict[str, float]:
+    """Return the images per second of the categories of a seed, by how they are written."""
+    total, each = settings.categories * instances, (size, instances, seed)
+    with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
+        path = Path(folder) / "images.npy"
+        np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size)).flush()
+        work = {
+            "array": partial(fractal.write_rows, path, *each),
+            "folder": partial(fractal.write_folder, Path(folder) / "train", *each),
+        }
+        return {name: total / seconds(work[name], settings.categories, clock) for name in WRITTEN}
+
+
+def measure(settings: argparse.Namespace) -> tuple[list[float], dict[tuple[int, int], list[dict[str, float]]]]:
+    """Return, of each round, the seconds that a category is searched for, and of each case the images per second."""
+    clock = report.clock("cpu", settings.clock)
+    cases = [(size, instances) for size in settings.sizes for instances in settings.instances]
+    searched, found = [], {case: [] for case in cases}
+    with tqdm(total=settings.rounds * len(cases), desc="fractals", unit="case") as bar:
+        for seed in range(settings.seed, settings.seed + settings.rounds):
+            searched.append(seconds(partial(fractal.category, seed), settings.categories, clock) / settings.categories)
+            for case in cases:
+                found[case].append(speeds(*case, seed, settings, clock))
+                bar.update()
+    return searched, found
+
+
+def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the medians of a case, and whether they reach the target."""
+    medians = {name: report.median_of([one[name] for one in rounds]) for name in WRITTEN}
+    target = TARGETS.get(size)
+    met = None if target is None else all(one["median"] >= target for one in medians.values())
+    return {"size": size, "instances": instances, "images_per_s": medians, "target_per_s": target, "met": met}
+
+
+def written(value: dict[str, float], form: str = ",.0f") -> str:
+    """Write a median and its interval."""
+    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print one row per case."""
+    search = {name: 1e3 * value for name, value in result["search_s"].items()}
+    report.print_table(
+        "Fractal images per second on one core",
+        ["pixels", "images per category", "array", "PNG files", "target"],
+        [
+            [
+                str(row["size"]),
+                str(row["instances"]),
+                *(written(row["images_per_s"][name]) for name in WRITTEN),
+                "-" if row["target_per_s"] is None else f"{row['target_per_s']:.0f} {'met' if row['met'] else 'MISSED'}",
+            ]
+            for row in result["cases"]
+        ],
+        f"Medians of {result['rounds']} rounds of {result['categories']} categories, with their interval of 95 %. To find a category takes "
+        f"{written(search)} ms of it. Load when it began: {result['machine']['load_before']}.",
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure sizes and numbers of images per category."""
+    options = report.parser("fractal", __doc__)
+    options.add_argument("--sizes", nargs="+", type=report.count, default=list(SIZES), help="pixels of a side")
+    options.add_argument("--instances", nargs="+", type=report.count, default=list(INSTANCES), help="images per category")
+    options.add_argument("--categories", type=report.count, default=2, help="of a round")
+    options.add_argument("--rounds", type=report.count, default=15, help="of all cases")
+    options.add_argument(
+        "--folder", type=Path, help="where images are written and deleted; by default the system's temporary folder"
+    )
+    options.set_defaults(threads=1)
+    settings = options.parse_args(arguments)
+    if settings.device != "cpu":
+        options.error("--device cuda is not allowed: fractals are made on the CPU")
+    if max(settings.instances) > fractal.INSTANCES:
+        options.error(f"--instances {max(settings.instances)} is not possible: at most {fractal.INSTANCES}")
+    machine = report.machine(settings.device)
+    searched, found = measure(settings)
+    result = {
+        "benchmark": "fractal",
+        "machine": machine,
+        "clock": settings.clock,
+        "rounds": settings.rounds,
+        "categories": settings.categories,
+        "search_s": report.median_of(searched),
+        "cases": [summary(*case, rounds) for case, rounds in found.items()],
+    }
+    show(result)
+    report.write(settings.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

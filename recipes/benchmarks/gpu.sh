@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# All benchmarks on one GPU, from a copy of the tree; leaves $OUT/bench.json.
+#
+#   DATA_ROOT=.data/cifar10 recipes/benchmarks/gpu.sh           about 8 minutes
+#   DEVICE=cpu recipes/benchmarks/gpu.sh                        the same steps at toy size, to test this file
+#
+# DEVICE     cuda (default) or cpu
+# DATA_ROOT  folder of CIFAR-10; without it random images are used and the comparison is left out
+# WHEELS     folder of wheels to install beside what Python has (default .whl); nothing is fetched
+# PYTHON     (default python3)
+# OUT        (default ./bench-gpu)
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+device=${DEVICE:-cuda} data=${DATA_ROOT:-} wheels=${WHEELS:-.whl} python=${PYTHON:-python3} out=${OUT:-./bench-gpu}
+mkdir -p "$out"
+rm -f "$out"/*.json
+
+if ls "$wheels"/*.whl >/dev/null 2>&1; then
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install --quiet --no-index --no-deps --target "$site" "$wheels"/*.whl || exit 1
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+root=()
+if [ -n "$data" ]; then root=(--data-root "$data"); fi
+if [ "$device" = cpu ]; then
+    sync=(--steps 2)
+    overhead=(--cases linear resnet8 --steps 2 --turns 1)
+    selection=(--sizes 1000 20000 --repeats 1)
+    saving=(--samples 128 --batch-size 32 --rounds 1)
+    compare=(--network resnet8 --samples 256 --batch-size 64 --epochs 2)
+else
+    sync=() overhead=(--steps 50 --turns 30) selection=()
+    saving=(--samples 50000 --batch-size 512 --depth 56 --rounds 3)
+    compare=(--seconds 120)
+fi
+
+failed=()
+bench() { # bench NAME [options]
+    local name=$1
+    shift
+    echo "== $name"
+    "$python" -m "recipes.benchmarks.$name" --device "$device" --json "$out/$name.json" "$@" || failed+=("$name")
+}
+bench sync ${sync[@]+"${sync[@]}"}
+bench overhead ${overhead[@]+"${overhead[@]}"}
+bench selection ${selection[@]+"${selection[@]}"}
+bench saving ${root[@]+"${root[@]}"} "${saving[@]}"
+if [ -n "$data" ]; then bench compare "${root[@]}" "${compare[@]}"; else echo "== compare: left out, DATA_ROOT is not set"; fi
+
+"$python" - "$out" ${failed[@]+"${failed[@]}"} <<'PYTHON'
+import json, pathlib, sys
+out = pathlib.Path(sys.argv[1])
+parts = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*.json"))}
+(out / "bench.json").write_text(json.dumps({**parts, "failed": sys.argv[2:]}, indent=2) + "\n")
+for name in parts:
+    (out / f"{name}.json").unlink()
+print(f"results: {out / 'bench.json'}")
+PYTHON
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}"
+    exit 1
+fi

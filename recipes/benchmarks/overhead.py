@@ -1,0 +1,137 @@
+"""What watching costs: the time of a training step with the `baseline` method, or another, against one without a callback.
+
+Three fits take turns of a few steps in one process, so that other load on the machine meets them alike: one without a
+callback, one with, and once more one without (`control`), which shows how far two equal measurements differ.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from kakurenbo_recipes.models import CifarResNet
+from torch import nn
+from tqdm import tqdm
+
+from kakurenbo_lightning import SampleSelection
+from recipes.benchmarks import report
+from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
+from recipes.benchmarks.turns import TakeTurns, take_turns
+
+ARMS = ("plain", "baseline", "control")
+WARM_UP = 2  # turns that are not counted: in the first one the callback decides where values come from
+EPOCH = 200  # steps, so that few turns meet an epoch's end
+
+
+def tiny() -> nn.Module:
+    """Return one linear layer: next to nothing but overhead."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network to measure with.
+
+    Attributes:
+        name: for the table.
+        network: makes it.
+        batch_size: samples of a step.
+        by_name: whether the step calls its criterion as `F.cross_entropy`, see `Classifier`.
+        speed: turns, relative to the others.
+    """
+
+    name: str
+    network: Callable[[], nn.Module]
+    batch_size: int
+    by_name: bool = True
+    speed: int = 1
+
+
+CASES = {
+    "linear": Case("one linear layer, batch 128", tiny, 128, speed=10),
+    "resnet8": Case("ResNet-8, batch 128", CifarResNet, 128),
+    "resnet50": Case("50 layers, batch 8", partial(CifarResNet, 50), 8),
+    "resnet50-mode": Case("50 layers, function mode", partial(CifarResNet, 50), 8, by_name=False),
+}
+
+
+def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any]:
+    """Return medians over turns, each turn with the callback compared with the one without just before."""
+    torch.manual_seed(settings.seed)
+    turns = settings.turns * case.speed
+    data = RandomImages(case.batch_size * EPOCH, settings.seed, batch_size=case.batch_size)
+    timers, fits = {}, []
+    for arm in ARMS:
+        clock = report.clock(settings.device, settings.clock)
+        timer = timers[arm] = TakeTurns(settings.steps, clock, bar.update)
+        watching = [SampleSelection(settings.method, seed=0)] if arm == "baseline" else []
+        training = trainer(settings.device, [*watching, timer], -1, max_steps=(turns + WARM_UP) * settings.steps)
+        model = Classifier(case.network(), case.by_name)
+        own = RandomImages(0, batch_size=case.batch_size)
+        data.setup("fit")
+        own.train_images, own.test_images = data.train_images, data.test_images
+        fits.append((timer, partial(training.fit, model, datamodule=own)))
+    take_turns(fits)
+    seconds = {arm: timer.seconds[WARM_UP:] for arm, timer in timers.items()}
+    ratios = {arm: [mine / plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True)] for arm in ARMS}
+    extra = {arm: [mine - plain for mine, plain in zip(seconds[arm], seconds["plain"], strict=True)] for arm in ARMS}
+    return {
+        "network": case.name,
+        "batch_size": case.batch_size,
+        "steps_per_turn": settings.steps,
+        "turns": turns,
+        "plain_ms": 1e3 * median(seconds["plain"]),
+        "baseline_ms": 1e3 * median(seconds["baseline"]),
+        "ratio": median(ratios["baseline"]),
+        "extra_us_per_step": 1e6 * median(extra["baseline"]),
+        "control_ratio": median(ratios["control"]),
+        "control_extra_us": 1e6 * median(extra["control"]),
+    }
+
+
+def show(rows: list[dict[str, Any]], method: str = "baseline") -> None:
+    """Print one row per network."""
+    report.print_table(
+        f"A step with the method {method} against one without a callback",
+        ["network", "plain", method, "ratio", "extra per step", "control ratio", "control extra"],
+        [
+            [
+                row["network"],
+                f"{row['plain_ms']:.2f} ms",
+                f"{row['baseline_ms']:.2f} ms",
+                f"{row['ratio']:.4f}",
+                f"{row['extra_us_per_step']:.0f} us",
+                f"{row['control_ratio']:.4f}",
+                f"{row['control_extra_us']:.0f} us",
+            ]
+            for row in rows
+        ],
+        "Medians of turns, compared turn by turn. control: two measurements without a callback.",
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure the chosen networks."""
+    options = report.parser("overhead", __doc__)
+    options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
+    options.add_argument("--method", default="baseline", choices=["baseline", "plb", "peb"], help="with its default settings")
+    options.add_argument("--steps", type=report.count, default=10, help="steps of a turn")
+    options.add_argument("--turns", type=report.count, default=40, help="turns of each fit (ten times as many for linear)")
+    settings = options.parse_args(arguments)
+    prepare(settings)
+    machine = report.machine(settings.device)
+    cases = [CASES[name] for name in settings.cases]
+    turns = sum(settings.turns * case.speed + WARM_UP for case in cases)
+    with tqdm(total=len(ARMS) * turns, desc="overhead", unit="turn") as bar:
+        rows = [measure(case, settings, bar) for case in cases]
+    show(rows, settings.method)
+    result = {"benchmark": "overhead", "machine": machine, "clock": settings.clock, "method": settings.method, "networks": rows}
+    report.write(settings.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

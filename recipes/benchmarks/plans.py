@@ -1,0 +1,161 @@
+"""What planning costs: the time of `plan` of every method, as it is by default, by class, and with protected samples.
+
+Statistics are made up: every sample measured, skewed losses, and what each method keeps beside them. Consecutive epochs
+of a run are planned, the first one untimed. A static method (`forget`, `el2n`) plans once in a run; here, again and
+again. On one CPU core.
+"""
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kakurenbo_lightning import Epoch, SampleStatistics, available_methods, get_method
+from kakurenbo_lightning.core.statistics import TARGET
+from kakurenbo_lightning.methods.base import Method
+from recipes.benchmarks import report
+from recipes.benchmarks.selection import made_up, seconds_of
+
+MAX_EPOCHS = 100
+TARGET_SECONDS, TARGET_SAMPLES = 0.15, 1_280_000
+OPTIONS = ("default", "class", "protected")
+PROTECTED_SHARE = 100  # one sample in so many
+Row = dict[str, Any]
+
+
+def options_for(method: str) -> tuple[str, ...]:
+    """Return those of `OPTIONS` that a method knows: only hiding has classes to balance and samples to protect."""
+    return OPTIONS if available_methods()[method].family == "hide" else OPTIONS[:1]
+
+
+def size_for_options(sizes: list[int]) -> int:
+    """Return the one size at which all of `OPTIONS` are measured: that of the target, or what is next below it."""
+    return max((size for size in sizes if size <= TARGET_SAMPLES), default=min(sizes))
+
+
+def options_of(name: str, total: int) -> dict[str, Any]:
+    """Return the settings that one of `OPTIONS` stands for, in a data set of `total` samples."""
+    if name == "protected":
+        return {"protected": range(0, total, PROTECTED_SHARE)}
+    return {"balance": "class"} if name == "class" else {}
+
+
+class MadeUp:
+    """Statistics as in the middle of a run, with the columns of any method.
+
+    Args:
+        total: how many samples.
+        classes: how many classes, equally likely.
+        seed: of everything.
+    """
+
+    def __init__(self, total: int, classes: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._statistics = made_up(total, seed)
+        self._statistics.epoch_seen.zero_()
+        self._columns = {
+            "events": torch.poisson(torch.full((total,), 0.8), generator=generator).to(torch.int16),
+            "learned": torch.rand(total, generator=generator) < 0.97,
+            "el2n_sum": 10 * torch.rand(total, generator=generator) ** 2,
+            "el2n_count": torch.full((total,), 10, dtype=torch.int16),
+            TARGET.name: torch.randint(classes, (total,), generator=generator, dtype=torch.int32),
+        }
+
+    def for_method(self, method: Method) -> SampleStatistics:
+        """Return the statistics that a run of `method` has; one value per column where it is another package's."""
+        columns = (*method.columns, TARGET) if method.needs_classes else method.columns
+        self._statistics.extra = {column.name: self._column(column) for column in columns}
+        return self._statistics
+
+    def _column(self, column: Any) -> Tensor:
+        known = self._columns.get(column.name)
+        return torch.full((len(self._statistics),), column.initial, dtype=column.dtype) if known is None else known
+
+
+def measure(name: str, options: str, statistics: MadeUp, total: int, repeats: int, clock: Callable[[], float]) -> Row:
+    """Plan `repeats` epochs of a run, and one before them."""
+    method = get_method(name, **options_of(options, total))
+    rows = statistics.for_method(method)
+    begins = method.scoring_epochs(MAX_EPOCHS) + getattr(method, "start_epoch", 0)
+    seconds, hidden = [], []
+    for index in range(begins, begins + repeats + 1):
+        planning, plan = seconds_of(clock, method.plan, rows, Epoch(index, MAX_EPOCHS))
+        seconds.append(planning)
+        hidden.append(len(plan.hidden) / total)
+        del plan
+    return {
+        "method": name,
+        "options": options,
+        "samples": total,
+        "repeats": repeats,
+        "plan_s": median(seconds[1:]),
+        "fastest_s": min(seconds[1:]),
+        "slowest_s": max(seconds[1:]),
+        "ns_per_sample": 1e9 * median(seconds[1:]) / total,
+        "hidden_share": median(hidden[1:]),
+    }
+
+
+def show(rows: list[Row], sizes: list[int], classes: int) -> None:
+    """Print one row per method: by default at each size, with the other options at one."""
+    figures = {(row["method"], row["options"], row["samples"]): row for row in rows}
+    size = size_for_options(sizes)
+    table = []
+    for name in dict.fromkeys(row["method"] for row in rows):
+        shown = [("default", total) for total in sizes] + [(options, size) for options in OPTIONS[1:]]
+        times = [report.in_units(figures[(name, *one)]["plan_s"]) if (name, *one) in figures else "-" for one in shown]
+        plain = figures[name, "default", size]
+        table.append([name, *times, f"{plain['ns_per_sample']:.0f} ns", f"{plain['hidden_share']:.1%}"])
+    report.print_table(
+        "Planning an epoch, on one core",
+        ["method", *(f"{total:,}" for total in sizes), f"{classes:,} classes", "protected", "per sample", "hidden"],
+        table,
+        f"Medians. From the classes on: at {size:,} samples. protected: one sample in {PROTECTED_SHARE}.",
+    )
+    late = [row for row in rows if row["samples"] == TARGET_SAMPLES and row["plan_s"] > TARGET_SECONDS]
+    for row in late:
+        print(f"above the target of {TARGET_SECONDS} s: {row['method']}, {row['options']}: {row['plan_s']:.3f} s")
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure every method at the chosen sizes, with every option at one of them."""
+    options = report.parser("plans", __doc__)
+    options.add_argument("--sizes", type=report.count, nargs="+", default=[128_000, 1_280_000, 12_800_000], help="samples")
+    options.add_argument("--repeats", type=report.count, default=7, help="epochs to time of each")
+    options.add_argument("--classes", type=report.count, default=1000, help="classes of the data set")
+    options.add_argument("--methods", nargs="+", choices=available_methods(), default=list(available_methods()), help="which")
+    options.set_defaults(threads=1)
+    settings: argparse.Namespace = options.parse_args(arguments)
+    if settings.device != "cpu":
+        options.error("--device cuda is not allowed: this measures one CPU core; see recipes.benchmarks.selection --device cuda")
+    torch.set_num_threads(settings.threads)
+    machine, clock = report.machine("cpu"), report.clock("cpu", settings.clock)
+    rows = []
+    everything = [(name, chosen) for name in settings.methods for chosen in options_for(name)]
+    by_default = [(name, OPTIONS[0]) for name in settings.methods]
+    cases = {total: everything if total == size_for_options(settings.sizes) else by_default for total in settings.sizes}
+    with tqdm(total=sum(map(len, cases.values())), desc="plans", unit="plan") as bar:
+        for total, plans in cases.items():
+            statistics = MadeUp(total, settings.classes, settings.seed)
+            for name, chosen in plans:
+                rows.append(measure(name, chosen, statistics, total, settings.repeats, clock))
+                bar.update()
+    show(rows, list(cases), settings.classes)
+    result = {
+        "benchmark": "plans",
+        "machine": machine,
+        "clock": settings.clock,
+        "classes": settings.classes,
+        "target": {"samples": TARGET_SAMPLES, "seconds": TARGET_SECONDS},
+        "plans": rows,
+    }
+    report.write(settings.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

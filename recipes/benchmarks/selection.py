@@ -1,0 +1,175 @@
+"""What selecting costs: time and memory of KAKURENBO's plan of an epoch and of dealing it, on one CPU core.
+
+Each size runs in a process of its own, so that one peak of memory does not hide another. Up to `--loop-up-to` samples
+the same is done by a sort and Python loops, which must hide the same samples.
+"""
+
+import argparse
+import resource
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from kakurenbo_lightning import Epoch, SampleStatistics, get_method
+from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.shard import deal
+from recipes.benchmarks import report
+from recipes.benchmarks.loop import deal_with_loops, select_with_loops
+
+MAX_FRACTION, TAU = 0.3, 0.7
+BATCH_SIZE = 256
+PEAK_RESET = "5"  # see clear_refs in proc(5)
+
+
+def made_up(total: int, seed: int, device: str = "cpu") -> SampleStatistics:
+    """Return statistics as after an epoch: skewed losses with ties, three quarters right, a few NaN and unmeasured."""
+    statistics = SampleStatistics(total)
+    generator = torch.Generator().manual_seed(seed)
+    for first in range(0, total, 1 << 20):  # in pieces, so that making it needs no memory
+        rows = slice(first, min(first + (1 << 20), total))
+        size = rows.stop - first
+        loss = torch.empty(size).log_normal_(-1.0, 1.5, generator=generator)
+        loss[torch.rand(size, generator=generator) < 0.01] = 0.125
+        loss[torch.rand(size, generator=generator) < 0.0005] = float("nan")
+        statistics.loss[rows] = loss
+        statistics.confidence[rows] = torch.rand(size, generator=generator) ** 0.3
+        statistics.correct[rows] = torch.rand(size, generator=generator) < 0.75
+        statistics.epoch_seen[rows] = 0
+    statistics.epoch_seen[: total // 1000] = -1
+    return statistics.to(device)
+
+
+def memory_peak(device: str) -> int:
+    """Bytes of main memory at their highest since the last `forget_peak`, and of the GPU's if there is one."""
+    on_device = torch.cuda.max_memory_allocated() if device == "cuda" else 0
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    in_kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    peak = in_kilobytes[0] if in_kilobytes else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return on_device + peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def forget_peak(device: str) -> None:
+    """Begin a new peak, where the system can."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text(PEAK_RESET)
+    except OSError:  # not Linux, or not allowed: the peak is that of the whole process
+        return
+
+
+def seconds_of(clock: Callable[[], float], function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
+    """Run and time `function`; return seconds and what it returned."""
+    started = clock()
+    value = function(*args, **kwargs)
+    return clock() - started, value
+
+
+def loop_seconds(clock: Callable[[], float], statistics: SampleStatistics, plan: EpochPlan) -> float:
+    """Time the loops once.
+
+    Raises:
+        AssertionError: they hide other samples than `plan`.
+    """
+    statistics = statistics.to("cpu")
+    selecting, (hidden, indices) = seconds_of(clock, select_with_loops, statistics, str(MAX_FRACTION), TAU)
+    dealing, batches = seconds_of(clock, deal_with_loops, indices, BATCH_SIZE, 1, 0, 0)
+    assert hidden == set(plan.hidden.tolist()), "the loops hide other samples than the method"
+    assert sum(map(len, batches)) == len(plan.indices)
+    return selecting + dealing
+
+
+def measure(total: int, settings: argparse.Namespace) -> dict[str, Any]:
+    """Plan and deal an epoch of `total` samples; up to `settings.loop_up_to` the loops take turns with the method."""
+    torch.set_num_threads(1)
+    device, seed, clock = settings.device, settings.seed, report.clock(settings.device, settings.clock)
+    statistics = made_up(total, seed, device)
+    method = get_method("kakurenbo", max_fraction=MAX_FRACTION, tau=TAU)
+    epoch = Epoch(1, 100, seed)
+    forget_peak(device)
+    before = memory_peak(device)
+    plans, deals, loops = [], [], []
+    for repeat in range(settings.repeats + 1):
+        planning, plan = seconds_of(clock, method.plan, statistics, epoch)
+        dealing, dealt = seconds_of(clock, deal, plan, BATCH_SIZE, seed=seed, epoch=1)
+        if repeat == 0:
+            peak = memory_peak(device) - before
+            continue  # the first time is slower: memory is fetched from the system
+        plans.append(planning)
+        deals.append(dealing)
+        if total <= settings.loop_up_to and repeat <= 3:
+            loops.append(loop_seconds(clock, statistics, plan))
+            statistics.to(device)
+        hidden, steps = len(plan.hidden), dealt.steps
+        del plan, dealt
+    both = [plan + deal for plan, deal in zip(plans, deals, strict=True)]
+    return {
+        "samples": total,
+        "hidden": hidden,
+        "steps": steps,
+        "repeats": settings.repeats,
+        "plan_s": median(plans),
+        "deal_s": median(deals),
+        "seconds": median(both),
+        "fastest_s": min(both),
+        "ns_per_sample": 1e9 * median(both) / total,
+        "loop_s": median(loops) if loops else None,
+        "times_faster": median(loops) / median(both) if loops else None,
+        "statistics_bytes_per_sample": statistics.bytes_per_sample,
+        "peak_bytes": peak,
+        "peak_bytes_per_sample": peak / total,
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print one row per size."""
+    report.print_table(
+        "KAKURENBO: plan an epoch and deal it, on one core",
+        ["samples", "plan", "deal", "both", "per sample", "loops", "faster", "peak memory"],
+        [
+            [
+                f"{row['samples']:,}",
+                report.in_units(row["plan_s"]),
+                report.in_units(row["deal_s"]),
+                report.in_units(row["seconds"]),
+                f"{row['ns_per_sample']:.1f} ns",
+                report.in_units(row["loop_s"]) if row["loop_s"] else "-",
+                f"{row['times_faster']:.0f} x" if row["loop_s"] else "-",
+                f"{row['peak_bytes_per_sample']:.0f} B/sample",
+            ]
+            for row in rows
+        ],
+        f"Medians. Statistics: {rows[0]['statistics_bytes_per_sample']} bytes per sample; peak memory: beyond them, "
+        "including the plan and its order (16 bytes per trained sample, 8 per hidden one).",
+    )
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure the chosen sizes, each in its own process."""
+    options = report.parser("selection", __doc__)
+    sizes = [50_000, 1_280_000, 10_000_000, 100_000_000]
+    options.add_argument("--sizes", type=report.count, nargs="+", default=sizes, help="samples of the data set")
+    options.add_argument("--repeats", type=report.count, default=9, help="times to measure each size")
+    options.add_argument("--loop-up-to", type=report.count, default=1_280_000, help="largest size for the loops")
+    settings: argparse.Namespace = options.parse_args(arguments)
+    machine = report.machine(settings.device) | {"threads": 1}
+    rows = []
+    for total in tqdm(settings.sizes, desc="selection", unit="size"):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows.append(pool.submit(measure, total, settings).result())
+    show(rows)
+    result = {"benchmark": "selection", "machine": machine, "clock": settings.clock, "sizes": rows}
+    report.write(settings.json, result)
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Small image data sets, decoded once into memory and augmented on the device.
+
+A data set of 60,000 images of 32 x 32 pixels is 180 MB of uint8, so nothing is decoded twice: a batch is one indexing
+of a tensor, and the random crop, the flip and the normalisation are done for the whole batch on the device.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kakurenbo_lightning.core.random import stream_seed
+from kakurenbo_recipes.data_tools import channel_statistics, stratified
+from kakurenbo_recipes.settings import check_setting, is_count, is_share
+
+
+class InMemoryImages(Dataset):
+    """Images and labels held as tensors, indexed by the batch.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+        labels: int64 [N].
+
+    Attributes:
+        classes: their names; None when they have none.
+    """
+
+    classes: Sequence[str] | None = None
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image, uint8 [3, H, W], and its label, int64 []."""
+        return self.images[index], self.labels[index]
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Return a whole batch: images, uint8 [B, 3, H, W], and labels, int64 [B]."""
+        rows = torch.as_tensor(indices)
+        return self.images[rows], self.labels[rows]
+
+    def part(self, rows: Tensor) -> "InMemoryImages":
+        """Return some of the samples, by their indices, int64 [M]; the memory of the others is free when these are all that is kept."""
+        return InMemoryImages(self.images[rows], self.labels[rows])
+
+
+def keep_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the batch as it is: `InMemoryImages.__getitems__` has collated it."""
+    return batch
+
+
+def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int) -> Tensor:
+    """Cut one window of the original size out of each zero-padded image, mirrored where asked.
+
+    Args:
+        images: [B, C, H, W] of any dtype.
+        top: int64 [B], the window's first row in the padded image, 0 to 2 * padding.
+        left: int64 [B], the window's first column, 0 to 2 * padding.
+        flipped: bool [B], whether to mirror the window left to right.
+        padding: pixels of zeros added on each side.
+
+    Returns:
+        [B, C, H, W], the dtype of `images`, on its device.
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, [padding] * 4)
+    rows = top[:, None] + torch.arange(height, device=images.device)
+    columns = left[:, None] + torch.arange(width, device=images.device)
+    columns = torch.where(flipped[:, None], columns.flip(1), columns)
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    pixels = pixels.view(batch, 1, height * width).expand(batch, channels, height * width)
+    return padded.flatten(2).gather(2, pixels).view_as(images)
+
+
+def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
+    """Put 0, the mean colour of normalised images, into a square of each (DeVries & Taylor, 2017); at the border a part of it.
+
+    Args:
+        images: [B, C, H, W] of any dtype.
+        side: of the square in pixels.
+        places: float [2, B] in [0, 1), where the square's middle is, from top to bottom and from left to right.
+
+    Returns:
+        [B, C, H, W].
+    """
+
+    def inside(length: int, place: Tensor) -> Tensor:  # bool [B, length]
+        first = (place * length).long()[:, None] - side // 2
+        at = torch.arange(length, device=images.device)
+        return (at >= first) & (at < first + side)
+
+    rows, columns = inside(images.shape[2], places[0]), inside(images.shape[3], places[1])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
+    """Return a copy of the labels of which a share is wrong; with the same seed a larger share changes the same labels and more.
+
+    Args:
+        labels: int64 [N].
+        share: the nearest whole number to share * N of them are replaced by another class, drawn uniformly.
+        num_classes: number of classes, >= 2.
+        seed: of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(labels), generator=generator)
+    steps = torch.randint(1, num_classes, (len(labels),), generator=generator)
+    rows = rows[: round(share * len(labels))]
+    noisy = labels.clone()
+    noisy[rows] = (labels[rows] + steps[: len(rows)]) % num_classes
+    return noisy
+
+
+class ImageData(L.LightningDataModule):
+    """Loaders over in-memory images; a subclass says where they come from in `load`.
+
+    Args:
+        batch_size: samples of a training batch (of one process).
+        eval_batch_size: samples of a validation batch.
+        num_workers: processes of each loader; 0 is the fastest for data in memory.
+        subset: train on the first `subset` rows only; None for all.
+        label_noise: share of the training labels that are replaced by another class; test labels stay as they are.
+        label_noise_seed: seed of which labels, and by what.
+        drop_last: whether to leave out an epoch's last training batch when it is short: a batch of a few samples can
+            spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
+        crop_padding: padding of the random crop in pixels; 0 for no crop.
+        flip: whether to mirror half of the training images.
+        cutout: side in pixels of the square that gets the mean colour at a random place of each training image; 0 for none.
+        held_out: share of the training images of each class, drawn by `held_out_seed`, that are validated on in place of the test
+            images: what is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is
+            theirs then.
+        held_out_seed: seed of which.
+        resize: side in pixels to which the augmented images are scaled on the device, for a network that takes larger ones; None leaves
+            them as they are.
+
+    Attributes:
+        num_classes: number of classes.
+        mean: of each channel, in [0, 1]; where a subclass has none it is computed from the training images in `setup`.
+        std: of each channel; likewise.
+        class_names: of the classes; None when they have none.
+        train_images: the training images, labels with noise; None before `setup`.
+        val_images: the held-out images; None when there are none.
+        test_images: the test images; None before `setup` and where there are none.
+        clean_labels: int64 [N], the labels of `train_images` without noise; None before `setup`.
+    """
+
+    num_classes: int
+    class_names: Sequence[str] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 500,
+        num_workers: int = 0,
+        subset: int | None = None,
+        label_noise: float = 0.0,
+        label_noise_seed: int = 0,
+        drop_last: bool = False,
+        crop_padding: int = 4,
+        flip: bool = True,
+        cutout: int = 0,
+        held_out: float = 0.0,
+        held_out_seed: int = 0,
+        resize: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 128.")
+        check_setting("data.eval_batch_size", eval_batch_size, is_count(eval_batch_size, 1), "an int >= 1", "Try 500.")
+        check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try 0.")
+        is_subset = subset is None or is_count(subset, 1)
+        check_setting("data.subset", subset, is_subset, "null or an int >= 1", "Use null for all training images.")
+        check_setting("data.label_noise", label_noise, is_share(label_noise), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        is_seed = is_count(label_noise_seed, 0)
+        check_setting("data.label_noise_seed", label_noise_seed, is_seed, "an int >= 0", "Try 0.")
+        check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
+        check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
+        check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
+        check_setting("data.cutout", cutout, is_count(cutout, 0), "an int >= 0", "Use 16, or 0 for none.")
+        check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
+        is_side = resize is None or is_count(resize, 8)
+        check_setting("data.resize", resize, is_side, "null or an int >= 8", "Use null to leave the images as they are.")
+        self.resize = resize
+        self.cutout = cutout
+        self.held_out = held_out
+        self.held_out_seed = held_out_seed
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.subset = subset
+        self.label_noise = label_noise
+        self.label_noise_seed = label_noise_seed
+        self.drop_last = drop_last
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.train_images: InMemoryImages | None = None
+        self.val_images: InMemoryImages | None = None
+        self.test_images: InMemoryImages | None = None
+        self.clean_labels: Tensor | None = None
+        self._scale: Tensor | None = None  # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
+        """Return the training and the test images; None when there are none, which needs `held_out`."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Read the images, once for all the fits of a process."""
+        if self.train_images is not None:
+            return
+        train, test = self.load()
+        if self.subset is not None:
+            known = self.subset <= len(train)
+            check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
+            train = train.part(torch.arange(self.subset))
+        val = None
+        if self.held_out:
+            kept, held = stratified(train.labels, self.held_out, self.held_out_seed)
+            enough = len(held) > 0
+            check_setting("data.held_out", self.held_out, enough, "0 where each class has one image only", "Or take more images.")
+            train, val = train.part(kept), train.part(held)
+        some = val is not None or test is not None
+        check_setting("data.held_out", self.held_out, some, "above 0 where there are no test images", "Try 0.1.")
+        enough = not self.drop_last or len(train) >= self.batch_size
+        check_setting("data.batch_size", self.batch_size, enough, f"at most {len(train)}", "Or use data.drop_last=false.")
+        if self.mean is None:
+            self.mean, self.std = channel_statistics(train)
+        self.clean_labels = train.labels
+        train = copy.copy(train)
+        train.classes = self.class_names
+        train.labels = with_label_noise(train.labels, self.label_noise, self.num_classes, self.label_noise_seed)
+        self.train_images, self.val_images, self.test_images = train, val, test
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the shuffled loader of the training images."""
+        return self._loader(self.train_images, self.batch_size, training=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the held-out images; without `held_out`, of the test images."""
+        images = self.test_images if self.val_images is None else self.val_images
+        return self._loader(images, self.eval_batch_size, training=False)
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the test images, where there are some, else of the held-out images."""
+        images = self.val_images if self.test_images is None else self.test_images
+        return self._loader(images, self.eval_batch_size, training=False)
+
+    def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
+        return DataLoader(
+            images,
+            batch_size=batch_size,
+            shuffle=training,
+            drop_last=training and self.drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=keep_batch,
+        )
+
+    def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Augment (when training), normalise and scale the batch where it lies: images become float32 [B, 3, H, W].
+
+        A forward-only pass over hidden samples within the training is training here: it sees augmented images, as in the published code.
+        """
+        images, labels = batch
+        training = self.trainer is not None and self.trainer.training
+        generator = self.generator(images.device) if training else None
+        images = self.normalise(self.augment(images, generator) if training else images)
+        if training and self.cutout:
+            images = cut_out(images, self.cutout, torch.rand(2, len(images), generator=generator, device=images.device))
+        if self.resize is not None:
+            images = F.interpolate(images, size=(self.resize, self.resize), mode="bicubic", antialias=True)
+        return images, labels
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """Return what a batch is augmented with: random numbers of this rank, seeded by a draw from the CPU's global stream.
+
+        That stream is the same on all ranks, hence the rank in the seed, and a resumed run puts it back, hence the draw.
+        """
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        drawn = int(torch.randint(2**62, (), device="cpu"))
+        return torch.Generator(device).manual_seed(stream_seed(drawn, 0, f"augmentation:{rank}"))
+
+    def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin.
+
+        Args:
+            images: [B, 3, H, W] of any dtype.
+            generator: of the draws, on the device of the images; None for the global stream.
+        """
+        batch, device = len(images), images.device
+        top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), generator=generator, device=device)
+        flipped = torch.rand(batch, generator=generator, device=device) < (0.5 if self.flip else 0.0)
+        return crop_and_flip(images, top, left, flipped, self.crop_padding)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""
+        if self._scale is None or self._scale.device != images.device:  # once: a copy at each batch would make the GPU wait
+            self._scale = 255 * torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
+        mean, std = self._scale
+        return (images - mean) / std
+
+
+class Digits(ImageData):
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels, embedded in the package, scaled up so that a network has work to do.
+
+    Args:
+        size: height and width in pixels after bilinear scaling.
+        test_share: share of the images kept for validation, stratified by class.
+        split_seed: seed of that split.
+        settings: those of `ImageData`.
+    """
+
+    num_classes = 10
+    class_names = tuple("0123456789")
+    mean = (0.3054,) * 3
+    std = (0.3237,) * 3
+
+    def __init__(self, size: int = 32, test_share: float = 0.2, split_seed: int = 0, **settings) -> None:
+        super().__init__(**{"batch_size": 64, "flip": False, **settings})
+        check_setting("data.size", size, is_count(size, 8), "an int >= 8", "Try 32.")
+        check_setting("data.test_share", test_share, 0.01 <= test_share <= 0.99, "within 0.01 and 0.99", "Try 0.2.")
+        check_setting("data.split_seed", split_seed, is_count(split_seed, 0), "an int >= 0", "Try 0.")
+        self.size = size
+        self.test_share = test_share
+        self.split_seed = split_seed
+
+    def load(self) -> tuple[InMemoryImages, InMemoryImages]:
+        """Return the images scaled to [N, 3, size, size] in uint8, split by class."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        digits = load_digits()
+        pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+        pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
+        labels = torch.from_numpy(digits.target).long()
+        train, test = train_test_split(
+            torch.arange(len(labels)).numpy(),
+            test_size=self.test_share,
+            random_state=self.split_seed,
+            stratify=digits.target,
+        )
+        return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])

@@ -1,0 +1,88 @@
+"""What data modules share: a share of each class, the scale of the pixels, and downloads that leave nothing behind."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kakurenbo_recipes.settings import check_setting
+
+PIXELS = 50_000_000  # that mean and standard deviation are computed from; all of CIFAR-10's
+
+
+def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the samples into those to keep and a share of each class, drawn by `seed`.
+
+    Of each class the nearest whole number to the share is taken, at least one, but never all.
+
+    Args:
+        labels: int64 [N], >= 0.
+        share: in [0, 1).
+        seed: of the draw.
+
+    Returns:
+        The rows of the rest and of the share, int64, ascending.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]  # by class, and at random within it
+    counts = labels.bincount()
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    taken = (share * counts).round().long().clamp_min(1).minimum(counts - 1)
+    drawn = place < taken.repeat_interleave(counts)
+    return order[~drawn].sort().values, order[drawn].sort().values
+
+
+def channel_statistics(images: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel over all pixels of the images, in units of 255.
+
+    Of a data set of more than `PIXELS` pixels as many images as have that many are taken, evenly spread.
+
+    Args:
+        images: gives uint8 [B, 3, H, W] and labels for a list of indices, as `kakurenbo_recipes.data.InMemoryImages`.
+    """
+    area = images[0][0][0].numel()
+    taken = max(1, min(len(images), PIXELS // area))
+    rows = torch.arange(taken) * len(images) // taken
+    counts = torch.zeros(3, 256, dtype=torch.int64)  # how often each value of a pixel is there
+    for some in rows.split(max(1, 1_000_000 // area)):
+        pixels = images.__getitems__(some)[0]
+        counts += torch.stack([pixels[:, channel].reshape(-1).bincount(minlength=256) for channel in range(3)])
+    weights, values = counts.double() / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+    mean = (weights * values).sum(1)
+    std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1 / 255)  # a channel may have one value only
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def checked_scale(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the settings `data.mean` and `data.std` as three numbers each; None when both are.
+
+    Raises:
+        ValueError: only one of them is given, or they are not three numbers, or a deviation is not above 0.
+    """
+    if mean is None and std is None:
+        return None
+    for name, values, least in (("mean", mean, float("-inf")), ("std", std, 0)):
+        ok = isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, int | float) and v > least for v in values)
+        allowed = "three numbers" if name == "mean" else "three numbers above 0"
+        check_setting(f"data.{name}", values, ok, f"{allowed}, one for each channel", "Set mean and std, or neither of them.")
+    return tuple(mean), tuple(std)
+
+
+@contextmanager
+def leaving_no_empty_folders(root: Path) -> Iterator[None]:
+    """When what is done inside fails, remove the folders it has made at and below `root` and left empty."""
+    known = {path for path in (root, *root.parents) if path.exists()} | set(root.iterdir() if root.is_dir() else ())
+    try:
+        yield
+    except Exception:
+        new = [path for path in (root.iterdir() if root.is_dir() else ()) if path not in known]
+        below = sorted((path for top in new for path in (top, *top.rglob("*"))), reverse=True)  # the deepest first
+        for folder in (*below, *(path for path in (root, *root.parents) if path not in known)):
+            with suppress(OSError):  # not empty, or a file
+                folder.rmdir()
+        raise

@@ -1,0 +1,364 @@
+"""DeepCAM's climate images: a reader of the HDF5 files of MLPerf HPC, and a generator of synthetic files of the same form.
+
+A file holds one moment of a climate simulation (CAM5): `climate/data`, float32 [768, 1152, 16], and the class of each pixel in
+`climate/labels_0`, [768, 1152]: 0 background, 1 tropical cyclone, 2 atmospheric river. The folder that NERSC hands out has
+train/, validation/ and test/ with files data-YYYY-MM-DD-HH-MM-S.h5, and stats.h5 with `climate/minval` and `climate/maxval`
+([16], over the training files), which scale each channel to [0, 1]. Kurth et al.: "Exascale Deep Learning for Climate
+Analytics", SC 2018; reference code: https://github.com/mlcommons/hpc/tree/main/deepcam.
+
+`python -m kakurenbo_recipes.deepcam` writes synthetic files: noise like weather, ellipses of rotating wind and low pressure (class 1) and
+long bent bands of moist air (class 2), as rare as in the real data. Each image depends on the seed and its number only, so that
+a larger set holds the smaller one.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import h5py
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from kakurenbo_recipes.climate import climate
+from kakurenbo_recipes.settings import check_setting, is_count, is_share
+
+# of all training pixels, in the reference code's train.py
+CLASS_FREQUENCIES = (0.986267818390377, 0.0004578708870701058, 0.01327431072255291)
+PARTS = ("train", "validation", "test")
+GLOBUS = "https://app.globus.org/file-manager?origin_id=0b226e2c-4de0-11ea-971a-021304b0cca7&origin_path=%2F"
+# what a set can be made of: the least and the most
+LIMITS = {
+    "files": (2, 10**6),
+    "validation": (1, 10**6),
+    "test": (0, 10**6),
+    "height": (32, 4096),
+    "width": (32, 4096),
+    "seed": (0, 2**31),
+}
+
+
+class ClimateFiles(Dataset):
+    """Images of some files. A file is opened for each item, because open HDF5 files cannot be shared with worker processes.
+
+    Args:
+        files: one for each sample.
+        low: float32 [C], what becomes 0 in each channel of the files.
+        high: float32 [C], what becomes 1.
+        channels: numbers of the channels that are read; None for all.
+    """
+
+    def __init__(self, files: Sequence[Path], low: np.ndarray, high: np.ndarray, channels: Sequence[int] | None = None) -> None:
+        self.files = list(files)
+        self.channels = list(range(len(low))) if channels is None else list(channels)
+        self.available = len(low)
+        self.low = low[self.channels]
+        span = (high - low)[self.channels]
+        self.scale = np.divide(1, span, out=np.zeros_like(span), where=span > 0)  # a channel that never changes becomes 0
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image, float32 [C, H, W], and the class of each pixel, int64 [H, W].
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        with h5py.File(self.files[index], "r") as file:
+            found = {name: file[name].shape for name in ("climate/data", "climate/labels_0") if name in file}
+            data, labels = found.get("climate/data", ()), found.get("climate/labels_0", ())
+            if len(labels) != 2 or data != (*labels, self.available):
+                raise ValueError(
+                    f"{self.files[index]} holds {found or 'nothing'}, but climate/data [H, W, {self.available}] and climate/labels_0 "
+                    "[H, W] are needed, with as many channels as stats.h5: take the file and stats.h5 from one set."
+                )
+            image, classes = file["climate/data"][...], file["climate/labels_0"][...]
+        if len(self.channels) < self.available:
+            image = image[..., self.channels]
+        image = np.subtract(image, self.low, dtype=np.float32)
+        image *= self.scale
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(classes.astype(np.int64))
+
+
+class DeepCam(L.LightningDataModule):
+    """DeepCAM from a folder as NERSC hands it out, or a synthetic one.
+
+    Args:
+        root: folder of stats.h5, train/ and validation/ (and test/, for `Trainer.test`).
+        channels: numbers of the channels that are read; None for all 16. The network's number of channels must be theirs.
+        batch_size: samples of a training batch (of one process).
+        eval_batch_size: samples of a validation batch.
+        num_workers: processes of each loader that read files.
+        drop_last: whether to leave out an epoch's last training batch when it is short. Under `SampleSelection` this is not needed:
+            it deals a short tail out to the batches before it, so that none has one sample only.
+        held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the validation images.
+        held_out_seed: seed of which.
+
+    Attributes:
+        num_classes: 3.
+        class_weights: of the loss, as in the reference code: each class's share of the pixels to the power of -1 / 8.
+
+    Raises:
+        FileNotFoundError: in `setup`, when something is not there.
+    """
+
+    num_classes = 3
+    class_weights = tuple(share**-0.125 for share in CLASS_FREQUENCIES)
+
+    def __init__(
+        self,
+        root: str = "data/deepcam",
+        channels: Sequence[int] | None = None,
+        batch_size: int = 2,
+        eval_batch_size: int = 2,
+        num_workers: int = 8,
+        drop_last: bool = False,
+        held_out: float = 0.0,
+        held_out_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 2.")
+        check_setting("data.eval_batch_size", eval_batch_size, is_count(eval_batch_size, 1), "an int >= 1", "Try 2.")
+        check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try the number of cores.")
+        check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
+        self.root, self.channels = Path(root).expanduser(), None if channels is None else list(channels)
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
+        check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
+        self.drop_last, self.held_out, self.held_out_seed = drop_last, held_out, held_out_seed
+        self._images: dict[str, ClimateFiles] = {}
+
+    def setup(self, stage: str) -> None:
+        """Find the files of the stage: "fit", "validate" or "test"."""
+        low, high = self._range()
+        known = self.channels is None or (
+            len(self.channels) > 0 and all(is_count(channel, 0) and channel < len(low) for channel in self.channels)
+        )
+        check_setting("data.channels", self.channels, known, f"null or a list of ints below {len(low)}", "Use null for all.")
+        parts = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ()}[stage]
+        for part in parts:
+            self._images[part] = ClimateFiles(self._part(part), low, high, self.channels)
+
+    def _part(self, part: str) -> list[Path]:
+        """Return the files of a part, after some of the training files are held out."""
+        if not self.held_out or part == "test":
+            return self._files(part)
+        files = self._files("train")
+        order = np.random.default_rng(self.held_out_seed).permutation(len(files))
+        held = set(order[: max(1, round(self.held_out * len(files)))].tolist())
+        left = len(held) < len(files)
+        check_setting("data.held_out", self.held_out, left, "a share that leaves a file to train", "Try 0.1, or 0 for none.")
+        return [file for number, file in enumerate(files) if (number in held) == (part == "validation")]
+
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Read the least and the largest value of each channel, float32 [C] each."""
+        path = self.root / "stats.h5"
+        if not path.is_file():
+            raise self._missing("no stats.h5")
+        with h5py.File(path, "r") as file:
+            if "climate/minval" not in file or "climate/maxval" not in file:
+                raise self._missing("a stats.h5 without climate/minval and climate/maxval")
+            return file["climate/minval"][...].astype(np.float32), file["climate/maxval"][...].astype(np.float32)
+
+    def _files(self, part: str) -> list[Path]:
+        files = sorted((self.root / part).glob("data-*.h5"))
+        if not files:
+            raise self._missing(f"no files {part}/data-*.h5")
+        return files
+
+    def _missing(self, what: str) -> FileNotFoundError:
+        return FileNotFoundError(
+            f"data.root={str(self.root)!r} holds {what}: it must hold stats.h5 and the folders train and validation with files "
+            f"data-YYYY-MM-DD-HH-MM-S.h5. Fetch the folder All-Hist of NERSC (8.8 TB) through Globus, {GLOBUS}, and set data.root to it, "
+            f"or make synthetic files: python -m kakurenbo_recipes.deepcam -o {self.root}"
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the shuffled loader of the training images."""
+        return self._loader("train", self.batch_size, shuffle=True, drop_last=self.drop_last)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the loader of the validation images."""
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the loader of the test images."""
+        return self._loader("test", self.eval_batch_size)
+
+    def _loader(self, part: str, batch_size: int, **settings: bool) -> DataLoader:
+        workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        return DataLoader(self._images[part], batch_size, pin_memory=torch.cuda.is_available(), **workers, **settings)
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """What a synthetic set is made from.
+
+    Attributes:
+        files: training images.
+        validation: validation images.
+        test: test images.
+        height: of an image in pixels.
+        width: of an image in pixels.
+        seed: of all random numbers.
+    """
+
+    files: int = 64
+    validation: int = 16
+    test: int = 0
+    height: int = 96
+    width: int = 144
+    seed: int = 0
+
+    @classmethod
+    def read(cls, root: Path) -> "Synthetic | None":
+        """Return what the set in a folder was made from; None when it holds none."""
+        path = root / "synthetic.json"
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    def write(self, root: Path) -> None:
+        """Write the set; `root` appears when all of it is there."""
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        statistics = Statistics()
+        with tqdm(total=self.files + self.validation + self.test, desc="climate files", unit="file") as bar:
+            for number, (part, count) in enumerate(zip(PARTS, (self.files, self.validation, self.test), strict=True)):
+                (unfinished / part).mkdir(parents=True)
+                for index in range(count):
+                    data, labels = climate(self.height, self.width, np.random.default_rng([self.seed, number, index]))
+                    write_file(unfinished / part / file_name(index), data, labels)
+                    if part == "train":
+                        statistics.add(data)
+                    bar.update()
+        statistics.write(unfinished / "stats.h5")
+        (unfinished / "synthetic.json").write_text(json.dumps(asdict(self)) + "\n")
+        unfinished.rename(root)
+
+
+def is_free(folder: Path) -> bool:
+    """Tell whether a folder is empty or not there."""
+    return not folder.exists() or not any(folder.iterdir())
+
+
+def file_name(index: int) -> str:
+    """Return the name of a file: its moment, one each three hours."""
+    return (datetime(2106, 1, 1) + timedelta(hours=3 * index)).strftime("data-%Y-%m-%d-%H-%M-0.h5")
+
+
+def write_file(path: Path, data: np.ndarray, labels: np.ndarray) -> None:
+    """Write an image (float32 [H, W, C]) and its classes (integers [H, W]) as a file of DeepCAM."""
+    with h5py.File(path, "w") as file:
+        file["climate/data"], file["climate/labels_0"] = data, labels
+
+
+class Statistics:
+    """Per channel, over the pixels of all images that are added: count of images, mean, mean square, least and largest value."""
+
+    def __init__(self) -> None:
+        self._parts: list[np.ndarray] = []
+
+    def add(self, data: np.ndarray) -> None:
+        """Take in an image, float32 [H, W, C]."""
+        pixels = data.reshape(-1, data.shape[2]).astype(np.float64)
+        self._parts.append(np.stack([pixels.mean(0), np.square(pixels).mean(0), pixels.min(0), pixels.max(0)]))
+
+    def write(self, path: Path) -> None:
+        """Write a stats.h5 as the real one."""
+        mean, square, least, most = np.stack(self._parts, axis=1)
+        found = {"mean": mean.mean(0), "sqmean": square.mean(0), "minval": least.min(0), "maxval": most.max(0)}
+        with h5py.File(path, "w") as file:
+            file["climate/count"] = len(self._parts)
+            for name, values in found.items():
+                file[f"climate/{name}"] = values.astype(np.float32)
+
+
+class GeneratedDeepCam(DeepCam):
+    """Synthetic files, written when they are not there: what `debug=true` trains on, through the reader of the real ones.
+
+    Args:
+        root: folder to write.
+        files: training images.
+        validation: validation images.
+        height: of an image in pixels.
+        width: of an image in pixels.
+        generator_seed: of all random numbers.
+        settings: those of `DeepCam`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/deepcam_synthetic",
+        files: int = 64,
+        validation: int = 16,
+        height: int = 96,
+        width: int = 144,
+        generator_seed: int = 0,
+        **settings,
+    ) -> None:
+        sizes = {"files": files, "validation": validation, "height": height, "width": width, "generator_seed": generator_seed}
+        for name, value in sizes.items():
+            least, most = LIMITS[name.removeprefix("generator_")]
+            fits = is_count(value, least) and value <= most
+            check_setting(f"data.{name}", value, fits, f"an int from {least} to {most}", "Leave it out for the default.")
+        super().__init__(root, **{"num_workers": 0, **settings})
+        self.made = Synthetic(files, validation, 0, height, width, generator_seed)
+
+    def prepare_data(self) -> None:
+        """Write the files, unless they are there.
+
+        Raises:
+            ValueError: the folder holds files of other settings.
+        """
+        if is_free(self.root):
+            self.made.write(self.root)
+        found = Synthetic.read(self.root)
+        hint = "Choose another folder, or delete this one."
+        check_setting("data.root", str(self.root), found == self.made, f"new, or synthetic files of {self.made}", hint)
+
+
+def checked(arguments: list[str] | None) -> tuple[Synthetic, Path]:
+    """Read the command line; exit when a setting is not possible."""
+    options = argparse.ArgumentParser(
+        prog="python -m kakurenbo_recipes.deepcam", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    helps = {
+        "files": "training images (the real set has 121,266)",
+        "validation": "validation images (the real set has 15,158)",
+        "test": "test images",
+        "height": "pixels from north to south (768 in the real set)",
+        "width": "pixels from west to east (1152 in the real set); an image takes 64 bytes for a pixel",
+        "seed": "of all random numbers",
+    }
+    default = Synthetic()
+    for name, text in helps.items():
+        value = getattr(default, name)
+        options.add_argument(f"--{name}", type=int, default=value, metavar="N", help=f"{text} (default: {value})")
+    folder = Path("data/deepcam_synthetic")
+    options.add_argument("-o", "--output", type=Path, default=folder, help=f"folder to write (default: {folder})")
+    settings = options.parse_args(arguments)
+    for name, (least, most) in LIMITS.items():
+        if not least <= (value := getattr(settings, name)) <= most:
+            options.error(f"--{name} {value} is not possible: it must be from {least} to {most}")
+    if not is_free(settings.output):
+        options.error(f"--output {settings.output} is there and not empty: choose another folder, or delete this one")
+    return Synthetic(**{name: getattr(settings, name) for name in helps}), settings.output
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write a synthetic set and say how to train on it."""
+    made, folder = checked(arguments)
+    made.write(folder)
+    total = made.files + made.validation + made.test
+    print(f"{total:,} files in {folder}; train on them: kakurenbo-train experiment=deepcam data.root={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""Train on fewer samples: the console script `kakurenbo-train`.
+
+The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; with `compare=[a,b]` it trains several,
+one after the other with the same seed, and prints a table.
+"""
+
+import difflib
+import json
+import os
+import time
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_recipes.models import load_network
+from kakurenbo_recipes.results import Result, print_comparison
+from kakurenbo_recipes.settings import check_setting, is_count
+
+OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
+# settings of generated data that an experiment's own data have too
+GENERATED = tuple(
+    f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
+)
+
+
+def config_dir() -> str:
+    """Return the folder of the Hydra configs: the repository's own, else the one that the wheel carries."""
+    repository = Path(__file__).resolve().parents[2]
+    if (repository / "pyproject.toml").is_file():
+        return str(repository / "configs")
+    return str(files("kakurenbo_lightning") / "configs")
+
+
+def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
+    """Train one model with the method of `cfg.method`."""
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    selection = instantiate(cfg.method)
+    network = instantiate(cfg.model, num_classes=datamodule.num_classes)
+    if cfg.weights is not None:
+        rank_zero_info(load_network(network, cfg.weights))
+    callbacks = [selection, *recorder_for(cfg, selection)]
+    if cfg.trainer.enable_checkpointing:
+        callbacks.append(instantiate(cfg.checkpoint))
+    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
+    optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
+    model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
+
+    check_last(cfg)
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    fit_seconds = time.perf_counter() - started
+
+    score = trainer.callback_metrics.get(f"val/{model.metric}")
+    return Result(
+        method=cfg.method.method,
+        metric=model.metric,
+        score=None if score is None else score.item(),
+        totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
+        fit_seconds=fit_seconds,
+    )
+
+
+def check_last(cfg: DictConfig) -> None:
+    """Say so when `ckpt_path=last` finds nothing to go on with; keep the metrics of the run that goes on, which Lightning would delete."""
+    folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
+    if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
+        rank_zero_warn(
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins anew. To go on with a run, add "
+            "its folder: hydra.run.dir=outputs/DATE/TIME"
+        )
+    metrics = folder / "metrics.csv"
+    if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():
+        metrics.rename(folder / f"metrics-until-{time.strftime('%Y-%m-%d-%H-%M-%S')}.csv")
+
+
+def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
+    """Return what writes the run's folder; nothing with `record=none`."""
+    made = instantiate(cfg.record)
+    if not made:
+        return []
+    folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    return [made(selection, folder, metric=f"val/{get_class(cfg.task._target_).metric}", config=settings)]
+
+
+def scaled_rate(cfg: DictConfig, world_size: int) -> float:
+    """Return the learning rate for the samples of a step: in proportion to what `optimizer.lr` is for."""
+    if cfg.lr_batch_size is None:
+        return cfg.optimizer.lr
+    is_size = is_count(cfg.lr_batch_size, 1)
+    check_setting(
+        "lr_batch_size", cfg.lr_batch_size, is_size, "null or an int >= 1", "Write the batch size that optimizer.lr is for."
+    )
+    samples = cfg.data.batch_size * world_size * cfg.trainer.accumulate_grad_batches
+    return cfg.optimizer.lr * samples / cfg.lr_batch_size
+
+
+def small(cfg: DictConfig) -> DictConfig:
+    """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says; the command line has the last word."""
+    is_there = cfg.small is not None
+    hint = "Every experiment of a paper has it: experiment=cifar100_wrn28_10, for example."
+    check_setting("debug", True, is_there, "false without an experiment that has `small`", hint)
+    print("debug: small generated data and a short run in place of the experiment; its figures mean nothing")
+    changed = cfg.copy()
+    OmegaConf.set_struct(changed, False)  # options of a network can be new
+    changed.data = cfg.small.data
+    for name in cfg.small:
+        if name != "data":
+            changed[name] = OmegaConf.merge(changed[name], cfg.small[name]) if is_group(cfg, name) else cfg.small[name]
+    unused = []
+    for key, value in typed():
+        if is_group(cfg, key) or key in ("small", "debug"):
+            continue
+        if key.startswith("data.") and key not in GENERATED and OmegaConf.select(changed, key) is None:
+            unused.append(key)
+        else:
+            OmegaConf.update(changed, key, value, force_add=True)
+    if unused:
+        print(f"debug: {', '.join(unused)} are of the experiment's own data and not used")
+    return changed
+
+
+def is_group(cfg: DictConfig, name: str) -> bool:
+    """Tell whether `name` is a config group, not a single setting."""
+    return "." not in name and isinstance(cfg.get(name), DictConfig)
+
+
+def typed() -> list[tuple[str, Any]]:
+    """Return what the command line sets, by name; without what it deletes."""
+    return [(override.key_or_group, override.value()) for override in overrides_of_run() if not override.is_delete()]
+
+
+def overrides_of_run() -> list[Override]:
+    """Return the overrides of the command line."""
+    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+
+
+def refuse_unknown() -> None:
+    """Raise a ValueError for a new setting that nothing reads, as Hydra's advice for a typo (`+methd=...`) makes one."""
+    known = [*GlobalHydra.instance().config_loader().list_groups(""), *OWN]
+    for override in overrides_of_run():
+        name = override.key_or_group
+        if override.is_add() and "." not in name and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]}=?" if near else "See kakurenbo-train --help."
+            check_setting(f"+{name}", override.value(), False, "a setting of a group, such as +trainer.max_time=...", hint)
+
+
+def with_method(cfg: DictConfig, name: str) -> DictConfig:
+    """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
+    if name == cfg.method.method:
+        return cfg
+    kept = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+~").startswith(("method=", "method."))]
+    composed = hydra.compose(HydraConfig.get().job.config_name, [*kept, f"method={name}"])
+    changed = cfg.copy()
+    changed.method = composed.method
+    if cfg.debug and "method" in (composed.small or {}):
+        changed.method = OmegaConf.merge(changed.method, composed.small.method)
+    return changed
+
+
+def warn_of_unused(cfg: DictConfig) -> None:
+    """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
+    used = " ".join(map(str, OmegaConf.to_container(cfg.method, resolve=False).values()))
+    for name in ("F", "tau"):
+        if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
+            continue
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN or "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
+        check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
+        rank_zero_warn(
+            f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
+        )
+
+
+def run(cfg: DictConfig) -> list[Result]:
+    """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    refuse_unknown()
+    warn_of_unused(cfg)
+    if cfg.debug:
+        cfg = small(cfg)
+    if cfg.compare is None:
+        return [fit(cfg, instantiate(cfg.data))]
+    is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
+    check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
+    known = GlobalHydra.instance().config_loader().get_group_options("method")
+    for name in cfg.compare:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Write compare=[baseline,kakurenbo]."
+        check_setting("compare", list(cfg.compare), name in known, f"a list of methods out of {', '.join(known)}", hint)
+    alone = cfg.ckpt_path is None
+    check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
+    datamodule = instantiate(cfg.data)
+    return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
+
+
+@hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
+def train(cfg: DictConfig) -> float | None:
+    """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
+    results = run(cfg)
+    if rank_zero_only.rank == 0:
+        if len(results) > 1:
+            print_comparison(results)
+        path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
+        path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
+        if len(results) == 1 and results[0].score is not None:
+            print(f"{results[0].metric} {results[0].score:.2%} after the last epoch")
+        print(f"results: {path}\ntables and pictures: kakurenbo-report {path.parent}")
+    return results[-1].score
+
+
+def main() -> None:
+    """Start the program; the ranks that Lightning starts inherit the time, and with it the folder of the run."""
+    if "LOCAL_RANK" not in os.environ:
+        os.environ.setdefault("KAKURENBO_STARTED", time.strftime("%Y-%m-%d/%H-%M-%S"))
+    train()
+
+
+if __name__ == "__main__":
+    main()

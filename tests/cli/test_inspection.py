@@ -1,0 +1,135 @@
+"""The console script `kakurenbo-inspect`, on checkpoints of real trainings."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SureNet, fit, hide_then_grow, loader
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.cli.inspection import main, selection_in
+from kakurenbo_lightning.record.recorder import RunRecorder
+
+
+def saved(folder, selection, *callbacks, module=None, epochs=3, **settings):
+    trainer = fit(module or SureNet(), loader(), selection, *callbacks, max_epochs=epochs, **settings)
+    path = folder / "run.ckpt"
+    trainer.save_checkpoint(path)
+    return str(path)
+
+
+def said(capsys, *arguments):
+    main(arguments)
+    return capsys.readouterr().out
+
+
+def test_a_page_says_method_epoch_and_hidden_share(tmp_path, capsys):
+    selection = hide_then_grow(seed=7)
+    text = said(capsys, saved(tmp_path, selection))
+    assert "kakurenbo(" in text and "max_fraction=0.5" in text
+    assert "epoch 2 (counted from 0), after step 4" in text and "64 samples" in text
+    assert "hidden now  32 (50.0%)" in text and "learning rate x 2.000" in text
+    assert selection.totals.summary("hide") in text
+
+
+def test_without_a_recorder_the_hidden_of_lowest_loss_are_listed(tmp_path, capsys):
+    selection = hide_then_grow()
+    told = json.loads(said(capsys, saved(tmp_path, selection), "--json", "--most", "5"))
+    hidden, loss = selection.plan.hidden, selection.statistics.loss
+    assert told["hidden"] == len(hidden) == 32 and told["hidden_share"] == 0.5
+    assert [row["index"] for row in told["most_hidden"]] == hidden[loss[hidden].argsort(stable=True)[:5]].tolist()
+    assert told["measured"] == 64 and told["correct"] == 64 and told["not_finite"] == 0
+    assert told["loss_quantiles"][0] == pytest.approx(loss.min().item()) and told["loss_quantiles"][4] == pytest.approx(
+        loss.max().item()
+    )
+
+
+def test_with_a_recorder_those_hidden_most_often_are_listed(tmp_path, capsys):
+    selection = hide_then_grow()
+    path = saved(tmp_path, selection, RunRecorder(selection, tmp_path / "files"), epochs=4)
+    told = json.loads(said(capsys, path, "--json", "--most", "64"))
+    times = [row["times_hidden"] for row in told["most_hidden"]]
+    assert len(times) == 64 and times == sorted(times, reverse=True) and sum(times) == selection.totals.samples_hidden
+    assert all(row["times_hidden"] + row["times_trained"] == 4 for row in told["most_hidden"])
+    assert "times hidden" in said(capsys, path)
+
+
+def test_what_waits_in_a_pool_is_told(tmp_path, capsys):
+    selection = SampleSelection("selective_backprop", beta=2.0, warmup_epochs=0, leftover="carry")
+    path = saved(tmp_path, selection, epochs=2)
+    waiting = selection.session.engine.counts.pooled
+    told = json.loads(said(capsys, path, "--json"))
+    assert told["waits"] == waiting
+    assert ("are chosen and not trained yet" in said(capsys, path)) == (waiting > 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"CHECKPOINT='.*there\.ckpt' is not a file"),
+        (b"no zip file", r"there\.ckpt is no checkpoint of Lightning \(no zip file\)"),
+        (b"PK but no zip file", r"there\.ckpt is truncated or damaged"),
+        ({"callbacks": {"ModelCheckpoint": {"best": 1.0}}}, r"holds no selection: it has the callbacks ModelCheckpoint"),
+        ({}, r"holds no selection: it has the callbacks none"),
+        ({"callbacks": None}, r"is no checkpoint of Lightning"),
+        ([1, 2], r"is no checkpoint of Lightning"),
+    ],
+)
+def test_a_file_without_a_selection_is_named(tmp_path, capsys, content, message):
+    path = tmp_path / "there.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(SystemExit) as ended:
+        main([str(path)])
+    assert ended.value.code == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_state_of_another_version_is_named(tmp_path, capsys):
+    path = saved(tmp_path, hide_then_grow())
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["SampleSelection"]["version"] = 99
+    torch.save(checkpoint, path)
+    with pytest.raises(SystemExit):
+        main([path])
+    assert "state of version 99, this release reads 1" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
+    path = Path(saved(tmp_path, hide_then_grow()))
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(SystemExit):
+        main([str(path)])
+    assert "truncated or damaged" in capsys.readouterr().err
+
+
+def test_the_state_is_found_under_any_key(tmp_path):
+    class Own(SampleSelection):
+        pass
+
+    path = tmp_path / "own.ckpt"
+    trainer = fit(SureNet(), loader(), Own("baseline"), max_epochs=1)
+    trainer.save_checkpoint(path)
+    assert selection_in(path)[0]["method"] == "baseline"
+
+
+def test_objects_of_other_kinds_need_trust(tmp_path, capsys):
+    path = saved(tmp_path, hide_then_grow())
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "hyper_parameters": {"optimizer": torch.optim.SGD}}, path)
+    with pytest.raises(SystemExit):
+        main([path])
+    assert "holds an object of torch.optim.sgd.SGD. If you trust the file, add --trust" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert "hidden now  32 (50.0%)" in said(capsys, path, "--trust")
+
+
+def test_json_is_json_where_samples_were_never_seen(tmp_path, capsys):
+    path = saved(tmp_path, SampleSelection("random", max_fraction=0.5), epochs=1)
+    told = json.loads(said(capsys, path, "--json"), parse_constant=lambda name: pytest.fail(name))
+    assert told["most_hidden"][0]["loss"] is None

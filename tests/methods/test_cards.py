@@ -1,0 +1,227 @@
+"""The method cards: one outline, and settings tables that say what the code says."""
+
+import ast
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from helpers import Net, fit, loader
+
+import kakurenbo_lightning.methods
+from kakurenbo_lightning import Epoch, HideMethod, SampleSelection, available_methods, get_method
+from kakurenbo_lightning.methods import BackpropMethod, DrawMethod, StreamMethod, registry
+
+FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
+ADDING = FOLDER / "ADDING.md"
+LIST = FOLDER / "README.md"
+OUTLINE = [
+    "What it does",
+    "Formula",
+    "Settings",
+    "Cost per epoch",
+    "When it helps, and when not",
+    "Differences from the authors' code",
+    "Measured",
+]
+# class whose fields are the common settings of its methods, without those of a class it derives from -> the section that describes them
+FAMILIES = {
+    HideMethod: "Common settings",
+    BackpropMethod: "Backprop settings",
+    DrawMethod: "PoD settings",
+    StreamMethod: "Stream settings",
+}
+CARDS = sorted(path for path in FOLDER.rglob("*.md") if path.name not in ("README.md", "ADDING.md"))
+# what other packages in this environment register is not ours to describe
+METHODS = {
+    name: info
+    for name, info in available_methods().items()
+    if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")
+}
+HIDE = {name: info for name, info in METHODS.items() if info.family == "hide"}
+BACKPROP = {name: info for name, info in METHODS.items() if info.family == "backprop"}
+POD = {name: info for name, info in METHODS.items() if info.family == "draw"}
+
+
+def sections(path):
+    """Heading -> text of the ``##`` sections of a file, in order; ``""`` is what stands before the first one."""
+    parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def table(text):
+    """The first table of a text: its head, and its rows, each a list of cells."""
+    lines = re.search(r"(?:^\|.*\|$\n?)+", text + "\n", flags=re.MULTILINE)
+    if lines is None:
+        return [], []
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines.group().strip().splitlines()]
+    return rows[0], rows[2:]
+
+
+def settings(text):
+    """Setting -> default of a settings table."""
+    head, rows = table(text)
+    assert not head or head == ["setting", "default", "allowed", "meaning"]
+    assert all(len(row) == 4 and all(row) for row in rows), "a cell is empty"
+    return {name.strip("`"): ast.literal_eval(default.strip("`")) for name, default, _, _ in rows}
+
+
+def families(cls):
+    """Of :data:`FAMILIES` those that ``cls`` derives from, the nearest first."""
+    return [base for base in cls.__mro__ if base in FAMILIES]
+
+
+def defaults(cls, common):
+    """Setting -> default of those that ``cls`` takes from its family as they are (``common``), or of the others."""
+    changed = {name for base in cls.__mro__[: cls.__mro__.index(families(cls)[0])] for name in inspect.get_annotations(base)}
+    return {field.name: field.default for field in fields(cls) if (field.name not in changed) is common}
+
+
+def as_written(values):
+    """The values as text: ``True == 1`` and ``0 == 0.0``, so comparing values would miss a wrong kind."""
+    return {name: repr(value) for name, value in values.items()}
+
+
+def anchor(heading):
+    """What a link to the heading ends with."""
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+
+
+def links(path):
+    """Relative link targets of a file, without code blocks."""
+    text = re.sub(r"^(`{3,}).*?^\1$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+
+
+def test_every_method_has_a_card_and_every_card_a_method():
+    assert sorted(str(info.card) for info in METHODS.values()) == [str(card) for card in CARDS]
+    assert {name: info.card.stem for name, info in METHODS.items()} == {name: name for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_keeps_to_the_outline(name):
+    found = sections(METHODS[name].card)
+    assert list(found) == ["", *OUTLINE]
+    assert found[""].splitlines()[0] == f"# {name}"
+    assert all(found[heading].strip() for heading in OUTLINE[:-1]), "a section is empty"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_settings_table_names_exactly_the_methods_own_settings(name):
+    text = sections(METHODS[name].card)["Settings"]
+    own = defaults(type(get_method(name)), common=False)
+    assert as_written(settings(text)) == as_written(own)
+    for family in families(type(get_method(name))):
+        assert f"(../README.md#{anchor(FAMILIES[family])})" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_card_states_the_true_memory_per_sample(name):
+    head, rows = table(sections(METHODS[name].card)["Cost per epoch"])
+    assert head == ["forwards with backward", "forwards only", "bytes per sample"]
+    assert [row[-1] for row in rows] == [str(METHODS[name].bytes_per_sample)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_common_settings_of_a_family_are_described_once_with_true_defaults(family):
+    described = settings(sections(LIST)[FAMILIES[family]])
+    elsewhere = {field.name for base in families(family)[1:] for field in fields(base)}
+    own = {field.name: field.default for field in fields(family) if field.name not in elsewhere}
+    assert as_written(described) == as_written(own)
+    for name, info in METHODS.items():
+        if isinstance(get_method(name), family):
+            common = defaults(type(get_method(name)), common=True)
+            assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
+
+
+def test_every_method_is_of_a_family_that_the_list_describes():
+    assert {info.family for info in METHODS.values()} == {cls.family for cls in FAMILIES}
+
+
+def test_the_list_tells_of_every_hide_method_what_it_is():
+    head, rows = table(sections(LIST)[""])
+    assert head == ["method", "an epoch hides", "chosen", "forward-only pass", "weights", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`](hide/{name}.md)" for name in HIDE]
+    for (name, info), (_, _, chosen, looks, weights, memory) in zip(HIDE.items(), rows, strict=True):
+        method = get_method(name)
+        assert memory == str(info.bytes_per_sample)
+        assert (looks == "yes") is (method.refresh_mode is not None)
+        assert (weights != "no") is method.knows_keep_probability
+        assert (weights == "by default") is method.unbiased
+        assert (chosen == "once, then restart") is (method.scoring_epochs(200) > 0)
+
+
+def test_the_list_tells_of_every_backprop_method_what_it_is():
+    head, rows = table(sections(LIST)["The backprop family"])
+    assert head == ["method", "trains", "in a step of", "looks in", "weights", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`](backprop/{name}.md)" for name in BACKPROP]
+    for (name, info), (_, _, step, looks, weights, memory) in zip(BACKPROP.items(), rows, strict=True):
+        method = get_method(name)
+        assert memory == str(info.bytes_per_sample)
+        assert weights == ("yes" if method.weighs else "no")
+        assert (step == "a full batch") is (method.pooled or method.batches_per_choice > 1)
+        always = all(method.scores(Epoch(epoch, 10), step, 8, method.memory()) for epoch in range(1, 10) for step in range(8))
+        assert (looks == "each epoch") is always
+
+
+def test_the_list_tells_of_every_pod_method_what_it_is():
+    head, rows = table(sections(LIST)["The PoD family"])
+    assert head == ["method", "probability goes by", "drawn", "normalised", "forward-only pass", "bytes per sample"]
+    assert [row[0] for row in rows] == [f"[`{name}`](draw/{name}.md)" for name in POD]
+    for (name, info), (_, _, drawn, normalised, looks, memory) in zip(POD.items(), rows, strict=True):
+        method = get_method(name)
+        streams = isinstance(method, StreamMethod)
+        assert memory == str(info.bytes_per_sample)
+        assert drawn == ("batch by batch" if streams else "once per epoch")
+        assert normalised == ("every step" if streams and method.normalised else "never")
+        assert looks == ("no" if method.refresh_mode is None else "at the start" if streams else "from epoch 2 on")
+
+
+@pytest.mark.parametrize("name", BACKPROP)
+def test_a_backprop_card_counts_a_sample_by_the_common_cost_model(name):
+    text = sections(METHODS[name].card)["Cost per epoch"]
+    assert "With a forward pass counted 1 and a backward pass 2" in text
+
+
+def trained_from_adding(section, method, number=0, **settings):
+    """Three epochs of 61 samples with the method ``method`` that piece ``number`` of a section's code registers."""
+    code = re.findall(r"^```python\n(.*?)^```$", sections(ADDING)[section], re.MULTILINE | re.DOTALL)[number]
+    try:
+        exec(compile(code, "ADDING.md", "exec", dont_inherit=True), {"__name__": "test_cards"})
+        selection = SampleSelection(method, **settings)
+        fit(Net(), loader(61), selection, max_epochs=3)
+    finally:
+        registry._METHODS.pop(method, None)  # other tests go through all methods there are
+    return selection
+
+
+def test_the_method_that_looks_in_adding_md_trains():
+    totals = trained_from_adding("A method that looks at batches", "above_mean").totals
+    assert totals.samples_scored == 2 * 61
+    assert 0 < totals.samples_rejected < 2 * 61
+
+
+@pytest.mark.parametrize("settings", [{}, {"unbiased": True, "mix": 0.1}])
+def test_the_methods_that_draw_in_adding_md_train(settings):
+    stream = trained_from_adding("A method that draws", "log_loss", **settings)
+    assert (stream.totals.samples_trained, stream.totals.samples_refreshed) == (3 * 64, 61)
+    once = trained_from_adding("A method that draws", "half_by_loss", number=1, **settings)
+    assert once.totals.samples_trained == 3 * 30
+    assert (once.plan.weights is not None) is bool(settings)
+
+
+def test_the_examples_of_the_list_can_be_made():
+    blocks = re.findall(r"^```python\n(.*?)^```$", LIST.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {"SampleSelection": SampleSelection, "small": Net()})
+
+
+@pytest.mark.parametrize("path", [*CARDS, LIST, ADDING], ids=lambda path: path.stem)
+def test_links_lead_to_files_and_headings(path):
+    for link in links(path):
+        target, _, heading = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        assert file.exists(), link
+        assert not heading or heading in map(anchor, sections(file)), link

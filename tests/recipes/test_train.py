@@ -1,0 +1,331 @@
+"""The recipe: models, configs, the program `kakurenbo-train`, and its table."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from hydra.utils import instantiate
+from kakurenbo_recipes.data import Digits
+from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
+from kakurenbo_recipes.results import Result, comparison_table
+from kakurenbo_recipes.train import config_dir, fit, run, with_method
+from omegaconf import OmegaConf
+from recipe_runs import TINY, kakurenbo_train
+from torch.nn import functional as F
+
+import kakurenbo_lightning
+from kakurenbo_lightning.report import main as report
+
+CONFIGS = Path(config_dir())
+FAMILIES = ("hide", "backprop", "draw", "stream")  # folders of settings that methods share, no groups
+OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in FAMILIES)
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+# ---- help
+
+
+def test_the_help_names_every_group_and_option():
+    text = OmegaConf.load(CONFIGS / "train.yaml").hydra.help.template.split("Change any value")[0]
+    own = ("tuned", *FAMILIES)  # chosen by others
+    known = {path.parent.name: path.parent for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in own}
+    for group, folder in known.items():
+        assert re.search(rf"^  {group} ", text, re.MULTILINE), group
+        assert [path.stem for path in folder.glob("*.yaml") if not re.search(rf"\b{path.stem}\b", text)] == []
+
+
+# ---- models
+
+
+@pytest.mark.parametrize("depth", [8, 14, 20])
+def test_the_resnet_has_the_depth_asked_for(depth):
+    network = CifarResNet(depth=depth, width=4, num_classes=7)
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Linear) or getattr(m, "kernel_size", 0) == (3, 3)]
+    assert len(layers) == depth
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"depth": 9}, "model.depth=9 is not possible: it must be 6n + 2 with n >= 1"),
+        ({"depth": 2}, "model.depth=2"),
+        ({"width": 0}, "model.width=0 is not possible: it must be an int >= 1. Try 16."),
+    ],
+)
+def test_a_wrong_model_setting_is_named(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CifarResNet(**settings)
+
+
+@pytest.mark.parametrize(("depth", "width", "millions"), [(28, 10, 36.479), (16, 8, 10.961)])
+def test_wide_networks_have_the_published_number_of_parameters(depth, width, millions):
+    with torch.device("meta"):
+        network = WideResNet(depth, width)
+    assert round(sum(parameter.numel() for parameter in network.parameters()) / 1e6, 3) == millions
+
+
+def test_a_wide_network_maps_images_to_logits_and_drops_features_only_in_training():
+    network, images = WideResNet(10, 1, dropout=0.5, num_classes=7), torch.randn(2, 3, 32, 32)
+    assert network(images).shape == (2, 7)
+    assert not torch.equal(network(images), network(images))
+    network.eval()
+    assert torch.equal(network(images), network(images))
+
+
+@pytest.mark.parametrize("settings", [{"depth": 27}, {"width": 0}, {"dropout": 1.0}])
+def test_a_wrong_setting_of_a_wide_network_is_named(settings):
+    with pytest.raises(ValueError, match=f"model.{next(iter(settings))}="):
+        WideResNet(**settings)
+
+
+def test_an_unknown_timm_model_gets_a_suggestion():
+    with pytest.raises(ValueError, match=r"model\.name='resnet_18' is not possible.*Did you mean .*resnet18"):
+        timm_network("resnet_18", num_classes=10)
+
+
+def test_options_reach_timm():
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2}
+    network = timm_network("deit_tiny_patch16_224", 7, options=options)
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7) and len(network.blocks) == 2
+
+
+def saved_network(path, network):
+    torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("classes", [10, 3])
+def test_fine_tuning_begins_with_a_checkpoints_network_and_a_last_layer_of_its_own(tmp_path, classes):
+    before, after = CifarResNet(width=4, num_classes=10), CifarResNet(width=4, num_classes=classes)
+    anew = after[-1].weight.clone()
+    said = load_network(after, saved_network(tmp_path / "run.ckpt", before))
+    kept = [name for name in before.state_dict() if classes == 10 or not name.startswith(f"{len(before) - 1}.")]
+    assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
+    assert torch.equal(after[-1].weight, anew) == (classes == 3)
+    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins anew" in said) == (classes == 3)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    path = saved_network(tmp_path / "run.ckpt", CifarResNet(width=4))
+    for other in (CifarResNet(width=8), CifarResNet(depth=14, width=4)):
+        with pytest.raises(ValueError, match=r"weights=.*run\.ckpt.* is not possible: .* same network, which differs in"):
+            load_network(other, path)
+    torch.save(CifarResNet(width=4).state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match=r"weights=.*plain\.pt.* is not possible: .* with a state_dict"):
+        load_network(CifarResNet(width=4), str(tmp_path / "plain.pt"))
+    (tmp_path / "cut.ckpt").write_bytes((tmp_path / "plain.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"weights=.*cut\.ckpt.* cannot be read: .* truncated"):
+        load_network(CifarResNet(width=4), str(tmp_path / "cut.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"weights='nowhere\.ckpt' is not a file"):
+        load_network(CifarResNet(width=4), "nowhere.ckpt")
+
+
+def test_the_training_step_is_the_plain_one():
+    model = ImageClassifier(CifarResNet(width=4), torch.optim.SGD, num_classes=10)
+    model.log = lambda *arguments, **settings: None
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    loss = model.eval().training_step((images, labels), 0)
+    assert torch.equal(loss, F.cross_entropy(model(images), labels))
+
+
+def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
+    data = Digits(size=8, subset=40, batch_size=16, crop_padding=1, drop_last=False)
+    model = ImageClassifier(CifarResNet(width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 10)
+    trainer = L.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 6
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+# ---- configs
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
+    cfg = compose(option)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(instantiate(cfg.method), kakurenbo_lightning.SampleSelection)
+    assert isinstance(instantiate(cfg.data), L.LightningDataModule)
+    network = instantiate(cfg.model, num_classes=10)
+    assert isinstance(instantiate(cfg.optimizer)(network.parameters()), torch.optim.Optimizer)
+    trainer = instantiate(cfg.trainer)(logger=instantiate(cfg.logger) or False)
+    assert Path(trainer.default_root_dir) == tmp_path
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_configs_hold_the_defaults_of_the_code(compose, name):
+    settings = OmegaConf.to_container(compose(f"method={name}").method, resolve=True)
+    assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
+    assert settings.pop("method") == name
+    settings.pop("_convert_", None)
+    defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
+    assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+
+
+def test_every_method_has_a_config():
+    assert list(kakurenbo_lightning.available_methods()) == METHODS
+
+
+def test_f_and_tau_reach_the_method(compose):
+    method = compose("F=0.11", "tau=0.22").method
+    assert (method.max_fraction, method.tau) == (0.11, 0.22)
+
+
+def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(compose):
+    cfg = compose("method=kakurenbo", "method.drop_top=0.02", "F=0.2")
+    assert with_method(cfg, "kakurenbo").method.drop_top == 0.02
+    assert OmegaConf.to_container(with_method(cfg, "random").method, resolve=True)["max_fraction"] == 0.2
+    assert cfg.method.method == "kakurenbo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare=baseline"], "compare='baseline' is not possible: it must be null or a list of methods"),
+        (["compare=[]"], "compare=[] is not possible"),
+        (["compare=[foo]"], "compare=['foo'] is not possible: it must be a list of methods out of baseline, el2n, forget"),
+        (["compare=[baseline,stale_bs]"], "Did you mean stale_sb?"),
+        (
+            ["compare=[baseline]", "ckpt_path=x.ckpt"],
+            "ckpt_path='x.ckpt' is not possible: it must be null",
+        ),
+    ],
+)
+def test_a_wrong_comparison_is_refused(compose, overrides, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run(compose(*overrides))
+
+
+# ---- the program
+
+
+def test_one_fit_returns_accuracy_and_totals(compose, tmp_path):
+    cfg = compose(*TINY, "method=random", "F=0.25")
+    result = fit(cfg, instantiate(cfg.data))
+    assert result.method == "random"
+    assert 0 <= result.score <= 1
+    assert result.totals["samples_trained"] + result.totals["samples_hidden"] == 2 * 96
+    assert result.hidden_share == 0.25
+    assert (tmp_path / "random" / "metrics.csv").is_file()
+
+
+def test_a_comparison_runs_each_method_on_the_same_images(compose):
+    results = run(compose(*TINY, "compare=[baseline,kakurenbo]", "logger=none", "trainer.enable_checkpointing=false"))
+    assert [result.method for result in results] == ["baseline", "kakurenbo"]
+    assert results[0].totals["samples_trained"] == 2 * 96
+    assert results[0].hidden_share == 0
+
+
+def test_the_same_seed_gives_the_same_accuracy(compose):
+    cfg = compose(*TINY, "method=random", "logger=none", "trainer.enable_checkpointing=false")
+    first, second = (fit(cfg, instantiate(cfg.data)) for _ in range(2))
+    assert first.score == second.score
+
+
+def test_quickstart_leaves_results_that_can_be_reported(tmp_path):
+    printed = kakurenbo_train("experiment=quickstart", *TINY, "hydra.run.dir=run", cwd=tmp_path)
+    assert "baseline" in printed
+    assert "ideal" in printed
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [result["method"] for result in results] == ["baseline", "kakurenbo"]
+    assert {"accuracy", "seconds", "hidden_share", "totals"} <= set(results[0])
+    report.main([str(tmp_path / "run"), "-o", str(tmp_path / "report")])
+    assert (tmp_path / "report" / "overview.png").stat().st_size > 5000
+
+
+def test_two_ranks_share_one_run_folder_and_one_of_them_reports(tmp_path):
+    ddp = ["trainer.devices=2", "trainer.strategy=ddp"]
+    printed = kakurenbo_train(*TINY, *ddp, "compare=[baseline,random]", "F=0.25", cwd=tmp_path)
+    assert printed.count("results: ") == 1
+    (path,) = tmp_path.glob("outputs/*/*/results.json")
+    assert len(list(tmp_path.glob("outputs/*/*"))) == 1
+    baseline, random = json.loads(path.read_text())
+    assert baseline["totals"]["samples_trained"] == 2 * 96
+    assert random["totals"]["samples_trained"] == 2 * 72
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_ranks_leaves_one_folder_per_job(tmp_path):
+    ddp = ["trainer.devices=2", "trainer.strategy=ddp"]
+    kakurenbo_train("-m", *TINY, *ddp, "method=kakurenbo,baseline", "F=0.2,0.3", cwd=tmp_path)
+    assert len(list(tmp_path.glob("multirun/*/*"))) == 1
+    assert len(list(tmp_path.glob("multirun/*/*/*/results.json"))) == 4
+
+
+def test_help_lists_the_groups_and_two_line_examples(tmp_path):
+    printed = kakurenbo_train("--help", cwd=tmp_path)
+    assert "  method      how samples are chosen" in printed
+    assert "kakurenbo-train experiment=quickstart" in printed
+
+
+# ---- results
+
+
+def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
+    cfg = compose(*TINY, "method=selective_backprop")
+    result = fit(cfg, instantiate(cfg.data))
+    totals = result.totals
+    assert totals["samples_scored"] == 96
+    assert totals["samples_trained"] + totals["samples_rejected"] == 2 * 96
+    assert result.hidden_share == 0
+    assert result.as_dict()["rejected_share"] == totals["samples_rejected"] / (2 * 96) > 0
+
+
+def test_a_stream_trains_as_many_samples_and_counts_the_pass_at_the_start(compose):
+    cfg = compose(*TINY, "method=plb", "data.label_noise=0.25")
+    data = instantiate(cfg.data)
+    result = fit(cfg, data)
+    assert int((data.train_images.labels != data.clean_labels).sum()) == 24
+    assert (result.totals["samples_trained"], result.totals["samples_refreshed"]) == (2 * 96, 96)
+    assert (result.hidden_share, result.rejected_share) == (0, 0)
+
+
+def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0, scored=0, rejected=0, score_seconds=0.0):
+    totals = {
+        "samples_trained": trained,
+        "samples_hidden": hidden,
+        "samples_refreshed": refreshed,
+        "samples_scored": scored,
+        "samples_rejected": rejected,
+        "train_seconds": train_seconds,
+        "refresh_seconds": refresh_seconds,
+        "score_seconds": score_seconds,
+        "select_seconds": 0.0,
+    }
+    return Result(method, "accuracy", 0.9, totals, fit_seconds=train_seconds)
+
+
+def test_saving_and_its_ideal():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    # per sample: a training step 0.1 s, a forward pass 0.03 s
+    hiding = a_result("kakurenbo", trained=700, hidden=300, refreshed=300, train_seconds=70.0, refresh_seconds=9.0)
+    assert hiding.hidden_share == 0.3
+    assert hiding.saving(baseline) == pytest.approx(0.21)
+    assert hiding.ideal_share == pytest.approx(0.7 + 0.3 * 0.3)
+    assert a_result("random", 700, 300, 0, train_seconds=70.0).ideal_share == pytest.approx(0.7)
+
+
+def test_saving_and_its_ideal_when_samples_are_looked_at():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    # per sample: a training step 0.1 s, a forward pass 0.03 s; stale epochs hide, the others reject
+    stale = a_result("stale_sb", 500, 300, 0, train_seconds=50 + 0.03 * 400, scored=400, rejected=200, score_seconds=0.03 * 400)
+    assert (stale.hidden_share, stale.rejected_share) == (0.3, 0.2)
+    assert stale.ideal_share == pytest.approx(0.5 + 0.3 * 0.4)
+    assert stale.saving(baseline) == pytest.approx(0.38)
+    columns = {column.header: list(column.cells) for column in comparison_table([baseline, stale]).columns}
+    assert columns["looked at"] == ["0", "400"]
+    assert columns["left out"] == ["0.0%", "50.0%"]
+
+
+def test_the_table_compares_with_the_baseline_only_where_there_is_one():
+    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
+    hiding = a_result("random", trained=700, hidden=300, refreshed=0, train_seconds=72.0)
+    saving = list(comparison_table([baseline, hiding]).columns[5].cells)
+    assert saving == ["-", "28.0%"]
+    assert list(comparison_table([hiding]).columns[5].cells) == ["-"]

@@ -1,0 +1,37 @@
+"""Small runs of the program `kakurenbo-train`, composed in this process or started in one of their own."""
+
+from pathlib import Path
+
+import hydra
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from kakurenbo_recipes.train import config_dir
+from processes import program
+
+CONFIGS = Path(config_dir())
+# seconds rather than minutes: 96 images of 8 x 8 pixels, 2 epochs, on the CPU
+TINY = [
+    *("data.size=8", "data.subset=96", "data.batch_size=8", "data.drop_last=false", "data.crop_padding=1", "model.width=4"),
+    *("trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"),
+]
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Compose the config as the program would, with the run's folder at tmp_path."""
+    HydraConfig.instance().cfg = None
+
+    def compose_with(*overrides):
+        folder = f"hydra.runtime.output_dir={tmp_path}"
+        cfg = hydra.compose("train", overrides=[*overrides, folder], return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        return hydra.compose("train", overrides=list(overrides))
+
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        yield compose_with
+    HydraConfig.instance().cfg = None
+
+
+def kakurenbo_train(*arguments, cwd, **options):
+    """Run the program in a process of its own and return what it printed."""
+    return program("kakurenbo_recipes.train", *arguments, cwd=cwd, **options)

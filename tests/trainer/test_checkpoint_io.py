@@ -1,0 +1,127 @@
+"""Checkpoints that cannot be written, are damaged, or whose writing is killed: a clear error, and the one before stays whole."""
+
+import contextlib
+import io
+import json
+import random
+
+import pytest
+import torch
+from disks import small_disk_at
+from fault_fits import disk_that_fills, told
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from kakurenbo_lightning import AtomicCheckpointIO, DamagedCheckpointError
+from recipes.benchmarks.fault_run import Kill, differences, equal, position, train
+from recipes.benchmarks.faults import Training, newest
+from recipes.benchmarks.forked import printed, run_ranks
+
+METHOD = "kakurenbo"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupted and nobody saved."""
+    return train(tmp_path_factory.mktemp("whole"), METHOD)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The bytes of a checkpoint."""
+    folder = tmp_path_factory.mktemp("saved")
+    train(folder, METHOD, epochs=2, every=7)
+    return (folder / "last.ckpt").read_bytes()
+
+
+# --- a full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 kB."""
+    with small_disk_at(tmp_path / "disk", kilobytes=200) as folder:
+        yield folder
+
+
+def assert_full_disk(folder, end, words, whole):
+    assert (end["type"], words in end["text"]) == ("OSError", True)
+    assert "checkpoint not written" in end["text"] and str(folder) in end["text"]
+    assert [path.suffix for path in folder.iterdir()] == [".ckpt"] * len(list(folder.iterdir())), "nothing half-written is left"
+    last = newest(folder)
+    where = position(last)
+    assert (where["epoch"], where["step"]) == (1, 3)
+    assert differences(whole, train(folder.parent, METHOD, seed=9, resume=last)) == []
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_the_last_checkpoint_is_whole(tmp_path, small_disk, whole):
+    end = ended(tmp_path, disk_that_fills, small_disk, METHOD, "fill")
+    (small_disk / "filler").unlink()
+    assert_full_disk(small_disk, end, "No space left on device", whole)
+
+
+def test_a_file_size_limit_is_an_error_that_names_the_file_and_the_last_checkpoint_is_whole(tmp_path, whole):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    assert_full_disk(folder, ended(tmp_path, disk_that_fills, folder, METHOD, "limit"), "File too large", whole)
+
+
+def ended(folder, function, *args):
+    """How ``function(*args)`` ended in a new process."""
+    file = folder / "end"
+    assert run_ranks(told, (file, function, *args), log=folder / "log") == [1], printed(folder / "log", 1)
+    return json.loads((folder / "end.0.json").read_text())
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("damage", ["nothing left", "half", "one byte short", "one bit"])
+def test_fit_refuses_a_damaged_checkpoint(tmp_path, saved, damage):
+    path = tmp_path / "damaged.ckpt"
+    content = bytearray(saved)
+    if damage == "one bit":
+        losses = torch.load(io.BytesIO(saved), weights_only=True)["callbacks"]["SampleSelection"]["statistics"]["loss"]
+        content[saved.index(losses.numpy().tobytes()) + 41] ^= 8
+    path.write_bytes(content[: {"nothing left": 0, "half": len(saved) // 2, "one byte short": -1}.get(damage, len(saved))])
+    with pytest.raises(DamagedCheckpointError, match=rf"checkpoint {path} is .*; resume from an earlier checkpoint"):
+        train(tmp_path, METHOD, resume=str(path))
+
+
+def test_a_changed_bit_anywhere_is_noticed_or_harmless(tmp_path, saved):
+    """Harmless: in padding between records, or in a date."""
+    path, files, draws = tmp_path / "damaged.ckpt", AtomicCheckpointIO(), random.Random(0)
+    path.write_bytes(saved)
+    expected, damaged = files.load_checkpoint(path), 0
+    places = draws.sample(range(len(saved)), 100) + draws.sample(range(len(saved) - 3000, len(saved)), 100)  # the directory
+    for place in places:
+        content = bytearray(saved)
+        content[place] ^= 1 << draws.randrange(8)
+        path.write_bytes(content)
+        with contextlib.suppress(DamagedCheckpointError):
+            assert equal(files.load_checkpoint(path), expected), f"byte {place} changed silently"
+            damaged -= 1
+        damaged += 1
+    assert damaged > 120
+
+
+# --- killed while it is written
+
+
+@pytest.mark.parametrize("moment", ["half-written", "before renaming", "after renaming"])
+def test_killed_while_a_checkpoint_is_written_the_newest_file_is_whole(tmp_path, whole, moment):
+    training = Training(tmp_path, METHOD, 1, every=2)
+    training.die(Kill(moment, 16, 1))
+    last = newest(tmp_path)  # raises when any file is not whole
+    assert [path.name for path in tmp_path.glob(".*")] == ([] if moment == "after renaming" else [".last.ckpt.partial"])
+    (resumed,) = training.finish("resumed", resume=last, seed=9)
+    assert differences(whole, resumed) == []
+    assert list(tmp_path.glob(".*")) == [], "the next checkpoint of that name takes the half-written one's place"
+
+
+def test_last_is_found_beside_a_half_written_file(tmp_path, whole):
+    """``ckpt_path="last"``."""
+    Training(tmp_path, METHOD, 1, every=2).die(Kill("half-written", 16, 1))
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_last=True)
+    resumed = train(tmp_path, METHOD, seed=9, resume="last", callbacks=(saving,))
+    assert resumed["weights"].keys() == whole["weights"].keys()
+    assert all(equal(resumed["weights"][name], value) for name, value in whole["weights"].items())

@@ -1,0 +1,142 @@
+"""The learning-rate factor and the alignment of schedules, without a Trainer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kakurenbo_lightning.trainer.lr_schedule import LearningRateFactor, ScheduleAligner, estimated_epochs, scheduler_steps
+
+
+def optimizer_of(*rates):
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": rate} for rate in rates]
+    return torch.optim.SGD(groups, lr=rates[0])
+
+
+def step(optimizer, closure=None):
+    for group in optimizer.param_groups:
+        group["params"][0].grad = torch.ones(2)
+    return optimizer.step(closure)
+
+
+def test_the_factor_exists_only_during_the_step():
+    optimizer = optimizer_of(0.5, 0.25)
+    factor = LearningRateFactor()
+    factor.attach([optimizer])
+    factor.value = 1.5
+    inside = []
+    step(optimizer, lambda: inside.append([g["lr"] for g in optimizer.param_groups]))
+    assert inside == [[0.75, 0.375]]
+    assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.25]
+    assert [float(g["params"][0].detach()[0]) for g in optimizer.param_groups] == [0.25, 0.625]
+
+
+def test_a_tensor_rate_is_changed_in_place():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.5), foreach=False, capturable=False)
+    rate = optimizer.param_groups[0]["lr"]
+    factor = LearningRateFactor()
+    factor.attach([optimizer])
+    factor.value = 3.0
+    inside = []
+    step(optimizer, lambda: inside.append(float(rate)))
+    assert inside == [1.5]
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.5
+
+
+def test_an_exception_inside_the_step_is_undone_by_restore():
+    optimizer = optimizer_of(0.5)
+    factor = LearningRateFactor()
+    factor.attach([optimizer])
+    factor.value = 2.0
+
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        step(optimizer, fail)
+    assert optimizer.param_groups[0]["lr"] == 1.0
+    factor.restore()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    with pytest.raises(RuntimeError):
+        step(optimizer, fail)
+    factor.value = 3.0
+    step(optimizer)
+    assert optimizer.param_groups[0]["lr"] == 0.5, "the next step begins from the unscaled rate"
+
+
+def test_detached_optimizers_are_left_alone():
+    optimizer = optimizer_of(0.5)
+    factor = LearningRateFactor()
+    factor.attach([optimizer])
+    factor.value = 2.0
+    factor.detach()
+    step(optimizer)
+    assert float(optimizer.param_groups[0]["params"][0].detach()[0]) == 0.5
+
+
+def slow_scheduler_steps(batches, accumulate, frequency):
+    """Lightning's loop."""
+    taken = 0
+    for batch in range(batches):
+        stepped = (batch + 1) % accumulate == 0 or batch + 1 == batches
+        taken += stepped and (batch + 1) % frequency == 0
+    return taken
+
+
+@given(st.integers(0, 60), st.integers(1, 7), st.integers(1, 5))
+def test_scheduler_steps_counts_as_lightning_does(batches, accumulate, frequency):
+    assert scheduler_steps(batches, accumulate, frequency) == slow_scheduler_steps(batches, accumulate, frequency)
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_aligned_epochs_end_where_full_ones_would(lengths, accumulate, frequency, data):
+    """Also when the run is cut within an epoch and a new aligner takes over."""
+    full = 30
+    optimizer = optimizer_of(1.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0)
+    config = SimpleNamespace(scheduler=scheduler, interval="step", frequency=frequency, reduce_on_plateau=False)
+    optimizer.step()
+    for batches in lengths:
+        steps, done = scheduler_steps(batches, accumulate, frequency), 0
+        cut = data.draw(st.integers(0, batches - 1))
+        origin = scheduler.last_epoch
+        config.interval = "step"
+        aligner = ScheduleAligner()
+        aligner.begin_epoch([config], batches, full, accumulate)
+        for batch in range(batches):
+            if batch == cut and cut:
+                config.interval, saved = "step", aligner.state_dict()  # another process
+                aligner = ScheduleAligner()
+                aligner.begin_epoch([config], batches, full, accumulate, done=cut, resumed=saved)
+            stepped = (batch + 1) % accumulate == 0 or batch + 1 == batches
+            if stepped and (batch + 1) % frequency == 0:
+                if config.interval == "step":  # as Lightning does
+                    scheduler.step()
+                done += 1
+            aligner.after_batch(batch, lambda s: s.step())
+            if batch + 1 < batches:
+                expected = done * scheduler_steps(full, accumulate, frequency) // steps if steps else 0
+                assert scheduler.last_epoch - origin == expected
+        assert scheduler.last_epoch - origin == scheduler_steps(full, accumulate, frequency)
+    aligner.release()
+    assert config.interval == "step"
+
+
+def test_a_schedule_that_cannot_be_advanced_is_left_alone():
+    stuck = SimpleNamespace(last_epoch=0)
+    config = SimpleNamespace(scheduler=stuck, interval="step", frequency=1, reduce_on_plateau=False)
+    aligner = ScheduleAligner()
+    aligner.begin_epoch([config], 5, 10, 1)
+    calls = []
+    aligner.after_batch(0, calls.append)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "max_steps", "expected"), [(10, -1, 10), (-1, 100, 4), (10, 100, 4), (3, 100, 3), (-1, -1, None), (0, -1, 0)]
+)
+def test_length_of_a_run_in_epochs(max_epochs, max_steps, expected):
+    assert estimated_epochs(max_epochs, max_steps, 30) == expected
