@@ -16,9 +16,11 @@ class PhaseTimer:
 
     Args:
         device: that does the work.
+        enabled: ``False`` measures nothing and costs nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._cuda = device.type == "cuda"
         self._begun: dict[str, float | torch.cuda.Event] = {}
         self._seconds: dict[str, float] = defaultdict(float)
@@ -26,7 +28,8 @@ class PhaseTimer:
 
     def start(self, phase: str) -> None:
         """The phase begins."""
-        self._begun[phase] = self._now()
+        if self._enabled:
+            self._begun[phase] = self._now()
 
     def stop(self, phase: str) -> None:
         """The phase ends, if it had begun."""
