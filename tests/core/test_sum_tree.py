@@ -370,7 +370,7 @@ def test_a_state_is_a_copy():
 
 
 def test_a_state_of_another_length_is_refused():
-    with pytest.raises(ValueError, match="the saved table has 3 values, this one 4"):
+    with pytest.raises(ValueError, match="the saved sum tree has 3 values, this one 4"):
         SumTree(torch.ones(4)).load_state_dict(SumTree(torch.ones(3)).state_dict())
 
 
