@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from shards import shard_of
 
 from kakurenbo_lightning import EpochPlan, SelectionSampler
-from kakurenbo_lightning.core.permutation import shuffled
 from kakurenbo_lightning.core.shard import scoring_shard
 
 
@@ -109,25 +108,6 @@ def test_order_is_uniform():
     places = torch.tensor([shard_of(EpochPlan.everything(10), 10, seed=s).indices.tolist().index(3) for s in range(2000)])
     counts = torch.bincount(places, minlength=10).double()
     assert float(((counts - 200) ** 2 / 200).sum()) < 45.1
-
-
-@given(count=st.integers(0, 300), block=st.integers(1, 9))
-def test_shuffling_in_piles_is_a_permutation(count, block):
-    mixed = shuffled(torch.arange(count) * 2, torch.Generator().manual_seed(count), block)
-    assert sorted(mixed.tolist()) == list(range(0, 2 * count, 2))
-
-
-def test_shuffling_in_piles_is_uniform():
-    """Chi-square of two places of 34 indices in piles of 2; 33 + 1 x 33 cells, limits at probability 1e-6."""
-    generator, places = torch.Generator().manual_seed(0), torch.zeros(2, 34, dtype=torch.float64)
-    for _ in range(3400):
-        mixed = shuffled(torch.arange(34), generator, block=2).tolist()
-        places[0, mixed.index(5)] += 1
-        places[1, (mixed.index(6) - mixed.index(5)) % 34] += 1  # 0 never happens
-    assert float(((places[0] - 100) ** 2 / 100).sum()) < 86
-    expected = 3400 / 33
-    assert places[1, 0] == 0
-    assert float(((places[1, 1:] - expected) ** 2 / expected).sum()) < 84
 
 
 def test_without_shuffle_the_order_ascends():

@@ -1,10 +1,7 @@
 """Whose checkpoint is it, is it whole, and how does another world size go on with it?"""
 
-import random
-import re
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 import torch.utils.data
@@ -13,11 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shards import shard_of
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import (
-    AtomicCheckpointIO,
-    DamagedCheckpointError,
     EpochPlan,
     HideMethod,
     MismatchError,
@@ -25,8 +20,6 @@ from kakurenbo_lightning import (
     SeededDataset,
     register_method,
 )
-from kakurenbo_lightning.core.fingerprint import fingerprint
-from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.methods import registry
 
 
@@ -95,51 +88,6 @@ def test_a_resumed_run_takes_over_the_seed(checkpoint):
     assert resumed.session.state_dict(together=False)["seed"] == 3
 
 
-class Odd(Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]()
-
-
-SAMPLES = {
-    "tensor": lambda: torch.ones(2),
-    "bfloat16": lambda: torch.ones(2, dtype=torch.bfloat16),
-    "array": lambda: np.ones(2),
-    "scalar": lambda: np.float32(3),
-    "text": lambda: "text",
-    "dict": lambda: {"a": torch.ones(2), "b": [1, 2.0, None, b"x"]},
-    "object": lambda: object(),
-    "augmented": lambda: (torch.rand(2), np.random.rand(2), random.random()),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_fingerprint_is_repeatable_whatever_a_sample_is(name):
-    torch.manual_seed(1)
-    before = torch.rand(1)
-    torch.manual_seed(1)
-    first = fingerprint(Odd([SAMPLES[name]] * 3))
-    assert torch.equal(torch.rand(1), before), "the caller's random stream is as it was"
-    random.random(), np.random.rand()
-    assert fingerprint(Odd([SAMPLES[name]] * 3)) == first
-    assert fingerprint(Odd([SAMPLES[name]] * 4)) != first
-
-
-def test_a_fingerprint_does_not_depend_on_the_epoch_or_on_a_generator_of_the_data_set():
-    seeded = SeededDataset(Odd([SAMPLES["augmented"]] * 3))
-    first = fingerprint(seeded)
-    seeded.set_epoch(5)
-    assert fingerprint(torch.utils.data.Subset(seeded, range(3))) == fingerprint(seeded) == first
-    generator = np.random.default_rng(0)
-    own = Odd([lambda: generator.random(2)] * 3)
-    assert fingerprint(own) == fingerprint(own)
-
-
 def test_seeded_samples_inside_a_subset_hear_the_epoch():
     seen = {}
 
@@ -187,24 +135,6 @@ def test_a_trainer_that_has_fitted_resumes_exactly(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_fingerprint_sees_values_and_survives_a_sample_that_raises():
-    prints = {fingerprint(Odd([lambda value=value: value] * 2)) for value in (1, 2, "1", torch.tensor(1), torch.tensor(1.0))}
-    assert len(prints) == 5
-
-    def fail():
-        raise KeyError("broken")
-
-    assert fingerprint(Odd([fail])) == fingerprint(Odd([fail]))
-
-
-def test_random_streams_come_back_and_load_with_weights_only(tmp_path):
-    np.random.randn()  # leaves a cached gaussian
-    torch.save(rng_state(), tmp_path / "rng.pt")
-    drawn = [(random.random(), np.random.randn(), float(torch.rand(1))) for _ in range(3)]
-    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
-    assert [(random.random(), np.random.randn(), float(torch.rand(1))) for _ in range(3)] == drawn
-
-
 @given(
     samples=st.integers(4, 120),
     worlds=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=2, max_size=4),
@@ -249,83 +179,6 @@ def test_another_batch_size_within_an_epoch_trains_the_rest_once(tmp_path, step)
     kept = 64 if epoch == 0 else 32
     assert len(seen[epoch]) == len(set(seen[epoch])) == kept - 8 * done
     assert [len(set(seen[later])) for later in range(epoch + 1, 4)] == [64, 32, 32, 48][epoch + 1 :]
-
-
-class TestAtomicCheckpointIO:
-    def test_round_trip(self, tmp_path):
-        AtomicCheckpointIO().save_checkpoint({"a": torch.arange(3)}, tmp_path / "deep" / "x.ckpt")
-        assert AtomicCheckpointIO().load_checkpoint(tmp_path / "deep" / "x.ckpt")["a"].tolist() == [0, 1, 2]
-        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.ckpt"]
-
-    @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
-    def test_a_truncated_file_is_refused(self, tmp_path, keep):
-        path = tmp_path / "x.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"a": torch.arange(3000)}, path)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-        with pytest.raises(DamagedCheckpointError, match=re.escape(str(path))):
-            AtomicCheckpointIO().load_checkpoint(path)
-
-    def test_a_changed_byte_of_a_tensor_is_refused(self, tmp_path):
-        path = tmp_path / "x.ckpt"
-        tensor = torch.arange(3000)
-        AtomicCheckpointIO().save_checkpoint({"a": tensor}, path)
-        content = bytearray(path.read_bytes())
-        place = content.find(tensor.numpy().tobytes())
-        assert place > 0
-        content[place + 1234] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(DamagedCheckpointError, match="does not match its checksum; resume from an earlier"):
-            AtomicCheckpointIO().load_checkpoint(path)
-
-    def test_what_cannot_be_written_leaves_the_old_file(self, tmp_path):
-        path = tmp_path / "x.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
-        with pytest.raises(Exception, match="pickle"):
-            AtomicCheckpointIO().save_checkpoint({"a": lambda: 1}, path)
-        assert AtomicCheckpointIO().load_checkpoint(path) == {"a": 1}
-        assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
-
-    def test_the_callback_puts_it_in_place_of_the_default_alone(self):
-        class Own(AtomicCheckpointIO):
-            pass
-
-        assert type(fit(hide_then_grow(), max_epochs=1).strategy.checkpoint_io) is AtomicCheckpointIO
-        assert type(fit(hide_then_grow(), max_epochs=1, plugins=[Own()]).strategy.checkpoint_io) is Own
-
-
-class Noisy(Dataset):
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        return index, random.random(), np.random.rand(), float(torch.rand(1))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_seeded_samples_depend_on_seed_epoch_and_index_alone(workers):
-    def rows(dataset, order):
-        made = DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers, persistent_workers=workers > 0)
-        epochs = {}
-        for epoch in (0, 1):
-            dataset.set_epoch(epoch)
-            epochs[epoch] = {row[0]: tuple(row[1:]) for row in made}
-        return epochs
-
-    forward, backward = rows(SeededDataset(Noisy()), range(10)), rows(SeededDataset(Noisy()), [9, 4, 0])
-    for epoch in (0, 1):
-        assert len(set(forward[epoch].values())) == 10
-        assert backward[epoch] == {index: forward[epoch][index] for index in (9, 4, 0)}
-    assert not set(forward[0].values()) & set(forward[1].values())
-    assert not set(rows(SeededDataset(Noisy(), seed=1), range(10))[0].values()) & set(forward[0].values())
-
-
-def test_a_seeded_sample_leaves_the_random_streams_alone():
-    torch.manual_seed(0)
-    expected = float(torch.rand(1))
-    torch.manual_seed(0)
-    SeededDataset(Noisy())[3]
-    assert float(torch.rand(1)) == expected
 
 
 class Jittered(Points):

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes.benchmarks.fault_run import train
 
 from kakurenbo_lightning.core.plan import EpochPlan, StreamPlan
 from kakurenbo_lightning.session.checkpoint import from_state, to_state
 from kakurenbo_lightning.session.epoch_state import Phase
+from recipes.benchmarks.fault_run import train
 
 FOLDER = Path(__file__).with_name("version_1")
 # what release 0.1 said at the end of the training that these were saved in: steps, and counts of samples
