@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +14,8 @@ import torch.distributed as dist
 
 from kakurenbo_lightning.core.plan import EpochPlan
 from kakurenbo_lightning.errors import ConflictError
+
+LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "torch")  # no user's code
 
 
 @contextlib.contextmanager
@@ -66,3 +71,20 @@ def check_equal_plans(plan: EpochPlan, device: torch.device, method: str, epoch:
             f"{method} chose differently on different ranks for epoch {epoch} (checksums {sums}); a method must be a pure "
             "function of the merged statistics and the epoch; every rank needs the same data set, seed and settings"
         )
+
+
+def rank_zero_warn(message: str) -> None:
+    """Warn on the process whose rank is 0; the warning shows the first line of the user's above the libraries' own.
+
+    The rank is that of the process group, and before there is one what the launcher set (RANK, LOCAL_RANK, SLURM_PROCID).
+    """
+    if dist.is_available() and dist.is_initialized():
+        rank = dist.get_rank()
+    else:
+        rank = int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ), 0))
+    if rank != 0:
+        return
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1 if frame is not None else 2)

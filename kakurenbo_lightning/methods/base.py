@@ -13,6 +13,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.plan import EpochPlan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+from kakurenbo_lightning.methods.settings import settings_of
 
 RefreshMode = Literal["eval", "train"]
 
@@ -45,7 +46,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What methods of every family have. A method is a frozen dataclass: its fields are its settings, checked in ``__post_init__``.
+    """What methods of every family have. A method is a frozen dataclass whose fields are its settings.
+
+    Fields made by :func:`~kakurenbo_lightning.methods.settings.setting` are converted to plain Python values and checked; then
+    :meth:`check_settings` is called.
 
     Attributes:
         name: as registered.
@@ -68,6 +72,18 @@ class Method(ABC):
     refresh_mode = None  # a setting of some methods
     weighs = False
     needs_classes = False
+
+    def __post_init__(self) -> None:
+        for name, declared in settings_of(type(self)).items():
+            if declared is not None:
+                object.__setattr__(self, name, declared.checked(self.name, name, getattr(self, name)))
+        self.check_settings()
+
+    def check_settings(self) -> None:  # noqa: B027
+        """Raise ``ValueError`` when settings do not fit each other or the method; each of them alone is allowed already.
+
+        Call ``super().check_settings()`` first.
+        """
 
     @abstractmethod
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
