@@ -236,6 +236,8 @@ def plain(value: Any) -> Any:
         value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     if isinstance(value, np.ndarray):
         return tuple(map(plain, value)) if value.ndim else plain(value[()])
+    if type(value).__module__.startswith("omegaconf.") and type(value).__name__.endswith("Node"):
+        return plain(value._value())  # an item of OmegaConf's list of unions
     if isinstance(value, np.floating):
         return float(str(value))
     return value.item() if isinstance(value, np.generic) else value

@@ -2,9 +2,10 @@
 
 import math
 import re
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
+from typing import Union
 
 import numpy as np
 import pytest
@@ -32,6 +33,13 @@ from kakurenbo_lightning.methods.settings import (
 METHODS = sorted(available_methods())
 SHARES = several(epoch_or_share(1), "a list of epochs or shares")
 ROWS = several(integer(), "a list of indices")
+
+
+@dataclass
+class Typed:
+    """A user's own structured config."""
+
+    shares: list[Union[int, float]] = field(default_factory=lambda: [0.3, 2])  # noqa: UP007 (OmegaConf 2.3)
 
 
 class Own(HideMethod):
@@ -69,6 +77,7 @@ class Own(HideMethod):
         (ROWS, np.arange(2), (0, 1)),
         (ROWS, torch.arange(2), (0, 1)),
         (ROWS, OmegaConf.create([5, 6]), (5, 6)),
+        (SHARES, OmegaConf.structured(Typed).shares, (0.3, 2)),
         (SHARES, [np.float32(0.3), torch.tensor(2)], (0.3, 2)),
         (SHARES, np.array([0.3, 0.6], dtype=np.float32), (0.3, 0.6)),
         (epoch_or_share(), np.int64(0), 0),
@@ -167,13 +176,13 @@ def test_equal_settings_make_equal_methods_whatever_they_came_in():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_is_declared_and_its_default_is_allowed(name):
     cls = method_class(name)
-    for field in fields(cls):
-        declared = settings_of(cls)[field.name]
-        assert declared is not None, f"{field.name} is a plain field"
-        assert declared.meaning and declared.fix.endswith("."), field.name
+    for each in fields(cls):
+        declared = settings_of(cls)[each.name]
+        assert declared is not None, f"{each.name} is a plain field"
+        assert declared.meaning and declared.fix.endswith("."), each.name
         assert "|" not in declared.meaning + declared.kind.allowed, "a table is made of it"
-        converted = declared.checked(name, field.name, field.default)
-        assert (converted, type(converted)) == (field.default, type(field.default))
+        converted = declared.checked(name, each.name, each.default)
+        assert (converted, type(converted)) == (each.default, type(each.default))
 
 
 def test_a_plain_field_that_changes_the_default_keeps_the_declaration():
