@@ -108,7 +108,7 @@ class Method(ABC):
         return previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
-        """Whether the plan of ``epoch`` goes by what was last seen of the samples, so that the hidden ones are looked at before."""
+        """Whether the plan of ``epoch`` goes by what was last recorded of the samples, so that the hidden ones are scored before."""
         return False
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
@@ -116,7 +116,7 @@ class Method(ABC):
 
         Args:
             statistics: of all samples; its ``extra`` holds the columns.
-            rows: ``int64[b]``, the samples seen, no duplicates.
+            rows: ``int64[b]``, the samples that were recorded, no duplicates.
             values: of them, each ``[b]``: ``loss`` and what the method reads.
             epoch: which epoch.
         """

@@ -138,7 +138,7 @@ def test_every_method_is_of_a_family_that_the_list_describes():
 
 def test_the_list_tells_of_every_hide_method_what_it_is():
     head, rows = table(sections(LIST)[""])
-    assert head == ["method", "an epoch hides", "chosen", "forward-only pass", "weights", "bytes per sample"]
+    assert head == ["method", "an epoch hides", "chosen", "scoring pass", "weights", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](hide/{name}.md)" for name in HIDE]
     for (name, info), (_, _, chosen, looks, weights, memory) in zip(HIDE.items(), rows, strict=True):
         method = get_method(name)
@@ -151,7 +151,7 @@ def test_the_list_tells_of_every_hide_method_what_it_is():
 
 def test_the_list_tells_of_every_backprop_method_what_it_is():
     head, rows = table(sections(LIST)["The backprop family"])
-    assert head == ["method", "trains", "in a step of", "looks in", "weights", "bytes per sample"]
+    assert head == ["method", "trains", "in a step of", "scores in", "weights", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](backprop/{name}.md)" for name in BACKPROP]
     for (name, info), (_, _, step, looks, weights, memory) in zip(BACKPROP.items(), rows, strict=True):
         method = get_method(name)
@@ -164,7 +164,7 @@ def test_the_list_tells_of_every_backprop_method_what_it_is():
 
 def test_the_list_tells_of_every_pod_method_what_it_is():
     head, rows = table(sections(LIST)["The PoD family"])
-    assert head == ["method", "probability goes by", "drawn", "normalised", "forward-only pass", "bytes per sample"]
+    assert head == ["method", "probability goes by", "drawn", "normalised", "scoring pass", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](draw/{name}.md)" for name in POD]
     for (name, info), (_, _, drawn, normalised, looks, memory) in zip(POD.items(), rows, strict=True):
         method = get_method(name)
@@ -193,8 +193,8 @@ def trained_from_adding(section, method, number=0, **settings):
     return selection
 
 
-def test_the_method_that_looks_in_adding_md_trains():
-    totals = trained_from_adding("A method that looks at batches", "above_mean").totals
+def test_the_method_that_scores_in_adding_md_trains():
+    totals = trained_from_adding("A method that scores batches", "above_mean").totals
     assert totals.samples_scored == 2 * 61
     assert 0 < totals.samples_rejected < 2 * 61
 

@@ -136,7 +136,7 @@ def uniform(count: int, generator: torch.Generator, device: torch.device) -> Ten
 
 
 def hard(losses: Tensor) -> Tensor:
-    """``losses`` in float32, with infinity for those that are not finite: they never make a sample look easy."""
+    """``losses`` in float32, with infinity for those that are not finite: they are never low ones."""
     losses = losses.float()
     return torch.where(losses.isfinite(), losses, float("inf"))
 

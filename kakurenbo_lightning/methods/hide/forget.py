@@ -100,4 +100,4 @@ class ForgetOnline(Forgetting):
     start_epoch: int = setting(2, integer(), "the first epoch that hides; an event takes two presentations")
     refresh_mode: Literal["eval", "train"] = refresh_setting()
 
-    summary: ClassVar[str] = "hides the samples forgotten least often so far; refreshes them by a forward-only pass"
+    summary: ClassVar[str] = "hides the samples forgotten least often so far; refreshes them by a scoring pass"

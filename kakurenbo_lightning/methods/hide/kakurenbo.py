@@ -121,7 +121,7 @@ class Kakurenbo(HideMethod):
     _: KW_ONLY
     start_epoch: int = setting(1, integer(), "the first epoch that may hide; nothing is measured before epoch 1")
 
-    summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a forward-only pass"
+    summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a scoring pass"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
 
