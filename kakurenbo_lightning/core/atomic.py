@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from kakurenbo_lightning.errors import DamagedCheckpointError
+
+FIX = "resume from an earlier checkpoint"
 
 
 @contextmanager
@@ -21,3 +26,18 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_whole(path: Path) -> None:
+    """Compare every record of a checkpoint file with its checksum.
+
+    Raises:
+        DamagedCheckpointError: naming the file, what is wrong and what to do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
+        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {FIX}") from error
+    if damaged is not None:
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {FIX}")

@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, print_comparison
 from kakurenbo_recipes.settings import check_setting, is_count
