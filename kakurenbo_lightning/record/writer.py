@@ -24,6 +24,8 @@ class BackgroundWriter:
 
     def start(self) -> None:
         """Make the thread; without it, nothing is written."""
+        import pyarrow.parquet  # noqa: F401  now, because in the thread it would compete with the first steps
+
         self._thread = ThreadPoolExecutor(1, "run recorder")
 
     def submit(self, write: Callable[..., None], *arguments: Any) -> None:
