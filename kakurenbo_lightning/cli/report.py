@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import textwrap
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from kakurenbo_lightning.report.notes import unfinished
 
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # names of folders and classes may be of any characters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names of folders and classes may be of any characters
     runs, problems = report.read_runs(options.folders)
     if not runs:
         names = ", ".join(map(str, options.folders))
@@ -95,7 +97,7 @@ def comparison_lines(groups: list[Group], width: int) -> list[str]:
     if width < NARROW:
         table = table.drop(columns=COUNTS)
         found.append(f"Not shown for want of room: {', '.join(COUNTS)}. A wider terminal has them, and --format csv.")
-    lines = aligned(list(table), table.values.tolist(), width, figures=True)
+    lines = aligned([str(name) for name in table], table.values.tolist(), width, figures=True)
     return [*lines, "", *(textwrap.fill(note, width) for note in found)]
 
 

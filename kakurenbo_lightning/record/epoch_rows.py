@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning import EpochPlan, SampleSelection
+from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
 from kakurenbo_lightning.record.schema import HISTOGRAM, LOSS_EDGES, PLANNED, TRAINED, renamed
 from kakurenbo_lightning.record.selection_view import SelectionView
 
@@ -29,7 +29,7 @@ class EpochRows:
     def __init__(self, selection: SampleSelection, view: SelectionView) -> None:
         self._selection, self._view = selection, view
         self._rows: list[dict[str, Any]] = []
-        self._open: dict[str, Any] | None = None
+        self._open: dict[str, Any] = {}
         self._before: dict[str, float] = {}  # totals that are in rows
         self._late: set[str] = set()  # names of what is logged when an epoch's row is closed
         self.validation: set[str] = set()
@@ -40,7 +40,7 @@ class EpochRows:
     @property
     def epoch(self) -> int | None:
         """Epoch of the open row; ``None`` when there is none."""
-        return None if self._open is None else self._open["epoch"]
+        return self._open.get("epoch")
 
     @property
     def outdated(self) -> bool:
@@ -49,22 +49,21 @@ class EpochRows:
 
     def open(self, epoch: int) -> None:
         """Begin the row of an epoch that is planned."""
-        selection = self._selection
-        if not self._before and selection.totals.samples_trained:  # earlier epochs had no recorder
+        if not self._before and self._selection.totals.samples_trained:  # earlier epochs had no recorder
             self._added((*PLANNED, *TRAINED))
         self._open = {
             "epoch": epoch,
             **_floats(self._view.metrics),
-            "threshold": _threshold(selection.plan, selection.statistics.loss, selection.statistics.correct),
-            HISTOGRAM: histogram(selection.statistics.loss),
-            "samples_hidden": len(selection.plan.hidden),
+            "threshold": _threshold(self._view.plan, self._view.statistics),
+            HISTOGRAM: histogram(self._view.statistics.loss),
+            "samples_hidden": len(self._view.plan.hidden),
             **self._added(PLANNED),
             "logged": {},
         }
 
     def close(self) -> None:
         """End the row of an epoch that is trained."""
-        row, self._open = self._open, None
+        row, self._open = self._open, {}
         row |= self._added(TRAINED)
         seconds = sum(row[f"{phase}_seconds"] for phase in ("train", "refresh", "select"))
         row["elapsed_seconds"] = seconds + (self._rows[-1]["elapsed_seconds"] if self._rows else 0.0)
@@ -91,11 +90,11 @@ class EpochRows:
 
     def take_ended(self) -> None:
         """Put what the selection counted into the open row of an epoch that was trained before a checkpoint: Lightning does not end it."""
-        self._open |= _floats(self._view.metrics_of_last_epoch)
+        self._open |= _floats(self._view.last_metrics)
 
     def take_late(self, trainer: L.Trainer) -> None:
         """Put what was logged after ``take_training`` into the last row: the module's ``on_train_epoch_end`` comes after a callback's."""
-        if self._open is None and self._rows:
+        if not self._open and self._rows:
             last, names = self._rows[-1], set(trainer.callback_metrics) - self.validation
             self._late |= names - last["logged"].keys()
             self._rows[-1] = {**last, "logged": last["logged"] | _logged(trainer, names)}
@@ -115,7 +114,7 @@ class EpochRows:
         """Plain values."""
         return {
             "rows": [dict(row) for row in self._rows],
-            "open": None if self._open is None else {**self._open, "logged": dict(self._open["logged"])},
+            "open": {**self._open, "logged": dict(self._open["logged"])} if self._open else None,
             "before": dict(self._before),
             "validation": sorted(self.validation),
         }
@@ -123,7 +122,7 @@ class EpochRows:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over ``state_dict``, also of a checkpoint with the names of format 1."""
         self._rows, self._before = [renamed(row) for row in state["rows"]], renamed(state["before"])
-        self._open = None if state["open"] is None else {**renamed(state["open"]), "logged": dict(state["open"]["logged"])}
+        self._open = {**renamed(state["open"]), "logged": dict(state["open"]["logged"])} if state["open"] else {}
         self.validation = set(state["validation"])
 
 
@@ -135,10 +134,10 @@ def histogram(loss: Tensor) -> list[int]:
     return torch.bincount(places.long().clamp(0, bins - 1), minlength=bins).tolist()
 
 
-def _threshold(plan: EpochPlan, loss: Tensor, correct: Tensor) -> float:
+def _threshold(plan: EpochPlan, statistics: SampleStatistics) -> float:
     """The largest loss among the hidden samples that were predicted correctly; NaN when there are none."""
-    rows = plan.hidden.to(loss.device)
-    losses = loss[rows][correct[rows]]
+    rows = plan.hidden.to(statistics.device)
+    losses = statistics.loss[rows][statistics.correct[rows]]
     return losses.max().item() if len(losses) else math.nan
 
 

@@ -1,13 +1,15 @@
-"""Writes the files of a run folder; each is whole or not there."""
+"""Writes the files of a run folder, in a thread of its own; each is whole or not there."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.record import schema
@@ -50,11 +52,58 @@ def write_samples(folder: Path, columns: Mapping[str, np.ndarray], epochs: int) 
 
 def write_thumbnails(folder: Path, thumbnails: Thumbnails) -> None:
     """Write thumbnails.npz: the images, the indices of their samples, and two orders of these."""
-    arrays = {
-        "indices": np.array(list(thumbnails.images)),
-        "images": np.stack(list(thumbnails.images.values())),
-        "most_hidden": np.array(thumbnails.most_hidden),
-        "least_hidden": np.array(thumbnails.least_hidden),
-    }
     with replacing(folder / schema.THUMBNAILS) as path, path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(
+            file,
+            indices=np.array(list(thumbnails.images)),
+            images=np.stack(list(thumbnails.images.values())),
+            most_hidden=np.array(thumbnails.most_hidden),
+            least_hidden=np.array(thumbnails.least_hidden),
+        )
+
+
+class BackgroundWriter:
+    """One thread that writes into a folder; what cannot be written (a full disk) is a warning, and training goes on.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Future] = []
+
+    def start(self) -> None:
+        """Make the thread; without it, nothing is written."""
+        import pyarrow.parquet  # noqa: F401  now, because in the thread it would compete with the first steps
+
+        self._thread = ThreadPoolExecutor(1, "run recorder")
+
+    def submit(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Let the thread call ``write(folder, *arguments)``."""
+        if self._thread is not None:
+            self._pending = [one for one in self._pending if not one.done()]
+            self._pending.append(self._thread.submit(self._try, write, *arguments))
+
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(self._folder, *arguments)
+        except Exception as error:  # training is worth more than its record
+            rank_zero_warn(
+                f"RunRecorder: {getattr(error, 'filename', None) or self._folder} is not written "
+                f"({getattr(error, 'strerror', None) or error}), training goes on; make room or set another folder. What was "
+                "there is whole"
+            )
+
+    def flush(self) -> None:
+        """Wait until everything is written."""
+        for one in self._pending:
+            one.result()
+        self._pending = []
+
+    def stop(self) -> None:
+        """Write what was submitted, and end the thread."""
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None

@@ -25,14 +25,15 @@ def log_samples(trainer: L.Trainer, columns: Mapping[str, np.ndarray], thumbnail
     """
     values = {f"selection/{name}": columns[name][np.isfinite(columns[name])] for name in HISTOGRAMS}
     values = {name: column for name, column in values.items() if len(column)}
-    grids = {} if thumbnails is None else {"most_hidden": thumbnails.most_hidden, "least_hidden": thumbnails.least_hidden}
-    images = {name: [thumbnails.images[index] for index in indices] for name, indices in grids.items()}
+    shown = thumbnails or Thumbnails({}, [], [])
+    grids = {"most_hidden": shown.most_hidden, "least_hidden": shown.least_hidden}
+    images = {name: [shown.images[index] for index in indices] for name, indices in grids.items() if indices}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             for name, column in values.items():
                 logger.experiment.add_histogram(name, column, epochs)
-            for name, shown in images.items():
-                logger.experiment.add_images(f"selection/{name}", np.stack(shown), epochs, dataformats="NHWC")
+            for name, found in images.items():
+                logger.experiment.add_images(f"selection/{name}", np.stack(found), epochs, dataformats="NHWC")
         elif isinstance(logger, WandbLogger):
             import wandb
 
@@ -40,6 +41,6 @@ def log_samples(trainer: L.Trainer, columns: Mapping[str, np.ndarray], thumbnail
             for name, column in values.items():
                 histogram = wandb.Histogram(np_histogram=np.histogram(column, BINS))
                 logger.experiment.log({name: histogram, "trainer/global_step": step})
-            for name, shown in images.items():
+            for name, found in images.items():
                 captions = [f"sample {index}" for index in grids[name]]
-                logger.log_image(f"selection/{name}", shown, step=step, caption=captions)
+                logger.log_image(f"selection/{name}", found, step=step, caption=captions)

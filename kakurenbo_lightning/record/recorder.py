@@ -29,7 +29,6 @@ from kakurenbo_lightning.record.sample_counts import SampleCounts
 from kakurenbo_lightning.record.schema import Thumbnails
 from kakurenbo_lightning.record.selection_view import SelectionView
 from kakurenbo_lightning.record.thumbnails import thumbnails_of
-from kakurenbo_lightning.record.writer import BackgroundWriter
 
 METRICS = ("val/accuracy", "val_accuracy", "val/acc", "val_acc", "val/iou", "accuracy")
 
@@ -60,6 +59,9 @@ class RunRecorder(L.Callback):
         ValueError: a setting that is not possible, or callbacks in the wrong order.
     """
 
+    _trainer: L.Trainer  # from setup on
+    _clock: float  # from the start of the fit on
+
     def __init__(
         self,
         selection: SampleSelection,
@@ -80,8 +82,7 @@ class RunRecorder(L.Callback):
         self.every_n_epochs, self.to_loggers = every_n_epochs, to_loggers
         self.config, self.class_names = dict(config or {}), class_names
         self._view = SelectionView(selection)
-        self._writer = BackgroundWriter(self.folder)
-        self._trainer: L.Trainer | None = None
+        self._writer = files.BackgroundWriter(self.folder)
         self._info: dict[str, Any] = {}  # the content of run.json
         self._training = False  # from the start of training to its end
         self._in_epoch = False  # the row of the current epoch is open
@@ -90,7 +91,7 @@ class RunRecorder(L.Callback):
     def _reset(self) -> None:
         """Start with no counts and rows."""
         self._rows = EpochRows(self.selection, self._view)
-        self._counts: SampleCounts | None = None
+        self._counts = SampleCounts(0, torch.device("cpu"))
         self._loaded: dict[str, Any] | None = None
         self._fit_seconds, self._started = 0.0, None  # of earlier fits, and when the first one began
         self._resumed = self._warned = False
@@ -99,14 +100,15 @@ class RunRecorder(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse callbacks in the wrong order."""
-        order = [callback for callback in trainer.callbacks if callback is self or callback is self.selection]
+        callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  which Lightning sets elsewhere
+        order = [callback for callback in callbacks if callback is self or callback is self.selection]
         names = [type(callback).__name__ for callback in order]
         hint = "Write callbacks=[selection, RunRecorder(selection, folder)]."
         allowed = "a list with the selection and, after it, its RunRecorder"
         check(order == [self.selection, self], type(self).__name__, "callbacks", names, allowed, hint)
         if stage != "fit":
             return
-        if trainer is not self._trainer:  # a second fit of the same Trainer goes on where the first one ended
+        if trainer is not getattr(self, "_trainer", None):  # a second fit of the same Trainer goes on where the first one ended
             self._reset()
         self._trainer, self._training = trainer, False
 
@@ -141,8 +143,8 @@ class RunRecorder(L.Callback):
 
     def _start_counting(self) -> None:
         """Make room for the counts, and take over those that were loaded."""
-        if self._counts is None:
-            self._counts = SampleCounts(len(self.selection.statistics), self._trainer.strategy.root_device)
+        if not len(self._counts):
+            self._counts = SampleCounts(len(self._view.statistics), self._trainer.strategy.root_device)
         state, self._loaded = self._loaded, None
         if state is not None:
             self._take_over(state)
@@ -185,7 +187,7 @@ class RunRecorder(L.Callback):
             self._write_run()
         if epoch and epoch % self.every_n_epochs == 0:
             self._write_samples(epoch)
-        self._counts.hide(self.selection.plan.hidden, epoch)
+        self._counts.hide(self._view.plan.hidden, epoch)
         self._rows.open(epoch)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -302,7 +304,7 @@ class RunRecorder(L.Callback):
 
     def _columns(self, trained: Tensor) -> dict[str, Tensor]:
         """The columns of samples.parquet but for the index, ``[N]`` each."""
-        statistics, known = self.selection.statistics, targets_of(self._view.dataset)
+        statistics, known = self._view.statistics, targets_of(self._view.dataset)
         unknown = torch.full((len(statistics),), -1, dtype=torch.int32)
         return {
             "loss": statistics.loss,
@@ -330,7 +332,7 @@ class RunRecorder(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and counts; loads with ``weights_only=True``. Collective unless an exception is being handled."""
-        if self._counts is None:
+        if not len(self._counts):
             return self._loaded or {}
         self._rows.take_late(self._trainer)
         alone = self._trainer.state.status == TrainerStatus.INTERRUPTED
@@ -344,7 +346,7 @@ class RunRecorder(L.Callback):
             self._loaded = dict(state_dict) or None
 
     def _take_over(self, state: dict[str, Any]) -> None:
-        if len(state["counts"]["trained"]) != len(self.selection.statistics):
+        if len(state["counts"]["trained"]) != len(self._view.statistics):
             return  # of another data set: the selection has started over
         self._fit_seconds, self._started = state["fit_seconds"], state["started"]
         self._info["started"], self._resumed = self._started, True

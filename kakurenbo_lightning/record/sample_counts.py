@@ -13,7 +13,7 @@ class SampleCounts:
     """Counts by data set index: 4 bytes per sample on the device, 7 on the host.
 
     Args:
-        count: N.
+        count: N; 0 before it is known.
         device: that trains.
 
     Attributes:
@@ -27,6 +27,9 @@ class SampleCounts:
         self._now = torch.zeros(count, dtype=torch.bool)
         self.hidden = torch.zeros(count, dtype=torch.int32)
         self.changed = torch.full((count,), -1, dtype=torch.int16)
+
+    def __len__(self) -> int:
+        return len(self.hidden)
 
     def begin_step(self, number: int, indices: Tensor) -> None:
         """Count what this rank trains in step ``number`` of the epoch (``int64[b]`` on the device); never waits for the device."""

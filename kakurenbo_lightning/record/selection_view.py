@@ -7,61 +7,78 @@ from typing import Any
 
 from torch import Tensor
 
-from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
 from kakurenbo_lightning.session.checkpoint import describe_method
+from kakurenbo_lightning.session.session import Session
 
 
 class SelectionView:
     """The session of a selection, as far as a recorder needs it.
 
-    Args:
-        selection: which has a session from the Trainer's setup on.
+    Attributes:
+        method: name, settings and family of the method, as plain values.
+        seed: of order and choice.
+        fingerprint: a hash of the data set; None before it is known.
+        dataset: the train data set; None before it is known.
+        statistics: of every sample, from the start of training on.
+        plan: of the epoch, from its start on.
+        step: number of the batch that is trained, in its epoch.
+        metrics: what the selection logs of the planned epoch.
+        last_metrics: what it logged of the last epoch that ended.
     """
 
     def __init__(self, selection: SampleSelection) -> None:
         self._selection = selection
 
     @property
+    def _session(self) -> Session:
+        session = self._selection.session
+        assert session is not None, "the Trainer's setup has made one"
+        return session
+
+    @property
     def method(self) -> dict[str, Any]:
-        """Name, settings and family of the method, as plain values."""
         return {**describe_method(self._selection.method), "family": self._selection.method.family}
 
     @property
     def seed(self) -> int:
-        """Of order and choice."""
-        return self._selection.session.seed
+        return self._session.seed
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of the data set; ``None`` before it is known."""
-        return self._selection.session.fingerprint
+        return self._session.fingerprint
 
     @property
     def dataset(self) -> Any:
-        """The train data set; ``None`` before it is known."""
-        session = self._selection.session
-        return None if session is None or session.loader is None else session.loader.dataset
+        return None if self._session.loader is None else self._session.loader.dataset
+
+    @property
+    def statistics(self) -> SampleStatistics:
+        assert self._session.statistics is not None, "the loader is known"
+        return self._session.statistics
+
+    @property
+    def plan(self) -> EpochPlan:
+        assert self._session.plan is not None, "an epoch has begun"
+        return self._session.plan
 
     @property
     def step(self) -> int:
-        """Number of the batch that is trained, in its epoch."""
-        return self._selection.session.step
+        return self._session.step
 
     @property
     def metrics(self) -> Mapping[str, float]:
-        """What the selection logs of the planned epoch."""
-        return self._selection.session.metrics
+        return self._session.metrics
 
     @property
-    def metrics_of_last_epoch(self) -> Mapping[str, float]:
-        """What it logged of the last epoch that ended."""
-        return self._selection.session.ended
+    def last_metrics(self) -> Mapping[str, float]:
+        return self._session.ended
 
     def done_batches(self) -> int:
         """Batches of the epoch that a run resumed from a checkpoint of this moment does not train again."""
-        return self._selection.session.adapter.done_batches()
+        return self._session.adapter.done_batches()
 
     def call_on_trained(self, function: Callable[[Tensor], None] | None) -> None:
         """Call ``function`` in each training step with the indices that this rank trains in it, ``int64[b]`` on the device."""
-        if self._selection.session is not None:
+        if self._selection.session is not None:  # an exception may come before it
             self._selection.session.on_trained = function

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.reading import Run
@@ -16,34 +16,28 @@ from kakurenbo_lightning.report.style import Picture, legend, new_figure, styles
 from kakurenbo_lightning.report.tables import is_share, metric_name
 
 FEW = 30  # epochs that are drawn as dots too
-PARTS = ["samples_hidden", "samples_rejected", "samples_trained", "hidden_fraction", "elapsed_seconds", "moved_back", "lr_factor"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart: the groups in it, the column of `curves` that it shows, and the name of that."""
-
-    groups: list[Group]
-    column: str
-    label: str
+HIDDEN = "hidden or rejected (%)"
+Panel = tuple[list[Group], str, str]  # the groups in a chart, the column of `curves` that it shows, and the name of that
 
 
 def curves(run: Run) -> pd.DataFrame:
     """What a run did by epoch, NaN where it is not known: epoch (from 1), hidden (%), score, seconds, trained, moved_back, lr_factor."""
-    history = run.history.reindex(columns=[*PARTS, *([run.metric] if run.metric not in (None, *PARTS) else [])])
-    left_out = history["samples_hidden"] + history["samples_rejected"].fillna(0)
-    share = left_out / (left_out + history["samples_trained"]).clip(lower=1)
+
+    def column(name: str | None) -> pd.Series:
+        return run.history[name] if name in run.history else pd.Series(math.nan, run.history.index)
+
+    left_out = column("samples_hidden") + column("samples_rejected").fillna(0)
+    share = left_out / (left_out + column("samples_trained")).clip(lower=1)
     return pd.DataFrame(
         {
-            "epoch": history.index + 1.0,
-            "hidden": 100 * share.fillna(history["hidden_fraction"]),
-            "score": history[run.metric] if run.metric else math.nan,
-            "seconds": history["elapsed_seconds"],
-            "trained": history["samples_trained"].cumsum(),
-            "moved_back": history["moved_back"],
-            "lr_factor": history["lr_factor"],
-        },
-        index=history.index,
+            "epoch": run.history.index + 1.0,
+            "hidden": 100 * share.fillna(column("hidden_fraction")),
+            "score": column(run.metric),
+            "seconds": column("elapsed_seconds"),
+            "trained": column("samples_trained").cumsum(),
+            "moved_back": column("moved_back"),
+            "lr_factor": column("lr_factor"),
+        }
     )
 
 
@@ -53,7 +47,11 @@ def lines_of(runs: list[Run], x: str, y: str) -> list[pd.DataFrame]:
     return [line for line in lines if len(line)]
 
 
-def draw(axes: Axes, groups: list[Group], known: dict[str, dict], x: str, y: str, scale: tuple[float, float] = (1, 1)) -> None:
+def has(groups: list[Group], x: str, y: str) -> bool:
+    return any(lines_of(group.runs, x, y) for group in groups)
+
+
+def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: str, scale: tuple[float, float] = (1, 1)) -> None:
     """Draw the seeds thin and the mean of those that count thick, over the epochs that all of these have."""
     for group in groups:
         counted = [line * list(scale) for line in lines_of(group.counted, x, y)]
@@ -65,11 +63,6 @@ def draw(axes: Axes, groups: list[Group], known: dict[str, dict], x: str, y: str
             mean = stacked.mean()[stacked.size() == len(counted)]
             marker = "." if len(mean) <= FEW else None
             axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
-
-
-def has(groups: list[Group], x: str, y: str, worth: Callable[[pd.Series], bool] = len) -> bool:
-    """Whether any run has a line that is worth drawing."""
-    return any(worth(line["y"]) for group in groups for line in lines_of(group.runs, x, y))
 
 
 def by_metric(groups: list[Group]) -> dict[str, list[Group]]:
@@ -86,15 +79,15 @@ def score_axis(groups: list[Group]) -> tuple[float, str]:
     return (100.0, f"validation {metric_name(groups)} (%)") if is_share(groups) else (1.0, f"validation {metric_name(groups)}")
 
 
-def charts_by_epoch(groups: list[Group], panels: list[Panel], height: float, scale: float, ends: dict[str, str]) -> Figure:
+def charts_by_epoch(groups: list[Group], panels: list[Panel], height: float, scale: float, ends: Mapping[str, str]) -> Figure:
     """Charts below each other over the epochs, and a legend of the groups that are in any of them, their names with `ends`."""
-    known, drawn = styles(groups), {group.name for panel in panels for group in panel.groups}
+    known, drawn = styles(groups), {group.name for own, _, _ in panels for group in own}
     labels = {name + ends.get(name, ""): style for name, style in known.items() if name in drawn}
     figure, axes = new_figure(len(panels), height, labels, sharex=True)
-    for place, panel in zip(axes[:, 0], panels, strict=True):
-        draw(place, panel.groups, known, "epoch", panel.column, (1, scale if panel.column == "score" else 1))
-        place.set_ylabel(panel.label)
-        if panel.column == "hidden":
+    for place, (own, column, label) in zip(axes[:, 0], panels, strict=True):
+        draw(place, own, known, "epoch", column, (1, scale if column == "score" else 1))
+        place.set_ylabel(label)
+        if column == "hidden":
             place.set_ylim(bottom=-1)  # a run that leaves nothing out shows as a line, not as the axis
         whole_epochs(place)
     axes[-1, 0].set_xlabel("epoch")
@@ -106,57 +99,89 @@ def overview(groups: list[Group]) -> list[Picture]:
     """The picture for a README: the share left out above, the metric of most groups below."""
     own = max(by_metric(groups).values(), key=len, default=[])
     scale, label = score_axis(own)
-    panels = [Panel(groups, "hidden", "hidden or rejected (%)"), Panel(own, "score", label)]
-    panels = [panel for panel in panels if has(panel.groups, "epoch", panel.column)]
+    wanted: list[Panel] = [(groups, "hidden", HIDDEN), (own, "score", label)]
+    panels = [panel for panel in wanted if has(panel[0], "epoch", panel[1])]
     if not panels:
         return []
-    figure = charts_by_epoch(groups, panels, 2.3, scale, {group.name: last(group, scale) for group in own})
+    figure = charts_by_epoch(groups, panels, 2.3, scale, {group.name: last_score(group, scale) for group in own})
     caption = (
         "Above, what each epoch did not train; below, what came of it. Good: the lower lines lie together although the upper "
         "ones are high. Bad: a line that stays below the baseline's to the end. Thin lines are seeds, thick ones the mean "
         "of the finished ones; figures in the legend are of the last epoch."
     )
-    alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(panel.label for panel in panels)}."
+    alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(label for _, _, label in panels)}."
     return [Picture("overview", "Hidden share and validation by epoch", caption, alt, figure)]
 
 
-def last(group: Group, scale: float) -> str:
+def last_score(group: Group, scale: float) -> str:
     """The last value of a group's metric, for the legend."""
     value = scale * group.seeds["score"].mean()
     return "" if math.isnan(value) else f" ({value:.1f} %)" if scale == 100 else f" ({value:.3g})"
 
 
+def selection(groups: list[Group]) -> list[Picture]:
+    """Hidden share, candidates moved back and learning-rate factor by epoch, as far as there are any."""
+    panels: list[Panel] = []
+    for column, label, usual in (
+        ("hidden", HIDDEN, 0),
+        ("moved_back", "samples moved back", 0),
+        ("lr_factor", "learning-rate factor", 1),
+    ):
+        own = [one for one in groups if any((line["y"] != usual).any() for line in lines_of(one.runs, "epoch", column))]
+        panels += [(own, column, label)] if own else []
+    if not panels:
+        return []
+    caption = (
+        "What the selection did in each epoch. Samples moved back were among the easiest but wrong or unsure, so they stayed "
+        "in training. Bad: the hidden share stays near zero (nothing is saved), or most candidates are moved back to the end "
+        "(the network is not sure of anything: lower tau or hide less). "
+        "The factor on the learning rate is 1 / (1 - hidden share)."
+    )
+    alt = f"Charts by epoch: {', '.join(label for _, _, label in panels)}."
+    figure = charts_by_epoch(groups, panels, 2.0, 1.0, {})
+    return [Picture("selection", "What was left out, epoch by epoch", caption, alt, figure)]
+
+
 def scores(groups: list[Group]) -> list[Picture]:
     """The validation metric against time and against samples trained, a picture for each metric."""
-    kinds = by_metric(groups)
-    return [picture for metric, own in kinds.items() for picture in score_picture(metric, own, styles(groups), len(kinds) == 1)]
+    kinds, known = by_metric(groups), styles(groups)
+    pictures = {metric: score_figure(own, known) for metric, own in kinds.items()}
+    caption = (
+        "The same scores over the time they took and over the samples they took. Good: a line further to the left at the "
+        "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves. "
+        "The first epochs may lie below the axis."
+    )
+    return [
+        Picture(
+            "scores" if len(kinds) == 1 else f"scores_{metric.replace('/', '_')}",
+            f"{metric_name(kinds[metric]).capitalize()} against time and samples",
+            caption,
+            f"Charts of {score_axis(kinds[metric])[1]} against time and samples, one line for each of {len(kinds[metric])} groups.",
+            figure,
+        )
+        for metric, figure in pictures.items()
+        if figure is not None
+    ]
 
 
-def score_picture(metric: str, groups: list[Group], known: dict[str, dict], is_only: bool) -> list[Picture]:
-    """One metric against what it cost."""
+def score_figure(groups: list[Group], known: Mapping[str, dict]) -> Figure | None:
+    """One metric against what it cost; None when that is not known."""
     scale, label = score_axis(groups)
-    name, unit = time_unit(groups)
+    longest = max(curves(run)["seconds"].max() for group in groups for run in group.runs)
+    name, unit = ("hours", 3600) if longest > 3 * 3600 else ("minutes", 60) if longest > 600 else ("seconds", 1)
     costs = {"seconds": (f"{name} of training, refreshing and selecting", 1 / unit), "trained": ("samples trained", 1.0)}
     costs = {column: cost for column, cost in costs.items() if has(groups, column, "score")}
     if not costs:
-        return []
+        return None
     figure, axes = new_figure(len(costs), 2.6, [group.name for group in groups])
     for place, (column, (x_label, x_scale)) in zip(axes[:, 0], costs.items(), strict=True):
         draw(place, groups, known, column, "score", (x_scale, scale))
         focus(place, [scale * line["y"] for group in groups for line in lines_of(group.runs, column, "score")])
         place.set(xlabel=x_label, ylabel=label)
         place.locator_params(axis="x", nbins=6)
-        place.xaxis.set_major_formatter(lambda value, _: amount(value))
+        place.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend(figure, {group.name: known[group.name] for group in groups})
-    caption = (
-        "The same scores over the time they took and over the samples they took. Good: a line further to the left at the "
-        "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves. "
-        "The first epochs may lie below the axis."
-    )
-    texts = " and ".join(text for text, _ in costs.values())
-    alt = f"Charts of {label} against {texts}, one line for each of {len(groups)} groups."
-    title = f"{metric_name(groups).capitalize()} against time and samples"
-    return [Picture("scores" if is_only else f"scores_{metric.replace('/', '_')}", title, caption, alt, figure)]
+    return figure
 
 
 def focus(axes: Axes, lines: list[pd.Series]) -> None:
@@ -166,38 +191,3 @@ def focus(axes: Axes, lines: list[pd.Series]) -> None:
         later.max() - later.min(), 0.005 * abs(later.max())
     )  # equal lines do not fill the axis with their rounding
     axes.set_ylim(later.min() - margin, later.max() + margin)
-
-
-def time_unit(groups: list[Group]) -> tuple[str, float]:
-    """The unit in which the longest run is a number of two or three digits, and its seconds."""
-    longest = max(curves(run)["seconds"].max() for group in groups for run in group.runs)
-    return ("hours", 3600.0) if longest > 3 * 3600 else ("minutes", 60.0) if longest > 600 else ("seconds", 1.0)
-
-
-def amount(value: float) -> str:
-    """The text of a tick at a round number."""
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
-
-
-def selection(groups: list[Group]) -> list[Picture]:
-    """Hidden share, candidates moved back and learning-rate factor by epoch, as far as there are any."""
-    wanted: list[tuple[str, str, Callable[[pd.Series], bool]]] = [
-        ("hidden", "hidden or rejected (%)", lambda values: values.max() > 0),
-        ("moved_back", "samples moved back", lambda values: values.max() > 0),
-        ("lr_factor", "learning-rate factor", lambda values: (values != 1).any()),
-    ]
-    panels = [Panel([one for one in groups if has([one], "epoch", y, worth)], y, label) for y, label, worth in wanted]
-    panels = [panel for panel in panels if panel.groups]
-    if not panels:
-        return []
-    caption = (
-        "What the selection did in each epoch. Samples moved back were among the easiest but wrong or unsure, so they stayed "
-        "in training. Bad: the hidden share stays near zero (nothing is saved), or most candidates are moved back to the end "
-        "(the network is not sure of anything: lower tau or hide less). "
-        "The factor on the learning rate is 1 / (1 - hidden share)."
-    )
-    alt = f"Charts by epoch: {', '.join(panel.label for panel in panels)}."
-    figure = charts_by_epoch(groups, panels, 2.0, 1.0, {})
-    return [Picture("selection", "What was left out, epoch by epoch", caption, alt, figure)]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from kakurenbo_lightning.report.groups import Group
-from kakurenbo_lightning.report.panels import first_run
 from kakurenbo_lightning.report.reading import Run
 from kakurenbo_lightning.report.style import WIDTH, Picture, data_address, wrapped
 
@@ -22,15 +20,22 @@ FEWEST, MOST = 6, 24  # of either kind for a group
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample as it is shown: its picture and what is written below it.
+    """A sample as it is shown.
 
     Attributes:
         image: uint8 [h, w, 3].
-        lines: its class, index and how often it was hidden or trained.
+        lines: what stands below it: its class, index, and how often it was hidden or trained.
     """
 
     image: np.ndarray
     lines: tuple[str, str, str]
+
+    @property
+    def source(self) -> str:
+        """The image within a page."""
+        packed = io.BytesIO()
+        Image.fromarray(self.image).save(packed, "webp", quality=80)
+        return data_address(packed.getvalue(), "webp")
 
 
 def shown_samples(group: Group, limit: int = MOST) -> dict[str, list[Shown]]:
@@ -38,23 +43,24 @@ def shown_samples(group: Group, limit: int = MOST) -> dict[str, list[Shown]]:
 
     Families that do not hide train some samples more often than others: theirs are the least and the most trained.
     """
-    run = first_run(group, lambda run: run.thumbnails is not None)
-    if run is None:
-        return {}
-    hides, images = run.family == "hide", run.thumbnails.images
-    names = ("most hidden", "least hidden") if hides else ("least trained", "most trained")
-    orders = ([] if hides and run.total("samples_hidden") == 0 else run.thumbnails.most_hidden, run.thumbnails.least_hidden)
-    found = {
-        name: [Shown(images[one], written(run, one)) for one in order[:limit]] for name, order in zip(names, orders, strict=True)
-    }
-    return {name: samples for name, samples in found.items() if samples}
+    for run in group.counted:
+        if run.thumbnails is not None:
+            most, least, images = run.thumbnails.most_hidden, run.thumbnails.least_hidden, run.thumbnails.images
+            if run.family != "hide":
+                kinds = {"least trained": most, "most trained": least}
+            else:
+                kinds = {"most hidden": most if run.total("samples_hidden") else [], "least hidden": least}
+            return {
+                kind: [Shown(images[one], written(run, one)) for one in order[:limit]] for kind, order in kinds.items() if order
+            }
+    return {}
 
 
 def written(run: Run, index: int) -> tuple[str, str, str]:
     """What stands below a sample: its class, its index, and how often it was hidden or trained."""
     if run.samples is None or index not in run.samples.shown.index:
         return "?", f"#{index}", ""
-    row = run.samples.shown.loc[index]
+    row = run.samples.shown.loc[index].to_dict()
     times = f"hidden {row['times_hidden']:.0f}x" if run.family == "hide" else f"trained {row['times_trained']:.0f}x"
     return run.class_name(int(row["target"])), f"#{index}", times
 
@@ -86,27 +92,8 @@ def grid(group: Group, number: int) -> list[Picture]:
     return [Picture(f"samples_{number}", f"Most and least hidden samples: {group.name}", "", alt, figure, photos=True)]
 
 
-def page_grids(groups: list[Group]) -> list[dict[str, Any]]:
-    """What the page needs of each group with pictures: its name, and its samples by kind."""
+def page_grids(groups: list[Group]) -> dict[str, dict[str, list[Shown]]]:
+    """The samples that the page shows of each group with pictures, by its name."""
     found = [group for group in groups if shown_samples(group, 1)]
     limit = min(MOST, max(FEWEST, THUMBNAILS // (2 * len(found)))) if found else 0
-    return [
-        {"group": group.name, "kinds": {kind: cells(samples) for kind, samples in shown_samples(group, limit).items()}}
-        for group in found
-    ]
-
-
-def cells(found: list[Shown]) -> list[dict[str, Any]]:
-    """What the page needs of samples."""
-    return [{"source": small_image(one.image), "lines": one.lines, "small": max(one.image.shape) < 48} for one in found]
-
-
-def small_image(image: np.ndarray) -> str:
-    """The address of an image, uint8 [h, w, 3]: PNG or WebP, whichever is smaller."""
-    files = []
-    for ending, options in (("png", {"optimize": True}), ("webp", {"quality": 80})):
-        packed = io.BytesIO()
-        Image.fromarray(image).save(packed, ending, **options)
-        files.append((len(packed.getvalue()), ending, packed.getvalue()))
-    _, ending, content = min(files)
-    return data_address(content, ending)
+    return {group.name: shown_samples(group, limit) for group in found}

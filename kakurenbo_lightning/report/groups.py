@@ -29,7 +29,7 @@ PLACES = (
     "_partial_",
 )
 DATA = ("num_samples", "class_names", "fingerprint")  # of run.json: they differ where the same configuration read other data
-FINGERPRINT = "data.fingerprint"  # which runs of early versions lack
+READ = tuple(f"data.{name}" for name in DATA)
 TASK = ("data", "model", "task")  # what runs must have in common to be compared
 SPEED = ("batch_size", "eval_batch_size", "num_workers")  # of these, what may differ
 LONG = 40  # characters of a value in a group's name
@@ -53,17 +53,14 @@ class Group:
 
     @property
     def method(self) -> str:
-        """Name of the method."""
         return self.runs[0].method
 
     @property
     def metric(self) -> str | None:
-        """Name of the validation metric, as it was logged."""
         return self.runs[0].metric
 
     @property
     def finished(self) -> list[Run]:
-        """The runs that have finished."""
         return [run for run in self.runs if run.status == "finished"]
 
     @property
@@ -105,7 +102,7 @@ class Group:
 
 def make_groups(runs: list[Run]) -> list[Group]:
     """The groups of runs, baselines first, else in the order of the runs."""
-    around = with_fingerprints([conditions(run) for run in runs])
+    around = [conditions(run) for run in runs]
     outer = differing(around)
     named = needed(outer, around)
     methods = dict.fromkeys(run.method for run in runs)
@@ -148,12 +145,8 @@ def baseline_of(group: Group, groups: list[Group]) -> Group | None:
 
 
 def unlike(group: Group, other: Group) -> list[str]:
-    """The conditions that differ between two groups; a fingerprint that one of them lacks does not."""
-    return [
-        leaf
-        for leaf, value in group.leaves.items()
-        if key(value) != key(other.leaves[leaf]) and not (leaf == FINGERPRINT and None in (value, other.leaves[leaf]))
-    ]
+    """The conditions that differ between two groups."""
+    return [leaf for leaf, value in group.leaves.items() if key(value) != key(other.leaves[leaf])]
 
 
 # --- conditions
@@ -198,7 +191,7 @@ def differing(values: list[dict[str, Any]]) -> list[str]:
     """The names, in order, that have several values.
 
     Where a name is missing, its value counts as null if the configuration group is there, with a `_target_` that has the name
-    elsewhere; of other groups it does not count.
+    elsewhere; of other groups it does not count, nor what a run that ended early did not say of its data.
     """
     names = dict.fromkeys(name for one in values for name in one)
     homes = [{home(name): key(one.get(f"{home(name)}_target_")) for name in one} for one in values]
@@ -208,31 +201,17 @@ def differing(values: list[dict[str, Any]]) -> list[str]:
         own = {key(one[name]) for one in values if name in one}
         targets = {known[place] for one, known in zip(values, homes, strict=True) if name in one}
         lacking = (known.get(place) in targets and name not in one for one, known in zip(values, homes, strict=True))
-        if name != FINGERPRINT and any(lacking):
+        if name not in READ and any(lacking):
             own.add(key(None))
         if len(own) > 1:
             found.append(name)
     return found
 
 
-def with_fingerprints(around: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conditions, where one without a fingerprint of the data gets the only one of runs that are equal otherwise."""
-    outer = [leaf for leaf in differing(around) if leaf != FINGERPRINT]
-    others = [key({leaf: one.get(leaf) for leaf in outer}) for one in around]
-    known: dict[str, set[Any]] = {}
-    for other, one in zip(others, around, strict=True):
-        known.setdefault(other, set()).update([key(one[FINGERPRINT])] if FINGERPRINT in one else [])
-    return [
-        {**one, FINGERPRINT: json.loads(*known[other])} if FINGERPRINT not in one and len(known[other]) == 1 else one
-        for other, one in zip(others, around, strict=True)
-    ]
-
-
 def needed(names: list[str], values: list[dict[str, Any]]) -> list[str]:
     """The names without those whose value follows from the others' of the same configuration group (`data.*`)."""
     kept: list[str] = []
-    read = [f"data.{name}" for name in DATA]
-    for name in sorted(names, key=lambda name: (not name.endswith("_target_"), name in read)):
+    for name in sorted(names, key=lambda name: (not name.endswith("_target_"), name in READ)):
         same = [other for other in kept if other.split(".")[0] == name.split(".")[0]]
         pairs = {(tuple(key(one.get(other)) for other in same), key(one.get(name))) for one in values}
         if len(pairs) > len({known for known, _ in pairs}):

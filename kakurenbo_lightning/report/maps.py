@@ -89,6 +89,6 @@ def draw_grid(axes: Axes, rows: pd.DataFrame) -> None:
     axes.grid(False)
 
 
-def luminance(colour: tuple[float, ...]) -> float:
+def luminance(colour: np.ndarray) -> float:
     """How bright a colour of red, green, blue in [0, 1] is, in [0, 1]."""
     return float(np.dot(colour[:3], (0.2126, 0.7152, 0.0722)))

@@ -6,7 +6,7 @@ import pandas as pd
 
 from kakurenbo_lightning.report.groups import BASELINE, Group, short, unlike
 from kakurenbo_lightning.report.reading import Problem, Run, mapping, number
-from kakurenbo_lightning.report.tables import compared, comparison, rank
+from kakurenbo_lightning.report.tables import compared, rank
 
 NOTE = (
     "Runs that differ in their seed only are averaged. Seconds are of training, refresh passes and selection, without validation. "
@@ -25,14 +25,12 @@ def notes(groups: list[Group]) -> list[str]:
     """The notes below the comparison of these groups."""
     chosen = compared(groups)
     others = [group for group in chosen if group.method != BASELINE]
-    paired = [group for group in others if len(group.pairs)]
     if others and not any(group.baseline for group in others):
         found = [NO_BASELINE]
     else:
         lone = [group.name for group in others if not len(group.pairs)]
         found = _note("No baseline with the same data, network and seeds for", lone, colon="")
-        found += pair_notes(paired)
-    found += few_notes(chosen)
+        found += pair_notes([(group, group.baseline) for group in others if group.baseline and len(group.pairs)])
     if not any(group.finished for group in groups):
         done = [f"{group.name} ({epochs_text(group)})" for group in chosen]
         found += _note("No run has finished: these are figures so far, of epochs done", done)
@@ -47,18 +45,18 @@ def _note(text: str, names: list[str], colon: str = ":") -> list[str]:
     return [f"{text}{colon} {'; '.join([*names[:NAMED], *more])}."] if names else []
 
 
-def pair_notes(groups: list[Group]) -> list[str]:
+def pair_notes(pairs: list[tuple[Group, Group]]) -> list[str]:
     """What makes groups and their baselines less than comparable: places, conditions, lengths."""
     apart, other, lengths = [], [], []
-    for group in groups:
+    for group, baseline in pairs:
         if group.unlike("place"):
             apart.append(group.name)
-        leaves = unlike(group, group.baseline)
+        leaves = unlike(group, baseline)
         if leaves:
             named = ", ".join(short(leaf, leaves) for leaf in leaves)
-            other.append(f"{group.name} (against {group.baseline.name}: another {named})")
+            other.append(f"{group.name} (against {baseline.name}: another {named})")
         if group.unlike("epochs"):
-            lengths.append(f"{group.name} ({epochs_text(group)}, its baseline {epochs_text(group.baseline)})")
+            lengths.append(f"{group.name} ({epochs_text(group)}, its baseline {epochs_text(baseline)})")
     return [
         *_note("No saving where a run and its baseline differ in machine, device or number of processes", apart),
         *_note("No baseline under the same conditions, so another one is compared with", other),
@@ -70,17 +68,6 @@ def epochs_text(group: Group) -> str:
     """The epochs that the runs of a group did: 6, or 3 to 6."""
     done = pd.Series([number(run.info.get("epochs")) for run in group.counted]).dropna()
     return "?" if not len(done) else " to ".join(dict.fromkeys(f"{value:g}" for value in (done.min(), done.max())))
-
-
-def few_notes(groups: list[Group]) -> list[str]:
-    """Which groups have scores or differences of some seeds only."""
-    few = []
-    for group, row in zip(groups, comparison(groups).to_dict("records"), strict=True):
-        pairs, seeds = row["pairs"], row["seeds"]
-        if 0 < row["scored"] < seeds or 0 < pairs < seeds:
-            differences = f", {pairs} with a difference" if group.baseline else ""
-            few.append(f"{group.name} ({seeds} seeds, {row['scored']} with a score{differences})")
-    return _note("Means of some seeds only", few)
 
 
 def unfinished(runs: list[Run]) -> list[Problem]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
@@ -19,9 +18,9 @@ from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.maps import f_tau
 from kakurenbo_lightning.report.notes import best_of, not_drawn, notes
 from kakurenbo_lightning.report.panels import classes, histograms, phases
-from kakurenbo_lightning.report.reading import Problem, Run
+from kakurenbo_lightning.report.reading import Problem
 from kakurenbo_lightning.report.style import RC, Picture, data_address, is_own
-from kakurenbo_lightning.report.tables import comparison, comparison_text, listing, runs_table, runs_text
+from kakurenbo_lightning.report.tables import comparison, comparison_text, runs_table, runs_text
 
 
 def write_report(groups: list[Group], problems: list[Problem], target: Path, title: str) -> Path:
@@ -71,7 +70,6 @@ def render(groups: list[Group], pictures: list[Picture], problems: list[Problem]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kakurenbo_lightning.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    runs = [(group, run) for group in groups for run in group.runs]
     return environment.get_template("page.html").render(
         title=title,
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -80,24 +78,6 @@ def render(groups: list[Group], pictures: list[Picture], problems: list[Problem]
         pictures=[(one, data_address(one.png, "png")) for one in pictures if not one.photos],
         grids=page_grids(best_of(groups)),
         runs_table=runs_text(groups),
-        runs=[(f"{group.name}, seed {'-' if run.seed is None else run.seed}", details(run)) for group, run in runs],
+        runs=runs_table(groups).to_dict("records"),
         problems=pd.DataFrame([(problem.path, problem.reason) for problem in problems], columns=["what", "why"]),
     )
-
-
-def details(run: Run) -> dict[str, str]:
-    """What there is to know of a run, by name."""
-    info = run.info
-    found = {
-        "folder": run.folder,
-        "command": info.get("command"),
-        "error": info.get("error"),
-        "started, ended": " to ".join(str(info.get(name) or "?") for name in ("started", "ended")),
-        "settings": listing(run.settings),
-        "versions": listing(info.get("versions")),
-        "machine": listing(info.get("machine")),
-        "processes": info.get("world_size"),
-        "git": listing(info.get("git")),
-        "configuration": json.dumps(run.config, indent=1) if run.config else None,
-    }
-    return {name: str(value) for name, value in found.items() if value not in (None, "", "None")}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from kakurenbo_lightning.record.schema import LOSS_EDGES
 from kakurenbo_lightning.report.groups import Group
-from kakurenbo_lightning.report.reading import Losses, Run
+from kakurenbo_lightning.report.reading import Run
 from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, tiles, whole_epochs, wrapped
 
 BLUE, RED = COLOURS[:2]
@@ -28,56 +27,46 @@ MEASURED = {"forward": "forward pass", "backward": "backward pass", "score": "sc
 FEW_CLASSES, ENDS = 20, 10  # with more classes than the first: so many of either end
 
 
-def first_run(group: Group, has: Callable[[Run], bool]) -> Run | None:
-    """The first run, by seed, that has something to draw; an unfinished one only where none has finished."""
-    return next((run for run in group.counted if has(run)), None)
-
-
 def histograms(groups: list[Group]) -> list[Picture]:
-    """The samples by epoch and loss, a panel for each group's first seed, with the threshold of hiding."""
-    found = {group.name: first_run(group, lambda run: run.losses is not None and run.losses.counts.any()) for group in groups}
-    runs = {name: run for name, run in found.items() if run is not None}
-    if not runs:
+    """The samples by epoch and loss, a panel for each group's first seed with any, and the threshold of hiding."""
+    found = []
+    for group in groups:
+        known = [(group.name, run.history, run.losses) for run in group.counted if run.losses is not None and run.losses.any()]
+        found += known[:1]
+    if not found:
         return []
-    most = max(run.losses.counts.max() for run in runs.values())
-    figure, panels = tiles(list(runs), (2.6, 2.1), sharey=True)
-    for name, run in runs.items():
-        draw_losses(panels[name], run, LogNorm(1, max(2, most)))
-        panels[name].set_xlabel("epoch")
-    first = panels[next(iter(runs))]
-    for place in list(panels.values())[:: 1 if len(panels) == 1 else 2]:
+    all_losses = np.concatenate([losses for _, _, losses in found])
+    most, bins = all_losses.max(), all_losses.any(axis=0).nonzero()[0]
+    names = [name for name, _, _ in found]
+    figure, panels = tiles(names, 2.6 if len(names) == 1 else 2.1, sharey=True)
+    for place, (_, history, losses) in zip(panels, found, strict=True):
+        draw_losses(place, history, losses, LogNorm(1, max(2, most)))
+        place.set_xlabel("epoch")
+        place.set_ylim(LOSS_EDGES[bins[0]].item(), LOSS_EDGES[bins[-1] + 1].item())
+    for place in panels[::2]:
         place.set_ylabel("loss")
-    ends = [loss_range(run.losses) for run in runs.values()]
-    first.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
     caption = (
         "Each column is an epoch: how many samples had which loss when it was planned, the darker the more (on a logarithmic "
         f"scale, up to {most:,}). The orange line is the largest loss of a sample that was hidden and predicted correctly. "
         "Good: the cloud sinks, and hiding eats its lower edge. Bad: the line runs through the middle of the cloud (too much "
         "is hidden), or a second cloud stays at the top (samples that are never learned: look for wrong labels)."
     )
-    alt = f"Heat maps of samples by epoch and loss with the threshold of hiding, for {'; '.join(runs)}."
+    alt = f"Heat maps of samples by epoch and loss with the threshold of hiding, for {'; '.join(names)}."
     return [Picture("losses", "Losses and the threshold of hiding", caption, alt, figure)]
 
 
-def draw_losses(axes: Axes, run: Run, norm: LogNorm) -> None:
+def draw_losses(axes: Axes, history: pd.DataFrame, losses: np.ndarray, norm: LogNorm) -> None:
     """Draw a heat map, epoch by loss."""
-    epochs = run.history.index.to_numpy() + 1.0
+    epochs = history.index.to_numpy() + 1.0
     edges = np.append(epochs - 0.5, epochs[-1] + 0.5)
-    counts = np.ma.masked_less_equal(run.losses.counts, 0)
-    axes.pcolormesh(edges, run.losses.edges, counts.T, norm=norm, cmap="Blues", rasterized=True)
-    threshold = run.history.reindex(columns=["threshold"])["threshold"].to_numpy()
-    axes.stairs(threshold, edges, baseline=None, color=RED, linewidth=1.8)
+    axes.pcolormesh(edges, LOSS_EDGES, np.ma.masked_equal(losses, 0).T, norm=norm, cmap="Blues", rasterized=True)
+    if "threshold" in history:
+        axes.stairs(history["threshold"].to_numpy(), edges, baseline=None, color=RED, linewidth=1.8)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.01 instead of powers of ten
     axes.yaxis.set_minor_formatter(lambda value, _: "")
     whole_epochs(axes)
     axes.grid(False)
-
-
-def loss_range(losses: Losses) -> tuple[float, float]:
-    """The smallest and largest loss that the histograms counted."""
-    bins = losses.counts.any(axis=0).nonzero()[0]
-    return losses.edges[bins.min()], losses.edges[bins.max() + 1]
 
 
 def phases(groups: list[Group]) -> list[Picture]:
@@ -91,10 +80,10 @@ def phases(groups: list[Group]) -> list[Picture]:
     figure = Figure(figsize=(WIDTH, 0.62 * len(spent) + 1.6), layout="constrained")
     axes = figure.subplots()
     lefts = spent.cumsum(axis=1) - spent
-    for part in spent:
+    for part in spent.columns.astype(str):
         axes.barh(range(len(spent)), spent[part], left=lefts[part], height=0.42, color=PARTS[part], label=part)
     for row, (name, seconds) in enumerate(totals.items()):
-        axes.text(0, row - 0.27, wrapped(name), va="bottom", fontsize=9.5)
+        axes.text(0, row - 0.27, wrapped(str(name)), va="bottom", fontsize=9.5)
         axes.text(seconds + 0.01 * longest, row, f"{seconds:,.1f} s", va="center", fontsize=9.5)
     axes.set(xlim=(0, 1.17 * longest), ylim=(len(spent) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the finished runs")
     axes.spines["left"].set_visible(False)
@@ -125,9 +114,9 @@ def classes(groups: list[Group]) -> list[Picture]:
     if not shown:
         return []
     bars = max(min(len(shares[name]), FEW_CLASSES) for name in shown)
-    figure, panels = tiles(list(shown), (0.17 * bars + 0.75,) * 2, sharex=True)
-    for name, group in shown.items():
-        draw_classes(panels[name], group.counted[0], shares[name])
+    figure, panels = tiles(list(shown), 0.17 * bars + 0.75, sharex=True)
+    for place, (name, group) in zip(panels, shown.items(), strict=True):
+        draw_classes(place, group.counted[0], shares[name])
     figure.supxlabel("share of the epochs in which a sample was left out (%)", fontsize=10)
     caption = (
         "How often a sample of each class was hidden, on average; where a method does not hide, how often it was not trained, "

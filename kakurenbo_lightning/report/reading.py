@@ -6,29 +6,16 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pyarrow import parquet
 
-from kakurenbo_lightning.record.schema import (
-    EDGES_KEY,
-    EPOCHS,
-    EPOCHS_KEY,
-    FORMAT_1,
-    HISTOGRAM,
-    RUN,
-    SAMPLES,
-    STATUSES,
-    THUMBNAILS,
-    Thumbnails,
-    upgraded,
-)
+from kakurenbo_lightning.record import schema
+from kakurenbo_lightning.record.schema import EPOCHS, HISTOGRAM, RUN, SAMPLES, THUMBNAILS, Thumbnails
 
 OLD = ("results.json", "metrics.csv")  # what runs without run.json left
 COUNTED = ["times_trained", "times_hidden"]
@@ -40,19 +27,6 @@ class Problem:
 
     path: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Losses:
-    """How many samples had which loss when an epoch was planned.
-
-    Attributes:
-        edges: float64 [B + 1], of the bins.
-        counts: int64 [epochs, B].
-    """
-
-    edges: np.ndarray
-    counts: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -76,37 +50,29 @@ class Run:
 
     Attributes:
         folder: where it was read.
-        info: run.json as it is, in the current format.
-        method: name of the method.
-        status: "running", "finished" or "stopped".
-        family: of the method: "hide", "backprop" or "draw".
-        settings: of the method.
-        config: the Hydra configuration, empty when the run had none.
+        info: run.json in the current format.
         totals: sums over the run by name, as in `SampleSelection.totals`.
-        seed: of the run.
         metric: name of the validation metric, as it was logged: val/accuracy.
         score: its last value.
         seconds: of training, refreshing and selecting, without validation.
         history: float64, one row per epoch, NaN where an epoch has no value.
-        losses: by epoch, as the rows of `history`.
-        samples: of samples.parquet.
-        thumbnails: of thumbnails.npz.
+        losses: int64 [epochs, B], samples by loss when an epoch was planned, between `schema.LOSS_EDGES`.
     """
 
     folder: Path
     info: Mapping[str, Any]
     method: str
-    status: str = "finished"
-    family: str = "hide"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    totals: Mapping[str, float] = field(default_factory=dict)
-    seed: int | None = None
-    metric: str | None = None
-    score: float = math.nan
-    seconds: float = math.nan
+    status: str
+    family: str
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
+    totals: Mapping[str, float]
+    seed: int | None
+    metric: str | None
+    score: float
+    seconds: float
     history: pd.DataFrame = field(default_factory=pd.DataFrame)
-    losses: Losses | None = None
+    losses: np.ndarray | None = None
     samples: Samples | None = None
     thumbnails: Thumbnails | None = None
 
@@ -117,8 +83,8 @@ class Run:
         return cls(
             folder,
             info,
-            info["method"],
-            info.get("status", "finished"),
+            method=info["method"],
+            status=info.get("status", "finished"),
             family=str(info.get("family") or "hide"),
             settings=mapping(info.get("settings")),
             config=mapping(info.get("config")),
@@ -139,10 +105,9 @@ class Run:
     def class_name(self, target: int) -> str:
         """Name of a class, its number when it has none, `?` when it is unknown."""
         names = self.info.get("class_names")
-        if target < 0:
-            return "?"
-        known = isinstance(names, list) and target < len(names)
-        return " ".join(str(names[target]).split()) if known else str(target)
+        if isinstance(names, list) and 0 <= target < len(names):
+            return " ".join(str(names[target]).split())
+        return "?" if target < 0 else str(target)
 
     def total(self, name: str) -> float:
         """A sum over the run."""
@@ -172,7 +137,7 @@ class Run:
         }
 
 
-def number(value: object) -> float:
+def number(value: Any) -> float:
     """A finite number as it is, NaN for everything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if is_number else math.nan
@@ -254,13 +219,16 @@ def read_run(folder: Path, problems: list[Problem]) -> Run | None:
     def attempt(name: str, read: Callable[[Path], Any], needed: bool = True) -> Any:
         """What `read` makes of a file; None, with a problem noted, when it is broken, or `needed` and missing."""
         path = folder / name
-        with _noted(path, problems):
+        try:
             if path.is_file():
                 if path.stat().st_size == 0:
                     raise ValueError("the file is empty")
                 return read(path)
             if needed:
                 problems.append(Problem(str(path), "is missing, and with it what the report shows of it"))
+        except Exception as error:  # a broken file makes its reader raise anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            problems.append(Problem(str(path), f"cannot be read (half-written or changed?): {reason}"))
         return None
 
     info = attempt(RUN, read_info)
@@ -276,110 +244,70 @@ def read_run(folder: Path, problems: list[Problem]) -> Run | None:
     return Run.of(folder, info, history=history, losses=losses, samples=samples, thumbnails=thumbnails)
 
 
-@contextmanager
-def _noted(path: Path, problems: list[Problem]) -> Iterator[None]:
-    """Note any error as a problem of the file: a broken one makes its reader raise anything."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        problems.append(Problem(str(path), f"cannot be read (half-written or changed?): {reason}"))
-
-
 def read_info(path: Path) -> dict[str, Any]:
-    """The content of run.json, in the current format.
-
-    Raises:
-        ValueError: it is no JSON of a format that can be read.
-    """
+    """The content of run.json, in the current format; a ValueError says what is wrong with it."""
     info = json.loads(clean(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False)))
     if not isinstance(info, dict):
         raise ValueError("it holds no JSON object")
-    info = upgraded(info)
+    info = schema.upgraded(info)
     if not isinstance(info.get("method"), str) or not info["method"]:
         raise ValueError("it names no method")
-    if info.get("status") not in STATUSES:
-        raise ValueError(f"status={info.get('status')!r} is none of {', '.join(STATUSES)}")
+    if info.get("status") not in schema.STATUSES:
+        raise ValueError(f"status={info.get('status')!r} is none of {', '.join(schema.STATUSES)}")
     return info
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Every column of numbers in selection.parquet, by epoch.
-
-    Raises:
-        ValueError: it has no column `epoch`.
-    """
-    table = read_table(path)
-    if "epoch" not in table.column_names:
-        raise ValueError("it has no column epoch")
-    frame = _numbers(table.drop_columns([HISTOGRAM] if HISTOGRAM in table.column_names else []).to_pandas())
+    """Every column of numbers in selection.parquet, by epoch."""
+    frame = read_table(path)[0].drop(columns=HISTOGRAM, errors="ignore")
     if "samples_looked" in frame:
-        frame = frame.rename(columns=FORMAT_1)
-    return frame.loc[_rows_by_epoch(frame["epoch"])].astype({"epoch": int}).set_index("epoch")
+        frame = frame.rename(columns=schema.FORMAT_1)
+    frame = frame.apply(pd.to_numeric, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)
+    return frame.loc[_rows_by_epoch(frame)].astype({"epoch": int}).set_index("epoch")
 
 
-def read_losses(path: Path) -> Losses | None:
-    """The loss histograms in selection.parquet; None when it has none.
-
-    Raises:
-        ValueError: they do not fit their edges, or an epoch has none.
-    """
-    table = read_table(path)
-    edges = json.loads((table.schema.metadata or {}).get(EDGES_KEY.encode(), b"null"))
-    if edges is None or HISTOGRAM not in table.column_names:
+def read_losses(path: Path) -> np.ndarray | None:
+    """The loss histograms in selection.parquet; None when it has none, a ValueError when an epoch lacks one."""
+    frame, _ = read_table(path)
+    if HISTOGRAM not in frame:
         return None
-    rows = _rows_by_epoch(_numbers(table.select(["epoch"]).to_pandas())["epoch"])
-    counts = [table[HISTOGRAM][row].as_py() for row in rows]
-    if any(one is None or None in one for one in counts):
-        raise ValueError(f"{HISTOGRAM} has gaps, so that the losses are not drawn; the other columns are")
-    bins = {len(one) for one in counts}
-    if bins - {len(edges) - 1}:
-        raise ValueError(f"its histograms have {', '.join(map(str, sorted(bins)))} bins and {len(edges)} edges")
-    return Losses(np.asarray(edges, dtype=np.float64), np.array(counts, dtype=np.int64).reshape(len(rows), -1))
+    counts, bins = frame[HISTOGRAM].loc[_rows_by_epoch(frame)].tolist(), len(schema.LOSS_EDGES) - 1
+    if any(one is None or len(one) != bins or np.isnan(one).any() for one in counts):
+        raise ValueError(f"{HISTOGRAM} has gaps or not {bins} bins, so that the losses are not drawn; the other columns are")
+    return np.array(counts, dtype=np.int64).reshape(len(counts), bins)
 
 
-def read_table(path: Path) -> pa.Table:
-    """A parquet file; the `read_table` of parquet would take a folder named F=0.2 for a column."""
-    with path.open("rb") as file:
-        return parquet.ParquetFile(file).read()
+def read_table(path: Path, columns: list[str] | None = None) -> tuple[pd.DataFrame, dict[bytes, bytes]]:
+    """A parquet file, or some columns of it, with its metadata; a ValueError names columns that it lacks.
+
+    The `read_table` of parquet would take a folder named F=0.2 for a column.
+    """
+    with path.open("rb") as opened:
+        file = parquet.ParquetFile(opened)
+        missing = [name for name in columns or ["epoch"] if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        return file.read(columns=columns).to_pandas(), file.schema_arrow.metadata or {}
 
 
-def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame as float64, NaN for what is no finite number."""
-    return frame.apply(pd.to_numeric, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)
-
-
-def _rows_by_epoch(epochs: pd.Series) -> pd.Index:
+def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
     """The rows in the order of their epochs, of each epoch the last."""
+    epochs = pd.to_numeric(frame["epoch"], errors="coerce").replace([np.inf, -np.inf], np.nan)
     return epochs.dropna().drop_duplicates(keep="last").sort_values().index
 
 
 def read_samples(path: Path, shown: list[int]) -> Samples:
-    """A summary of samples.parquet, with the rows of the data set indices `shown`.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    wanted = ["index", "loss", "target", *COUNTED]
-    with path.open("rb") as opened:
-        file = parquet.ParquetFile(opened)
-        schema = file.schema_arrow
-        missing = [name for name in wanted if name not in schema.names]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        rows = file.read(columns=wanted).to_pandas().apply(pd.to_numeric, errors="coerce").dropna(subset=["index", "target"])
-    rows = rows.astype({"index": int, "target": int}).drop_duplicates("index", keep="last").set_index("index")
-    epochs = int(json.loads((schema.metadata or {}).get(EPOCHS_KEY.encode(), b"0")))
+    """A summary of samples.parquet, with the rows of the data set indices `shown`."""
+    rows, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
+    rows = rows.apply(pd.to_numeric, errors="coerce").dropna(subset=["index", "target"]).astype({"index": int, "target": int})
+    rows = rows.drop_duplicates("index", keep="last").set_index("index")
+    epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
     classes = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()
     return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)])
 
 
 def read_thumbnails(path: Path) -> Thumbnails:
-    """The content of thumbnails.npz.
-
-    Raises:
-        ValueError: its pictures are none, or not as many as their indices.
-    """
+    """The content of thumbnails.npz; a ValueError says what is wrong with its pictures."""
     with np.load(path, allow_pickle=False) as file:
         indices, images = file["indices"].tolist(), file["images"]
         orders = [[index for index in file[name].tolist() if index in indices] for name in ("most_hidden", "least_hidden")]

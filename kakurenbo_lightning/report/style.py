@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -25,7 +27,7 @@ PROGRAM = "kakurenbo-report"  # what its PNG files name as their software
 WIDTH, DPI = 5.0, 160  # inches, and pixels of one: 10 point letters are 10 pixels high on a phone of 360
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: distinct for the colour-blind
 LINES = ("-", "--", ":", "-.")
-RC = {
+RC: dict[Any, Any] = {
     "figure.dpi": DPI,
     "font.size": 10.5,
     "axes.axisbelow": True,
@@ -62,19 +64,13 @@ class Picture:
     photos: bool = False
 
     @cached_property
-    def image(self) -> Image.Image:
-        """The figure in pixels: with a palette, which makes a file of a third, unless it is of photos."""
-        canvas = FigureCanvasAgg(self.figure)
+    def png(self) -> bytes:
+        """The figure as a PNG file: with a palette, which makes it a third as large, unless it is of photos."""
+        canvas, about, packed = FigureCanvasAgg(self.figure), PngInfo(), io.BytesIO()
         canvas.draw()
         image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-        return image if self.photos else image.quantize(256, dither=Image.Dither.NONE)
-
-    @cached_property
-    def png(self) -> bytes:
-        """The figure as a PNG file."""
-        about, packed = PngInfo(), io.BytesIO()
         about.add_text("Software", PROGRAM)
-        self.image.save(packed, "PNG", pnginfo=about)
+        (image if self.photos else image.quantize(256, dither=Image.Dither.NONE)).save(packed, "PNG", pnginfo=about)
         return packed.getvalue()
 
 
@@ -88,23 +84,18 @@ def is_own(path: Path) -> bool:
 
 
 def data_address(content: bytes, ending: str) -> str:
-    """An address that holds an image file."""
     return f"data:image/{ending};base64,{base64.b64encode(content).decode()}"
 
 
-def styles(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+def styles(groups: Sequence[Group]) -> dict[str, dict[str, str]]:
     """Colour and line of each group by its name, the same in every figure: baselines are black; lines change when colours are used up."""
-    baselines = [group.name for group in groups if group.method == BASELINE]
-    others = [group.name for group in groups if group.method != BASELINE]
-    found = {name: {"color": "black", "linestyle": LINES[number % len(LINES)]} for number, name in enumerate(baselines)}
-    for number, name in enumerate(others):
-        round_of_colours, colour = divmod(number, len(COLOURS))
-        found[name] = {"color": COLOURS[colour], "linestyle": LINES[round_of_colours % len(LINES)]}
-    return found
+    black = itertools.cycle(("black", line) for line in LINES)
+    coloured = itertools.cycle((colour, line) for line in LINES for colour in COLOURS)
+    found = {group.name: next(black if group.method == BASELINE else coloured) for group in groups}
+    return {name: {"color": colour, "linestyle": line} for name, (colour, line) in found.items()}
 
 
 def wrapped(text: str, width: int = 54) -> str:
-    """A text in lines of so many characters."""
     return textwrap.fill(text, width)
 
 
@@ -115,16 +106,16 @@ def new_figure(rows: int, height: float, labels: Iterable[str] = (), columns: in
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def tiles(names: Sequence[str], height: tuple[float, float], **options: Any) -> tuple[Figure, dict[str, Axes]]:
-    """A figure with one panel per name, in two columns if there are several; `height` in inches of a panel alone and of several."""
+def tiles(names: Sequence[str], height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel per name, each so many inches high, in two columns if there are several."""
     columns = 1 if len(names) == 1 else 2
-    figure, axes = new_figure(-(-len(names) // columns), height[columns - 1], columns=columns, **options)
-    for place in axes.flat[len(names) :]:
-        place.set_axis_off()
-    panels = dict(zip(names, axes.flat, strict=False))
-    for name, place in panels.items():
+    figure, axes = new_figure(-(-len(names) // columns), height, columns=columns, **options)
+    panels = list(axes.flat)
+    for name, place in zip(names, panels, strict=False):
         place.set_title(wrapped(name, 54 if columns == 1 else 26), fontsize=9.5)
-    return figure, panels
+    for place in panels[len(names) :]:
+        place.set_axis_off()
+    return figure, panels[: len(names)]
 
 
 def legend(figure: Figure, labels: dict[str, dict[str, Any]]) -> None:
@@ -134,5 +125,4 @@ def legend(figure: Figure, labels: dict[str, dict[str, Any]]) -> None:
 
 
 def whole_epochs(axes: Axes) -> None:
-    """Let ticks be whole epochs."""
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))

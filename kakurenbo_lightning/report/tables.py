@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -124,8 +125,9 @@ def runs_table(groups: list[Group]) -> pd.DataFrame:
             "hidden_share": run.figures["hidden_share"],
             "settings": listing(run.settings),
             **{name: listing(run.info.get(name) or {}) for name in ("versions", "machine", "git")},
-            **{name: run.info.get(name) for name in ("started", "command", "error")},
+            **{name: run.info.get(name) for name in ("world_size", "started", "ended", "command", "error")},
             "folder": clean(str(run.folder)),
+            "configuration": json.dumps(run.config) if run.config else None,
         }
         for group in groups
         for run in group.runs
@@ -173,7 +175,6 @@ def spread(mean: float, std: float = math.nan, digits: int = 2, sign: str = "") 
 
 
 def share(value: float) -> str:
-    """A share in percent."""
     return "-" if math.isnan(value) else f"{value:.1%}"
 
 

@@ -12,7 +12,7 @@ from kakurenbo_lightning.report.grids import shown_samples
 from kakurenbo_lightning.report.maps import f_tau, luminance, sweeps
 from kakurenbo_lightning.report.notes import best_of, not_drawn
 from kakurenbo_lightning.report.page import draw_all
-from kakurenbo_lightning.report.panels import class_shares, first_run, parts, phases
+from kakurenbo_lightning.report.panels import class_shares, parts, phases
 
 
 def test_figures_that_do_not_apply_are_left_out(tmp_path):
@@ -34,7 +34,7 @@ def test_unfinished_runs_are_thin_lines_and_in_no_mean(tmp_path):
     runs = [RunFolder("kakurenbo", 0, changes=killed, epochs=2), RunFolder("kakurenbo", 1), RunFolder("kakurenbo", 2)]
     (group,) = groups_of(write_sweep(tmp_path, runs))
     finished = Group(group.name, group.finished, {})
-    assert first_run(group, lambda run: True).seed == 1
+    assert group.counted[0].seed == 1
     assert class_shares(group).tolist() == class_shares(finished).tolist()
     samples = [[one.lines for one in shown_samples(one_group, 3)["most hidden"]] for one_group in (group, finished)]
     assert samples[0] == samples[1]

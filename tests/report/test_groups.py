@@ -78,17 +78,10 @@ def test_other_data_of_the_same_configuration_are_other_groups(tmp_path):
     assert names == [(f"baseline, fingerprint={text * 32}", 1) for text in "fg"]
 
 
-def test_a_run_without_fingerprint_belongs_to_those_that_have_one(tmp_path):
-    def data(seed, size, fingerprint, method="baseline"):
-        changes = {"fingerprint": fingerprint} if fingerprint else {}
-        return RunFolder(method, seed, samples=size, changes=changes, image_size=None)
-
-    runs = [data(0, 100, None), data(1, 100, "f"), data(0, 200, "g"), data(0, 100, "f", "random"), data(1, 200, None)]
-    assert named(tmp_path, *runs) == [
-        ("baseline, num_samples=100", 2),
-        ("baseline, num_samples=200", 2),
-        ("random, num_samples=100", 1),
-    ]
+def test_a_run_that_ended_before_its_data_were_read_changes_no_name(tmp_path):
+    unknown = {"status": "stopped", "num_samples": None, "class_names": None, "fingerprint": None}
+    runs = [RunFolder("baseline", seed, changes={"fingerprint": "f"}) for seed in (0, 1)]
+    assert named(tmp_path, *runs, RunFolder("baseline", 2, changes=unknown)) == [("baseline", 3)]
 
 
 def test_a_setting_that_some_runs_have_separates_them_within_its_configuration_group(tmp_path):

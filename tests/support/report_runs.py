@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from kakurenbo_lightning.record.schema import FORMAT, FORMAT_1
+from kakurenbo_lightning.record.schema import FORMAT, FORMAT_1, LOSS_EDGES
 from kakurenbo_lightning.report import Group, make_groups, read_runs
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -20,7 +20,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plb": {"mix": 0.0},
 }
 FAMILIES = {"selective_backprop": "backprop", "plb": "draw"}
-EDGES = np.logspace(-4, 1, 41)
 ANIMALS = ("cat", "dog", "frog", "horse", "ship", "truck", "deer", "bird", "plane", "car")
 
 
@@ -60,7 +59,7 @@ class RunFolder:
             info["family"] = info["family"].replace("draw", "pod")
         written = {
             "run.json": lambda path: path.write_text(json.dumps(info)),
-            "selection.parquet": lambda path: write_table(path, history, {"loss_edges": EDGES.tolist()}),
+            "selection.parquet": lambda path: write_table(path, history, {"loss_edges": LOSS_EDGES.tolist()}),
             "samples.parquet": lambda path: write_table(path, samples, {"epochs": self.epochs}),
             "thumbnails.npz": lambda path: self.write_thumbnails(path, samples, random),
         }
@@ -88,7 +87,7 @@ class RunFolder:
         measured = self.family != "hide"
         accuracy = (self.score or 0.5) * (1 - 0.8 * np.exp(-1.0 - epochs)) / (1 - 0.8 * np.exp(-float(shape)))
         losses = np.exp(random.normal(-epochs[:, None] * 0.6 - 0.3, 1.2, (shape, self.samples)))
-        counts = np.stack([np.histogram(np.clip(row, EDGES[0], EDGES[-1]), EDGES)[0] for row in losses])
+        counts = np.stack([np.histogram(np.clip(row, LOSS_EDGES[0], LOSS_EDGES[-1]), LOSS_EDGES)[0] for row in losses])
         columns = {
             "epoch": epochs,
             "hidden_fraction": hidden / self.samples,
