@@ -179,7 +179,7 @@ def warn_of_unused(cfg: DictConfig) -> None:
     for name in ("F", "tau"):
         if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
             continue
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN or "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
         check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
         rank_zero_warn(
             f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
