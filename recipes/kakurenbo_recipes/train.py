@@ -79,8 +79,8 @@ def check_last(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
-            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins anew. To go on with a run, add "
-            "its folder: hydra.run.dir=outputs/DATE/TIME"
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
+            "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
     metrics = folder / "metrics.csv"
     if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():

@@ -76,9 +76,8 @@ class RunFolder:
             self.method, self.all_settings.get("max_fraction", 0)
         )
         hidden = np.round(later * share * self.samples * (0.6 + 0.4 * epochs / max(1, shape - 1))).astype(int)
-        looks = self.family == "backprop"
-        looked = np.where(later & looks, self.samples, 0)
-        rejected = looked // 2
+        scored = np.where(later & (self.family == "backprop"), self.samples, 0)
+        rejected = scored // 2
         train = np.full(shape, self.seconds / max(1, shape)) * np.where(hidden > 0, 0.9, 1.0)
         measured = self.family != "hide"
         accuracy = (self.score or 0.5) * (1 - 0.8 * np.exp(-1.0 - epochs)) / (1 - 0.8 * np.exp(-float(shape)))
@@ -93,14 +92,14 @@ class RunFolder:
             "refresh_seconds": np.where(hidden > 0, 0.05, 0.0) * train,
             "select_seconds": np.full(shape, 0.01) * train,
             "train_seconds": train,
-            "score_seconds": train * 0.2 * (looked > 0),
+            "score_seconds": train * 0.2 * (scored > 0),
             "forward_seconds": train * 0.25 * measured,
             "backward_seconds": train * 0.4 * measured,
             "data_seconds": train * 0.1 * measured,
             "samples_trained": self.samples - hidden - rejected,
             "samples_hidden": hidden,
             "samples_refreshed": np.where(hidden > 0, hidden, 0),
-            "samples_scored": looked,
+            "samples_scored": scored,
             "samples_rejected": rejected,
             "val/accuracy": accuracy if self.score is not None else np.full(shape, np.nan),
             "train/loss": np.exp(-epochs / 3.0),
