@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kakurenbo_lightning.core.checkpoint_file import check_whole
 from kakurenbo_lightning.errors import DamagedCheckpointError, NoSelectionError
 from kakurenbo_lightning.session.checkpoint import STATE_VERSION, brief
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.trainer.checkpoint_io import check_whole
 
 ABOUT = "Print the selection state of a Lightning checkpoint: method, epoch, hidden share, what it cost, which samples are hidden most."
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import Dataset
 
-from kakurenbo_lightning.core.random import seed_everything
-from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
+from kakurenbo_lightning.core.random import isolated_rng, seed_everything
+from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
 
 PROBES = 8
 
@@ -24,10 +23,10 @@ def fingerprint(dataset: Dataset) -> str:
     the same when it is read twice (a data set with a generator of its own) counts by its place alone, and one that cannot be read
     by its error's type: training will raise it where it belongs.
     """
-    total = len(dataset)
+    total = num_samples(dataset)
     digest = hashlib.blake2b(str(total).encode(), digest_size=16)
     set_dataset_epoch(dataset, 0)
-    with isolate_rng():
+    with isolated_rng():
         for probe in range(min(PROBES, total)):
             index = probe * total // min(PROBES, total)
             first, second = _sample(dataset, index), _sample(dataset, index)

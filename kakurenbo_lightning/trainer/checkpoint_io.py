@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
 from kakurenbo_lightning.errors import DamagedCheckpointError
-
-_FIX = "resume from an earlier checkpoint"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,19 +66,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, UnicodeError) as error:
             if "PytorchStreamReader" not in str(error) and not isinstance(error, UnicodeError):
                 raise
-            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {_FIX}") from error
-
-
-def check_whole(path: Path) -> None:
-    """Compare every record of a checkpoint file with its checksum.
-
-    Raises:
-        DamagedCheckpointError: naming the file, what is wrong and what to do.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
-        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {_FIX}") from error
-    if damaged is not None:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {_FIX}")
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {FIX}") from error

@@ -14,9 +14,9 @@ import pytest
 import torch
 from bench_helpers import written
 from processes import REPOSITORY
+from shards import shard_of
 
 from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from recipes.benchmarks import (
     backprop,
@@ -93,7 +93,7 @@ def test_the_loops_shard_as_many_samples_into_as_many_steps():
     plan = get_method("kakurenbo").plan(statistics, Epoch(1, 100, 0))
     batches = shard_with_loops(plan.indices.tolist(), 64, 1, 0, seed=3)
     assert sorted(chain.from_iterable(batches)) == plan.indices.tolist()
-    assert len(batches) == deal(plan, 64).steps
+    assert len(batches) == shard_of(plan, 64).steps
 
 
 def test_made_up_statistics_have_everything_that_is_awkward():
