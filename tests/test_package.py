@@ -41,6 +41,9 @@ def test_the_wheel_holds_every_module_and_method_card(names, package):
     files = [path for suffix in ("*.py", "*.md", "py.typed") for path in (REPOSITORY / package).rglob(suffix)]
     top = REPOSITORY / "recipes" / "plugins" if package.endswith("plugins") else (REPOSITORY / package).parent
     placed = {path.relative_to(top).as_posix() for path in files}
+    placed = {
+        name.replace("kakurenbo_lightning/hydra_support/plugins/", "") for name in placed
+    }  # Hydra finds plugins at the top only
     assert placed <= names
 
 
