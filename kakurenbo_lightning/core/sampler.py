@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.shard import EpochShard, deal
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
+from kakurenbo_lightning.core.shard import Layout, Shard
 
 
 class SelectionSampler(DistributedSampler):
@@ -64,23 +64,13 @@ class SelectionSampler(DistributedSampler):
         self._on_set_epoch = on_set_epoch
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
-    def deal(self, plan: EpochPlan, epoch: int, done: tuple[int, int] = (0, 0)) -> EpochShard:
-        """This rank's share of ``plan``, of which ``done`` (steps, samples) are behind."""
-        return deal(
-            plan,
-            self.batch_size,
-            self.num_replicas,
-            self.rank,
-            drop_last=self.drop_last,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=epoch,
-            done=done,
-        )
+    def layout(self, epoch: int, done: tuple[int, int] = (0, 0)) -> Layout:
+        """How ``epoch`` is laid out, of which ``done`` (steps, samples) are trained already."""
+        return Layout(self.batch_size, self.num_replicas, self.rank, self.drop_last, self.shuffle, self.seed, epoch, done)
 
-    def follow(self, plan: EpochPlan | EpochShard, epoch: int = 0, start: int = 0) -> None:
-        """Make ``plan`` the current epoch; iteration begins at step ``start``."""
-        self.shard = self.deal(plan, epoch) if isinstance(plan, EpochPlan) else plan
+    def follow(self, plan: Plan | Shard, epoch: int = 0, start: int = 0) -> None:
+        """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""
+        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, StreamPlan)) else plan
         self.start = start
 
     def step(self, number: int) -> Tensor:
@@ -97,7 +87,10 @@ class SelectionSampler(DistributedSampler):
         return self.shard.steps + self.extra
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A fresh iterator each time: DataLoader asks twice when it has workers.
-        # any sample: it is not looked at
-        end = [self.shard.indices[-1:].tolist() or [0]] if self.extra and self.start <= self.shard.steps else []
-        return itertools.chain(self.shard.batches(self.start), end)
+        # a fresh iterator each time: DataLoader asks twice when it has workers
+        batches = self.shard.batches(self.start)
+        return itertools.chain(batches, [self._filler()]) if self.extra and self.start <= self.shard.steps else batches
+
+    def _filler(self) -> list[int]:
+        """What the extra batch loads: any sample will do, because the step trains chosen ones in its place."""
+        return self.shard.step(self.shard.steps - 1)[-1:].tolist() or [0]

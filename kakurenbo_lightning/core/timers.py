@@ -17,9 +17,11 @@ class PhaseTimer:
 
     Args:
         device: that does the work.
+        enabled: ``False`` measures nothing and costs nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._cuda = device.type == "cuda"
         self._begun: dict[str, Any] = {}  # phase -> seconds of the clock, or a torch.cuda.Event
         self._seconds: dict[str, float] = defaultdict(float)
@@ -27,7 +29,8 @@ class PhaseTimer:
 
     def start(self, phase: str) -> None:
         """Begin a phase; one that had begun begins again and loses its first part."""
-        self._begun[phase] = self._now()
+        if self._enabled:
+            self._begun[phase] = self._now()
 
     def stop(self, phase: str) -> None:
         """End a phase; nothing happens when it had not begun."""

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 
@@ -68,9 +68,11 @@ class Method(ABC):
     refresh_mode = None  # a setting of some methods
     weighs = False
     needs_classes = False
+    draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
+    ends_short = False  # whether an epoch ends with one more step, for what is left
 
     @abstractmethod
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
         """What ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
 
         Args:
@@ -79,7 +81,7 @@ class Method(ABC):
             previous: the plan of the epoch before, which some epochs keep.
         """
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.
 
         Args:
@@ -108,6 +110,10 @@ class Method(ABC):
     def scoring_epochs(self, max_epochs: int | None) -> int:
         """A static method trains so many epochs on everything, chooses once, and starts a training of ``max_epochs`` again; else 0."""
         return 0
+
+    def stream_samples(self, num_samples: int, batch_size: int) -> int | None:
+        """How many draws an epoch has that is drawn while it is trained; ``None`` when every epoch is a fixed set."""
+        return None
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:  # noqa: B027
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""

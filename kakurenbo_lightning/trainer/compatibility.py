@@ -1,11 +1,14 @@
-"""Every refusal of a Trainer, loader or module setting."""
+"""Every refusal of a Trainer, loader or module setting that sample selection cannot work with, and the warnings beside them."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -15,10 +18,18 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.base import Method
+
+# callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
+KEEPS_STATE = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
+
+# --- the Trainer
 
 
-def refuse_conflicts(trainer: pl.Trainer) -> None:
+def check_trainer(trainer: pl.Trainer) -> None:
     """Refuse Trainer settings that cannot work, before anything has started.
 
     Raises:
@@ -37,6 +48,138 @@ def refuse_conflicts(trainer: pl.Trainer) -> None:
         )
 
 
+def warn_of_trainer(trainer: pl.Trainer, method: Method) -> None:
+    """Warn of Trainer settings that work, but not as one may expect."""
+    fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
+    if fixed and method.family != "draw":
+        rank_zero_warn(
+            f"Trainer(limit_train_batches={trainer.limit_train_batches}) fixes the number of batches per epoch, so hiding "
+            "samples saves no time; use a float to limit a share of each epoch"
+        )
+    if trainer.reload_dataloaders_every_n_epochs:
+        rank_zero_warn(
+            "Trainer(reload_dataloaders_every_n_epochs) starts new workers at each reload; the data set must keep its length "
+            "and order, because samples are known by their index"
+        )
+    if method.ends_short and trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:
+        rank_zero_warn(
+            f"Trainer(limit_train_batches={trainer.limit_train_batches}) cuts off the step that trains what is left at an "
+            "epoch's end: it is carried over into the next epoch"
+        )
+
+
+def check_epochs(max_epochs: int | None) -> None:
+    """Raise ``ConflictError`` for a run that is longer than statistics can count."""
+    if (max_epochs or 0) > MAX_EPOCHS:
+        raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
+
+
+def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
+    """Refuse what a static method's restart cannot work with: a length that is not counted in epochs, callbacks it cannot put back.
+
+    Raises:
+        ConflictError: naming the setting or the callback, and the fix.
+    """
+    if trainer.max_steps >= 0 or trainer.max_epochs is None or trainer.max_epochs < 0:
+        raise ConflictError(
+            f"Trainer(max_steps={trainer.max_steps}, max_epochs={trainer.max_epochs}): the method scores some epochs, chooses, "
+            "and starts again for max_epochs, so the run must be counted in epochs; set max_epochs and leave max_steps at -1"
+        )
+    for callback in callbacks:
+        if any(base.__name__ in KEEPS_STATE for base in type(callback).__mro__):
+            raise ConflictError(
+                f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
+                "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
+            )
+
+
+# --- the module
+
+
+def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
+    """Refuse a module that the method cannot work with.
+
+    Args:
+        trainer: the Trainer.
+        module: the user's.
+        method: the selection method.
+        sample_outputs: the function given to the callback, or the module's attribute of that name; ``None`` for none.
+
+    Raises:
+        ConflictError: naming the setting, its value and the fix.
+    """
+    if sample_outputs is not None and not callable(sample_outputs):
+        raise ConflictError(
+            f"sample_outputs={sample_outputs!r} is not callable; it must be a function of a batch that returns a dict, or absent"
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise ConflictError(
+            "training_step(dataloader_iter) is not supported: the index of a sample comes from the batch number; use "
+            "training_step(batch, batch_idx)"
+        )
+    if method.family == "backprop":
+        _check_for_backprop(trainer, module, method)
+    if method.weighs and not module.automatic_optimization:
+        raise ConflictError(
+            f"automatic_optimization=False: the loss weights of {method.name} enter the loss that training_step returns; use "
+            "automatic optimization, or unbiased=False"
+        )
+    if method.refresh_mode and not module.automatic_optimization and sample_outputs is None:
+        raise ConflictError(
+            f"automatic_optimization=False: {method.name} scores samples by running training_step, which would "
+            "step your optimizers; give the module (or the callback) sample_outputs(batch), which returns "
+            "{'sample_loss': ..., 'logits': ..., 'target': ...}"
+        )
+
+
+def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method: Method) -> None:
+    if not module.automatic_optimization:
+        raise ConflictError(
+            f"automatic_optimization=False: {method.name} decides which batches make a step, so Lightning must make it; use "
+            "automatic optimization"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConflictError(
+            f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): {method.name} waits until chosen samples "
+            "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
+        )
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        raise ConflictError(
+            f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
+            "batch size you want"
+        )
+
+
+def check_scorer(scorer: object, method: Method) -> None:
+    """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
+    if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+        raise ValueError(
+            f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
+            "method one of the backprop family, for example 'selective_backprop'"
+        )
+
+
+def check_wrap(method: Method, max_epochs: int | None) -> None:
+    """Raise ``ConflictError`` for a method that needs more than Lightning's public API has."""
+    if method.family == "backprop" or method.stream_samples(1, 1) is not None or method.scoring_epochs(max_epochs):
+        raise ConflictError(
+            f"selection.wrap(...) cannot skip steps, draw while training or start again, which {method.name} needs; leave out "
+            "wrap, or use another method, for example kakurenbo"
+        )
+
+
+def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
+    """Raise ``ConflictError`` for a checkpoint from which ``wrap`` cannot go on: between an epoch's last batch and its validation."""
+    if ended_unvalidated:
+        raise ConflictError(
+            f"the checkpoint was saved between the last batch of epoch {epoch} and its validation, where selection.wrap(...) "
+            "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
+        )
+
+
+# --- the loader
+
+
 def only_loader(loaders: Any) -> DataLoader:
     """The one DataLoader of what ``train_dataloader`` returned.
 
@@ -52,6 +195,12 @@ def only_loader(loaders: Any) -> DataLoader:
         f"train_dataloader={kind}: sample selection needs one torch.utils.data.DataLoader, not a {kind}; "
         "join the data sets with torch.utils.data.ConcatDataset and return one loader"
     )
+
+
+def check_not_followed(loader: DataLoader) -> None:
+    """Raise ``ConflictError`` for a loader that follows a selection already."""
+    if isinstance(loader.sampler, SelectionSampler):
+        raise ConflictError("this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader")
 
 
 def check_length(total: int, before: int) -> None:

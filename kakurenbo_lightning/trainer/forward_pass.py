@@ -1,4 +1,4 @@
-"""Looking at samples without training on them."""
+"""Scoring passes: forward passes without training, which leave no trace."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
+from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.random import seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
@@ -87,8 +88,7 @@ def scoring(trainer: pl.Trainer, mode: RefreshMode = "eval") -> Iterator[None]:
         yield
 
 
-def refresh(
-    trainer: pl.Trainer,
+def score_samples(
     adapter: TrainerAdapter,
     loader: DataLoader,
     indices: Tensor,
@@ -97,14 +97,16 @@ def refresh(
     mode: RefreshMode,
     seed: int,
 ) -> float:
-    """Look at ``indices`` as the network is now; each rank looks at, and records, its share.
+    """Score ``indices`` with the network as it is now; each rank scores, and records, its shard.
 
     The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
     train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
 
     Args:
+        adapter: of the Trainer.
+        loader: the train loader.
         indices: ``int64[h]``, at least one, the same on every rank.
-        outputs: where per-sample values come from.
+        outputs: where sample values come from.
         record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.
         seed: of the random numbers the pass may draw (augmentation).
@@ -114,13 +116,14 @@ def refresh(
     """
     wait_for(outputs.device)
     started = time.perf_counter()
-    module, sampler = trainer.lightning_module, loader.sampler
+    trainer, sampler = adapter.trainer, loader.sampler
+    module = trainer.lightning_module
     assert isinstance(sampler, SelectionSampler)
-    equalise_buffers(module)
-    dealt = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
+    broadcast_buffers(module)
+    shard = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
     training, start = sampler.shard, sampler.start
-    sampler.follow(dealt)
-    on_device = dealt.to(outputs.device)
+    sampler.follow(shard)
+    on_device = shard.to(outputs.device)
     bar = trainer.progress_bar_callback
     try:
         with scoring(trainer, mode):
@@ -128,8 +131,8 @@ def refresh(
             for number, batch in enumerate(
                 tqdm(
                     loader,
-                    desc=f"Looking at {len(indices)} samples",
-                    total=dealt.steps,
+                    desc=f"Scoring {len(indices)} samples",
+                    total=shard.steps,
                     delay=PROGRESS_AFTER_SECONDS,
                     leave=False,
                     disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
@@ -137,7 +140,7 @@ def refresh(
             ):
                 batch = adapter.to_device(batch)
                 step = partial(call_training_step, module, batch, number)
-                size = dealt.batch_length(number)
+                size = shard.batch_length(number)
                 values = outputs.score(step, batch, size)
                 rows = on_device.step(number)
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
@@ -148,7 +151,7 @@ def refresh(
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told, between epochs, so that seconds are counted where they are spent."""
+    """Wait until a GPU has done its work, between epochs, so that seconds are counted where they are spent."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -159,9 +162,9 @@ def call_training_step(module: pl.LightningModule, batch: object, number: int) -
     return module.training_step(batch, number) if takes_index else module.training_step(batch)
 
 
-def equalise_buffers(module: pl.LightningModule) -> None:
-    """Every rank looks with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+def broadcast_buffers(module: pl.LightningModule) -> None:
+    """Every rank scores with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
+    if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers():

@@ -1,24 +1,76 @@
-"""The user's train loader: which can be followed, and the copy that follows."""
+"""A copy of the user's train loader that follows the selection."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-)
+from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.core.plan import StreamPlan
 from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import check_length
 
 
-def follow_sampler(loader: DataLoader, sampler: SelectionSampler, *, sized: bool = True, ahead: int | None = None) -> DataLoader:
+def sampler_for(
+    loader: DataLoader,
+    shuffle: bool,
+    num_samples: int,
+    adapter: TrainerAdapter,
+    method: Method,
+    seed: int,
+    on_set_epoch: Callable[[int], None],
+) -> tuple[SelectionSampler, int]:
+    """The sampler that takes the place of the user's, and the steps of the longest epoch, whose length Lightning hears of first.
+
+    Args:
+        loader: the user's, checked by :func:`read_loader`.
+        shuffle: whether it shuffles.
+        num_samples: that statistics know of.
+        adapter: of the Trainer.
+        method: the selection method.
+        seed: of the order.
+        on_set_epoch: called when Lightning sets the epoch.
+
+    Raises:
+        ConflictError: its data set has another length.
+    """
+    batches = loader.batch_sampler
+    check_length(len(loader.dataset), num_samples)
+    sampler = SelectionSampler(
+        num_samples,
+        batches.batch_size,
+        adapter.world_size,
+        adapter.rank,
+        drop_last=batches.drop_last,
+        shuffle=shuffle,
+        seed=seed,
+        extra=method.ends_short and not adapter.passive,
+        on_set_epoch=on_set_epoch,
+    )
+    longest = len(sampler)
+    samples = method.stream_samples(num_samples, batches.batch_size)
+    if samples is not None:
+        stream = StreamPlan(num_samples, samples).shard(sampler.layout(0))
+        longest = max(longest, stream.steps)
+        if stream.steps == longest and not adapter.passive:
+            sampler.follow(stream)
+    return sampler, longest
+
+
+def follow_sampler(
+    loader: DataLoader, sampler: SelectionSampler, seed: int, *, sized: bool = True, ahead: int | None = None
+) -> DataLoader:
     """A copy of ``loader`` that follows ``sampler``: same class, attributes, workers and collation, the user's is untouched.
 
     Args:
         loader: checked by :func:`read_loader`.
         sampler: becomes both sampler and batch sampler.
+        seed: of the workers, which live on through the session.
         sized: ``False`` hides the length, so that Lightning asks each epoch's iterator for its end instead.
         ahead: workers take at most so many batches of indices ahead; ``None``: as many as the loader has it.
     """
@@ -28,7 +80,7 @@ def follow_sampler(loader: DataLoader, sampler: SelectionSampler, *, sized: bool
         "sampler": sampler,
         "_iterator": None,
         # its own stream: drawing worker seeds must not move the training's random numbers
-        "generator": torch.Generator(),
+        "generator": torch.Generator().manual_seed(seed),
     }
     workers = loader.num_workers
     if ahead is not None and workers * (loader.prefetch_factor or 0) > ahead:

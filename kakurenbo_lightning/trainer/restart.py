@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_map
 from kakurenbo_lightning.core.distributed import gather
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import check_restart
 
-# callbacks that keep weights, change optimizers or count epochs in ways that cannot be put back
-REFUSED = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
 
@@ -31,15 +31,15 @@ class Restart:
     training). Counters of epochs and steps go on. While it scores, nothing stops the training early.
 
     Args:
-        trainer: the Trainer.
+        adapter: of the Trainer.
         scoring_epochs: tells how many epochs are scored before a training of ``max_epochs``; 0: there is no restart.
 
     Attributes:
         epochs: that number, decided when the first training begins; a resumed one has the number of the checkpoint.
     """
 
-    def __init__(self, trainer: pl.Trainer, scoring_epochs: Callable[[int | None], int]) -> None:
-        self._trainer, self._scoring_epochs = trainer, scoring_epochs
+    def __init__(self, adapter: TrainerAdapter, scoring_epochs: Callable[[int | None], int]) -> None:
+        self._adapter, self._trainer, self._scoring_epochs = adapter, adapter.trainer, scoring_epochs
         self.epochs = 0
         self._extended: tuple[int, int | None] | None = None  # max_epochs and min_epochs as the user gave them
         self._initial: dict[str, Any] | None = None
@@ -54,17 +54,7 @@ class Restart:
         trainer = self._trainer
         if self._extended is not None or trainer.fast_dev_run or not self._scoring_epochs(trainer.max_epochs):
             return
-        if trainer.max_steps >= 0 or trainer.max_epochs is None or trainer.max_epochs < 0:
-            raise ConflictError(
-                f"Trainer(max_steps={trainer.max_steps}, max_epochs={trainer.max_epochs}): the method scores some epochs, chooses, "
-                "and starts again for max_epochs, so the run must be counted in epochs; set max_epochs and leave max_steps at -1"
-            )
-        for callback in self._others():
-            if any(base.__name__ in REFUSED for base in type(callback).__mro__):
-                raise ConflictError(
-                    f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
-                    "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
-                )
+        check_restart(trainer, self._adapter.other_callbacks)
         self._begun = self._begun or saved is not None
         self.epochs = saved["epochs"] if saved else self.epochs or self._scoring_epochs(trainer.max_epochs)
         if trainer.check_val_every_n_epoch and self.epochs % trainer.check_val_every_n_epoch:
@@ -102,7 +92,7 @@ class Restart:
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "precision": trainer.precision_plugin.state_dict(),
-                "callbacks": {callback.state_key: callback.state_dict() for callback in self._others()},
+                "callbacks": {callback.state_key: callback.state_dict() for callback in self._adapter.other_callbacks},
                 "rng": gather(rng_state()),
             }
         )
@@ -121,7 +111,7 @@ class Restart:
         for config, state in zip(trainer.lr_scheduler_configs, copied(initial["schedulers"]), strict=True):
             config.scheduler.load_state_dict(state)
         trainer.precision_plugin.load_state_dict(initial["precision"])
-        for callback in self._others():
+        for callback in self._adapter.other_callbacks:
             if state := copied(initial["callbacks"].get(callback.state_key)):
                 _put_back(callback, state)
         if trainer.global_rank < len(initial["rng"]):
@@ -166,9 +156,6 @@ class Restart:
                     f"the training cannot start again: its {what} changed while it was scored (a callback or the module adds or replaces "
                     "some); remove what does, or use a method that does not start again, for example forget_online"
                 )
-
-    def _others(self) -> list[pl.Callback]:
-        return [c for c in self._trainer.callbacks if getattr(getattr(c, "session", None), "restart", None) is not self]
 
     def state_dict(self) -> dict[str, Any]:
         """How many epochs are scored, and the initial state, until it is put back."""

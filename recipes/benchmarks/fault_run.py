@@ -337,7 +337,7 @@ def train(
 def position(checkpoint: Path) -> dict[str, int]:
     """Return how far the run was when it was saved: `epoch`, `step` in it, and `ended`, whether the epoch was logged."""
     state = torch.load(checkpoint, weights_only=True)["callbacks"]["SampleSelection"]
-    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["counted"])}
+    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["phase"] == "ended")}
 
 
 def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, module: L.LightningModule) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
 from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.shard import deal
+from kakurenbo_lightning.core.shard import Layout
 from recipes.benchmarks import report
 from recipes.benchmarks.loop import deal_with_loops, select_with_loops
 
@@ -99,7 +99,7 @@ def measure(total: int, settings: argparse.Namespace) -> dict[str, Any]:
     plans, deals, loops = [], [], []
     for repeat in range(settings.repeats + 1):
         planning, plan = seconds_of(clock, method.plan, statistics, epoch)
-        dealing, dealt = seconds_of(clock, deal, plan, BATCH_SIZE, seed=seed, epoch=1)
+        dealing, dealt = seconds_of(clock, plan.shard, Layout(BATCH_SIZE, seed=seed, epoch=1))
         if repeat == 0:
             peak = memory_peak(device) - before
             continue  # the first time is slower: memory is fetched from the system

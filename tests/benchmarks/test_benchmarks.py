@@ -13,9 +13,9 @@ import pytest
 import torch
 from bench_helpers import as_before, tiny_cifar, written
 from processes import REPOSITORY
+from shards import shard_of
 
 from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from recipes.benchmarks import checkpoint, compare, fault_run, faults, overhead, saving, selection, sync
 from recipes.benchmarks.loop import deal_with_loops, select_with_loops
@@ -47,7 +47,7 @@ def test_the_loops_deal_as_many_samples_in_as_many_steps():
     plan = get_method("kakurenbo").plan(statistics, Epoch(1, 100, 0))
     batches = deal_with_loops(plan.indices.tolist(), 64, 1, 0, seed=3)
     assert sorted(chain.from_iterable(batches)) == plan.indices.tolist()
-    assert len(batches) == deal(plan, 64).steps
+    assert len(batches) == shard_of(plan, 64).steps
 
 
 def test_made_up_statistics_have_everything_that_is_awkward():

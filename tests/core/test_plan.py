@@ -4,13 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shards import shard_of
 
 from kakurenbo_lightning import EpochPlan, SelectionSampler
-from kakurenbo_lightning.core.shard import deal, scoring_shard
+from kakurenbo_lightning.core.shard import scoring_shard
 
 
-def deal_all(plan, batch_size, world, **options):
-    return [deal(plan, batch_size, world, rank, **options) for rank in range(world)]
+def shards_of(plan, batch_size, world, **options):
+    return [shard_of(plan, batch_size, world, rank, **options) for rank in range(world)]
 
 
 @given(
@@ -24,9 +25,9 @@ def test_every_index_exactly_once_in_equally_many_steps(samples, batch, world, s
     plan = EpochPlan(torch.arange(samples) * 3, torch.empty(0, dtype=torch.int64))
     if samples < world:
         with pytest.raises(ValueError, match=f"{samples} samples to train for {world} ranks"):
-            deal(plan, batch, world, 0, seed=seed, epoch=epoch)
+            shard_of(plan, batch, world, 0, seed=seed, epoch=epoch)
         return
-    dealt = deal_all(plan, batch, world, seed=seed, epoch=epoch)
+    dealt = shards_of(plan, batch, world, seed=seed, epoch=epoch)
     trained = [index for share in dealt for index in share.indices.tolist()]
     assert sorted(trained) == plan.indices.tolist()
     assert len({share.steps for share in dealt}) == 1
@@ -49,7 +50,7 @@ def test_every_index_exactly_once_in_equally_many_steps(samples, batch, world, s
 def test_no_rank_trains_a_single_sample_when_there_are_enough(samples, batch, world):
     if samples < 2 * world:
         return
-    for share in deal_all(EpochPlan.everything(samples), batch, world):
+    for share in shards_of(EpochPlan.everything(samples), batch, world):
         assert min(len(b) for b in share.batches()) >= 2
 
 
@@ -66,7 +67,7 @@ def test_no_rank_trains_a_single_sample_when_there_are_enough(samples, batch, wo
     ],
 )
 def test_a_small_tail_is_shared_with_the_step_before(samples, sizes):
-    assert [len(b) for b in deal(EpochPlan.everything(samples), 64).batches()] == sizes
+    assert [len(b) for b in shard_of(EpochPlan.everything(samples), 64).batches()] == sizes
 
 
 @given(samples=st.integers(1, 100), batch=st.integers(1, 9), world=st.integers(1, 4))
@@ -74,9 +75,9 @@ def test_drop_last_drops_only_the_tail(samples, batch, world):
     plan = EpochPlan.everything(samples)
     if samples < batch * world:
         with pytest.raises(ValueError, match="drop_last=True drops the rest"):
-            deal(plan, batch, world, drop_last=True)
+            shard_of(plan, batch, world, drop_last=True)
         return
-    dealt = deal_all(plan, batch, world, drop_last=True)
+    dealt = shards_of(plan, batch, world, drop_last=True)
     trained = [index for share in dealt for index in share.indices.tolist()]
     assert len(trained) == len(set(trained)) == samples // (batch * world) * batch * world
     assert all(len(b) == batch for share in dealt for b in share.batches())
@@ -94,27 +95,29 @@ def test_forward_only_gives_every_rank_the_same_batches_and_counts_nothing_twice
 
 def test_order_depends_on_seed_and_epoch_alone():
     plan = EpochPlan.everything(50)
-    orders = {(seed, epoch): tuple(deal(plan, 7, seed=seed, epoch=epoch).indices.tolist()) for seed in (0, 1) for epoch in (0, 1)}
+    orders = {
+        (seed, epoch): tuple(shard_of(plan, 7, seed=seed, epoch=epoch).indices.tolist()) for seed in (0, 1) for epoch in (0, 1)
+    }
     assert len(set(orders.values())) == 4
     torch.manual_seed(123)
-    assert tuple(deal(plan, 7, seed=1, epoch=1).indices.tolist()) == orders[1, 1]
+    assert tuple(shard_of(plan, 7, seed=1, epoch=1).indices.tolist()) == orders[1, 1]
 
 
 def test_order_is_uniform():
     """Chi-square over the place of one index; wrong with probability 1e-6 for a uniform order (seeds are fixed anyway)."""
-    places = torch.tensor([deal(EpochPlan.everything(10), 10, seed=s).indices.tolist().index(3) for s in range(2000)])
+    places = torch.tensor([shard_of(EpochPlan.everything(10), 10, seed=s).indices.tolist().index(3) for s in range(2000)])
     counts = torch.bincount(places, minlength=10).double()
     assert float(((counts - 200) ** 2 / 200).sum()) < 45.1
 
 
 def test_without_shuffle_the_order_ascends():
-    assert deal(EpochPlan.everything(7), 3, shuffle=False).indices.tolist() == list(range(7))
+    assert shard_of(EpochPlan.everything(7), 3, shuffle=False).indices.tolist() == list(range(7))
 
 
 def test_single_process_order_is_the_two_rank_order_dealt():
     plan = EpochPlan.everything(40)
-    whole = deal(plan, 8, seed=5)
-    halves = deal_all(plan, 4, 2, seed=5)
+    whole = shard_of(plan, 8, seed=5)
+    halves = shards_of(plan, 4, 2, seed=5)
     for step in range(whole.steps):
         assert sorted(whole.step(step).tolist()) == sorted(halves[0].step(step).tolist() + halves[1].step(step).tolist())
 

@@ -10,10 +10,10 @@ import torch.distributed as dist
 from fits import CodedNet, Net, Points, SaveAt, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
+from shards import shard_of
 from torch.utils.data import DistributedSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.methods import (
     Baseline,
     El2n,
@@ -210,6 +210,6 @@ def dealt(scratch):
         if drop_last and count < batch * world_size:
             shares.append([])
             continue
-        share = deal(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
+        share = shard_of(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
         shares.append([share.step(step) for step in range(share.steps)])
     return {"deals": DEALS, "shares": shares}

@@ -15,7 +15,7 @@ def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
         assert state["step"] == done
         within += 0 < done < lengths[epoch]
         records = [rank["epochs"][epoch] for rank in ranks]
-        assert torch.equal(state["hidden"], records[0]["hidden"])
+        assert torch.equal(state["plan"]["hidden"], records[0]["hidden"])
         seen = records[0]["statistics"]["epoch_seen"].clone()
         seen[torch.cat([batch for record in records for batch in record["trained"][:done]])] = epoch
         assert torch.equal(state["statistics"]["epoch_seen"], seen)

@@ -149,12 +149,12 @@ def test_a_cap_of_zero_or_less_leaves_every_sample_drawable(name, losses, temper
     stream = Stream(get_method(name, cap_quantile=0.5, temperature=temperature), repeated(1.0, 2.0, 3.0, 4.0), batch=2000)
     tester.record(stream.statistics, repeated(*losses), 0)
     stream.begin(1)
-    assert stream.engine.table.values.min() > 0
+    assert stream.engine.tree.values.min() > 0
     stream.step(0, lambda count: [seen_of(losses[i % 4], True, losses[i % 4]) for i in range(count)])
-    assert stream.engine.table.values.min() > 0
+    assert stream.engine.tree.values.min() > 0
     assert set(stream.engine.draw(1).indices.tolist()) <= set(range(4))
     fresh = Stream(get_method(name, cap_quantile=0.5, temperature=temperature), repeated(*losses))
-    assert fresh.engine.table.values.min() > 0
+    assert fresh.engine.tree.values.min() > 0
 
 
 # --- settings

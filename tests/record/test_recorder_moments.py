@@ -334,7 +334,7 @@ def test_a_selection_that_begins_anew_is_counted_anew(tmp_path, other):
     selection = SampleSelection(method, on_mismatch="reset", seed=1)
     made = trainer(selection, RunRecorder(selection, tmp_path / "run"), witness, max_epochs=EPOCHS)
     data = DataLoader(Points(SAMPLES if other == "method" else 50), 8, shuffle=True)
-    with pytest.warns(UserWarning, match="begins anew"):
+    with pytest.warns(UserWarning, match="from the beginning"):
         made.fit(LoggingNet(), data, ckpt_path=path)
     files = Files(tmp_path / "run")
     counts = files.epochs[[name for name in files.epochs if name.startswith("samples_")]]

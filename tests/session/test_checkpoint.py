@@ -1,6 +1,6 @@
 """Whose checkpoint is it, is it whole, and how does another world size go on with it?"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from helpers import Net, Points, SureNet, hide_then_grow, loader, trainer
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
+from shards import shard_of
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import (
@@ -19,7 +20,6 @@ from kakurenbo_lightning import (
     SeededDataset,
     register_method,
 )
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.methods import registry
 
 
@@ -62,8 +62,8 @@ def test_a_checkpoint_of_something_else_is_refused_by_name_and_can_be_forced(che
     for word in [*words, "on_mismatch='reset'"]:
         assert word in str(error.value)
     forced = selection()
-    forced._on_mismatch = "reset"
-    with pytest.warns(UserWarning, match="the selection begins anew"):
+    forced._settings = replace(forced._settings, on_mismatch="reset")
+    with pytest.warns(UserWarning, match="the selection starts from the beginning"):
         fit(forced, train=train(), ckpt_path=checkpoint, max_epochs=4)
     assert forced.statistics.epoch_seen.max() == 3
     assert not (forced.statistics.epoch_seen < 2).logical_and(forced.statistics.measured).any(), "nothing is left of the old run"
@@ -85,7 +85,7 @@ def test_on_mismatch_is_checked():
 def test_a_resumed_run_takes_over_the_seed(checkpoint):
     resumed = hide_then_grow()
     fit(resumed, ckpt_path=checkpoint, max_epochs=3)
-    assert resumed.session.state_dict(collective=False)["seed"] == 3
+    assert resumed.session.state_dict(together=False)["seed"] == 3
 
 
 def test_seeded_samples_inside_a_subset_hear_the_epoch():
@@ -145,7 +145,7 @@ def test_whatever_world_sizes_share_an_epoch_each_sample_is_trained_once(samples
     for number, (world, batch) in enumerate(worlds):
         if samples - done[1] < world:
             break
-        dealt = [deal(plan, batch, world, rank, seed=1, epoch=2, done=done) for rank in range(world)]
+        dealt = [shard_of(plan, batch, world, rank, seed=1, epoch=2, done=done) for rank in range(world)]
         last = number == len(worlds) - 1
         stop = dealt[0].steps if last else data.draw(st.integers(done[0], dealt[0].steps))
         for share in dealt:
@@ -155,7 +155,7 @@ def test_whatever_world_sizes_share_an_epoch_each_sample_is_trained_once(samples
         done = (stop, dealt[0].samples_until(stop))
         assert done[1] == len(trained)
         if done[1] == samples:
-            rest = deal(plan, 3, 2, 0, seed=1, epoch=2, done=done)
+            rest = shard_of(plan, 3, 2, 0, seed=1, epoch=2, done=done)
             assert (rest.steps, list(rest.batches()), rest.samples_until(done[0])) == (done[0], [], samples)
     assert len(trained) == len(set(trained)) == done[1]
     if done[0] and done[1] == samples:
@@ -170,7 +170,7 @@ def test_another_batch_size_within_an_epoch_trains_the_rest_once(tmp_path, step)
 
     class Watched(SureNet):
         def training_step(self, batch, batch_idx):
-            if not self.trainer.callbacks[0].session.passive and torch.is_grad_enabled():
+            if not self.trainer.callbacks[0].session.adapter.passive and torch.is_grad_enabled():
                 seen.setdefault(self.trainer.current_epoch, []).extend(batch[2].tolist())
             return super().training_step(batch, batch_idx)
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import checker, is_count, is_number
@@ -130,7 +130,7 @@ class BackpropMethod(Method):
             generator: on the CPU, of this batch and rank.
         """
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Every sample is loaded once."""
         return EpochPlan.everything(len(statistics))
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
@@ -128,7 +128,7 @@ class StaleSB(SelectiveBackprop):
         """Every ``staleness`` epochs."""
         return super().scores(epoch, step, steps, memory) and epoch.index % self.staleness == 0
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Everything, or what the stored losses choose."""
         if epoch.index < self.warmup_epochs or epoch.index % self.staleness == 0:
             return EpochPlan.everything(len(statistics))

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
 from kakurenbo_lightning.methods.settings import checker, is_count, is_number
@@ -131,7 +131,7 @@ class DrawMethod(Method):
             return torch.ones_like(values)
         return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``."""
         return torch.empty(0, dtype=torch.int64)
 
@@ -225,6 +225,10 @@ class StreamMethod(DrawMethod):
         """Batches of an epoch, of all ranks together."""
         return self.epoch_length or -(-num_samples // batch_size)
 
+    def stream_samples(self, num_samples: int, batch_size: int) -> int:
+        """Those of whole batches."""
+        return self.epoch_batches(num_samples, batch_size) * batch_size
+
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Warn when nothing is drawn."""
         if max_epochs is not None and self.pretrain_epochs >= max_epochs:
@@ -233,11 +237,14 @@ class StreamMethod(DrawMethod):
                 "nothing is drawn; pretrain for fewer epochs, or train for more"
             )
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
-        """Everything may be drawn."""
-        return EpochPlan.everything(len(statistics))
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
+        """A stream; before it starts, everything once."""
+        total = len(statistics)
+        if not self.streams(epoch):
+            return EpochPlan.everything(total)
+        return StreamPlan(total, self.stream_samples(total, epoch.batch_size or 1))
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Those not seen yet, before the first drawn epoch all if so asked, and before others the stalest."""
         if epoch.index < self.pretrain_epochs:
             return super().rows_to_score(statistics, epoch, previous)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, RefreshMode
 from kakurenbo_lightning.methods.draw.base import DrawMethod
@@ -49,7 +49,7 @@ class ISWR(DrawMethod):
         """Eval mode, when there is a pass."""
         return "eval" if self.refresh else None
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Everything once, later N draws."""
         total = len(statistics)
         if epoch.index == 0:
@@ -61,7 +61,7 @@ class ISWR(DrawMethod):
         distinct = float(len(torch.unique_consecutive(drawn)))
         return EpochPlan(drawn, torch.empty(0, dtype=torch.int64), weights, metrics={"drawn_share": distinct / total})
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Those that the epoch before did not draw."""
         if not self.refresh or epoch.index < 1:
             return super().rows_to_score(statistics, epoch, previous)

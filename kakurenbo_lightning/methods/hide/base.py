@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import checker, is_count, require_fraction, whole_numbers
@@ -156,7 +156,7 @@ class HideMethod(Method):
             return False
         return not self.end_fraction or index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """What ``epoch`` trains.
 
         Args:
@@ -166,7 +166,7 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        keeps = previous is not None and not self.chooses_in(epoch)
+        keeps = isinstance(previous, EpochPlan) and not self.chooses_in(epoch)
         epoch = self._since_restart(epoch)
         plan = previous if keeps else self._chosen(statistics, epoch)
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
