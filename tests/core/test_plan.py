@@ -51,4 +51,6 @@ def test_weights_follow_the_samples_to_their_steps():
     shard = shard_of(plan, 3, 2, 1, seed=4)
     for number in range(shard.steps):
         assert torch.equal(shard.step_weights(number), shard.step(number) / 8)
+    moved = shard.to("meta")
+    assert {moved.step(0).device.type, moved.step_weights(0).device.type} == {"meta"}
     assert shard_of(EpochPlan.everything(20), 3).step_weights(0) is None
