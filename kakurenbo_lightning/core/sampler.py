@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import cast
 
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.shard import Layout, Shard
@@ -58,8 +57,8 @@ class SelectionSampler(DistributedSampler):
         extra: bool = False,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        data = cast(Dataset, range(num_samples))  # of which DistributedSampler asks the length alone
-        super().__init__(data, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        # only the length of the data set is read
+        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0
         self.extra = extra

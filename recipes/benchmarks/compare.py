@@ -16,7 +16,7 @@ import torch
 from kakurenbo_recipes.data import ImageData
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
 from kakurenbo_recipes.parquet_data import CIFAR10
-from kakurenbo_recipes.results import Result, print_comparison
+from kakurenbo_recipes.results import Result, comparison
 from torch import nn
 from torchvision.models import resnet18
 from tqdm import tqdm
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     epochs = epochs_in(settings, data)
     results = [fit(method, epochs, data, settings) for method in tqdm(METHODS, desc=f"{epochs} epochs", unit="method")]
-    print_comparison(results)
+    print("\n".join(comparison(results)))
     result = {
         "benchmark": "compare",
         "machine": machine,

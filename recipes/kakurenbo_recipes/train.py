@@ -24,10 +24,10 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.models import load_network
-from kakurenbo_recipes.results import Result, print_comparison
+from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.settings import check_setting, is_count
 
 OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
@@ -35,6 +35,14 @@ OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "we
 GENERATED = tuple(
     f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
 )
+
+
+def methods_of(family: str) -> str:
+    """Return the methods of a family, for the help; those of other packages too."""
+    return ", ".join(name for name, info in available_methods().items() if info.family == family)
+
+
+OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 
 
 def config_dir() -> str:
@@ -213,7 +221,7 @@ def train(cfg: DictConfig) -> float | None:
     results = run(cfg)
     if rank_zero_only.rank == 0:
         if len(results) > 1:
-            print_comparison(results)
+            print("\n".join(comparison(results)))
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
         if len(results) == 1 and results[0].score is not None:
