@@ -87,8 +87,8 @@ def check_last(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
-            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins anew. To go on with a run, add "
-            "its folder: hydra.run.dir=outputs/DATE/TIME"
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
+            "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
     metrics = folder / "metrics.csv"
     if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():
@@ -187,7 +187,7 @@ def warn_of_unused(cfg: DictConfig) -> None:
     for name in ("F", "tau"):
         if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
             continue
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN or "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
         check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
         rank_zero_warn(
             f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"

@@ -102,12 +102,12 @@ def saved_network(path, network):
 @pytest.mark.parametrize("classes", [10, 3])
 def test_fine_tuning_begins_with_a_checkpoints_network_and_a_last_layer_of_its_own(tmp_path, classes):
     before, after = CifarResNet(width=4, num_classes=10), CifarResNet(width=4, num_classes=classes)
-    anew = after[-1].weight.clone()
+    own = after[-1].weight.clone()
     said = load_network(after, saved_network(tmp_path / "run.ckpt", before))
     kept = [name for name in before.state_dict() if classes == 10 or not name.startswith(f"{len(before) - 1}.")]
     assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
-    assert torch.equal(after[-1].weight, anew) == (classes == 3)
-    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins anew" in said) == (classes == 3)
+    assert torch.equal(after[-1].weight, own) == (classes == 3)
+    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins from nothing" in said) == (classes == 3)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
