@@ -179,7 +179,8 @@ def score_figure(groups: list[Group], known: Mapping[str, dict]) -> Figure | Non
         focus(place, [scale * line["y"] for group in groups for line in lines_of(group.runs, column, "score")])
         place.set(xlabel=x_label, ylabel=label)
         place.locator_params(axis="x", nbins=6)
-        place.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if column == "trained":
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
     legend(figure, {group.name: known[group.name] for group in groups})
     return figure
 
