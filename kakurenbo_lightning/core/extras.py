@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 from kakurenbo_lightning.errors import MissingExtraError
 
-REPORT = ("pandas", "pyarrow", "matplotlib", "jinja2", "PIL")
-RECIPES = (*REPORT, "torchvision", "timm", "sklearn", "h5py", "tensorboard")
+REPORT = ("pandas", "pyarrow", "matplotlib", "jinja2")
+RECIPES = (*REPORT, "torchvision", "timm", "PIL", "sklearn", "tensorboard", "h5py")
 
 
 def require(user: str, extra: str, *modules: str) -> None:

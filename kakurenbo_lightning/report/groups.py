@@ -102,11 +102,11 @@ class Group:
 
 def make_groups(runs: list[Run]) -> list[Group]:
     """The groups of runs, baselines first, else in the order of the runs."""
-    around = [conditions(run) for run in runs]
+    around: list[Mapping[str, Any]] = [conditions(run) for run in runs]
     outer = differing(around)
     named = needed(outer, around)
     methods = dict.fromkeys(run.method for run in runs)
-    inner = [name for method in methods for name in differing([dict(run.settings) for run in runs if run.method == method])]
+    inner = [name for method in methods for name in differing([run.settings for run in runs if run.method == method])]
     several_metrics = len({run.metric for run in runs}) > 1
     groups: dict[str, Group] = {}
     for run, condition in zip(runs, around, strict=True):
@@ -181,34 +181,13 @@ def key(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def home(leaf: str) -> str:
-    """The configuration group of a leaf, with a point: `data.`; nothing for a leaf outside of groups."""
-    group, point, _ = leaf.partition(".")
-    return group + point if point else ""
-
-
-def differing(values: list[dict[str, Any]]) -> list[str]:
-    """The names, in order, that have several values.
-
-    Where a name is missing, its value counts as null if the configuration group is there, with a `_target_` that has the name
-    elsewhere; of other groups it does not count, nor what a run that ended early did not say of its data.
-    """
+def differing(values: list[Mapping[str, Any]]) -> list[str]:
+    """The names, in order, that have several values; a missing one is null, but for what a run that ended early did not say of its data."""
     names = dict.fromkeys(name for one in values for name in one)
-    homes = [{home(name): key(one.get(f"{home(name)}_target_")) for name in one} for one in values]
-    found = []
-    for name in names:
-        place = home(name)
-        own = {key(one[name]) for one in values if name in one}
-        targets = {known[place] for one, known in zip(values, homes, strict=True) if name in one}
-        lacking = (known.get(place) in targets and name not in one for one, known in zip(values, homes, strict=True))
-        if name not in READ and any(lacking):
-            own.add(key(None))
-        if len(own) > 1:
-            found.append(name)
-    return found
+    return [name for name in names if len({key(one.get(name)) for one in values if name in one or name not in READ}) > 1]
 
 
-def needed(names: list[str], values: list[dict[str, Any]]) -> list[str]:
+def needed(names: list[str], values: list[Mapping[str, Any]]) -> list[str]:
     """The names without those whose value follows from the others' of the same configuration group (`data.*`)."""
     kept: list[str] = []
     for name in sorted(names, key=lambda name: (not name.endswith("_target_"), name in READ)):

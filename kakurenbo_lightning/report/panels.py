@@ -36,7 +36,7 @@ def histograms(groups: list[Group]) -> list[Picture]:
     if not found:
         return []
     all_losses = np.concatenate([losses for _, _, losses in found])
-    most, bins = all_losses.max(), all_losses.any(axis=0).nonzero()[0]
+    most, bins = all_losses.max(), np.flatnonzero(all_losses.any(axis=0))
     names = [name for name, _, _ in found]
     figure, panels = tiles(names, 2.6 if len(names) == 1 else 2.1, sharey=True)
     for place, (_, history, losses) in zip(panels, found, strict=True):

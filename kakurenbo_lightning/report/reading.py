@@ -17,7 +17,6 @@ from pyarrow import parquet
 from kakurenbo_lightning.record import schema
 from kakurenbo_lightning.record.schema import EPOCHS, HISTOGRAM, RUN, SAMPLES, THUMBNAILS, Thumbnails
 
-OLD = ("results.json", "metrics.csv")  # what runs without run.json left
 COUNTED = ["times_trained", "times_hidden"]
 
 
@@ -176,19 +175,12 @@ def run_folders(folder: Path, problems: list[Problem]) -> list[Path]:
         problems.append(_closed(error, str(folder)))
         return []
     found: list[Path] = []
-    old: list[Path] = []
     for path, files in walk(folder.resolve(), problems):
         if RUN in files:
             found.append(path)
         elif lost := [name for name in (EPOCHS, SAMPLES, THUMBNAILS) if name in files]:
             reason = f"is of a run whose {RUN} is missing, so that nothing says what it was; copy that file too, or train again"
             problems.append(Problem(str(path / lost[0]), reason))
-        elif not any(other.parent in (path, *path.parents) for other in old):
-            old += [path / name for name in OLD if name in files][:1]
-    for path in old:
-        if not any(path.parent in run.parents or run in path.parents for run in found):
-            reason = f"is of a run without {RUN}: an older version made it, or it was made with record=none, or it ended at once"
-            problems.append(Problem(str(path), f"{reason}; train again to have it here"))
     return found
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import time
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,10 @@ OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 
 
 def config_dir() -> str:
-    """Return the folder of the Hydra configs: the repository's own, else the one that the wheel carries."""
-    repository = Path(__file__).resolve().parents[2]
-    if (repository / "pyproject.toml").is_file():
-        return str(repository / "configs")
-    return str(files("kakurenbo_lightning") / "configs")
+    """Return the folder of the Hydra configs: the one that the wheel carries, else the repository's."""
+    here = Path(__file__).resolve()
+    installed = here.with_name("configs")
+    return str(installed if installed.is_dir() else here.parents[2] / "configs")
 
 
 def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:

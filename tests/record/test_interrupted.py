@@ -311,7 +311,7 @@ def test_a_selection_that_starts_over_is_counted_from_there(tmp_path, other):
     selection = SampleSelection(method, on_mismatch="reset", seed=1)
     made = trainer(selection, RunRecorder(selection, tmp_path / "run"), witness, max_epochs=EPOCHS)
     data = points(SAMPLES if other == "method" else 50)
-    with pytest.warns(UserWarning, match="from the beginning"):
+    with pytest.warns(UserWarning, match="nothing is hidden at first"):
         made.fit(LoggingNet(), data, ckpt_path=path)
     files = Files(tmp_path / "run")
     counts = files.epochs[[name for name in files.epochs if name.startswith("samples_")]]

@@ -93,18 +93,6 @@ def test_any_value_in_run_json_may_be_of_another_kind(tmp_path):
 # --- folders
 
 
-def test_old_runs_are_named_with_the_reason(tmp_path):
-    RunFolder("baseline").write(tmp_path / "new" / "baseline")
-    (tmp_path / "new" / "results.json").write_text("[]")
-    (tmp_path / "old" / "kakurenbo").mkdir(parents=True)
-    (tmp_path / "old" / "results.json").write_text("[]")
-    (tmp_path / "old" / "kakurenbo" / "metrics.csv").write_text("epoch\n0\n")
-    runs, problems = read_runs([tmp_path])
-    assert len(runs) == 1
-    assert [problem.path for problem in problems] == [str(tmp_path / "old" / "results.json")]
-    assert "without run.json" in problems[0].reason
-
-
 def test_a_run_that_lost_its_description_is_named(tmp_path):
     RunFolder("baseline").write(tmp_path / "0")
     lost = RunFolder("kakurenbo", left_out=("run.json",)).write(tmp_path / "1")
