@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def curves(run: Run) -> pd.DataFrame:
 
 def lines_of(runs: list[Run], x: str, y: str) -> list[pd.DataFrame]:
     """A line for each run that has one: columns x and y, the index is the epoch."""
-    lines = [curves(run)[[x, y]].set_axis(["x", "y"], axis=1).dropna() for run in runs]
+    lines: list[Any] = [curves(run)[[x, y]].set_axis(["x", "y"], axis=1).dropna() for run in runs]
     return [line for line in lines if len(line)]
 
 
@@ -60,7 +61,7 @@ def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: 
             axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.7, alpha=0.45)
         if counted:
             stacked = pd.concat(counted).groupby(level=0)
-            mean = stacked.mean()[stacked.size() == len(counted)]
+            mean: Any = stacked.mean()[stacked.size() == len(counted)]
             marker = "." if len(mean) <= FEW else None
             axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
 

@@ -193,9 +193,9 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        keeps = isinstance(previous, EpochPlan) and not self.chooses_in(epoch)
+        kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
         epoch = self._since_restart(epoch)
-        plan = previous if keeps else self._chosen(statistics, epoch)
+        plan = self._chosen(statistics, epoch) if kept is None else kept
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
