@@ -346,9 +346,6 @@ class Digits(ImageData):
         images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         labels = torch.from_numpy(digits.target).long()
         train, test = train_test_split(
-            torch.arange(len(labels)).numpy(),
-            test_size=self.test_share,
-            random_state=self.split_seed,
-            stratify=digits.target,
+            torch.arange(len(labels)).numpy(), test_size=self.test_share, random_state=self.split_seed, stratify=digits.target
         )
         return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])
