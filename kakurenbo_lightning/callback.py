@@ -246,6 +246,7 @@ class SampleSelection(pl.Callback):
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
                 f"{session.outputs.source}."
             )
+            compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""

@@ -13,6 +13,9 @@ from typing import Any
 
 import lightning
 import lightning.pytorch as pl
+from torch.utils._pytree import tree_map
+
+from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -55,12 +58,14 @@ class TrainerAdapter:
 
     Attributes:
         trainer: the Trainer.
+        module_state: keeps what scoring passes must not change.
         missing: the private attributes this Lightning version lacks.
     """
 
     def __init__(self, trainer: pl.Trainer, owner: pl.Callback) -> None:
         self.trainer = trainer
         self._owner = owner
+        self.module_state = ModuleState()
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:

@@ -150,6 +150,30 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
         )
 
 
+def batch_hooks(trainer: pl.Trainer) -> list[str]:
+    """Hooks of the module and the data module that change batches on their way to ``training_step``."""
+    owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
+    names = ("on_before_batch_transfer", "on_after_batch_transfer")
+    # by name, because Lightning is there under two names
+    return [
+        f"{type(owner).__name__}.{name}"
+        for owner in owners
+        for name in names
+        if getattr(type(owner), name).__qualname__ != f"DataHooks.{name}"
+    ]
+
+
+def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
+    """Warn that ``sample_outputs``, when it is the ``source`` of values, is given training batches as these hooks made them."""
+    hooks = batch_hooks(trainer)
+    if hooks and source.startswith("sample_outputs"):
+        rank_zero_warn(
+            f"sample_outputs(batch) is given each training batch as {', '.join(hooks)} made it. If that mixes samples (mixup, CutMix), the "
+            "values are of mixtures: mix in training_step instead, or return sample_loss from training_step. Scoring passes see batches as "
+            "validation does"
+        )
+
+
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
     if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
