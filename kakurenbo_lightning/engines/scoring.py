@@ -65,7 +65,11 @@ class ScoringPass:
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:
-        with forward_only(module), self._trainer.precision_plugin.train_step_context(), contextlib.ExitStack() as stack:
+        with (
+            forward_only(self._adapter, module),
+            self._trainer.precision_plugin.train_step_context(),
+            contextlib.ExitStack() as stack,
+        ):
             if self._method.inference_mode:
                 stack.enter_context(torch.inference_mode())
             if self._method.autocast is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import checker, choice, flag, integer, optional, proportion, setting, several
 from kakurenbo_lightning.methods.topk import as_decimal
@@ -127,6 +128,14 @@ class HideMethod(Method):
     def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
         """Factor on the learning rate of an epoch that hides ``hidden_share`` of the data set."""
         return 1.0
+
+    def within(self, universe: Universe) -> HideMethod:
+        """Protected samples are known by their place in ``universe``; those outside are never trained."""
+        if universe.indices is None or not self.protected:
+            return self
+        protected = torch.tensor(self.protected)
+        inside = protected[torch.isin(protected, universe.indices)]
+        return replace(self, protected=tuple(universe.places(inside).tolist()))
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
