@@ -32,6 +32,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from kakurenbo_lightning.trainer.flavour import is_class, is_instance, join
 
 
 class SampleSelection(pl.Callback):
@@ -94,6 +95,7 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
+        join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
@@ -181,7 +183,7 @@ class SampleSelection(pl.Callback):
         if not session.adapter.missing:
             session.adapter.install_loader_swap(self._swap)
             session.adapter.wrap_validation(session.streams.set_aside)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def _swap(self, loaders: Any) -> Any:
@@ -191,7 +193,7 @@ class SampleSelection(pl.Callback):
             return loaders  # wrapped by the user
         compatibility.check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        if isinstance(loaders, CombinedLoader):
+        if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
@@ -311,3 +313,6 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+join(SampleSelection)  # for a command line that asks before an instance is made

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
+
+from kakurenbo_lightning.trainer.flavour import version_of
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -66,7 +67,7 @@ class TrainerAdapter:
     def missing_message(self) -> str:
         """What to do when :attr:`missing` is not empty."""
         return (
-            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
+            f"{version_of(self.trainer)} has no {', '.join(self.missing)}, which the loader swap needs. Return "
             "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
             "named in the README"
         )

@@ -22,6 +22,7 @@ from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.trainer.flavour import is_instance
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
 KEEPS_STATE = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
@@ -143,7 +144,7 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
             f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): {method.name} waits until chosen samples "
             "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
         )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+    if any(is_instance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         raise ConflictError(
             f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
             "batch size you want"
@@ -152,7 +153,7 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
 
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
-    if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+    if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
@@ -186,7 +187,7 @@ def only_loader(loaders: Any) -> DataLoader:
     Raises:
         ConflictError: several loaders, or none that is a map-style ``DataLoader`` with batches.
     """
-    if isinstance(loaders, CombinedLoader):
+    if is_instance(loaders, CombinedLoader):
         loaders = loaders.iterables
     if isinstance(loaders, DataLoader):
         return loaders

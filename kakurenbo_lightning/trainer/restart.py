@@ -18,6 +18,7 @@ from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_restart
+from kakurenbo_lightning.trainer.flavour import is_instance
 
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
@@ -171,7 +172,7 @@ def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
     now = callback.state_dict()
     files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
     callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
-    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
+    if is_instance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
         worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
         callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
         callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst

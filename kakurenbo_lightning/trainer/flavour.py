@@ -1,0 +1,71 @@
+"""Lightning under both of its names: ``lightning.pytorch`` and ``pytorch_lightning`` are two copies of one package.
+
+Their classes are never equal and no instance of one is an instance of the other. The package imports the first; a user's Trainer, module and
+callbacks may be of either, so classes are compared here by name.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from abc import ABCMeta
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
+
+_TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
+
+
+def _renamed(module: str, names: dict[str, str]) -> str:
+    """The name that a module has in the other copy; its own when it is of none."""
+    for name, other in names.items():
+        if module == name or module.startswith(f"{name}."):
+            return other + module[len(name) :]
+    return module
+
+
+def is_class(cls: type, ours: type) -> bool:
+    """Whether ``cls`` is ``ours``, a class of ``lightning.*``, or its twin of the other name."""
+    here = _renamed(cls.__module__, {other: name for name, other in _TWINS.items()})
+    return (here, cls.__qualname__) == (ours.__module__, ours.__qualname__)
+
+
+def is_instance(value: object, ours: type) -> bool:
+    """``isinstance(value, ours)`` for a class of ``lightning.*``, or for its twin of the other name."""
+    return any(is_class(base, ours) for base in type(value).__mro__)
+
+
+def version_of(trainer: pl.Trainer) -> str:
+    """Name and version of the package that ``trainer`` is of."""
+    package = "lightning" if isinstance(trainer, pl.Trainer) else "pytorch_lightning"
+    return f"{package} {sys.modules[package].__version__}"
+
+
+def join(cls: type) -> None:
+    """Make ``cls``, a class of ours, a subclass of the twins of Lightning's classes it derives from, where the other copy is imported.
+
+    Trainers and the command line of that copy ask ``isinstance``. It is imported before or after us, and importing it for everybody would
+    take a second: so this is called when an instance is made.
+    """
+    for base in cls.__mro__:
+        twin = getattr(sys.modules.get(_renamed(base.__module__, _TWINS)), base.__qualname__, None)
+        if twin is base or not isinstance(twin, type) or issubclass(cls, twin):
+            continue
+        if isinstance(twin, ABCMeta):
+            twin.register(cls)
+        else:
+            cls.__bases__ += (twin,)
+
+
+def leave_log() -> None:
+    """Let Lightning's messages go where they went before this package imported ``lightning``.
+
+    Both copies log through one variable, which belongs to the one imported last. A user of ``pytorch_lightning`` who silenced its logger
+    would hear from another one.
+    """
+    order = [name for name in sys.modules if name in ("kakurenbo_lightning", "lightning.pytorch", "pytorch_lightning")]
+    if len(order) == 3 and order[-1] == "lightning.pytorch":  # imported last, so not by the user before us
+        rank_zero_module.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+
+
+leave_log()
