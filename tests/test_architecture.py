@@ -22,7 +22,7 @@ MAP = {
     "trainer": {"core", "signals", "methods"},
     "engines": {"core", "signals", "methods", "trainer"},
     "session": {"core", "signals", "methods", "trainer", "engines"},
-    "callback": {"session", "trainer"},
+    "callback": {"errors", "core", "signals", "methods", "trainer", "session"},
     "record": {"core", "public names"},
     "report": {"core", "record", "public names"},
     "hydra_support": {"methods"},

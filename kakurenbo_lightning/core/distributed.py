@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import sys
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from kakurenbo_lightning.errors import ConflictError
+
+LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "torch")  # no user's code
 
 
 def world_size() -> int:
@@ -29,9 +32,13 @@ def _is_rank_zero() -> bool:
 
 
 def rank_zero_warn(message: str) -> None:
-    """Warn, on the process of rank 0 only; without Lightning, whose import takes seconds."""
-    if _is_rank_zero():
-        warnings.warn(message, UserWarning, stacklevel=3)
+    """Warn, on the process of rank 0 only; the warning shows the first line of the user's above the libraries' own."""
+    if not _is_rank_zero():
+        return
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1 if frame is not None else 2)
 
 
 def rank_zero_info(message: str) -> None:

@@ -57,6 +57,7 @@ class SelectionSampler(DistributedSampler):
         extra: bool = False,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
+        # only the length of the data set is read
         super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0

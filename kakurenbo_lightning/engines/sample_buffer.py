@@ -45,7 +45,8 @@ class Samples:
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
         """All samples of ``parts``, of which there is at least one, in order."""
-        weights = None if parts[0].weights is None else torch.cat([part.weights for part in parts])
+        known = [part.weights for part in parts if part.weights is not None]  # of all parts, or of none
+        weights = torch.cat(known) if known else None
         batch = join_rows([part.batch for part in parts], [len(part) for part in parts])
         return Samples(batch, torch.cat([part.indices for part in parts]), weights)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.distributed import gather
+from kakurenbo_lightning.core.distributed import gather, rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard

@@ -13,6 +13,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+from kakurenbo_lightning.methods.settings import settings_of
 
 RefreshMode = Literal["eval", "train"]
 
@@ -45,7 +46,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What methods of every family have. A method is a frozen dataclass: its fields are its settings, checked in ``__post_init__``.
+    """What methods of every family have. A method is a frozen dataclass whose fields are its settings.
+
+    Fields made by :func:`~kakurenbo_lightning.methods.settings.setting` are converted to plain Python values and checked; then
+    :meth:`check_settings` is called.
 
     Attributes:
         name: as registered.
@@ -71,6 +75,18 @@ class Method(ABC):
     draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
     ends_short = False  # whether an epoch ends with one more step, for what is left
 
+    def __post_init__(self) -> None:
+        for name, declared in settings_of(type(self)).items():
+            if declared is not None:
+                object.__setattr__(self, name, declared.checked(self.name, name, getattr(self, name)))
+        self.check_settings()
+
+    def check_settings(self) -> None:  # noqa: B027
+        """Raise ``ValueError`` when settings do not fit each other or the method; each of them alone is allowed already.
+
+        Call ``super().check_settings()`` first.
+        """
+
     @abstractmethod
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
         """What ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
@@ -94,7 +110,7 @@ class Method(ABC):
         return previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
-        """Whether the plan of ``epoch`` goes by what was last seen of the samples, so that the hidden ones are looked at before."""
+        """Whether the plan of ``epoch`` goes by what was last recorded of the samples, so that the hidden ones are scored before."""
         return False
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
@@ -102,7 +118,7 @@ class Method(ABC):
 
         Args:
             statistics: of all samples; its ``extra`` holds the columns.
-            rows: ``int64[b]``, the samples seen, no duplicates.
+            rows: ``int64[b]``, the samples that were recorded, no duplicates.
             values: of them, each ``[b]``: ``loss`` and what the method reads.
             epoch: which epoch.
         """

@@ -10,8 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.statistics import BYTES_PER_SAMPLE
 from kakurenbo_lightning.methods.base import Method
 
@@ -79,12 +78,11 @@ def available_methods() -> dict[str, MethodInfo]:
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
-def get_method(name: str, **settings: Any) -> Method:
-    """The method ``name`` with these settings.
+def method_class(name: str) -> type[Method]:
+    """The settings dataclass that is registered by ``name``.
 
     Raises:
-        ValueError: unknown method, or a setting out of range.
-        TypeError: a setting the method does not have.
+        ValueError: unknown method.
     """
     if name not in _METHODS:
         _load_entry_points()
@@ -92,7 +90,17 @@ def get_method(name: str, **settings: Any) -> Method:
         raise ValueError(
             f"method={name!r} is not known; {_suggest(name, sorted(_METHODS))} (one of your own: import its module first)"
         )
-    cls = _METHODS[name]
+    return _METHODS[name]
+
+
+def get_method(name: str, **settings: Any) -> Method:
+    """The method ``name`` with these settings.
+
+    Raises:
+        ValueError: unknown method, or a setting out of range.
+        TypeError: a setting the method does not have.
+    """
+    cls = method_class(name)
     known = [field.name for field in fields(cls)]
     for setting in settings:
         if setting not in known:

@@ -91,7 +91,7 @@ class Look:
         return {"color": self.color, "linestyle": self.linestyle, **changes}
 
 
-def scores(groups: list[Group]) -> dict[str, Look]:
+def looks(groups: list[Group]) -> dict[str, Look]:
     """Return the look of each group by its name: baselines are black, the line changes when the colours are used up."""
     found, others, baselines = {}, 0, 0
     for group in groups:

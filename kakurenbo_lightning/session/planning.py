@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch.distributed as dist
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.distributed import check_equal_plans, collective
+from kakurenbo_lightning.core.distributed import check_equal_plans, collective, rank_zero_warn
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
 from kakurenbo_lightning.core.statistics import SampleStatistics

@@ -270,7 +270,7 @@ class Session:
                 totals=self.totals,
                 restart=self.restart.state_dict(),
                 rng=streams,
-                engines=None if engine is None else engines,
+                engines=None if engine is None else [state for state in engines if state is not None],
                 shared=self.engine.shared_state(),
             )
         )

@@ -8,8 +8,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
+
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 
 class LearningRateFactor:

@@ -24,7 +24,7 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.record.recorder import RunRecorder
 from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, print_comparison
@@ -35,6 +35,14 @@ OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "we
 GENERATED = tuple(
     f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
 )
+
+
+def methods_of(family: str) -> str:
+    """Return the methods of a family, for the help; those of other packages too."""
+    return ", ".join(name for name, info in available_methods().items() if info.family == family)
+
+
+OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 
 
 def config_dir() -> str:

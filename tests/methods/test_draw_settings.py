@@ -171,7 +171,7 @@ STREAM = {
     "epoch_length": ("None or an integer >= 1", (0, *NOT_COUNTS)),
     "pretrain_epochs": ("an integer >= 0", (None, *NOT_COUNTS)),
     "start_pass": ("True or False", NOT_FLAGS),
-    "max_staleness": ("None or an integer >= exchange_every - 1 = 0", NOT_COUNTS),
+    "max_staleness": ("None or an integer >= 0", NOT_COUNTS),
     "exchange_every": ("an integer >= 1", (0, None, *NOT_COUNTS)),
     "refresh_share": (r"a number in \[0, 1\)", (-0.1, 1, 1.5, *NOT_NUMBERS)),
     "diagnose": ("an integer >= 0", (None, *NOT_COUNTS)),

@@ -8,6 +8,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
@@ -21,15 +23,16 @@ import kakurenbo_lightning
 from kakurenbo_lightning.report import main as report
 
 CONFIGS = Path(config_dir())
-FAMILIES = ("hide", "backprop", "draw", "stream")  # folders of settings that methods share, no groups
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in FAMILIES)
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = list(kakurenbo_lightning.available_methods())
+OPTIONS = sorted(
+    {f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml")} | {f"method={name}" for name in METHODS}
+)
 # ---- help
 
 
 def test_the_help_names_every_group_and_option():
     text = OmegaConf.load(CONFIGS / "train.yaml").hydra.help.template.split("Change any value")[0]
-    own = ("tuned", *FAMILIES)  # chosen by others
+    own = ("tuned", "method")  # chosen by others; made from the methods that are installed
     known = {path.parent.name: path.parent for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in own}
     for group, folder in known.items():
         assert re.search(rf"^  {group} ", text, re.MULTILINE), group
@@ -168,8 +171,15 @@ def test_method_configs_hold_the_defaults_of_the_code(compose, name):
     assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
-def test_every_method_has_a_config():
-    assert list(kakurenbo_lightning.available_methods()) == METHODS
+def test_every_method_is_an_option(compose):
+    assert set(GlobalHydra.instance().config_loader().get_group_options("method")) == set(METHODS)
+    assert {path.stem for path in (CONFIGS / "method").glob("*.yaml")} < set(METHODS)
+
+
+@pytest.mark.parametrize("wrong", ["method.tua=0.5", "method.tau=high", "method.fractions=[a]", "method.milestones=0.5"])
+def test_a_wrong_name_or_type_of_a_setting_is_refused_when_composed(compose, wrong):
+    with pytest.raises(ConfigCompositionException, match=wrong.split("=")[0]):
+        compose("method=kakurenbo", wrong)
 
 
 def test_f_and_tau_reach_the_method(compose):
@@ -261,6 +271,7 @@ def test_a_sweep_of_two_ranks_leaves_one_folder_per_job(tmp_path):
 def test_help_lists_the_groups_and_two_line_examples(tmp_path):
     printed = kakurenbo_train("--help", cwd=tmp_path)
     assert "  method      how samples are chosen" in printed
+    assert [name for name in METHODS if not re.search(rf"\b{name}\b", printed.split("data        digits")[0])] == []
     assert "kakurenbo-train experiment=quickstart" in printed
 
 
