@@ -1,7 +1,7 @@
 """Lightning under both of its names: ``lightning.pytorch`` and ``pytorch_lightning`` are two copies of one package.
 
-Their classes are never equal and no instance of one is an instance of the other. The package imports the first; a user's Trainer, module and
-callbacks may be of either, so classes are compared here by name.
+No class of one is a class of the other. This package imports the first; a user's Trainer, module and callbacks may be of either, so classes
+are compared by name here.
 """
 
 from __future__ import annotations

@@ -9,11 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kakurenbo_lightning.core.distributed import gather
+from kakurenbo_lightning.core.distributed import gather, rank_zero_info, rank_zero_warn
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
