@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
 from kakurenbo_lightning.errors import DamagedCheckpointError
 from kakurenbo_lightning.trainer.flavour import join
@@ -37,16 +38,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -54,8 +52,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "already there are whole",
                 str(path),
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint.

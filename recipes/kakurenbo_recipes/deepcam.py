@@ -98,7 +98,7 @@ class DeepCam(L.LightningDataModule):
         eval_batch_size: samples of a validation batch.
         num_workers: processes of each loader that read files.
         drop_last: whether to leave out an epoch's last training batch when it is short. Under `SampleSelection` this is not needed:
-            it deals a short tail out to the batches before it, so that none has one sample only.
+            it spreads a short tail over the batches before it, so that none has one sample only.
         held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the validation images.
         held_out_seed: seed of which.
 

@@ -38,10 +38,10 @@ class DeepLab(nn.Module):
         self.network = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
         where, first = next((w, layer) for w, layer in self.network.named_modules() if isinstance(layer, nn.Conv2d))
         kept = (first.out_channels, first.kernel_size, first.stride, first.padding)
-        anew = nn.Conv2d(channels, *kept, bias=first.bias is not None)
-        nn.init.kaiming_normal_(anew.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+        first_layer = nn.Conv2d(channels, *kept, bias=first.bias is not None)
+        nn.init.kaiming_normal_(first_layer.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         parent, _, leaf = where.rpartition(".")
-        setattr(self.network.get_submodule(parent), leaf, anew)
+        setattr(self.network.get_submodule(parent), leaf, first_layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, num_classes, H, W] of images [B, channels, H, W].

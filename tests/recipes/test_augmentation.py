@@ -174,7 +174,7 @@ def test_ranks_augment_by_draws_of_their_own(two):
 
 def assert_resumed_is_uninterrupted(folder, rank=0):
     whole, resumed = results(folder, rank), results(folder / "resumed", rank)
-    assert 0.1 < whole["hidden"] == resumed["hidden"], "some are hidden, and looked at"
+    assert 0.1 < whole["hidden"] == resumed["hidden"], "some are hidden, and refreshed"
     assert resumed["seen"].keys() == {at for at in whole["seen"] if at > "1 1"}
     for name in ("seen", "weights"):
         assert all(torch.equal(value, whole[name][key]) for key, value in resumed[name].items()), name

@@ -169,10 +169,10 @@ def test_a_run_goes_on_in_its_folder_and_keeps_its_metrics(tmp_path):
         "method=baseline",
     ]
     said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=1", cwd=tmp_path)
-    assert "/baseline/checkpoints, so the training begins anew" in said and "hydra.run.dir=outputs/DATE/TIME" in said
+    assert "/baseline/checkpoints, so the training begins from nothing" in said and "hydra.run.dir=outputs/DATE/TIME" in said
     assert "accuracy" in said and "tables and pictures: kakurenbo-report" in said
     said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=2", cwd=tmp_path)
-    assert "begins anew" not in said
+    assert "begins from nothing" not in said
     assert len(list((tmp_path / "run" / "baseline").glob("metrics*.csv"))) == 2
     assert json.loads((tmp_path / "run" / "baseline" / "run.json").read_text())["epochs"] == 2
 
@@ -186,14 +186,14 @@ def test_compared_methods_have_the_settings_an_experiment_gives_them(tmp_path):
         "trainer.max_epochs=2",
     ]
     program("kakurenbo_recipes.train", *words, "trainer.accelerator=cpu", cwd=tmp_path)
-    told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("run.json")}
-    assert told["kakurenbo"]["settings"]["milestones"] == [1, 2, 3] and told["baseline"]["status"] == "finished"
+    runs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("run.json")}
+    assert runs["kakurenbo"]["settings"]["milestones"] == [1, 2, 3] and runs["baseline"]["status"] == "finished"
 
 
 # ---- schedules
 
 
-class Told:
+class Asked:
     """What a schedule asks of a Trainer."""
 
     def __init__(self, max_epochs, steps):
@@ -203,7 +203,7 @@ class Told:
 
 def rates(steps, max_epochs, **settings):
     optimizer = torch.optim.SGD(BoringModel().parameters(), lr=1.0)
-    made, found = schedule(optimizer, Told(max_epochs, steps), **settings), []
+    made, found = schedule(optimizer, Asked(max_epochs, steps), **settings), []
     assert made["interval"] == "step"
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])

@@ -35,7 +35,7 @@ def segmenter(network, rate=0.1, **settings):
 
 
 def pixelwise():
-    """A network that looks at each pixel alone."""
+    """A network whose logits of a pixel depend on that pixel alone."""
     torch.manual_seed(0)
     return nn.Conv2d(16, 3, 1)
 
