@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.distributed import rank_zero_info
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -32,7 +33,6 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
-from kakurenbo_lightning.trainer.flavour import is_class, is_instance, join
 
 
 class SampleSelection(pl.Callback):
@@ -316,3 +316,4 @@ class SampleSelection(pl.Callback):
 
 
 join(SampleSelection)  # for a command line that asks before an instance is made
+leave_log()

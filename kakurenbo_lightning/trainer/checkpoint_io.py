@@ -12,8 +12,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
-from kakurenbo_lightning.trainer.flavour import join
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -18,11 +18,11 @@ from torch.utils.data import (
 )
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.trainer.flavour import is_instance
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
 KEEPS_STATE = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from kakurenbo_lightning.core.distributed import gather, rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_restart
-from kakurenbo_lightning.trainer.flavour import is_instance
 
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import AtomicCheckpointIO, DamagedCheckpointError, SampleSelection
+from kakurenbo_lightning.core import flavour as names
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.trainer import flavour as names
 from recipes.benchmarks.forked import printed, run_ranks
 
 METHODS = list(SETTINGS)

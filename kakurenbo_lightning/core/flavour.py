@@ -1,7 +1,7 @@
 """Lightning under both of its names: ``lightning.pytorch`` and ``pytorch_lightning`` are two copies of one package.
 
 No class of one is a class of the other. This package imports the first; a user's Trainer, module and callbacks may be of either, so classes
-are compared by name here.
+are compared by name here. Nothing of Lightning is imported.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ import logging
 import sys
 from abc import ABCMeta
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
-
 _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
+_OURS = {other: name for name, other in _TWINS.items()}
 
 
 def _renamed(module: str, names: dict[str, str]) -> str:
@@ -26,8 +24,7 @@ def _renamed(module: str, names: dict[str, str]) -> str:
 
 def is_class(cls: type, ours: type) -> bool:
     """Whether ``cls`` is ``ours``, a class of ``lightning.*``, or its twin of the other name."""
-    here = _renamed(cls.__module__, {other: name for name, other in _TWINS.items()})
-    return (here, cls.__qualname__) == (ours.__module__, ours.__qualname__)
+    return (_renamed(cls.__module__, _OURS), cls.__qualname__) == (ours.__module__, ours.__qualname__)
 
 
 def is_instance(value: object, ours: type) -> bool:
@@ -35,21 +32,15 @@ def is_instance(value: object, ours: type) -> bool:
     return any(is_class(base, ours) for base in type(value).__mro__)
 
 
-def version_of(trainer: pl.Trainer) -> str:
-    """Name and version of the package that ``trainer`` is of."""
-    package = "lightning" if isinstance(trainer, pl.Trainer) else "pytorch_lightning"
-    return f"{package} {sys.modules[package].__version__}"
-
-
 def join(cls: type) -> None:
     """Make ``cls``, a class of ours, a subclass of the twins of Lightning's classes it derives from, where the other copy is imported.
 
-    Trainers and the command line of that copy ask ``isinstance``. It is imported before or after us, and importing it for everybody would
-    take a second: so this is called when an instance is made.
+    Trainers and the command line of that copy ask ``isinstance``. It may be imported after us, and importing it for everybody would take a
+    second: so this is called when ``cls`` is made, and again with each instance.
     """
     for base in cls.__mro__:
         twin = getattr(sys.modules.get(_renamed(base.__module__, _TWINS)), base.__qualname__, None)
-        if twin is base or not isinstance(twin, type) or issubclass(cls, twin):
+        if not isinstance(twin, type) or issubclass(cls, twin):
             continue
         if isinstance(twin, ABCMeta):
             twin.register(cls)
@@ -65,7 +56,4 @@ def leave_log() -> None:
     """
     order = [name for name in sys.modules if name in ("kakurenbo_lightning", "lightning.pytorch", "pytorch_lightning")]
     if len(order) == 3 and order[-1] == "lightning.pytorch":  # imported last, so not by the user before us
-        rank_zero_module.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-
-
-leave_log()
+        sys.modules["lightning_utilities.core.rank_zero"].log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
