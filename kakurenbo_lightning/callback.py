@@ -14,11 +14,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.core.distributed import rank_zero_info
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -97,6 +98,7 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
+        join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
@@ -187,7 +189,7 @@ class SampleSelection(pl.Callback):
         if not session.adapter.missing:
             session.adapter.install_loader_swap(self._swap)
             session.adapter.wrap_validation(session.streams.set_aside)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def _swap(self, loaders: Any) -> Any:
@@ -197,7 +199,7 @@ class SampleSelection(pl.Callback):
             return loaders  # wrapped by the user
         check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        if isinstance(loaders, CombinedLoader):
+        if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
@@ -322,3 +324,7 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+join(SampleSelection)  # for a command line that asks before an instance is made
+leave_log()

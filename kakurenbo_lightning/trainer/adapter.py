@@ -7,11 +7,11 @@ Tested against the oldest and the newest supported Lightning (``make test-all``)
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 from torch.utils._pytree import tree_map
 
@@ -70,8 +70,9 @@ class TrainerAdapter:
 
     def missing_message(self) -> str:
         """What to do when :attr:`missing` is not empty."""
+        package = "lightning" if isinstance(self.trainer, pl.Trainer) else "pytorch_lightning"
         return (
-            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
+            f"{package} {sys.modules[package].__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
             "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
             "named in the README"
         )

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
 
@@ -22,6 +23,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     byte, is refused with a :class:`DamagedCheckpointError`. Remote paths (``s3://...``) are left to Lightning.
     :class:`~kakurenbo_lightning.SampleSelection` puts it in place of the default plug-in; any other plug-in is kept.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        join(AtomicCheckpointIO)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; the file appears under its name when all of it is on the disk.

@@ -7,8 +7,9 @@ import inspect
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
@@ -151,7 +152,7 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
             f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): {method.name} waits until chosen samples "
             "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
         )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+    if any(is_instance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         raise ConflictError(
             f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
             "batch size you want"
@@ -184,7 +185,7 @@ def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
 
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
-    if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+    if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
