@@ -8,15 +8,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
+from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.core.distributed import rank_zero_info
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -32,6 +35,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, only_loader
 
 
 class SampleSelection(pl.Callback):
@@ -94,6 +98,7 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
+        join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
                 f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
@@ -107,6 +112,7 @@ class SampleSelection(pl.Callback):
         self._sample_outputs = sample_outputs
         self._watch = Stopwatch()
         self._described = False
+        self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
 
     @property
     def statistics(self) -> SampleStatistics | None:
@@ -162,9 +168,11 @@ class SampleSelection(pl.Callback):
         compatibility.check_module(trainer, pl_module, self.method, function)
         compatibility.warn_of_trainer(trainer, self.method)
         session = self.session
-        if (
-            session is None or trainer is not session.adapter.trainer
-        ):  # a second fit of the same Trainer goes on where the first one ended
+        if session is not None and trainer is not session.adapter.trainer:
+            compatibility.check_free(session.adapter.trainer)
+            self._left.add(session.adapter.trainer)
+            session = None
+        if session is None:  # a second fit of the same Trainer goes on where the first one ended
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
             self._described = False
@@ -181,21 +189,21 @@ class SampleSelection(pl.Callback):
         if not session.adapter.missing:
             session.adapter.install_loader_swap(self._swap)
             session.adapter.wrap_validation(session.streams.set_aside)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def _swap(self, loaders: Any) -> Any:
         """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
-        session, loader = self._active, compatibility.only_loader(loaders)
+        session, loader = self._active, only_loader(loaders)
         if session.loader.holds(loader):
             return loaders  # wrapped by the user
-        compatibility.check_not_followed(loader)
+        check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        if isinstance(loaders, CombinedLoader):
+        if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
-        return follower
+        return tree_map(lambda part: follower, loaders)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
@@ -204,6 +212,8 @@ class SampleSelection(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
         session = self._active
+        if trainer in self._left and not session.has_state:
+            compatibility.check_not_left(trainer)
         session.loader.check()
         session.factor.attach(trainer.optimizers)
         session.adapter.wrap_training_step(session.training_step)
@@ -246,6 +256,7 @@ class SampleSelection(pl.Callback):
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
                 f"{session.outputs.source}."
             )
+            compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
@@ -279,20 +290,22 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING
+        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING and trainer is self._active.adapter.trainer
         if started and hasattr(exception, "add_note"):  # Python 3.11
             exception.add_note(f"SampleSelection: {self._active.position} when this happened")
-        self._release()
+        self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
-        if stage == "fit" and self.session is not None:
-            self._release()
-            self.session.restart.shorten()
+        if stage == "fit" and self._release(trainer):
+            self._active.restart.shorten()
 
-    def _release(self) -> None:
-        if self.session is not None:
-            self.session.release()
+    def _release(self, trainer: pl.Trainer) -> bool:
+        """Let go of ``trainer``, unless it is another one that was refused; whether it was the session's."""
+        if self.session is None or trainer is not self.session.adapter.trainer:
+            return False
+        self.session.release()
+        return True
 
     # --- state
 
@@ -311,3 +324,7 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+join(SampleSelection)  # for a command line that asks before an instance is made
+leave_log()

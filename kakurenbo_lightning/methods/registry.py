@@ -18,7 +18,7 @@ ENTRY_POINTS = "kakurenbo_lightning.methods"
 
 _METHODS: dict[str, type[Method]] = {}
 _ASKED: set[str] = set()  # entry points that were loaded, or could not be
-M = TypeVar("M", bound=type)
+M = TypeVar("M", bound=type[Method])
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ Tested against the oldest and the newest supported Lightning (``make test-all``)
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
+from torch.utils._pytree import tree_map
+
+from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -55,18 +58,21 @@ class TrainerAdapter:
 
     Attributes:
         trainer: the Trainer.
+        module_state: keeps what scoring passes must not change.
         missing: the private attributes this Lightning version lacks.
     """
 
     def __init__(self, trainer: pl.Trainer, owner: pl.Callback) -> None:
         self.trainer = trainer
         self._owner = owner
+        self.module_state = ModuleState()
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
         """What to do when :attr:`missing` is not empty."""
+        package = "lightning" if isinstance(self.trainer, pl.Trainer) else "pytorch_lightning"
         return (
-            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
+            f"{package} {sys.modules[package].__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
             "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
             "named in the README"
         )
@@ -202,17 +208,27 @@ class TrainerAdapter:
         limit = self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def reiterate_if_needed(self) -> None:
-        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one."""
+    def reiterate_if_needed(self, has_begun: bool) -> None:
+        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one.
+
+        Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken: workers would be
+        started twice.
+        """
         fit_loop = self.trainer.fit_loop
-        if self.trainer.current_epoch == 0 or getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting:
+        resumed = getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting
+        fresh = has_begun and fit_loop._data_fetcher.fetched == 0
+        if resumed or (self.trainer.current_epoch == 0 and not fresh):
             iter(fit_loop._data_fetcher)
 
     # --- batches outside the loop
 
     def to_device(self, batch: Any) -> Any:
-        """Everything Lightning does to a train batch between the loader and ``training_step``."""
+        """Everything Lightning does to a train batch between the loader and ``training_step``.
+
+        A loader that is alone in a list or a dict gives batches that are alone in one.
+        """
         trainer = self.trainer
+        batch = tree_map(lambda loader: batch, trainer.fit_loop._combined_loader.iterables)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,24 +1,15 @@
-"""Every refusal of a Trainer, loader or module setting that sample selection cannot work with, and the warnings beside them."""
+"""Every refusal of a Trainer or module setting that sample selection cannot work with, and the warnings beside them."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 
-from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
@@ -45,6 +36,24 @@ def check_trainer(trainer: pl.Trainer) -> None:
         raise ConflictError(
             f"Trainer(strategy={strategy}) is not supported: the refresh pass runs the module outside the strategy's wrapper; "
             "use strategy='ddp' or one device"
+        )
+
+
+def check_free(trainer: pl.Trainer) -> None:
+    """Raise ``ConflictError`` when ``trainer`` is fitting: its SampleSelection cannot be used by another one meanwhile."""
+    if trainer.state.fn == TrainerFn.FITTING and trainer.state.status == TrainerStatus.RUNNING:
+        raise ConflictError(
+            "this SampleSelection is in use by a Trainer that is fitting, and another Trainer has begun to fit with it; give each "
+            "Trainer a SampleSelection of its own"
+        )
+
+
+def check_not_left(trainer: pl.Trainer) -> None:
+    """Raise ``ConflictError`` when ``trainer``, whose selection was given up for another Trainer's, would go on without it."""
+    if trainer.current_epoch > 0:
+        raise ConflictError(
+            f"this SampleSelection has been used by another Trainer since this one trained its {trainer.current_epoch} epochs, and knows "
+            "nothing of them any more; give each Trainer a SampleSelection of its own, or resume from a checkpoint with ckpt_path"
         )
 
 
@@ -143,16 +152,40 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
             f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): {method.name} waits until chosen samples "
             "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
         )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+    if any(is_instance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         raise ConflictError(
             f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
             "batch size you want"
         )
 
 
+def batch_hooks(trainer: pl.Trainer) -> list[str]:
+    """Hooks of the module and the data module that change batches on their way to ``training_step``."""
+    owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
+    names = ("on_before_batch_transfer", "on_after_batch_transfer")
+    # by name, because Lightning is there under two names
+    return [
+        f"{type(owner).__name__}.{name}"
+        for owner in owners
+        for name in names
+        if getattr(type(owner), name).__qualname__ != f"DataHooks.{name}"
+    ]
+
+
+def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
+    """Warn that ``sample_outputs``, when it is the ``source`` of values, is given training batches as these hooks made them."""
+    hooks = batch_hooks(trainer)
+    if hooks and source.startswith("sample_outputs"):
+        rank_zero_warn(
+            f"sample_outputs(batch) is given each training batch as {', '.join(hooks)} made it. If that mixes samples (mixup, CutMix), the "
+            "values are of mixtures: mix in training_step instead, or return sample_loss from training_step. Scoring passes see batches as "
+            "validation does"
+        )
+
+
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
-    if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+    if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
@@ -175,82 +208,3 @@ def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
             f"the checkpoint was saved between the last batch of epoch {epoch} and its validation, where selection.wrap(...) "
             "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
         )
-
-
-# --- the loader
-
-
-def only_loader(loaders: Any) -> DataLoader:
-    """The one DataLoader of what ``train_dataloader`` returned.
-
-    Raises:
-        ConflictError: several loaders, or none that is a map-style ``DataLoader`` with batches.
-    """
-    if isinstance(loaders, CombinedLoader):
-        loaders = loaders.iterables
-    if isinstance(loaders, DataLoader):
-        return loaders
-    kind = type(loaders).__name__
-    raise ConflictError(
-        f"train_dataloader={kind}: sample selection needs one torch.utils.data.DataLoader, not a {kind}; "
-        "join the data sets with torch.utils.data.ConcatDataset and return one loader"
-    )
-
-
-def check_not_followed(loader: DataLoader) -> None:
-    """Raise ``ConflictError`` for a loader that follows a selection already."""
-    if isinstance(loader.sampler, SelectionSampler):
-        raise ConflictError("this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader")
-
-
-def check_length(total: int, before: int) -> None:
-    """Raise ``ConflictError`` when a data set of ``before`` samples has ``total`` now."""
-    if total != before:
-        raise ConflictError(
-            f"the train data set has {total} samples now and had {before} before; samples are known by their index, so the data set must "
-            "keep its length and order; use a new Trainer and SampleSelection for new data"
-        )
-
-
-def read_loader(loader: DataLoader) -> bool:
-    """Check that a loader's order can be replaced, and return whether it shuffles.
-
-    Raises:
-        ConflictError: naming the setting, its value and the fix.
-    """
-    if isinstance(loader.dataset, IterableDataset):
-        raise ConflictError(
-            f"dataset={type(loader.dataset).__name__} is an IterableDataset; samples are selected by index, so a map-style "
-            "data set with __len__ and __getitem__ is needed"
-        )
-    if loader.batch_sampler is None:
-        raise ConflictError(
-            "DataLoader(batch_size=None) is not allowed: samples must be batched by the loader; set batch_size, for example 128"
-        )
-    if getattr(loader, "in_order", True) is False:
-        raise ConflictError(
-            "DataLoader(in_order=False) is not allowed: the index of a sample comes from the order of the batches; "
-            "use in_order=True"
-        )
-    if hasattr(loader, "load_state_dict"):
-        raise ConflictError(
-            f"{type(loader).__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader, a "
-            "resumed run goes on at the right batch"
-        )
-    if type(loader.batch_sampler) is not BatchSampler:
-        kind = type(loader.batch_sampler)
-        raise ConflictError(
-            f"batch_sampler={kind.__module__}.{kind.__qualname__} is not allowed: sample selection decides what is in a batch; "
-            "use DataLoader(batch_size=..., shuffle=True)"
-        )
-    sampler = loader.batch_sampler.sampler
-    if type(sampler) is SequentialSampler:
-        return False
-    if type(sampler) is DistributedSampler:
-        return sampler.shuffle
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):
-        return True
-    raise ConflictError(
-        f"sampler={type(sampler).__name__} is not allowed: sample selection decides which samples an epoch has and in which "
-        "order; use DataLoader(shuffle=True) without a sampler, or sampler=None"
-    )

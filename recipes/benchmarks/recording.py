@@ -18,9 +18,11 @@ import torch
 from kakurenbo_recipes.models import CifarResNet
 
 from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
-from kakurenbo_lightning.record import files as run_files
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
+from kakurenbo_lightning.record.epoch_rows import histogram
+from kakurenbo_lightning.record.files import write_samples
 from kakurenbo_lightning.record.sample_counts import SampleCounts
+from kakurenbo_lightning.record.schema import EPOCHS, SAMPLES
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
@@ -38,6 +40,8 @@ class TimedRecorder(RunRecorder):
         self.seconds = {"hooks": 0.0, "thread": 0.0}
         for name in HOOKS:
             setattr(self, name, self._timed(getattr(self, name), "hooks"))
+        submit = self._writer.submit
+        self._writer.submit = lambda write, *rest: submit(self._timed(write, "thread"), *rest)
 
     def _timed(self, function: Callable[..., Any], where: str) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -48,9 +52,6 @@ class TimedRecorder(RunRecorder):
                 self.seconds[where] += time.thread_time() - started
 
         return timed
-
-    def _write(self, function: Callable[..., None], *arguments: Any) -> None:
-        super()._write(self._timed(function, "thread"), *arguments)
 
 
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     training.fit(Classifier(CifarResNet()), datamodule=data)
     total = time.process_time() - started
     return {
-        "epochs": len(pq.read_table(folder / "run" / run_files.EPOCHS)),
+        "epochs": len(pq.read_table(folder / "run" / EPOCHS)),
         "fit_cpu_s": total,
         **{f"{name}_cpu_s": seconds for name, seconds in recorder.seconds.items()},
         "share": sum(recorder.seconds.values()) / total,
@@ -90,7 +91,7 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
 
     def epoch(number: int) -> None:
         counts.hide(plans[number % 2].hidden, number)
-        run_files.histogram(statistics.loss)
+        histogram(statistics.loss)
 
     def timed(work: Callable[[int], Any]) -> float:
         found = []
@@ -105,8 +106,8 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
         "samples": count,
         "epoch_s": timed(epoch),
         "copy_s": timed(lambda number: copies()),
-        "write_s": timed(lambda number: run_files.write_samples(folder, columns, number)),
-        "bytes_per_sample": (folder / run_files.SAMPLES).stat().st_size / count,
+        "write_s": timed(lambda number: write_samples(folder, columns, number)),
+        "bytes_per_sample": (folder / SAMPLES).stat().st_size / count,
     }
 
 

@@ -6,7 +6,6 @@ sample has a loss by a model that has not seen it. The test set is not touched.
 """
 
 import copy
-import os
 from pathlib import Path
 
 import hydra
@@ -17,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.fingerprint import fingerprint
 from kakurenbo_recipes.data import ImageData
 from kakurenbo_recipes.models import ImageClassifier
@@ -114,16 +114,8 @@ def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
 
 def save(content: dict[str, object], path: Path) -> None:
     """Write a file that appears under its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        torch.save(content, partial)
 
 
 @hydra.main(config_path=config_dir(), config_name="irreducible", version_base="1.3")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from kakurenbo_lightning.core.checkpoint_file import check_whole
 from kakurenbo_lightning.errors import DamagedCheckpointError
-from kakurenbo_lightning.trainer.checkpoint_io import check_whole
 from kakurenbo_recipes.schedules import schedule
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 

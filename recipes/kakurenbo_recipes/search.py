@@ -18,9 +18,8 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from rich.console import Console
-from rich.table import Table
 
+from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_recipes.settings import check_setting
 
 try:
@@ -124,13 +123,13 @@ def show(study: optuna.Study, folder: Path) -> None:
     ended = [trial for trial in study.trials if trial.state.is_finished()]
     ranked = sorted(ended, key=lambda trial: -1 if trial.value is None else trial.value, reverse=True)
     names = list(dict.fromkeys(name for trial in ranked for name in trial.params))
-    table = Table("folder", *names, "score", title=f"{len(ranked)} runs")
+    rows = []
     for trial in ranked:
         score = "failed" if trial.value is None else f"{trial.value:.2%}"
         values = [trial.params.get(name, "-") for name in names]
         shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
-        table.add_row(str(folder / str(trial.number)), *shown, score)
-    Console().print(table)
+        rows.append([str(folder / str(trial.number)), *shown, score])
+    print("\n".join([f"{len(ranked)} runs", *aligned(["folder", *names, "score"], rows, terminal_width(), figures=True)]))
     best = {"score": ranked[0].value, "settings": ranked[0].params, "folder": str(folder / str(ranked[0].number))}
     (folder / "best.json").write_text(json.dumps(best, indent=2) + "\n")
 

@@ -9,7 +9,6 @@ import json
 import os
 import time
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import SampleSelection, available_methods
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.models import load_network
-from kakurenbo_recipes.results import Result, print_comparison
+from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.settings import check_setting, is_count
 
 OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
@@ -46,11 +45,10 @@ OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 
 
 def config_dir() -> str:
-    """Return the folder of the Hydra configs: the repository's own, else the one that the wheel carries."""
-    repository = Path(__file__).resolve().parents[2]
-    if (repository / "pyproject.toml").is_file():
-        return str(repository / "configs")
-    return str(files("kakurenbo_lightning") / "configs")
+    """Return the folder of the Hydra configs: the one that the wheel carries, else the repository's."""
+    here = Path(__file__).resolve()
+    installed = here.with_name("configs")
+    return str(installed if installed.is_dir() else here.parents[2] / "configs")
 
 
 def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
@@ -221,7 +219,7 @@ def train(cfg: DictConfig) -> float | None:
     results = run(cfg)
     if rank_zero_only.rank == 0:
         if len(results) > 1:
-            print_comparison(results)
+            print("\n".join(comparison(results)))
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
         if len(results) == 1 and results[0].score is not None:

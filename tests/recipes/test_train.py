@@ -13,14 +13,13 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
-from kakurenbo_recipes.results import Result, comparison_table
 from kakurenbo_recipes.train import config_dir, fit, run, with_method
 from omegaconf import OmegaConf
 from recipe_runs import TINY, kakurenbo_train
 from torch.nn import functional as F
 
 import kakurenbo_lightning
-from kakurenbo_lightning.report import main as report
+from kakurenbo_lightning.cli import report
 
 CONFIGS = Path(config_dir())
 METHODS = list(kakurenbo_lightning.available_methods())
@@ -246,70 +245,3 @@ def test_help_lists_the_groups_and_two_line_examples(tmp_path):
     assert "  method      how samples are chosen" in printed
     assert [name for name in METHODS if not re.search(rf"\b{name}\b", printed.split("data        digits")[0])] == []
     assert "kakurenbo-train experiment=quickstart" in printed
-
-
-# ---- results
-
-
-def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
-    cfg = compose(*TINY, "method=selective_backprop")
-    result = fit(cfg, instantiate(cfg.data))
-    totals = result.totals
-    assert totals["samples_scored"] == 96
-    assert totals["samples_trained"] + totals["samples_rejected"] == 2 * 96
-    assert result.hidden_share == 0
-    assert result.as_dict()["rejected_share"] == totals["samples_rejected"] / (2 * 96) > 0
-
-
-def test_a_stream_trains_as_many_samples_and_counts_the_pass_at_the_start(compose):
-    cfg = compose(*TINY, "method=plb", "data.label_noise=0.25")
-    data = instantiate(cfg.data)
-    result = fit(cfg, data)
-    assert int((data.train_images.labels != data.clean_labels).sum()) == 24
-    assert (result.totals["samples_trained"], result.totals["samples_refreshed"]) == (2 * 96, 96)
-    assert (result.hidden_share, result.rejected_share) == (0, 0)
-
-
-def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0, scored=0, rejected=0, score_seconds=0.0):
-    totals = {
-        "samples_trained": trained,
-        "samples_hidden": hidden,
-        "samples_refreshed": refreshed,
-        "samples_scored": scored,
-        "samples_rejected": rejected,
-        "train_seconds": train_seconds,
-        "refresh_seconds": refresh_seconds,
-        "score_seconds": score_seconds,
-        "select_seconds": 0.0,
-    }
-    return Result(method, "accuracy", 0.9, totals, fit_seconds=train_seconds)
-
-
-def test_saving_and_its_ideal():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    # per sample: a training step 0.1 s, a forward pass 0.03 s
-    hiding = a_result("kakurenbo", trained=700, hidden=300, refreshed=300, train_seconds=70.0, refresh_seconds=9.0)
-    assert hiding.hidden_share == 0.3
-    assert hiding.saving(baseline) == pytest.approx(0.21)
-    assert hiding.ideal_share == pytest.approx(0.7 + 0.3 * 0.3)
-    assert a_result("random", 700, 300, 0, train_seconds=70.0).ideal_share == pytest.approx(0.7)
-
-
-def test_saving_and_its_ideal_when_samples_are_looked_at():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    # per sample: a training step 0.1 s, a forward pass 0.03 s; stale epochs hide, the others reject
-    stale = a_result("stale_sb", 500, 300, 0, train_seconds=50 + 0.03 * 400, scored=400, rejected=200, score_seconds=0.03 * 400)
-    assert (stale.hidden_share, stale.rejected_share) == (0.3, 0.2)
-    assert stale.ideal_share == pytest.approx(0.5 + 0.3 * 0.4)
-    assert stale.saving(baseline) == pytest.approx(0.38)
-    columns = {column.header: list(column.cells) for column in comparison_table([baseline, stale]).columns}
-    assert columns["looked at"] == ["0", "400"]
-    assert columns["left out"] == ["0.0%", "50.0%"]
-
-
-def test_the_table_compares_with_the_baseline_only_where_there_is_one():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    hiding = a_result("random", trained=700, hidden=300, refreshed=0, train_seconds=72.0)
-    saving = list(comparison_table([baseline, hiding]).columns[5].cells)
-    assert saving == ["-", "28.0%"]
-    assert list(comparison_table([hiding]).columns[5].cells) == ["-"]
