@@ -35,7 +35,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
-from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, only_loader
+from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, only_loader
 
 
 class SampleSelection(pl.Callback):
@@ -196,7 +196,8 @@ class SampleSelection(pl.Callback):
         """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
         session, loader = self._active, only_loader(loaders)
         if session.loader.holds(loader):
-            return loaders  # wrapped by the user
+            check_wrapped(loaders, loader)
+            return loaders
         check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
         if is_instance(loaders, CombinedLoader):

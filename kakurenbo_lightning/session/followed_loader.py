@@ -19,6 +19,7 @@ from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.loader_compatibility import check_length
 
 
@@ -55,7 +56,7 @@ class FollowedLoader:
 
     def seed_workers(self, epoch: int) -> None:
         """Workers that are started from now on draw the random numbers of ``epoch``."""
-        self.loader.generator.manual_seed(worker_seed(self.sampler, epoch))
+        seed_workers(self.loader, worker_seed(self.sampler, epoch))
 
     def arrive(self, device: torch.device, compare: bool, position: str) -> None:
         """The device is known; ``compare``: the ranks compare their data sets (collective), ``position`` is for its errors."""

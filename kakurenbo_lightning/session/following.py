@@ -143,7 +143,7 @@ def empty_statistics(method: Method, dataset: Dataset, epoch_of: Callable[[int],
         method.observe(statistics, rows, values, epoch_of(number))
 
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
-    statistics = SampleStatistics(len(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
+    statistics = SampleStatistics(num_samples(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
     if method.needs_classes and (targets := targets_of(dataset)) is not None:
         statistics.extra[TARGET.name].copy_(targets)
         method.check_classes(targets)

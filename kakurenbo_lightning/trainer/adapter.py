@@ -228,7 +228,9 @@ class TrainerAdapter:
         A loader that is alone in a list or a dict gives batches that are alone in one.
         """
         trainer = self.trainer
-        batch = tree_map(lambda loader: batch, trainer.fit_loop._combined_loader.iterables)
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None:  # else a session with `wrap` resumes, before Lightning has its loader
+            batch = tree_map(lambda loader: batch, combined.iterables)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -26,6 +26,7 @@ from kakurenbo_lightning.methods.base import RefreshMode
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import batch_hooks
+from kakurenbo_lightning.trainer.loader import seed_workers
 
 
 @contextlib.contextmanager
@@ -157,7 +158,7 @@ def score_samples(
     try:
         with scoring(adapter, mode, thorough=True):
             seed_everything(seed)
-            loader.generator.manual_seed(seed)  # of workers
+            seed_workers(loader, seed)
             for number, batch in enumerate(
                 tqdm(
                     loader,
@@ -187,8 +188,9 @@ def _explained(trainer: pl.Trainer) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (hooks := batch_hooks(trainer)) and hasattr(error, "add_note"):  # Python 3.11
-            error.add_note(
+        hooks, add_note = batch_hooks(trainer), getattr(error, "add_note", None)  # since Python 3.11
+        if hooks and add_note is not None:
+            add_note(
                 f"SampleSelection: this was a scoring pass, whose batches {', '.join(hooks)} makes as for validation (trainer.training is "
                 "False). If training_step needs what it makes for training, give the module sample_outputs(batch)"
             )

@@ -34,7 +34,8 @@ def sampler_for(
         seed: of the order.
         on_set_epoch: called when Lightning sets the epoch.
     """
-    batches, universe = loader.batch_sampler, order.universe
+    batches: Any = loader.batch_sampler
+    universe = order.universe
     sampler = SelectionSampler(
         universe.num_samples,
         batches.batch_size,
@@ -90,6 +91,12 @@ def follow_sampler(
     if not sized:
         follower.__class__ = type(f"Unsized{type(loader).__name__}", (type(loader),), {"__len__": _no_length})
     return follower
+
+
+def seed_workers(follower: DataLoader, seed: int) -> None:
+    """Workers that are started from now on draw other random numbers with another ``seed``."""
+    if follower.generator is not None:
+        follower.generator.manual_seed(seed)
 
 
 def _no_length(self: DataLoader) -> int:

@@ -46,6 +46,14 @@ def only_loader(loaders: Any) -> DataLoader:
     )
 
 
+def check_wrapped(loaders: Any, loader: DataLoader) -> None:
+    """Raise ``ConflictError`` when the ``loader`` that ``selection.wrap`` returned is in a list or a dict, ``loaders``."""
+    if getattr(loaders, "iterables", loaders) is not loader:
+        raise ConflictError(
+            f"train_dataloader={type(loaders).__name__}: selection.wrap(...) needs to be returned by itself; return the wrapped loader"
+        )
+
+
 def check_not_followed(loader: DataLoader) -> None:
     """Raise ``ConflictError`` for a loader that follows a selection already."""
     if isinstance(loader.sampler, SelectionSampler):
@@ -101,9 +109,10 @@ def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
         ConflictError: naming the setting, its value and the fix.
     """
     _check_loader(loader)
-    order = _read_sampler(loader.batch_sampler.sampler, num_samples(loader.dataset), world_size, rank)
+    batches: Any = loader.batch_sampler
+    order = _read_sampler(batches.sampler, num_samples(loader.dataset), world_size, rank)
     if order is None:
-        raise ConflictError(_sampler_refusal(loader.batch_sampler.sampler))
+        raise ConflictError(_sampler_refusal(batches.sampler))
     return order
 
 

@@ -103,13 +103,13 @@ def _version(tensor: Tensor | None) -> int:
 
 def _differs(place: Place, buffer: Tensor | None, copy: Tensor | None) -> bool:
     now = _now(place)
-    return now is not buffer or (now is not None and (now.shape != copy.shape or not torch.equal(now, copy)))
+    return now is not buffer or (now is not None and copy is not None and (now.dtype != copy.dtype or not torch.equal(now, copy)))
 
 
 def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
     """The buffer is the tensor it was, with the values it had; the copy takes the place of one that was reshaped."""
     owner, name = place
-    if buffer is not None and buffer.shape == copy.shape:
+    if buffer is not None and copy is not None and buffer.shape == copy.shape:
         with torch.no_grad():
             buffer.copy_(copy)
         owner._buffers[name] = buffer
