@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.distributed import rank_zero_info
+from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
 from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
@@ -27,6 +27,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import check_method
+from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.checkpoint import brief
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.session import Session, SessionSettings
@@ -101,11 +102,13 @@ class SampleSelection(pl.Callback):
         join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
-                f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
+                f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
             )
         self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
-        if on_mismatch not in ("error", "reset"):
-            raise ValueError(f"on_mismatch={on_mismatch!r} is not allowed; it must be 'error' or 'reset'")
+        seed = compatibility.checked_argument("seed", seed)
+        align_schedules = compatibility.checked_argument("align_schedules", align_schedules)
+        on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
+        sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
         self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
@@ -128,7 +131,7 @@ class SampleSelection(pl.Callback):
 
     @property
     def totals(self) -> Totals:
-        """What was trained, hidden and refreshed so far."""
+        """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own."""
         return Totals() if self.session is None else self.session.totals
 
     @property
@@ -283,6 +286,12 @@ class SampleSelection(pl.Callback):
         session.merge()
         session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
+        if session.adapter.is_apart:
+            rank_zero_warn(
+                "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
+                "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
+                "RunRecorder, or train with strategy='ddp'"
+            )
         session.release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

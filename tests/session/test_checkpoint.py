@@ -75,7 +75,7 @@ def test_a_later_version_is_refused(checkpoint):
 
 
 def test_on_mismatch_is_checked():
-    with pytest.raises(ValueError, match="on_mismatch='maybe' is not allowed; it must be 'error' or 'reset'"):
+    with pytest.raises(ValueError, match="on_mismatch='maybe' is not allowed; on_mismatch must be 'error' or 'reset'"):
         SampleSelection("baseline", on_mismatch="maybe")
 
 

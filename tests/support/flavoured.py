@@ -90,3 +90,10 @@ def run_rank(flavour, method, file):
     pl = importlib.import_module(flavour)
     _, hidden, module = run_method(pl, method, devices=2, strategy="ddp")
     torch.save({"hidden": hidden, "weights": module.state_dict()}, f"{file}.{os.environ['RANK']}.pt")
+
+
+def run_apart(flavour, strategy):
+    """A training in processes of their own; prints what the process that called ``fit`` knows of it."""
+    pl, selection = importlib.import_module(flavour), SampleSelection("kakurenbo", **SETTINGS["kakurenbo"])
+    fit(pl, selection, devices=2, strategy=strategy)
+    print("totals here:", selection.totals.samples_trained, "statistics here:", selection.statistics)

@@ -266,7 +266,7 @@ def test_a_trainer_without_the_attributes_names_its_own_package(pl, monkeypatch)
     selection = SampleSelection("kakurenbo")
     monkeypatch.setattr("kakurenbo_lightning.trainer.adapter._PRIVATE", ("fit_loop.gone",))
     package = pl.__name__.partition(".")[0]
-    assert_refused(pl, rf"^{package} {pl.__version__} has no trainer.fit_loop.gone", selection)
+    assert_refused(pl, rf"^Lightning {pl.__version__} \({package}\) has no trainer.fit_loop.gone", selection)
 
 
 # --- names
