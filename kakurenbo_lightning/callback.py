@@ -8,12 +8,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any, Literal
+from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
@@ -34,6 +36,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, only_loader
 
 
 class SampleSelection(pl.Callback):
@@ -112,6 +115,7 @@ class SampleSelection(pl.Callback):
         self._sample_outputs = sample_outputs
         self._watch = Stopwatch()
         self._described = False
+        self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
 
     @property
     def statistics(self) -> SampleStatistics | None:
@@ -167,9 +171,11 @@ class SampleSelection(pl.Callback):
         compatibility.check_module(trainer, pl_module, self.method, function)
         compatibility.warn_of_trainer(trainer, self.method)
         session = self.session
-        if (
-            session is None or trainer is not session.adapter.trainer
-        ):  # a second fit of the same Trainer goes on where the first one ended
+        if session is not None and trainer is not session.adapter.trainer:
+            compatibility.check_free(session.adapter.trainer)
+            self._left.add(session.adapter.trainer)
+            session = None
+        if session is None:  # a second fit of the same Trainer goes on where the first one ended
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
             self._described = False
@@ -191,16 +197,17 @@ class SampleSelection(pl.Callback):
 
     def _swap(self, loaders: Any) -> Any:
         """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
-        session, loader = self._active, compatibility.only_loader(loaders)
+        session, loader = self._active, only_loader(loaders)
         if session.loader.holds(loader):
-            return loaders  # wrapped by the user
-        compatibility.check_not_followed(loader)
+            check_wrapped(loaders, loader)
+            return loaders
+        check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
         if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
-        return follower
+        return tree_map(lambda part: follower, loaders)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
@@ -209,6 +216,8 @@ class SampleSelection(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
         session = self._active
+        if trainer in self._left and not session.has_state:
+            compatibility.check_not_left(trainer)
         session.loader.check()
         session.factor.attach(trainer.optimizers)
         session.adapter.wrap_training_step(session.training_step)
@@ -251,6 +260,7 @@ class SampleSelection(pl.Callback):
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
                 f"{session.outputs.source}."
             )
+            compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
@@ -290,20 +300,23 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING
-        if started and hasattr(exception, "add_note"):  # Python 3.11
-            exception.add_note(f"SampleSelection: {self._active.position} when this happened")
-        self._release()
+        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING and trainer is self._active.adapter.trainer
+        add_note = getattr(exception, "add_note", None)  # Python 3.11
+        if started and add_note is not None:
+            add_note(f"SampleSelection: {self._active.position} when this happened")
+        self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
-        if stage == "fit" and self.session is not None:
-            self._release()
-            self.session.restart.shorten()
+        if stage == "fit" and self._release(trainer):
+            self._active.restart.shorten()
 
-    def _release(self) -> None:
-        if self.session is not None:
-            self.session.release()
+    def _release(self, trainer: pl.Trainer) -> bool:
+        """Let go of ``trainer``, unless it is another one that was refused; whether it was the session's."""
+        if self.session is None or trainer is not self.session.adapter.trainer:
+            return False
+        self.session.release()
+        return True
 
     # --- state
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from kakurenbo_lightning.errors import MissingExtraError
 
 REPORT = ("pandas", "pyarrow", "matplotlib", "jinja2")
-RECIPES = (*REPORT, "torchvision", "timm", "PIL", "sklearn", "tensorboard", "h5py")
+RECIPES = (*REPORT, "datasets", "torchvision", "timm", "PIL", "sklearn", "tensorboard", "h5py")
 
 
 def require(user: str, extra: str, *modules: str) -> None:

@@ -61,12 +61,11 @@ class EpochPlan:
         total = len(self.indices) + len(self.hidden)
         return len(self.hidden) / total if total else 0.0
 
-    def is_complement(self) -> bool:
-        """Whether ``indices`` are those that are not hidden, ascending, as :meth:`hide` makes them."""
-        total = len(self.indices) + len(self.hidden)
-        if total and int(max(self.indices.max(), self.hidden.max() if len(self.hidden) else 0)) >= total:
+    def is_complement(self, num_samples: int) -> bool:
+        """Whether ``indices`` are those of ``num_samples`` that are not hidden, ascending, as :meth:`hide` makes them."""
+        if len(self.indices) + len(self.hidden) != num_samples:
             return False
-        kept = torch.ones(total, dtype=torch.bool).index_fill_(0, self.hidden, False)
+        kept = torch.ones(num_samples, dtype=torch.bool).index_fill_(0, self.hidden, False)
         return torch.equal(self.indices, _where(kept))
 
     def checksum(self) -> int:

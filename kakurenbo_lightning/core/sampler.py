@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
-from kakurenbo_lightning.core.shard import Layout, Shard
+from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
 class SelectionSampler(DistributedSampler):
@@ -64,6 +64,7 @@ class SelectionSampler(DistributedSampler):
         self.start = 0
         self.extra = extra
         self._on_set_epoch = on_set_epoch
+        self._begun: tuple[Shard, int, bool] | None = None
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
     def layout(self, epoch: int, done: tuple[int, int] = (0, 0)) -> Layout:
@@ -74,6 +75,13 @@ class SelectionSampler(DistributedSampler):
         """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""
         self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, StreamPlan)) else plan
         self.start = start
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the iterator that was made last goes over the batches that are followed now."""
+        if self._begun is None or self._begun[1:] != (self.start, self.extra):
+            return False
+        return same_batches(self._begun[0], self.shard)
 
     def step(self, number: int) -> Tensor:
         """The data set indices that step ``number`` trains, ``int64[b]`` on the CPU."""
@@ -89,6 +97,7 @@ class SelectionSampler(DistributedSampler):
         return self.shard.steps + self.extra
 
     def __iter__(self) -> Iterator[list[int]]:
+        self._begun = self.shard, self.start, self.extra
         # a fresh iterator each time: DataLoader asks twice when it has workers
         batches = self.shard.batches(self.start)
         return itertools.chain(batches, [self._filler()]) if self.extra and self.start <= self.shard.steps else batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -167,6 +167,14 @@ class EpochShard:
     def samples_until(self, step: int) -> int:
         """See :meth:`Shard.samples_until`; ``step >= first``."""
         return self.samples_before + self._begin(step)
+
+
+def same_batches(one: Shard, other: Shard) -> bool:
+    """Whether both are the same batches; ``False`` for those that are drawn, each time others."""
+    if not isinstance(one, EpochShard) or not isinstance(other, EpochShard):
+        return False
+    numbers = [field.name for field in fields(EpochShard) if field.name not in ("indices", "weights")]
+    return all(getattr(one, name) == getattr(other, name) for name in numbers) and torch.equal(one.indices, other.indices)
 
 
 def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> EpochShard:

@@ -103,7 +103,7 @@ class Engine:
         return outputs, indices
 
     def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
-        return self._outputs.observe(step, batch, size, partial(scoring, self._trainer), weights)
+        return self._outputs.observe(step, batch, size, partial(scoring, self._adapter), weights)
 
     def trained_batch(self, values: Values | None, batch: Any) -> None:
         """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""

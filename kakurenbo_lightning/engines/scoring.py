@@ -70,7 +70,11 @@ class ScoringPass:
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:
-        with forward_only(module), self._trainer.precision_plugin.train_step_context(), contextlib.ExitStack() as stack:
+        with (
+            forward_only(self._adapter, module),
+            self._trainer.precision_plugin.train_step_context(),
+            contextlib.ExitStack() as stack,
+        ):
             if self._method.inference_mode:
                 stack.enter_context(torch.inference_mode())
             if self._method.autocast is not None:
@@ -105,7 +109,7 @@ class ScoringPass:
         scorer = self._scorer
         if scorer is None:
             return
-        outputs = call_training_step(scorer, batch, number)
+        outputs: Any = call_training_step(scorer, batch, number)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._optimizer.zero_grad()
         (loss * scale).backward()

@@ -13,6 +13,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.settings import settings_of
 
 RefreshMode = Literal["eval", "train"]
@@ -96,6 +97,10 @@ class Method(ABC):
             epoch: which epoch.
             previous: the plan of the epoch before, which some epochs keep.
         """
+
+    def within(self, universe: Universe) -> Method:
+        """The same method for the samples of ``universe``, known by their place in it: settings that name samples are translated."""
+        return self
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.

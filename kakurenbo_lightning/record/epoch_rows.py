@@ -10,7 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
+from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.record.schema import HISTOGRAM, LOSS_EDGES, PLANNED, TRAINED, renamed
 from kakurenbo_lightning.record.selection_view import SelectionView
 
@@ -134,7 +135,7 @@ def histogram(loss: Tensor) -> list[int]:
     return torch.bincount(places.long().clamp(0, bins - 1), minlength=bins).tolist()
 
 
-def _threshold(plan: EpochPlan, statistics: SampleStatistics) -> float:
+def _threshold(plan: Plan, statistics: SampleStatistics) -> float:
     """The largest loss among the hidden samples that were predicted correctly; NaN when there are none."""
     rows = plan.hidden.to(statistics.device)
     losses = statistics.loss[rows][statistics.correct[rows]]

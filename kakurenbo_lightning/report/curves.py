@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def curves(run: Run) -> pd.DataFrame:
 
 def lines_of(runs: list[Run], x: str, y: str) -> list[pd.DataFrame]:
     """A line for each run that has one: columns x and y, the index is the epoch."""
-    lines = [curves(run)[[x, y]].set_axis(["x", "y"], axis=1).dropna() for run in runs]
+    lines: list[Any] = [curves(run)[[x, y]].set_axis(["x", "y"], axis=1).dropna() for run in runs]
     return [line for line in lines if len(line)]
 
 
@@ -54,13 +55,15 @@ def has(groups: list[Group], x: str, y: str) -> bool:
 def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: str, scale: tuple[float, float] = (1, 1)) -> None:
     """Draw the seeds thin and the mean of those that count thick, over the epochs that all of these have."""
     for group in groups:
-        counted = [line * list(scale) for line in lines_of(group.counted, x, y)]
-        others = [line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)]
+        counted: list[Any] = [line * list(scale) for line in lines_of(group.counted, x, y)]
+        others: list[Any] = [
+            line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)
+        ]
         for line in [*counted, *others] if len(counted) + len(others) > 1 else []:
             axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.7, alpha=0.45)
         if counted:
             stacked = pd.concat(counted).groupby(level=0)
-            mean = stacked.mean()[stacked.size() == len(counted)]
+            mean = cast(Any, stacked.mean())[stacked.size() == len(counted)]
             marker = "." if len(mean) <= FEW else None
             axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
 
@@ -179,7 +182,8 @@ def score_figure(groups: list[Group], known: Mapping[str, dict]) -> Figure | Non
         focus(place, [scale * line["y"] for group in groups for line in lines_of(group.runs, column, "score")])
         place.set(xlabel=x_label, ylabel=label)
         place.locator_params(axis="x", nbins=6)
-        place.xaxis.set_major_formatter(EngFormatter(sep=""))
+        if column == "trained":
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
     legend(figure, {group.name: known[group.name] for group in groups})
     return figure
 

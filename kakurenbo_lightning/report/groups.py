@@ -83,7 +83,8 @@ class Group:
     @cached_property
     def seeds(self) -> pd.DataFrame:
         """The figures by seed, the mean where runs share one."""
-        return self.frame.drop(columns=["place", "epochs"]).groupby("seed", sort=False).mean()
+        figures: Any = self.frame.drop(columns=["place", "epochs"])
+        return figures.groupby("seed", sort=False).mean()
 
     @cached_property
     def pairs(self) -> pd.DataFrame:

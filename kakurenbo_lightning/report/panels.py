@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -71,7 +73,7 @@ def draw_losses(axes: Axes, history: pd.DataFrame, losses: np.ndarray, norm: Log
 
 def phases(groups: list[Group]) -> list[Picture]:
     """Where the seconds went: one stacked bar per group, of the mean over its finished runs."""
-    spent = pd.DataFrame({group.name: pd.DataFrame([parts(run) for run in group.counted]).mean() for group in groups}).T
+    spent: Any = pd.DataFrame({group.name: pd.DataFrame([parts(run) for run in group.counted]).mean() for group in groups}).T
     spent = spent[spent.sum(axis=1) > 0]
     if not len(spent):
         return []
@@ -135,7 +137,10 @@ def class_shares(group: Group) -> pd.Series:
         if run.samples is not None and run.samples.epochs >= 1 and len(run.samples.classes):
             times = run.samples.classes / run.samples.epochs
             found.append(times["times_hidden"] if run.family == "hide" else 1 - times["times_trained"])
-    return 100 * pd.concat(found).groupby(level=0).mean() if found else pd.Series(dtype="float64")
+    if not found:
+        return pd.Series(dtype="float64")
+    mean: Any = pd.concat(found).groupby(level=0).mean()
+    return 100 * mean
 
 
 def draw_classes(axes: Axes, run: Run, share: pd.Series) -> None:

@@ -284,14 +284,16 @@ def read_table(path: Path, columns: list[str] | None = None) -> tuple[pd.DataFra
 
 def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
     """The rows in the order of their epochs, of each epoch the last."""
-    epochs = pd.to_numeric(frame["epoch"], errors="coerce").replace([np.inf, -np.inf], np.nan)
+    epochs: Any = pd.to_numeric(frame["epoch"], errors="coerce")
+    epochs = epochs.replace([np.inf, -np.inf], np.nan)
     return epochs.dropna().drop_duplicates(keep="last").sort_values().index
 
 
 def read_samples(path: Path, shown: list[int]) -> Samples:
     """A summary of samples.parquet, with the rows of the data set indices `shown`."""
-    rows, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
-    rows = rows.apply(pd.to_numeric, errors="coerce").dropna(subset=["index", "target"]).astype({"index": int, "target": int})
+    table, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
+    numbers: Any = table.apply(pd.to_numeric, errors="coerce")
+    rows: Any = numbers.dropna(subset=["index", "target"]).astype({"index": int, "target": int})
     rows = rows.drop_duplicates("index", keep="last").set_index("index")
     epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
     classes = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()

@@ -115,6 +115,8 @@ def tiles(names: Sequence[str], height: float, **options: Any) -> tuple[Figure, 
         place.set_title(wrapped(name, 54 if columns == 1 else 26), fontsize=9.5)
     for place in panels[len(names) :]:
         place.set_axis_off()
+    for place in panels[: len(names)][-columns:]:
+        place.tick_params(labelbottom=True)  # also where the panel below is off
     return figure, panels[: len(names)]
 
 

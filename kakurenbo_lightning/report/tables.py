@@ -55,6 +55,7 @@ def comparison(groups: list[Group]) -> pd.DataFrame:
 
 def comparison_row(group: Group) -> dict[str, Any]:
     """The figures of one group."""
+    pairs: Any
     seeds, pairs = group.seeds, group.pairs
     difference = (pairs["score"] - pairs["score_baseline"]).dropna()
     timed = pairs[~pairs.index.isin(group.unlike("place"))]  # seconds of another machine say nothing of what was saved

@@ -31,7 +31,7 @@ class SessionState:
 
     Attributes:
         method: name and settings of the method, see :func:`describe_method`.
-        fingerprint: of the data set.
+        fingerprint: of the data set, and of the part of it that can be trained.
         seed: of order and choice.
         epoch: where the session is.
         layout: ranks and batches that trained it; its rank says nothing.
@@ -82,7 +82,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "step": epoch.step,
         "phase": epoch.phase.value,
         "done": list(epoch.done),
-        "plan": _plan_state(epoch.plan),
+        "plan": _plan_state(epoch.plan, state.num_samples),
         "metrics": dict(epoch.metrics),
         "ended_metrics": dict(epoch.ended_metrics),
         "world_size": layout.world_size,
@@ -153,13 +153,13 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
 # --- the plan
 
 
-def _plan_state(plan: Plan) -> dict[str, Any]:
+def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
     if isinstance(plan, StreamPlan):
         return {"samples": plan.samples, "metrics": dict(plan.metrics)}
     return {
         "hidden": plan.hidden.clone(),
         # what is not hidden follows from what is, but for plans that draw
-        "indices": None if plan.is_complement() else plan.indices.clone(),
+        "indices": None if plan.is_complement(num_samples) else plan.indices.clone(),
         "weights": None if plan.weights is None else plan.weights.clone(),
         "lr_factor": plan.lr_factor,
         "metrics": dict(plan.metrics),
@@ -238,7 +238,12 @@ def mismatches(saved: SessionState, current: Identity) -> list[str]:
     if saved.num_samples != current.num_samples:
         differing.append(f"the data set has {current.num_samples} samples, the checkpoint's had {saved.num_samples}")
     elif saved.fingerprint != current.fingerprint:
-        differing.append("the data set has other samples than the checkpoint's (compared by a hash of a few of them)")
+        same = saved.fingerprint.split("/")[0] == current.fingerprint.split("/")[0]
+        differing.append(
+            "the train loader's sampler yields other samples of the data set than the checkpoint's"
+            if same
+            else "the data set has other samples than the checkpoint's (compared by a hash of a few of them)"
+        )
     settings = saved.method["settings"], current.method["settings"]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         old, new = (there.get(name, "not set") for there in settings)

@@ -8,16 +8,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.class_labels import targets_of
-from kakurenbo_lightning.core.fingerprint import fingerprint
-from kakurenbo_lightning.core.random import stream_seed
+from kakurenbo_lightning.core.fingerprint import loader_fingerprint
+from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.session.followed_loader import FollowedLoader
+from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import read_loader
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for
+from kakurenbo_lightning.trainer.loader_compatibility import (
+    check_length,
+    check_same_samples,
+    check_universe,
+    read_loader,
+    warn_of_loader,
+)
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
 
 
@@ -79,7 +85,7 @@ class TrainLoader:
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
             self.check()
         if public:  # Lightning takes the first batches before set_epoch(0)
-            data.sampler.follow(self._method.plan(data.statistics, epoch_of(0)))
+            data.sampler.follow(data.plan(self._method, epoch_of(0), None))
         return data
 
 
@@ -97,7 +103,7 @@ def follow_loader(
 
     Args:
         loader: the user's.
-        before: what was followed until now: a reloaded loader keeps its statistics.
+        before: what was followed until now: a reloaded loader, or that of another fit, keeps its statistics.
         adapter: of the Trainer.
         method: the selection method.
         seed: of the order.
@@ -106,20 +112,25 @@ def follow_loader(
         public: without Lightning's private attributes.
 
     Raises:
-        ConflictError: the loader cannot be followed.
+        ConflictError: the loader cannot be followed, or its samples are others than before.
         ValueError: a setting of the method is of other data.
     """
-    shuffle = read_loader(loader)
-    statistics = empty_statistics(method, loader.dataset, epoch_of) if before is None else before.statistics
-    sampler, longest = sampler_for(loader, shuffle, len(statistics), adapter, method, seed, on_set_epoch)
-    if before is None:  # before any worker reads
-        known = fingerprint(loader.dataset)
+    order = read_loader(loader, adapter.world_size, adapter.rank)
+    check_universe(order.universe, method)
+    if before is None:
+        statistics, known = empty_statistics(method, loader.dataset, epoch_of), loader_fingerprint(loader)
         method.check_data(known)
+        warn_of_loader(loader, adapter.world_size)
     else:
-        known = before.fingerprint
-    workers = stream_seed(seed, adapter.trainer.current_epoch, f"workers:{sampler.rank}")
-    follower = follow_sampler(loader, sampler, workers, sized=not public, ahead=method.draws_ahead)
-    return FollowedLoader(follower, sampler, public, known, statistics, longest)
+        check_length(num_samples(loader.dataset), len(before.statistics))
+        same = loader.dataset is before.loader.dataset  # the user may change it in place
+        statistics, known = before.statistics, before.fingerprint if same else loader_fingerprint(loader)
+        check_same_samples((known, before.fingerprint), (order.universe, before.universe))
+    epoch = adapter.trainer.current_epoch
+    set_dataset_epoch(loader.dataset, epoch)  # workers may start before the epoch is set
+    sampler, longest = sampler_for(loader, order, adapter, method, seed, on_set_epoch)
+    follower = follow_sampler(loader, sampler, worker_seed(sampler, epoch), sized=not public, ahead=method.draws_ahead)
+    return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
 
 
 def empty_statistics(method: Method, dataset: Dataset, epoch_of: Callable[[int], Epoch]) -> SampleStatistics:
@@ -132,7 +143,7 @@ def empty_statistics(method: Method, dataset: Dataset, epoch_of: Callable[[int],
         method.observe(statistics, rows, values, epoch_of(number))
 
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
-    statistics = SampleStatistics(len(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
+    statistics = SampleStatistics(num_samples(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
     if method.needs_classes and (targets := targets_of(dataset)) is not None:
         statistics.extra[TARGET.name].copy_(targets)
         method.check_classes(targets)

@@ -75,7 +75,7 @@ class Planner:
         if statistics.repeats:
             self.merge(statistics, position)
         epoch = self.epoch(index, data.sampler.seed, data.sampler.batch_size)
-        rows = self._method.rows_to_score(statistics, epoch, None if before.phase is Phase.IDLE else before.plan)
+        rows = data.rows_to_score(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
         self._score(rows, lambda indices, values: statistics.record(indices, values, last), last, data, outputs)
         return rows
 
@@ -123,7 +123,7 @@ class Planner:
         if 0 < self._restart.epochs == index:
             self._restart.start_again()
             self.totals.scoring_epochs = self._restart.epochs
-        plan = self._method.plan(statistics, epoch, None if before.phase is Phase.IDLE else before.plan)
+        plan = data.plan(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
         engine.prepare(epoch, plan, scored)
         if data.sampler.num_replicas > 1 and dist.is_initialized():
             checksum = plan.checksum() ^ engine.checksum()

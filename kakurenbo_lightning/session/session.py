@@ -94,6 +94,16 @@ class Session:
         return self.loader.data
 
     @property
+    def fingerprint(self) -> str:
+        """Of the samples that are trained."""
+        return self.data.identity
+
+    @property
+    def has_state(self) -> bool:
+        """Whether it has begun, here or in a checkpoint."""
+        return self.state.phase is not Phase.IDLE or self._loaded is not None
+
+    @property
     def position(self) -> str:
         """Rank, epoch and step, for errors."""
         return self.data.position(self.state)
@@ -147,9 +157,10 @@ class Session:
                 self.adapter.begin_fresh_epoch()
         self._shard(start)
         set_dataset_epoch(data.loader.dataset, epoch)
+        data.seed_workers(epoch)
         if not data.public:
             self.adapter.refresh_lengths()
-            self.adapter.reiterate_if_needed()
+            self.adapter.reiterate_if_needed(data.sampler.has_begun)
         self.streams.restore()
 
     def _arrive(self) -> None:
@@ -261,7 +272,7 @@ class Session:
         return to_state(
             SessionState(
                 method=describe_method(self._method),
-                fingerprint=data.fingerprint,
+                fingerprint=data.identity,
                 seed=self.seed,
                 epoch=self.state,
                 layout=data.sampler.layout(self.state.epoch, self.state.done),
@@ -292,7 +303,7 @@ class Session:
     def _apply(self, state: dict[str, Any]) -> None:
         """Take over a loaded state, when it is of this session's data, method and settings."""
         self._loaded, data = None, self.data
-        identity = Identity(describe_method(self._method), len(data.statistics), data.fingerprint, self._settings.seed)
+        identity = Identity(describe_method(self._method), len(data.statistics), data.identity, self._settings.seed)
         saved = fitting_state(state, identity, self._settings.on_mismatch)
         if saved is None:
             return

@@ -14,8 +14,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.utils._pytree import tree_map
 
-from kakurenbo_lightning.core.flavour import is_instance
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
+from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -58,12 +60,14 @@ class TrainerAdapter:
 
     Attributes:
         trainer: the Trainer.
+        module_state: keeps what scoring passes must not change.
         missing: the private attributes this Lightning version lacks.
     """
 
-    def __init__(self, trainer: pl.Trainer, owner: pl.Callback) -> None:
+    def __init__(self, trainer: AnyTrainer, owner: pl.Callback) -> None:
         self.trainer = trainer
         self._owner = owner
+        self.module_state = ModuleState()
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
@@ -212,17 +216,29 @@ class TrainerAdapter:
         limit = self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def reiterate_if_needed(self) -> None:
-        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one."""
+    def reiterate_if_needed(self, has_begun: bool) -> None:
+        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one.
+
+        Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken: workers would be
+        started twice.
+        """
         fit_loop = self.trainer.fit_loop
-        if self.trainer.current_epoch == 0 or getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting:
+        resumed = getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting
+        fresh = has_begun and fit_loop._data_fetcher.fetched == 0
+        if resumed or (self.trainer.current_epoch == 0 and not fresh):
             iter(fit_loop._data_fetcher)
 
     # --- batches outside the loop
 
     def to_device(self, batch: Any) -> Any:
-        """Everything Lightning does to a train batch between the loader and ``training_step``."""
+        """Everything Lightning does to a train batch between the loader and ``training_step``.
+
+        A loader that is alone in a list or a dict gives batches that are alone in one.
+        """
         trainer = self.trainer
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None:  # else a session with `wrap` resumes, before Lightning has its loader
+            batch = tree_map(lambda loader: batch, combined.iterables)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

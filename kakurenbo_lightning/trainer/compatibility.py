@@ -1,4 +1,4 @@
-"""Every refusal of a Trainer, loader or module setting that sample selection cannot work with, and the warnings beside them."""
+"""Every refusal of a Trainer or module setting that sample selection cannot work with, and the warnings beside them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-)
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
-from kakurenbo_lightning.core.flavour import is_instance
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
@@ -66,7 +58,7 @@ def checked_argument(name: str, value: object) -> Any:
 # --- the Trainer
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
+def check_trainer(trainer: AnyTrainer) -> None:
     """Refuse Trainer settings that cannot work, before anything has started.
 
     Raises:
@@ -85,7 +77,25 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def warn_of_trainer(trainer: pl.Trainer, method: Method) -> None:
+def check_free(trainer: AnyTrainer) -> None:
+    """Raise ``ConflictError`` when ``trainer`` is fitting: its SampleSelection cannot be used by another one meanwhile."""
+    if trainer.state.fn == TrainerFn.FITTING and trainer.state.status == TrainerStatus.RUNNING:
+        raise ConflictError(
+            "this SampleSelection is in use by a Trainer that is fitting, and another Trainer has begun to fit with it; give each "
+            "Trainer a SampleSelection of its own"
+        )
+
+
+def check_not_left(trainer: AnyTrainer) -> None:
+    """Raise ``ConflictError`` when ``trainer``, whose selection was given up for another Trainer's, would go on without it."""
+    if trainer.current_epoch > 0:
+        raise ConflictError(
+            f"this SampleSelection has been used by another Trainer since this one trained its {trainer.current_epoch} epochs, and knows "
+            "nothing of them any more; give each Trainer a SampleSelection of its own, or resume from a checkpoint with ckpt_path"
+        )
+
+
+def warn_of_trainer(trainer: AnyTrainer, method: Method) -> None:
     """Warn of Trainer settings that work, but not as one may expect."""
     fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
     if fixed and method.family != "draw":
@@ -111,7 +121,7 @@ def check_epochs(max_epochs: int | None) -> None:
         raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
 
 
-def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
+def check_restart(trainer: AnyTrainer, callbacks: list[pl.Callback]) -> None:
     """Refuse what a static method's restart cannot work with: a length that is not counted in epochs, callbacks it cannot put back.
 
     Raises:
@@ -133,7 +143,7 @@ def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
 # --- the module
 
 
-def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
+def check_module(trainer: AnyTrainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
     """Refuse a module that the method cannot work with.
 
     Args:
@@ -169,7 +179,7 @@ def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method
         )
 
 
-def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method: Method) -> None:
+def _check_for_backprop(trainer: AnyTrainer, module: pl.LightningModule, method: Method) -> None:
     if not module.automatic_optimization:
         raise ConflictError(
             f"automatic_optimization=False: {method.name} decides which batches make a step, so Lightning must make it; use "
@@ -184,6 +194,30 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
         raise ConflictError(
             f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
             "batch size you want"
+        )
+
+
+def batch_hooks(trainer: AnyTrainer) -> list[str]:
+    """Hooks of the module and the data module that change batches on their way to ``training_step``."""
+    owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
+    names = ("on_before_batch_transfer", "on_after_batch_transfer")
+    # by name, because Lightning is there under two names
+    return [
+        f"{type(owner).__name__}.{name}"
+        for owner in owners
+        for name in names
+        if getattr(type(owner), name).__qualname__ != f"DataHooks.{name}"
+    ]
+
+
+def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
+    """Warn that ``sample_outputs``, when it is the ``source`` of values, is given training batches as these hooks made them."""
+    hooks = batch_hooks(trainer)
+    if hooks and source.startswith("sample_outputs"):
+        rank_zero_warn(
+            f"sample_outputs(batch) is given each training batch as {', '.join(hooks)} made it. If that mixes samples (mixup, CutMix), the "
+            "values are of mixtures: mix in training_step instead, or return sample_loss from training_step. Scoring passes see batches as "
+            "validation does"
         )
 
 
@@ -291,82 +325,3 @@ def warn_of_idle_settings(method: Method, max_epochs: int | None, num_samples: i
             f"{method.name}: settings that can never act in this run: {', '.join(idle)}. Lower them, train for more epochs, or leave "
             "them out"
         )
-
-
-# --- the loader
-
-
-def only_loader(loaders: Any) -> DataLoader:
-    """The one DataLoader of what ``train_dataloader`` returned.
-
-    Raises:
-        ConflictError: several loaders, or none that is a map-style ``DataLoader`` with batches.
-    """
-    if is_instance(loaders, CombinedLoader):
-        loaders = loaders.iterables
-    if isinstance(loaders, DataLoader):
-        return loaders
-    kind = type(loaders).__name__
-    raise ConflictError(
-        f"train_dataloader={kind}: sample selection needs one torch.utils.data.DataLoader, not a {kind}; "
-        "join the data sets with torch.utils.data.ConcatDataset and return one loader"
-    )
-
-
-def check_not_followed(loader: DataLoader) -> None:
-    """Raise ``ConflictError`` for a loader that follows a selection already."""
-    if isinstance(loader.sampler, SelectionSampler):
-        raise ConflictError("this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader")
-
-
-def check_length(total: int, before: int) -> None:
-    """Raise ``ConflictError`` when a data set of ``before`` samples has ``total`` now."""
-    if total != before:
-        raise ConflictError(
-            f"the train data set has {total} samples now and had {before} before; samples are known by their index, so the data set must "
-            "keep its length and order; use a new Trainer and SampleSelection for new data"
-        )
-
-
-def read_loader(loader: DataLoader) -> bool:
-    """Check that a loader's order can be replaced, and return whether it shuffles.
-
-    Raises:
-        ConflictError: naming the setting, its value and the fix.
-    """
-    if isinstance(loader.dataset, IterableDataset):
-        raise ConflictError(
-            f"dataset={type(loader.dataset).__name__} is an IterableDataset; samples are selected by index, so a map-style "
-            "data set with __len__ and __getitem__ is needed"
-        )
-    if loader.batch_sampler is None:
-        raise ConflictError(
-            "DataLoader(batch_size=None) is not allowed: samples must be batched by the loader; set batch_size, for example 128"
-        )
-    if getattr(loader, "in_order", True) is False:
-        raise ConflictError(
-            "DataLoader(in_order=False) is not allowed: the index of a sample comes from the order of the batches; "
-            "use in_order=True"
-        )
-    if hasattr(loader, "load_state_dict"):
-        raise ConflictError(
-            f"{type(loader).__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader, a "
-            "resumed run goes on at the right batch"
-        )
-    if type(loader.batch_sampler) is not BatchSampler:
-        kind = type(loader.batch_sampler)
-        raise ConflictError(
-            f"batch_sampler={kind.__module__}.{kind.__qualname__} is not allowed: sample selection decides what is in a batch; "
-            "use DataLoader(batch_size=..., shuffle=True)"
-        )
-    sampler = loader.batch_sampler.sampler
-    if type(sampler) is SequentialSampler:
-        return False
-    if type(sampler) is DistributedSampler:
-        return sampler.shuffle
-    if type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(loader.dataset):
-        return True
-    raise ConflictError(
-        f"sampler={type(sampler).__name__} is not allowed: sample selection decides which samples an epoch has and in which "
-        "order; use DataLoader(shuffle=True) without a sampler, or sampler=None"
-    )

@@ -6,44 +6,74 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from kakurenbo_lightning.core.distributed import world_size
+from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.core.random import seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
 from kakurenbo_lightning.methods.base import RefreshMode
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import batch_hooks
+from kakurenbo_lightning.trainer.loader import seed_workers
 
 
 @contextlib.contextmanager
-def forward_only(module: pl.LightningModule, mode: Literal["eval", "train"] = "eval") -> Iterator[None]:
+def forward_only(
+    adapter: TrainerAdapter, module: pl.LightningModule, mode: RefreshMode = "eval", thorough: bool = False
+) -> Iterator[None]:
     """Run the module inside without a trace: no gradient, no random number taken from training, nothing logged.
 
-    Every submodule's train/eval flag and every torchmetrics state is as before afterwards. In eval mode buffers do not
-    change either; ``mode="train"`` leaves the flags alone, so that BatchNorm updates its running statistics.
+    Every submodule's train/eval flag, every buffer and every torchmetrics state is as before afterwards; see
+    :class:`~kakurenbo_lightning.trainer.module_state.ModuleState` for ``thorough`` and for what else may change. ``mode="train"``
+    leaves the flags alone, so that BatchNorm updates its running statistics. To the user's code it looks like validation:
+    ``trainer.training`` is False, ``trainer.validating`` is True.
     """
-    flags = {submodule: submodule.training for submodule in module.modules()}
-    metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
+    parts = list(module.modules())
+    with (
+        adapter.module_state.kept(module, parts, thorough, but_norms=mode == "train"),
+        _as_validation(adapter.trainer),
+        _flags_and_metrics(module, parts, mode),
+        torch.no_grad(),
+        isolate_rng(),
+        _silenced(module),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _as_validation(trainer: AnyTrainer) -> Iterator[None]:
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextlib.contextmanager
+def _flags_and_metrics(module: pl.LightningModule, parts: list[nn.Module], mode: RefreshMode) -> Iterator[None]:
+    flags = {part: part.training for part in parts}
+    metrics = {part: _metric_state(part) for part in parts if isinstance(part, Metric)}
     if mode == "eval":
         module.eval()
     try:
-        with torch.no_grad(), isolate_rng(), _silenced(module):
-            yield
+        yield
     finally:
-        for submodule, training in flags.items():
-            submodule.training = training
+        for part, training in flags.items():
+            part.training = training
         for metric, state in metrics.items():
             vars(metric).update(state)
 
@@ -82,9 +112,10 @@ PROGRESS_AFTER_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def scoring(trainer: pl.Trainer, mode: RefreshMode = "eval") -> Iterator[None]:
+def scoring(adapter: TrainerAdapter, mode: RefreshMode = "eval", thorough: bool = False) -> Iterator[None]:
     """Run the module inside as training would, in its precision, but without a trace (see :func:`forward_only`)."""
-    with forward_only(trainer.lightning_module, mode), trainer.precision_plugin.train_step_context():
+    trainer = adapter.trainer
+    with forward_only(adapter, trainer.lightning_module, mode, thorough), trainer.precision_plugin.train_step_context():
         yield
 
 
@@ -126,8 +157,9 @@ def score_samples(
     on_device = shard.to(outputs.device)
     bar = trainer.progress_bar_callback
     try:
-        with scoring(trainer, mode):
+        with scoring(adapter, mode, thorough=True):
             seed_everything(seed)
+            seed_workers(loader, seed)
             for number, batch in enumerate(
                 tqdm(
                     loader,
@@ -141,13 +173,29 @@ def score_samples(
                 batch = adapter.to_device(batch)
                 step = partial(call_training_step, module, batch, number)
                 size = shard.batch_length(number)
-                values = outputs.score(step, batch, size)
+                with _explained(trainer):
+                    values = outputs.score(step, batch, size)
                 rows = on_device.step(number)
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
         sampler.follow(training, start=start)
     wait_for(outputs.device)
     return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _explained(trainer: AnyTrainer) -> Iterator[None]:
+    """An error inside says that hooks made the batch as they do for validation."""
+    try:
+        yield
+    except Exception as error:
+        hooks, add_note = batch_hooks(trainer), getattr(error, "add_note", None)  # since Python 3.11
+        if hooks and add_note is not None:
+            add_note(
+                f"SampleSelection: this was a scoring pass, whose batches {', '.join(hooks)} makes as for validation (trainer.training is "
+                "False). If training_step needs what it makes for training, give the module sample_outputs(batch)"
+            )
+        raise
 
 
 def wait_for(device: torch.device) -> None:

@@ -6,6 +6,7 @@ of a tensor, and the random crop, the flip and the normalisation are done for th
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.random import stream_seed
-from kakurenbo_recipes.data_tools import channel_statistics, stratified
+from kakurenbo_recipes.data_tools import channel_statistics, existing, stratified
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
 
@@ -255,16 +256,16 @@ class ImageData(L.LightningDataModule):
         images = self.val_images if self.test_images is None else self.test_images
         return self._loader(images, self.eval_batch_size, training=False)
 
-    def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
+    def _loader(self, images: InMemoryImages | None, batch_size: int, training: bool) -> DataLoader:
         return DataLoader(
-            images,
+            existing(images, "the data set of the loader", "setup()"),
             batch_size=batch_size,
             shuffle=training,
             drop_last=training and self.drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=keep_batch,
+            collate_fn=cast(Any, keep_batch),  # PyTorch's type is of data sets without `__getitems__`: it gets a list
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -340,15 +341,12 @@ class Digits(ImageData):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        digits = load_digits()
+        digits = cast(Any, load_digits())  # scikit-learn has no types: what is inferred is the tuple of another setting
         pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
         pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
         images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         labels = torch.from_numpy(digits.target).long()
         train, test = train_test_split(
-            torch.arange(len(labels)).numpy(),
-            test_size=self.test_share,
-            random_state=self.split_seed,
-            stratify=digits.target,
+            torch.arange(len(labels)).numpy(), test_size=self.test_share, random_state=self.split_seed, stratify=digits.target
         )
         return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])

@@ -101,7 +101,8 @@ class WideResNet(nn.Sequential):
         check_setting("model.depth", depth, is_depth, "6n + 4 with n >= 1 (16, 28, 40, ...)", "Try 28.")
         check_setting("model.width", width, is_count(width, 1), "an int >= 1", "Try 10.")
         check_setting("model.dropout", dropout, is_share(dropout), "a number in [0, 1)", "Try 0.3, or 0 for none.")
-        layers, channels = [nn.Conv2d(3, 16, 3, padding=1, bias=False)], 16
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False)]
+        channels = 16
         for stage in range(3):
             for block in range((depth - 4) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1

@@ -7,14 +7,16 @@ hundreds of times.
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import datasets.config
+import datasets.exceptions
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,7 +100,7 @@ class ParquetPart(Dataset):
         self.classes: list[str] | None = getattr(columns[self.label], "names", None)
         self.transform: Callable[[Image.Image], Any] | None = None
 
-    def _column(self, columns: Sequence[str], setting: str, names: Sequence[str]) -> str:
+    def _column(self, columns: Mapping[str, Any], setting: str, names: Sequence[str]) -> str:
         if found := [name for name in names if name in columns]:
             return found[0]
         raise ValueError(
@@ -122,7 +124,7 @@ class ParquetPart(Dataset):
         for path in self.files:
             with reading(path):
                 table = datasets.Dataset(pq.read_table(path, columns=[self.image])).cast_column(self.image, datasets.Image())
-            rows = iter(table)
+            rows = cast(Iterator[dict[str, Any]], iter(table))  # `datasets` declares lists too
             for _ in range(len(table)):
                 with self._naming(index):
                     image = next(rows)[self.image].convert("RGB")
@@ -138,9 +140,9 @@ class ParquetPart(Dataset):
         """
         features = datasets.Features({self.image: datasets.Image(), self.label: datasets.Value("int64")})
         cache = self.cache or datasets.config.HF_DATASETS_CACHE
-        files = [str(path) for path in self.files]
+        options = {"features": features, "columns": list(features), "cache_dir": str(cache)}
         try:
-            return datasets.Dataset.from_parquet(files, features=features, columns=list(features), cache_dir=str(cache))
+            return datasets.Dataset.from_parquet([str(path) for path in self.files], **options)
         except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
             raise OSError(
                 f"the copy of {self.files[0]} in {cache} cannot be made or read ({error.__cause__ or error}). It takes as much of the "
@@ -209,10 +211,10 @@ def in_memory(part: ParquetPart) -> InMemoryImages:
     Raises:
         ValueError: an image cannot be decoded, or the images are not all of one size.
     """
-    images, total, name = None, len(part), part.files[0].name
+    images, total, name = torch.empty(0, dtype=torch.uint8), len(part), part.files[0].name
     for index, decoded in enumerate(tqdm(part.images(), f"decoding {name}", total, unit="", disable=rank_zero_only.rank != 0)):
         image = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
-        if images is None:
+        if index == 0:
             images = torch.empty((total, *image.shape), dtype=torch.uint8)
         if image.shape != images.shape[1:]:
             path, row = part.place(index)
@@ -332,8 +334,8 @@ class CIFAR10(ParquetImages):
         settings: those of `ParquetImages`.
     """
 
-    num_classes = 10
-    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    num_classes: int = 10
+    class_names: Sequence[str] | None = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
 

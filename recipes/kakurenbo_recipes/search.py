@@ -13,10 +13,12 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from kakurenbo_lightning.cli.text_table import aligned, terminal_width
@@ -25,12 +27,18 @@ from kakurenbo_recipes.settings import check_setting
 try:
     import optuna
     from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+    from optuna.storages.journal import JournalFileBackend
 except ImportError as error:
     raise ImportError('kakurenbo-search needs Optuna: pip install "kakurenbo-lightning[sweeps]"') from error
 
 HELD_OUT = "data.held_out=0.1"
 # what two processes of one search may set differently, because it changes no score
 MACHINE = ("logger.", "data.root.", "data.num_workers.", "trainer.accelerator.", "trainer.enable_progress_bar.")
+
+
+def numbers(values: Sequence[float]) -> Callable[..., BaseDistribution]:
+    """Return the class of the distribution of some values: of ints when all are."""
+    return IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
 
 
 def distribution(override: Override) -> BaseDistribution:
@@ -41,16 +49,15 @@ def distribution(override: Override) -> BaseDistribution:
     """
     sweep, text = override.value(), override.input_line
     if isinstance(sweep, IntervalSweep):
-        low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+        low, high = cast(float, sweep.start), cast(float, sweep.end)  # Hydra's grammar has no interval without both
+        log = "log" in sweep.tags
         rises = low < high and (low > 0 or not log)
         check_setting("search", text, rises, "an interval that rises, with log from above 0", "Write F=interval(0.1,0.5).")
-        kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-        return kind(low, high, log=log)
-    if override.is_range_sweep():
-        values = sorted(override.sweep_iterator())
+        return numbers((low, high))(low, high, log=log)
+    if isinstance(sweep, RangeSweep):
+        values = sorted(cast(Iterator[float], override.sweep_iterator()))  # of a range only numbers
         check_setting("search", text, bool(values), "a range over values", "Write epochs=range(1,10,3).")
-        kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
-        return kind(values[0], values[-1], step=abs(sweep.step))
+        return numbers(values)(values[0], values[-1], step=abs(sweep.step))
     return CategoricalDistribution(list(override.sweep_string_iterator()))  # as typed
 
 
@@ -65,7 +72,7 @@ def search_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], dic
         if override.is_sweep_override():
             space[override.get_key_element()] = distribution(override)
         else:
-            fixed[name] = override.input_line
+            fixed[name] = cast(str, override.input_line)  # the parser sets it
     hint = "Write 'F=interval(0.1,0.5)', for example."
     check_setting("search", " ".join(overrides), bool(space), "settings of which one has values to search over", hint)
     return space, fixed
@@ -78,7 +85,7 @@ def open_study(folder: Path, fixed: dict[str, str]) -> optuna.Study:
         ValueError: it searched with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(str(folder / "study.journal"))
+    journal = JournalFileBackend(str(folder / "study.journal"))
     storage = optuna.storages.JournalStorage(journal)
     study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
     now = sorted(line for key, line in fixed.items() if not f"{key}.".startswith(MACHINE))

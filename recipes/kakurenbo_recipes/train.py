@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import lightning as L
@@ -55,7 +55,8 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     """Train one model with the method of `cfg.method`."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
-    network = instantiate(cfg.model, num_classes=datamodule.num_classes)
+    num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
+    network = instantiate(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
     callbacks = [selection, *recorder_for(cfg, selection)]
@@ -63,7 +64,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
         callbacks.append(instantiate(cfg.checkpoint))
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
-    model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
+    model = instantiate(cfg.task)(network, optimizer, num_classes, instantiate(cfg.schedule))
 
     check_last(cfg)
     started = time.perf_counter()
@@ -181,7 +182,8 @@ def with_method(cfg: DictConfig, name: str) -> DictConfig:
 
 def warn_of_unused(cfg: DictConfig) -> None:
     """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
-    used = " ".join(map(str, OmegaConf.to_container(cfg.method, resolve=False).values()))
+    method = cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=False))  # of a DictConfig
+    used = " ".join(map(str, method.values()))
     for name in ("F", "tau"):
         if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
             continue

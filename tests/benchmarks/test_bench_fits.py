@@ -147,8 +147,7 @@ def test_a_transfer_is_compared_with_the_pre_training_of_the_same_seed():
 def test_controls_end_to_end(tmp_path, capsys):
     rows = {row["run"]: row for row in controls.main(words(tmp_path, epochs=4))}
     assert list(rows) == [row["run"] for row in written(tmp_path / "result.json")["summary"]] == CONTROLS
-    for row in rows.values():
-        assert row["cpu_s"] > 0 < row["cost"] and 0 <= row["accuracy"] <= 1
+    assert all(row["cpu_s"] > 0 < row["cost"] and 0 <= row["accuracy"] <= 1 for row in rows.values())
     assert rows["baseline"]["samples_trained"] == 4 * 16
     method = rows["infobatch"]
     assert method["samples_hidden"] > 0 and method["samples_trained"] + method["samples_hidden"] == 4 * 16

@@ -11,6 +11,7 @@ import torch
 from image_files import encoded, random_images, write_parquet
 from kakurenbo_recipes.parquet_data import CIFAR10, ParquetImages, ParquetLargeImages, ParquetPart, in_memory, part_files
 from PIL import Image
+from recipe_runs import set_up
 
 
 def as_tensor(images):
@@ -26,10 +27,8 @@ def write_set(root, train=9, test=4, **settings):
     return as_tensor(images).split([train, test])
 
 
-def set_up(root, kind=ParquetImages, **settings):
-    data = kind(root=str(root), **settings)
-    data.setup("fit")
-    return data
+def images_of(root, kind=ParquetImages, **settings):
+    return set_up(kind(root=str(root), **settings))
 
 
 # ---- files
@@ -58,7 +57,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
         _ = ParquetImages(root=str(tmp_path)).num_classes
     write_parquet(tmp_path / "train.parquet", random_images(1), [0])
     with pytest.raises(FileNotFoundError, match=r"nor any of validation, valid, val, neither itself nor .*data\.test"):
-        set_up(tmp_path)
+        images_of(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"PAR1" * 100])
@@ -67,7 +66,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, content, name):
     write_set(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is not a whole parquet file .*Download it again .* Git LFS"):
-        set_up(tmp_path)
+        images_of(tmp_path)
 
 
 def test_a_file_without_rows_is_named(tmp_path):
@@ -94,7 +93,7 @@ def test_shards_are_read_one_after_the_other(tmp_path):
         labels = pa.array(range(7)[rows], pa.uint8())
         write_parquet(tmp_path / "data" / f"train-{number:05d}-of-00002.parquet", images[rows], labels, "img", "fine_label")
     write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", images[:2], [6, 0], "img", "fine_label")
-    data = set_up(tmp_path)
+    data = images_of(tmp_path)
     assert data.num_classes == 7
     assert torch.equal(data.train_images.images, as_tensor(images))
     assert data.train_images.labels.tolist() == list(range(7)) and data.test_images.labels.tolist() == [6, 0]
@@ -104,25 +103,25 @@ def test_other_parts_and_columns_are_asked_for_by_name(tmp_path):
     images = random_images(4)
     for part in ("extra", "odd", "test"):
         write_parquet(tmp_path / f"{part}.parquet", images, [0, 1, 2, len(part) - 2], "picture", "kind")
-    data = set_up(tmp_path, train="extra", test="odd", image_column="picture", label_column="kind")
+    data = images_of(tmp_path, train="extra", test="odd", image_column="picture", label_column="kind")
     assert data.train_images.labels.tolist() == [0, 1, 2, 3] and data.test_images.labels.tolist() == [0, 1, 2, 1]
 
 
 def test_held_out_images_are_enough_where_there_is_no_part_to_test_on(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(20, side=8), [number % 2 for number in range(20)])
-    data = set_up(tmp_path, held_out=0.2, batch_size=4)
+    data = images_of(tmp_path, held_out=0.2, batch_size=4)
     assert data.test_images is None and data.val_images.labels.tolist() == data.test_dataloader().dataset.labels.tolist()
     assert data.val_images.labels.bincount().tolist() == [2, 2] and len(data.train_images) == 16
     with pytest.raises(FileNotFoundError, match=r"holds no test\.parquet .*some of the training images: data\.held_out=0\.1"):
-        set_up(tmp_path, batch_size=4)
+        images_of(tmp_path, batch_size=4)
     with pytest.raises(FileNotFoundError, match=r"holds no odd\.parquet"):
-        set_up(tmp_path, test="odd", held_out=0.2, batch_size=4)
+        images_of(tmp_path, test="odd", held_out=0.2, batch_size=4)
 
 
 @pytest.mark.parametrize(("names", "classes"), [(None, 3), (["a", "b", "c", "d"], 4)])
 def test_classes_are_counted_by_their_names_where_hugging_face_wrote_them(tmp_path, names, classes):
     write_set(tmp_path, names=names)
-    data = set_up(tmp_path)
+    data = images_of(tmp_path)
     assert data.num_classes == classes and data.class_names == names and data.train_images.classes == names
 
 
@@ -137,7 +136,7 @@ def test_images_of_other_modes_get_three_channels(tmp_path):
 
 def test_mean_and_deviation_are_computed_from_what_is_trained_unless_they_are_set(tmp_path):
     train, _ = write_set(tmp_path)
-    data, given = set_up(tmp_path, subset=5), set_up(tmp_path, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
+    data, given = images_of(tmp_path, subset=5), images_of(tmp_path, mean=[0.1, 0.2, 0.3], std=[1, 2, 3])
     assert torch.allclose(torch.tensor(data.mean), train[:5].float().mean((0, 2, 3)) / 255)
     normal = data.normalise(data.train_images.images)
     assert torch.allclose(normal.mean((0, 2, 3)), torch.zeros(3), atol=1e-5)
@@ -177,7 +176,7 @@ def test_a_label_that_is_hidden_or_unknown_to_training_is_named(tmp_path, label,
     write_set(tmp_path)
     path = write_parquet(tmp_path / "test.parquet", random_images(3, side=8), [0, 1, label])
     with pytest.raises(ValueError, match=rf"{path}: {message}"):
-        set_up(tmp_path)
+        images_of(tmp_path)
 
 
 def test_images_of_several_sizes_are_refused_by_row(tmp_path):
@@ -207,7 +206,7 @@ def test_cifar10_reads_parquet_and_trains_on_the_first_rows(tmp_path):
     write_parquet(tmp_path / "test.parquet", images[8:], list(range(4)))
     data = CIFAR10(root=str(tmp_path), subset=5)
     data.prepare_data()
-    data.setup("fit")
+    set_up(data)
     assert data.train_images.labels.tolist() == [0, 1, 2, 3, 4]
     assert torch.equal(data.test_images.images, as_tensor(images[8:]))
     assert data.num_classes == 10 and data.mean == CIFAR10.mean
@@ -260,7 +259,7 @@ def write_large(root, train=12, test=6):
 
 def large(root, **settings):
     usual = {"size": 16, "batch_size": 4, "eval_batch_size": 6, "num_workers": 0, "cache": str(root / "cache")}
-    return set_up(root, ParquetLargeImages, **(usual | settings))
+    return images_of(root, ParquetLargeImages, **(usual | settings))
 
 
 def rows_of(data, images):

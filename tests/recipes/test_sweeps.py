@@ -7,29 +7,35 @@ import subprocess
 import sys
 
 import pytest
-from hydra import compose, initialize_config_dir
-from kakurenbo_recipes.train import config_dir
 from omegaconf import OmegaConf
 from processes import PATHS, REPOSITORY, program
+from recipe_runs import composed
 
 TINY = ["trainer.max_epochs=1", "data.size=8", "data.subset=64", "model.width=4", "trainer.accelerator=cpu"]
 
 
-@pytest.mark.slow
-def test_the_grid_of_methods_and_seeds_runs(tmp_path):
-    program("kakurenbo_recipes.train", "sweep=methods", *TINY, "method=baseline,random", "seed=3", cwd=tmp_path)
-    results = [json.loads(path.read_text())[0]["method"] for path in sorted(tmp_path.rglob("results.json"))]
-    assert results == ["baseline", "random"]
+@pytest.mark.parametrize(
+    ("sweep", "params"),
+    [
+        ("methods", {"method": "baseline,kakurenbo,random", "seed": "0,1,2"}),
+        ("f_tau", {"F": "0.1,0.2,0.3,0.4", "tau": "0.5,0.7,0.9"}),
+    ],
+)
+def test_a_grid_has_its_values(sweep, params):
+    hydra = composed(f"sweep={sweep}").hydra
+    assert hydra.sweeper.params == params and hydra.mode.name == "MULTIRUN"
 
 
-def composed(*overrides):
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return compose("train", overrides=list(overrides), return_hydra_config=True)
-
-
-def test_methods_and_seeds_are_a_grid():
-    sweep = composed("sweep=methods").hydra
-    assert sweep.sweeper.params == {"method": "baseline,kakurenbo,random", "seed": "0,1,2"} and sweep.mode.name == "MULTIRUN"
+@pytest.mark.parametrize(
+    ("words", "runs"),
+    [
+        pytest.param(["sweep=methods", "method=baseline,random", "seed=3"], ["baseline", "random"], marks=pytest.mark.slow),
+        (["sweep=f_tau", "F=0.2,0.4", "tau=0.7"], ["kakurenbo", "kakurenbo"]),
+    ],
+)
+def test_a_grid_runs(tmp_path, words, runs):
+    program("kakurenbo_recipes.train", *words, *TINY, cwd=tmp_path)
+    assert [json.loads(path.read_text())[0]["method"] for path in sorted(tmp_path.rglob("results.json"))] == runs
 
 
 def test_tasks_and_nodes_of_a_job_are_those_of_the_trainer(monkeypatch):
@@ -48,21 +54,10 @@ def test_a_job_script_of_slurm_is_made_from_the_settings(monkeypatch):
     launcher = OmegaConf.to_container(composed("launcher=submitit_slurm", "trainer.devices=4").hydra.launcher, resolve=True)
     known = {"partition", "account", "qos", "nodes", "gpus_per_node", "cpus_per_task", "signal_delay_s", "array_parallelism"}
     known |= {"additional_parameters", "setup"}
-    settings = {name: launcher[name] for name in known} | {
-        "ntasks_per_node": launcher["tasks_per_node"],
-        "time": launcher["timeout_min"],
-    }
-    script = _make_sbatch_string(command="run", folder="logs", **settings)
-    for line in (
-        "--ntasks-per-node=4",
-        "--nodes=1",
-        "--gpus-per-node=4",
-        "--cpus-per-task=8",
-        "--time=1440",
-        "--signal=USR2@120",
-    ):
-        assert f"#SBATCH {line}" in script
-    assert "\nexport KAKURENBO_STARTED=today/now\n" in script
+    renamed = {"ntasks_per_node": launcher["tasks_per_node"], "time": launcher["timeout_min"]}
+    script = _make_sbatch_string(command="run", folder="logs", **renamed, **{name: launcher[name] for name in known})
+    lines = ["--ntasks-per-node=4", "--nodes=1", "--gpus-per-node=4", "--cpus-per-task=8", "--time=1440", "--signal=USR2@120"]
+    assert all(f"#SBATCH {line}" in script for line in lines) and "\nexport KAKURENBO_STARTED=today/now\n" in script
 
 
 @pytest.mark.slow
@@ -80,17 +75,9 @@ def test_two_machines_train_together(tmp_path):
     known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": PATHS, "PYTHON": sys.executable}
     known |= {"RUN": "first", "NODES": "2", "GPUS": "1", "MAIN": "127.0.0.1", "PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     script = REPOSITORY / "recipes" / "examples" / "torchrun.sh"
-    machines = [
-        subprocess.Popen(
-            ["bash", script, *TINY, "F=0.3", "data.subset=65"],
-            cwd=tmp_path,
-            env={**known, "NODE_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
+    words = ["bash", script, *TINY, "F=0.3", "data.subset=65"]
+    machines = [subprocess.Popen(words, env={**known, "NODE_RANK": str(rank)}, **pipes) for rank in (0, 1)]
     try:
         said = [machine.communicate(timeout=240)[0] for machine in machines]
     finally:

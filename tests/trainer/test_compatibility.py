@@ -15,7 +15,6 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
-    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
@@ -91,9 +90,6 @@ def weighted():
             id="weighted in a plain batch sampler",
         ),
         pytest.param(lambda: DataLoader(Points(64), 8, sampler=OwnSampler()), ["sampler=OwnSampler"], id="own sampler"),
-        pytest.param(
-            lambda: DataLoader(Points(64), 8, sampler=SubsetRandomSampler(range(9))), ["sampler=SubsetRandomSampler"], id="subset"
-        ),
         pytest.param(
             lambda: DataLoader(Points(64), 8, sampler=RandomSampler(Points(64), replacement=True)),
             ["sampler=RandomSampler"],

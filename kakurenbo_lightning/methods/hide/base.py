@@ -16,6 +16,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import checker, choice, flag, integer, optional, proportion, setting, several
 from kakurenbo_lightning.methods.topk import as_decimal
@@ -128,6 +129,14 @@ class HideMethod(Method):
         """Factor on the learning rate of an epoch that hides ``hidden_share`` of the data set."""
         return 1.0
 
+    def within(self, universe: Universe) -> HideMethod:
+        """Protected samples are known by their place in ``universe``; those outside are never trained."""
+        if universe.indices is None or not self.protected:
+            return self
+        protected = torch.tensor(self.protected)
+        inside = protected[torch.isin(protected, universe.indices)]
+        return replace(self, protected=tuple(universe.places(inside).tolist()))
+
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
         check = checker(self)
@@ -193,9 +202,9 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        keeps = isinstance(previous, EpochPlan) and not self.chooses_in(epoch)
+        kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
         epoch = self._since_restart(epoch)
-        plan = previous if keeps else self._chosen(statistics, epoch)
+        plan = self._chosen(statistics, epoch) if kept is None else kept
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
