@@ -224,7 +224,7 @@ def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
     if isinstance(scorer, type):
-        raise ValueError(f"scorer={scorer.__name__} is a class; pass {scorer.__name__}(...)")
+        raise ValueError(f"scorer={scorer.__name__} is a class; it must be an object, for example {scorer.__name__}(...)")
     if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
