@@ -17,7 +17,7 @@ BIN = $(VENV)/bin
 .PHONY: help venv train test test-all test-oldest test-gpu coverage bench controls losers lint release-check clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 train: $(VENV)/$(STAMP) ## train baseline and KAKURENBO on digits and compare them (1 to 3 minutes)
 	$(BIN)/kakurenbo-train experiment=quickstart

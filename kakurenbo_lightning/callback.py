@@ -14,11 +14,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -26,6 +27,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import check_method
+from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.checkpoint import brief
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.session import Session, SessionSettings
@@ -97,13 +99,16 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
+        join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
-                f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
+                f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
             )
         self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
-        if on_mismatch not in ("error", "reset"):
-            raise ValueError(f"on_mismatch={on_mismatch!r} is not allowed; it must be 'error' or 'reset'")
+        seed = compatibility.checked_argument("seed", seed)
+        align_schedules = compatibility.checked_argument("align_schedules", align_schedules)
+        on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
+        sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
         self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
@@ -126,7 +131,7 @@ class SampleSelection(pl.Callback):
 
     @property
     def totals(self) -> Totals:
-        """What was trained, hidden and refreshed so far."""
+        """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own."""
         return Totals() if self.session is None else self.session.totals
 
     @property
@@ -187,7 +192,7 @@ class SampleSelection(pl.Callback):
         if not session.adapter.missing:
             session.adapter.install_loader_swap(self._swap)
             session.adapter.wrap_validation(session.streams.set_aside)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def _swap(self, loaders: Any) -> Any:
@@ -198,7 +203,7 @@ class SampleSelection(pl.Callback):
             return loaders
         check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        if isinstance(loaders, CombinedLoader):
+        if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
@@ -281,6 +286,12 @@ class SampleSelection(pl.Callback):
         session.merge()
         session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
+        if session.adapter.is_apart:
+            rank_zero_warn(
+                "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
+                "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
+                "RunRecorder, or train with strategy='ddp'"
+            )
         session.release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -290,8 +301,9 @@ class SampleSelection(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING and trainer is self._active.adapter.trainer
-        if started and hasattr(exception, "add_note"):  # Python 3.11
-            exception.add_note(f"SampleSelection: {self._active.position} when this happened")
+        add_note = getattr(exception, "add_note", None)  # Python 3.11
+        if started and add_note is not None:
+            add_note(f"SampleSelection: {self._active.position} when this happened")
         self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -323,3 +335,7 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+join(SampleSelection)  # for a command line that asks before an instance is made
+leave_log()

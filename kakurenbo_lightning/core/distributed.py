@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +44,8 @@ def rank_zero_warn(message: str) -> None:
 def rank_zero_info(message: str) -> None:
     """Log, on the process of rank 0 only, where Lightning logs."""
     if _is_rank_zero():
-        logging.getLogger("lightning.pytorch.utilities.rank_zero").info(message)
+        lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # its log is the one of the name the user imports
+        (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
 
 
 @contextlib.contextmanager

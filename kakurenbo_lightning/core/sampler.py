@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
@@ -57,8 +58,8 @@ class SelectionSampler(DistributedSampler):
         extra: bool = False,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        # only the length of the data set is read
-        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        data = cast(Dataset, range(num_samples))  # only the length of the data set is read
+        super().__init__(data, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0
         self.extra = extra

@@ -18,7 +18,7 @@ from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.engines.base import Engine
-from kakurenbo_lightning.engines.batch_rows import check_savable, versions
+from kakurenbo_lightning.engines.batch_rows import BatchCheck, like, plain, versions
 from kakurenbo_lightning.engines.sample_buffer import SampleBuffer, Samples
 from kakurenbo_lightning.engines.scoring import ScoringPass
 from kakurenbo_lightning.errors import ConflictError
@@ -115,7 +115,7 @@ class BackpropEngine(Engine):
         self._carried = 0  # of the buffer's, first ones that were scored in another epoch
         self._decision: TrainBatch | SkipStep | TrainChosen = TrainBatch()
         self._warned: set[str] = set()
-        self._checked = False
+        self._check = BatchCheck(method.name, method.pooled or method.batches_per_choice > 1)
         self._scored_versions: list[int] | None = None  # of the tensors of the batch that was scored
 
     def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
@@ -136,6 +136,8 @@ class BackpropEngine(Engine):
         self.timer.stop("data")
         self._decision, self._scored_versions = TrainBatch(), None
         extra = number >= self._shard.steps
+        if not extra and self._check(batch, self._shard.batch_length(number)):
+            self._scoring.check(batch)
         if not extra and not self._method.scores(self._epoch, number, self._shard.steps, self.memory):
             self.counts.trained += self._shard.step_total(number)
             self.counts.steps += 1
@@ -156,10 +158,7 @@ class BackpropEngine(Engine):
         values = self._scoring.score(batch, number, size, self._outputs)
         self.check_untouched(batch)
         self._statistics.record(indices, values, self._epoch.index)
-        if not self._checked:
-            self._checked = True
-            check_savable(batch)
-        self._candidates.append((Samples(batch, indices), values))
+        self._candidates.append((Samples(plain(batch), indices), values))
         self.counts.scored += self._shard.step_total(number)
         self._undecided += self._shard.step_total(number)
 
@@ -271,13 +270,14 @@ class BackpropEngine(Engine):
         if isinstance(self._decision, SkipStep):
             return torch.zeros((), device=self._statistics.device), None
         samples, carried = self._decision.samples, self._decision.carried
+        batch = like(args[0], samples.batch)
         with self.timer.during("forward"):
-            outputs, values = self._observe(partial(step, samples.batch, *args[1:]), samples.batch, len(samples), samples.weights)
+            outputs, values = self._observe(partial(step, batch, *args[1:]), batch, len(samples), samples.weights)
         if values is not None and not self._method.repeats:
             # another rank may train a sample that was carried over here: it records that one
             own = {name: value[carried:] for name, value in values.items()}
             self._statistics.record(samples.indices[carried:], own, self._epoch.index)
-        self._scoring.train(samples.batch, args[1] if len(args) > 1 else 0, self._decision.scale)
+        self._scoring.train(batch, args[1] if len(args) > 1 else 0, self._decision.scale)
         return scaled(outputs, self._decision.scale), samples.indices
 
     def end_batch(self, number: int) -> None:

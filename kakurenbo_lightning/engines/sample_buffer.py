@@ -12,10 +12,10 @@ from kakurenbo_lightning.engines.batch_rows import join_rows, move, take_rows
 
 
 class Samples:
-    """Some samples of batches, with what they are: a batch of any structure, cut and joined by rows.
+    """Some samples of batches, with what they are: a batch that is cut and joined by rows.
 
     Args:
-        batch: of ``size`` samples.
+        batch: of ``size`` samples, as :func:`~kakurenbo_lightning.engines.batch_rows.plain` makes it.
         indices: ``int64[size]``, which samples of the data set they are.
         weights: ``float32[size]`` or ``None``.
     """

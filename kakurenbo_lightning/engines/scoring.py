@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kakurenbo_lightning.engines.batch_rows import map_tensors
+from kakurenbo_lightning.engines.batch_rows import like, map_tensors, plain
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
@@ -52,6 +52,11 @@ class ScoringPass:
                 dist.broadcast(tensor.data, src=0)
         self._outputs = SampleOutputs(method.reads, getattr(scorer, "sample_outputs", None))
         self._outputs.device = device
+
+    def check(self, batch: Any) -> None:
+        """Raise ``ConflictError`` for a first batch that cannot be scored as the settings say."""
+        if self._method.scale != 1.0:
+            scaled_images(batch, self._method.scale)
 
     def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
         """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
@@ -104,7 +109,7 @@ class ScoringPass:
         scorer = self._scorer
         if scorer is None:
             return
-        outputs = call_training_step(scorer, batch, number)
+        outputs: Any = call_training_step(scorer, batch, number)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._optimizer.zero_grad()
         (loss * scale).backward()
@@ -143,9 +148,11 @@ def scaled_images(batch: Any, scale: float) -> Any:
         if tensor.dim() != 4 or not tensor.is_floating_point():
             return tensor
         found = True
+        if min(tensor.shape[2:]) * scale < 1:
+            raise ConflictError(f"scale={scale}: images of {list(tensor.shape[2:])} pixels have none left; use a larger scale")
         return F.interpolate(tensor, scale_factor=scale, mode="bilinear", antialias=scale < 1)
 
-    scaled = map_tensors(resize, batch)
+    scaled = like(batch, map_tensors(resize, plain(batch)))
     if not found:
         raise ConflictError(
             f"scale={scale}: the batch that training_step gets holds no float images [B, C, H, W] to score in a lower resolution; "

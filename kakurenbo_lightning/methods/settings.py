@@ -261,7 +261,7 @@ def checker(method: Any) -> Check:
     return check
 
 
-def require_epochs(check: Check, name: str, values: Sequence[object], max_epochs: int | None) -> None:
+def require_epochs(check: Check, name: str, values: Sequence[int | float], max_epochs: int | None) -> None:
     """``values`` are epochs of a run of ``max_epochs``, or shares of it."""
     check(
         max_epochs is not None or not any(isinstance(value, float) for value in values),

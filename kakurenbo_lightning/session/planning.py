@@ -8,7 +8,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.distributed import check_equal_plans, collective, rank_zero_warn
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
-from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
@@ -18,7 +18,7 @@ from kakurenbo_lightning.session.metrics import planned_metrics
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_epochs
+from kakurenbo_lightning.trainer.compatibility import check_epochs, warn_of_idle_settings
 from kakurenbo_lightning.trainer.forward_pass import score_samples, wait_for
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, estimated_epochs
 from kakurenbo_lightning.trainer.restart import Restart
@@ -41,7 +41,7 @@ class Planner:
         self._adapter, self._trainer, self._method = adapter, adapter.trainer, method
         self._restart, self._schedules, self.totals = restart, schedules, totals
         self._refresh_seconds = 0.0  # before the epoch that is planned
-        self._warned_nonfinite = False
+        self._warned_nonfinite = self._warned_idle = False
 
     def check(self, num_samples: int) -> None:
         """Raise ``ValueError`` when the method's settings do not fit a training of this length or a data set of ``num_samples``."""
@@ -138,8 +138,15 @@ class Planner:
         metrics |= {"refresh_seconds": self._refresh_seconds, "select_seconds": seconds}
         if self._restart.epochs:
             metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
+        self._warn_idle(statistics)
         self._warn_nonfinite(nonfinite, len(statistics))
         return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
+
+    def _warn_idle(self, statistics: SampleStatistics) -> None:
+        if not self._warned_idle and not self._trainer.fast_dev_run:
+            self._warned_idle = True
+            targets = statistics.extra.get(TARGET.name)
+            warn_of_idle_settings(self._method, self.max_epochs, len(statistics), targets)
 
     def _warn_nonfinite(self, count: int, total: int) -> None:
         if count and not self._warned_nonfinite:

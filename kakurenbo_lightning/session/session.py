@@ -26,7 +26,7 @@ from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_public_resume
+from kakurenbo_lightning.trainer.compatibility import check_left, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.restart import Restart
 
@@ -122,6 +122,7 @@ class Session:
     def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
         """A copy of the user's ``loader`` whose batches are the plan's; ``public``: without Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, self._epoch, on_set_epoch, public)
+        check_left(self._method, len(data.statistics), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
         if public and self._loaded is not None:

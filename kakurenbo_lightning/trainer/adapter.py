@@ -7,14 +7,16 @@ Tested against the oldest and the newest supported Lightning (``make test-all``)
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.utils._pytree import tree_map
 
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
@@ -62,7 +64,7 @@ class TrainerAdapter:
         missing: the private attributes this Lightning version lacks.
     """
 
-    def __init__(self, trainer: pl.Trainer, owner: pl.Callback) -> None:
+    def __init__(self, trainer: AnyTrainer, owner: pl.Callback) -> None:
         self.trainer = trainer
         self._owner = owner
         self.module_state = ModuleState()
@@ -70,9 +72,10 @@ class TrainerAdapter:
 
     def missing_message(self) -> str:
         """What to do when :attr:`missing` is not empty."""
+        package = "lightning" if isinstance(self.trainer, pl.Trainer) else "pytorch_lightning"
         return (
-            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
-            "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
+            f"Lightning {sys.modules[package].__version__} ({package}) has no {', '.join(self.missing)}, which the loader swap needs. "
+            "Return selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
             "named in the README"
         )
 
@@ -92,6 +95,12 @@ class TrainerAdapter:
     def passive(self) -> bool:
         """Lightning's learning-rate finder or batch-size scaler has put our callback aside: every epoch is a full one."""
         return not any(callback is self._owner for callback in self.trainer.callbacks)
+
+    @property
+    def is_apart(self) -> bool:
+        """This process was started for the training (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``), and ends with it: what callbacks know
+        is not brought back to the process that called ``fit``; Lightning brings back the weights and the logged metrics only."""
+        return is_instance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
 
     @property
     def other_callbacks(self) -> list[pl.Callback]:

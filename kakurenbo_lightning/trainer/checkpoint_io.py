@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
 
@@ -22,6 +24,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     :class:`~kakurenbo_lightning.SampleSelection` puts it in place of the default plug-in; any other plug-in is kept.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        join(AtomicCheckpointIO)
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; the file appears under its name when all of it is on the disk.
 
@@ -32,16 +38,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -49,8 +52,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "already there are whole",
                 str(path),
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint.

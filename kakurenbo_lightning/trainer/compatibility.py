@@ -3,23 +3,62 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
+from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, shown
+from kakurenbo_lightning.methods.topk import as_decimal
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
 KEEPS_STATE = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
 
+# --- arguments of the callback
+
+
+def _function(value: object) -> object:
+    if value is not None and not callable(value):
+        raise TypeError
+    return value
+
+
+_ARGUMENTS = {
+    "seed": Setting(optional(integer()), "", "", "For example: 0."),
+    "align_schedules": Setting(flag(), "", "", "False leaves step schedules to run at their own pace."),
+    "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
+    "sample_outputs": Setting(
+        Kind("None or a function of a batch that returns a dict", Any, _function),
+        "",
+        "",
+        "It returns sample_loss, logits and target.",
+    ),
+}
+
+
+def checked_argument(name: str, value: object) -> Any:
+    """An argument of SampleSelection as a plain Python value.
+
+    Raises:
+        ValueError: naming it, its value, what is allowed and the fix.
+    """
+    return _ARGUMENTS[name].checked("SampleSelection", name, value)
+
+
 # --- the Trainer
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
+def check_trainer(trainer: AnyTrainer) -> None:
     """Refuse Trainer settings that cannot work, before anything has started.
 
     Raises:
@@ -38,7 +77,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def check_free(trainer: pl.Trainer) -> None:
+def check_free(trainer: AnyTrainer) -> None:
     """Raise ``ConflictError`` when ``trainer`` is fitting: its SampleSelection cannot be used by another one meanwhile."""
     if trainer.state.fn == TrainerFn.FITTING and trainer.state.status == TrainerStatus.RUNNING:
         raise ConflictError(
@@ -47,7 +86,7 @@ def check_free(trainer: pl.Trainer) -> None:
         )
 
 
-def check_not_left(trainer: pl.Trainer) -> None:
+def check_not_left(trainer: AnyTrainer) -> None:
     """Raise ``ConflictError`` when ``trainer``, whose selection was given up for another Trainer's, would go on without it."""
     if trainer.current_epoch > 0:
         raise ConflictError(
@@ -56,7 +95,7 @@ def check_not_left(trainer: pl.Trainer) -> None:
         )
 
 
-def warn_of_trainer(trainer: pl.Trainer, method: Method) -> None:
+def warn_of_trainer(trainer: AnyTrainer, method: Method) -> None:
     """Warn of Trainer settings that work, but not as one may expect."""
     fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
     if fixed and method.family != "draw":
@@ -82,7 +121,7 @@ def check_epochs(max_epochs: int | None) -> None:
         raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
 
 
-def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
+def check_restart(trainer: AnyTrainer, callbacks: list[pl.Callback]) -> None:
     """Refuse what a static method's restart cannot work with: a length that is not counted in epochs, callbacks it cannot put back.
 
     Raises:
@@ -104,7 +143,7 @@ def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
 # --- the module
 
 
-def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
+def check_module(trainer: AnyTrainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
     """Refuse a module that the method cannot work with.
 
     Args:
@@ -118,7 +157,7 @@ def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method
     """
     if sample_outputs is not None and not callable(sample_outputs):
         raise ConflictError(
-            f"sample_outputs={sample_outputs!r} is not callable; it must be a function of a batch that returns a dict, or absent"
+            f"sample_outputs={shown(sample_outputs)} is not callable; it must be a function of a batch that returns a dict, or absent"
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise ConflictError(
@@ -140,7 +179,7 @@ def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method
         )
 
 
-def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method: Method) -> None:
+def _check_for_backprop(trainer: AnyTrainer, module: pl.LightningModule, method: Method) -> None:
     if not module.automatic_optimization:
         raise ConflictError(
             f"automatic_optimization=False: {method.name} decides which batches make a step, so Lightning must make it; use "
@@ -151,14 +190,14 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
             f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): {method.name} waits until chosen samples "
             "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
         )
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+    if any(is_instance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
         raise ConflictError(
             f"GradientAccumulationScheduler: {method.name} waits until chosen samples fill a batch; remove it, and use the "
             "batch size you want"
         )
 
 
-def batch_hooks(trainer: pl.Trainer) -> list[str]:
+def batch_hooks(trainer: AnyTrainer) -> list[str]:
     """Hooks of the module and the data module that change batches on their way to ``training_step``."""
     owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
     names = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -171,7 +210,7 @@ def batch_hooks(trainer: pl.Trainer) -> list[str]:
     ]
 
 
-def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
+def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
     """Warn that ``sample_outputs``, when it is the ``source`` of values, is given training batches as these hooks made them."""
     hooks = batch_hooks(trainer)
     if hooks and source.startswith("sample_outputs"):
@@ -184,7 +223,9 @@ def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
 
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
-    if scorer is not None and (method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
+    if isinstance(scorer, type):
+        raise ValueError(f"scorer={scorer.__name__} is a class; it must be an object, for example {scorer.__name__}(...)")
+    if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
@@ -206,4 +247,81 @@ def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
         raise ConflictError(
             f"the checkpoint was saved between the last batch of epoch {epoch} and its validation, where selection.wrap(...) "
             "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
+        )
+
+
+# --- the method's settings, in a run of this length and on so many samples
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """Settings that this package declares; what others call ``milestones`` may be anything."""
+    ours = (base for base in type(method).__mro__ if is_dataclass(base) and base.__module__.startswith("kakurenbo_lightning."))
+    return {field.name: getattr(method, field.name) for base in ours for field in fields(base)}
+
+
+def most_hidden(method: Method, num_samples: int) -> int:
+    """How many samples an epoch may hide at most, as far as ``max_fraction`` says; 0 where there is none."""
+    setting = _settings(method)
+    largest = as_decimal(setting.get("max_fraction", 0.0)) * max(map(as_decimal, setting.get("fractions", (1,))))
+    return int(largest * (num_samples - len(set(setting.get("protected", ())))))
+
+
+def check_left(method: Method, num_samples: int, sampler: SelectionSampler) -> None:
+    """Refuse a ``max_fraction`` that may leave an epoch without a step, before the first one.
+
+    Raises:
+        ConflictError: naming it and the fix.
+    """
+    hidden, step = most_hidden(method, num_samples), sampler.batch_size * sampler.num_replicas
+    left, least = num_samples - hidden, step if sampler.drop_last else sampler.num_replicas
+    if hidden and left < least <= num_samples:
+        why = f"drop_last=True needs batch_size * ranks = {step}" if sampler.drop_last else f"{least} ranks need one each"
+        raise ConflictError(
+            f"{method.name}: max_fraction={_settings(method)['max_fraction']} may leave {left} of {num_samples} samples to an epoch, and "
+            f"{why}; hide less, use drop_last=False or a smaller batch_size"
+        )
+
+
+def idle_settings(method: Method, max_epochs: int | None, num_samples: int, targets: Tensor | None = None) -> list[str]:
+    """Settings that can never act, each as ``setting=value (why)``.
+
+    Args:
+        method: the selection method.
+        max_epochs: length of the training; ``None`` when it has no end.
+        num_samples: of the data set.
+        targets: ``int64[N]``, the class of each sample, -1 where it is not known; ``None`` where none is needed.
+    """
+    setting = _settings(method)
+    found = _late_settings(setting, max_epochs) if max_epochs else []
+    protected, classes = len(set(setting.get("protected", ()))), setting.get("protected_classes")
+    if setting.get("max_fraction") and protected < num_samples and not most_hidden(method, num_samples):
+        found.append(f"max_fraction={setting['max_fraction']} (less than one of {num_samples} samples)")
+    if 0 < num_samples <= protected:
+        found.append(f"protected (all {num_samples} samples; nothing is ever hidden)")
+    if classes and targets is not None and bool(torch.isin(targets, torch.tensor(classes, device=targets.device)).all()):
+        found.append(f"protected_classes={shown(classes)} (every class there is; nothing is ever hidden)")
+    return found
+
+
+def _late_settings(setting: dict[str, Any], max_epochs: int) -> list[str]:
+    """Those that would act after the last epoch."""
+    last = f"the last epoch is {max_epochs - 1}"
+    found = []
+    full = int((1 - as_decimal(setting.get("end_fraction", 0.0))) * max_epochs)
+    if setting.get("start_epoch", -1) >= full:
+        why = last if full == max_epochs else f"from epoch {full} on everything is trained"
+        found.append(f"start_epoch={setting['start_epoch']} ({why}; nothing is ever hidden)")
+    if late := [epoch for epoch in setting.get("milestones", ()) if isinstance(epoch, int) and epoch >= max_epochs]:
+        found.append(f"milestones={shown(late)} ({last})")
+    if setting.get("warmup_epochs", -1) >= as_decimal(setting.get("end", 1.0)) * max_epochs:  # end: of sb_fixed's window
+        found.append(f"warmup_epochs={setting['warmup_epochs']} ({last}; the whole training is warm-up)")
+    return found
+
+
+def warn_of_idle_settings(method: Method, max_epochs: int | None, num_samples: int, targets: Tensor | None) -> None:
+    """One warning that names the settings that can never act in this run."""
+    if idle := idle_settings(method, max_epochs, num_samples, targets):
+        rank_zero_warn(
+            f"{method.name}: settings that can never act in this run: {', '.join(idle)}. Lower them, train for more epochs, or leave "
+            "them out"
         )

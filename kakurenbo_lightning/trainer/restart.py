@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kakurenbo_lightning.core.distributed import gather
+from kakurenbo_lightning.core.distributed import gather, rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -171,10 +171,11 @@ def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
     now = callback.state_dict()
     files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
     callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
-    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
-        worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
-        callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
-        callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst
+    checkpoint: Any = callback  # of either name of Lightning
+    if is_instance(callback, ModelCheckpoint) and checkpoint.monitor is not None and now.get("best_k_models"):
+        worst = torch.tensor(float("inf") if checkpoint.mode == "min" else -float("inf"))
+        checkpoint.best_k_models = dict.fromkeys(now["best_k_models"], worst)
+        checkpoint.kth_best_model_path, checkpoint.kth_value = now["kth_best_model_path"], worst
 
 
 def copied(state: Any) -> Any:

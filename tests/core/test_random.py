@@ -29,6 +29,19 @@ def test_streams_come_back_and_load_with_weights_only(tmp_path):
     assert draws() == drawn
 
 
+def test_cuda_is_in_the_state_once_it_has_started(monkeypatch):
+    cuda = [torch.tensor([1], dtype=torch.uint8)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: cuda[-1])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", cuda.append)
+    for started in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda started=started: started)
+        state = rng_state()
+        set_rng_state(state)
+        assert ("cuda" in state) is started
+    assert [int(value) for value in cuda] == [1, 1]
+
+
 def test_isolated_streams_are_afterwards_what_they_were_before():
     state = rng_state()
     expected = draws()

@@ -53,7 +53,7 @@ def written(dense, indices, values):
 
 def assert_equals_dense(tree, dense):
     """Values are the same to the bit; the total and the probabilities are those of float64."""
-    assert np.array_equal(tree.values.numpy(), dense)
+    assert len(tree) == len(dense) and np.array_equal(tree.values.numpy(), dense)
     total = math.fsum(dense.tolist())
     assert math.isclose(float(tree.total), total, rel_tol=1e-12)
     probability = tree.probability(torch.arange(len(dense))).numpy()

@@ -188,7 +188,9 @@ class HideMethod(Method):
         index = self._since_restart(epoch).index
         if index < self.start_epoch:
             return False
-        return not self.end_fraction or index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
+        if not self.end_fraction or epoch.max_epochs is None:
+            return True
+        return index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """What ``epoch`` trains.
@@ -200,9 +202,9 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        keeps = isinstance(previous, EpochPlan) and not self.chooses_in(epoch)
+        kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
         epoch = self._since_restart(epoch)
-        plan = previous if keeps else self._chosen(statistics, epoch)
+        plan = self._chosen(statistics, epoch) if kept is None else kept
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
@@ -241,7 +243,7 @@ class HideMethod(Method):
             return None, [(-1, slice(None))]
         free = np.ones(len(statistics), dtype=bool)
         free[list(self.protected)] = False
-        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
+        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else np.empty(0)
         if self.protected_classes:
             free &= ~np.isin(classes, self.protected_classes)
         rows = np.flatnonzero(free)

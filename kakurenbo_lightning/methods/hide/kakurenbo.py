@@ -164,7 +164,7 @@ class Kakurenbo(HideMethod):
         self._check_end(epoch.max_epochs)
         passed = 0
         for milestone in self.milestones:
-            at = as_decimal(milestone) * epoch.max_epochs if isinstance(milestone, float) else milestone
+            at = as_decimal(milestone) * (epoch.max_epochs or 0) if isinstance(milestone, float) else milestone
             passed += epoch.index >= at
         return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
 

@@ -95,7 +95,7 @@ def kmeans_bounds(values: np.ndarray, groups: int) -> np.ndarray:
     total = _Sums(ordered)
     centres = ordered[(np.arange(groups) * 2 + 1) * len(ordered) // (2 * groups)]
     cuts = np.empty(groups + 1, dtype=np.int64)
-    cuts[0], cuts[-1], before = 0, len(ordered), b""
+    cuts[0], cuts[-1], before, bounds = 0, len(ordered), b"", centres[1:]
     for _ in range(MAX_ITERATIONS):
         bounds = (centres[:-1] + centres[1:]) / 2
         cuts[1:-1] = ordered.searchsorted(bounds, side="right")
@@ -119,13 +119,14 @@ class _Sums:
 
     def __call__(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Of the pieces from ``starts`` to ``ends``, which lie side by side and are all of ``values``."""
-        if self._blocks is None:
+        blocks = self._blocks
+        if blocks is None:
             return np.add.reduceat(self._values, starts)
-        return np.array([self._piece(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+        return np.array([self._piece(blocks, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
 
-    def _piece(self, start: int, end: int) -> float:
+    def _piece(self, blocks: np.ndarray, start: int, end: int) -> float:
         first, last = -(-start // BLOCK), end // BLOCK
         if first >= last:
             return self._values[start:end].sum()
-        inner = self._blocks[first:last].sum()
+        inner = blocks[first:last].sum()
         return self._values[start : first * BLOCK].sum() + inner + self._values[last * BLOCK : end].sum()

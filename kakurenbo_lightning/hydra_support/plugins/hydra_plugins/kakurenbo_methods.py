@@ -92,10 +92,9 @@ def _groups_of_defaults(source: ConfigSource, folder: str) -> Iterator[str]:
     """The groups that the defaults lists of the configs of one folder ("", or with a slash at its end) name."""
     for name in source.list(folder.rstrip("/"), ObjectType.CONFIG):
         try:
-            config = source.load_config(f"{folder}{name}").config
-            defaults = OmegaConf.to_container(config).get("defaults") if OmegaConf.is_dict(config) else None
+            config = OmegaConf.to_container(source.load_config(f"{folder}{name}").config)
         except (OmegaConfBaseException, YAMLError, OSError, ValueError):
             continue  # Hydra says so where the app uses it
-        for entry in defaults or []:
+        for entry in (config.get("defaults") if isinstance(config, dict) else None) or []:
             named = next(iter(entry), "") if isinstance(entry, dict) else str(entry).partition("@")[0].rpartition("/")[0]
             yield named.split(" ")[-1].partition("@")[0].lstrip("/")

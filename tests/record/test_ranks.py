@@ -8,11 +8,11 @@ import torch
 from cuts import SaveAt
 from helpers import Points, SureNet, trainer
 from method_tester import short_run
-from test_recorder import EPOCHS, SAMPLES, Files, LoggingNet, Witness
+from recorded import EPOCHS, SAMPLES, Files, LoggingNet, Witness
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 from recipes.benchmarks.forked import printed, run_ranks
 
 METHODS = ("kakurenbo", "random", "infobatch", "selective_backprop", "plb", "iswr")
@@ -32,8 +32,8 @@ def fit(folder, method, module=None, moment=None, resume=None):
     torch.manual_seed(0)
     made.fit(module or LoggingNet(), DataLoader(Points(SAMPLES), 4, shuffle=True), ckpt_path=resume)
     trained = {epoch: list(indices) for epoch, indices in witness.trained.items()}
-    told = {"trained": trained, "hidden": witness.hidden, "files": sorted(path.name for path in folder.glob(f"rank{rank}/*"))}
-    torch.save(told, folder / f"{rank}.pt")
+    files = sorted(path.name for path in folder.glob(f"rank{rank}/*"))
+    torch.save({"trained": trained, "hidden": witness.hidden, "files": files}, folder / f"{rank}.pt")
 
 
 class RecordedSureNet(SureNet):
@@ -41,7 +41,7 @@ class RecordedSureNet(SureNet):
 
     def __init__(self):
         super().__init__(dropout=0.0)
-        self.last, self.looked = None, []
+        self.last, self.scored = None, []
 
     def training_step(self, batch, batch_idx):
         self.last = batch[2].tolist() if torch.is_grad_enabled() else self.last
@@ -71,13 +71,13 @@ def two(tmp_path_factory):
     return folder
 
 
-def told(folder):
+def by_rank(folder):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_files_are_of_both_ranks(two, method):
-    files, ranks = Files(two / method / "rank0"), told(two / method)
+    files, ranks = Files(two / method / "rank0"), by_rank(two / method)
     times = Counter(index for rank in ranks for indices in rank["trained"].values() for index in indices)
     assert files.frame["times_trained"].tolist() == [times[index] for index in range(SAMPLES)]
     for row in files.epochs.to_dict("records"):
@@ -90,7 +90,7 @@ def test_the_files_are_of_both_ranks(two, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_rank_writes(two, method):
-    assert [rank["files"] for rank in told(two / method)] == [["run.json", "samples.parquet", "selection.parquet"], []]
+    assert [rank["files"] for rank in by_rank(two / method)] == [["run.json", "samples.parquet", "selection.parquet"], []]
 
 
 @pytest.mark.parametrize(("name", "method", "module"), [("random", "random", LoggingNet), ("sure", "kakurenbo", RecordedSureNet)])

@@ -9,11 +9,11 @@ from helpers import Net, loader, trainer
 from kakurenbo_recipes.train import run
 from lightning.pytorch.callbacks import Callback
 from recipe_runs import TINY, kakurenbo_train
-from test_recorder import Files
+from recorded import Files
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 
 FOUR = {"run.json", "selection.parquet", "samples.parquet", "thumbnails.npz"}
 
@@ -22,11 +22,11 @@ def test_a_run_leaves_its_files_beside_the_loggers(compose, tmp_path):
     (result,) = run(compose(*TINY, "F=0.25", "tau=0", "seed=5"))
     assert {path.name for path in (tmp_path / "kakurenbo").iterdir()} >= FOUR | {"metrics.csv"}
     files = Files(tmp_path / "kakurenbo")
-    told = files.run
-    assert (told["metric"], told["score"], told["seed"]) == ("val/accuracy", result.score, 5)
-    assert {name: told["totals"][name] for name in result.totals} == result.totals
-    assert (told["config"]["F"], told["config"]["data"]["subset"], told["settings"]["max_fraction"]) == (0.25, 96, 0.25)
-    assert told["class_names"] is None or len(told["class_names"]) == 10
+    found = files.run
+    assert (found["metric"], found["score"], found["seed"]) == ("val/accuracy", result.score, 5)
+    assert {name: found["totals"][name] for name in result.totals} == result.totals
+    assert (found["config"]["F"], found["config"]["data"]["subset"], found["settings"]["max_fraction"]) == (0.25, 96, 0.25)
+    assert found["class_names"] is None or len(found["class_names"]) == 10
     assert files.epochs["samples_hidden"].sum() == files.frame["times_hidden"].sum() > 0 and len(files.frame) == 96
     assert sorted(set(files.frame["target"])) == list(range(10))
     shown = np.load(tmp_path / "kakurenbo" / "thumbnails.npz", allow_pickle=False)
@@ -58,7 +58,7 @@ def test_a_sweep_leaves_a_folder_for_each_run(tmp_path):
 
 
 class Operations(TorchDispatchMode):
-    """Notes every operation of torch: its name and the size of what it makes anew."""
+    """Notes every operation of torch: its name and the size of the tensor that it makes."""
 
     def __init__(self):
         super().__init__()

@@ -1,6 +1,5 @@
-"""Bad moments and odd Trainers of a `RunRecorder`."""
+"""A `RunRecorder` in trainings that stop, on disks that are full, with Trainers of every kind, and on resuming."""
 
-import json
 import os
 import signal
 import subprocess
@@ -10,36 +9,15 @@ import pytest
 import torch
 from cuts import SaveAt
 from disks import small_disk_at
-from helpers import GROWING, Net, Points, hide_then_grow, loader, trainer
+from helpers import GROWING, Net, hide_then_grow, loader, trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
-from test_recorder import EPOCHS, SAMPLES, Files, LoggingNet, Witness, record
-from torch.utils.data import DataLoader
+from recorded import EPOCHS, FILES, SAMPLES, Files, LoggingNet, Witness, points, record, run_json
 from tuning import FIND, FindLater, SelfLoadingNet
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record import files as run_files
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 from recipes.benchmarks.forked import run_ranks
-
-FILES = {"run.json", "samples.parquet", "selection.parquet"}
-
-
-def assert_counted(files, witness):
-    assert files.frame["times_trained"].tolist() == witness.times_trained
-    assert files.frame["times_hidden"].tolist() == witness.times_hidden
-    assert files.frame["last_change"].tolist() == witness.last_change
-    assert files.epochs["epoch"].tolist() == sorted(witness.trained)
-    assert files.epochs["samples_trained"].tolist() == [len(witness.trained[epoch]) for epoch in files.epochs["epoch"]]
-    assert files.run["epochs"] == len(files.epochs)
-
-
-def run_json(folder):
-    def refuse(constant):
-        raise AssertionError(f"{constant} is not JSON")
-
-    return json.loads((folder / "run.json").read_text(), parse_constant=refuse)
-
 
 # --- bad moments
 
@@ -92,22 +70,21 @@ def test_the_same_trainer_goes_on_after_an_exception(tmp_path):
     witness, module = Witness(), Once()
     selection = SampleSelection("random", max_fraction=0.3, seed=1)
     made = trainer(selection, RunRecorder(selection, tmp_path), witness, max_epochs=4)
-    data = DataLoader(Points(SAMPLES), 8, shuffle=True)
+    data = points()
     with pytest.raises(RuntimeError, match="as planned"):
         made.fit(module, data)
     assert run_json(tmp_path)["status"] == "stopped"
     made.fit(module, data)
     files = Files(tmp_path)
     assert files.run["status"] == "finished" and files.run["error"] is None
-    assert files.frame["times_trained"].tolist() == witness.times_trained
-    assert files.frame["times_hidden"].tolist() == witness.times_hidden
+    assert files.counts().items() >= {name: witness.samples[name] for name in ("times_trained", "times_hidden")}.items()
     assert files.epochs["epoch"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_file_in_the_folders_place_is_a_warning_and_training_ends(tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.warns(UserWarning, match=r"RunRecorder: .*taken.* is not written .*training goes on"):
-        _, made, _ = record(tmp_path / "taken")
+        _, made = record(tmp_path / "taken")
     assert made.state.finished and made.current_epoch == EPOCHS
     assert (tmp_path / "taken").read_text() == "mine"
 
@@ -143,13 +120,13 @@ def test_files_are_written_again_when_the_disk_has_room(small_disk):
             small_disk / "run", "kakurenbo", witness,
             At(1, 2, lambda: fill(small_disk)), At(4, 1, lambda: (small_disk / "filler").unlink()),
         )  # fmt: skip
-    assert_counted(Files(small_disk / "run"), witness)
+    Files(small_disk / "run").assert_seen_by(witness)
 
 
 def test_a_disk_that_cannot_be_written_is_a_warning(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.warns(UserWarning, match="Read-only file system"):
-        _, made, _ = record(small_disk / "run")
+        _, made = record(small_disk / "run")
     assert made.state.finished and not list(small_disk.iterdir())
 
 
@@ -163,7 +140,7 @@ def killed_while_writing(folder, number):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(*paths)
 
-    run_files.os.replace = die  # of this process, which ends soon
+    os.replace = die  # of this process, which ends soon
     record(folder)
 
 
@@ -211,7 +188,7 @@ def test_odd_trainers_leave_files_that_are_right(tmp_path, settings):
         return
     record(tmp_path, "kakurenbo", witness, module=module, **settings)
     files = Files(tmp_path)
-    assert_counted(files, witness)
+    files.assert_seen_by(witness)
     assert files.run["max_epochs"] == {True: 1, False: EPOCHS}["fast_dev_run" in settings] or "max_steps" in settings
     validates = settings.get("limit_val_batches") != 0
     assert ("val/loss" in files.epochs) == validates
@@ -224,7 +201,7 @@ def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
     witness = Witness()
     selection = SampleSelection("kakurenbo", max_fraction=0.5, tau=0.0)
     made = trainer(selection, RunRecorder(selection, tmp_path), witness, max_epochs=2)
-    module, data = LoggingNet(), DataLoader(Points(SAMPLES), 8, shuffle=True)
+    module, data = LoggingNet(), points()
     made.validate(module, loader(24, shuffle=False), verbose=False)
     assert not list(tmp_path.iterdir())
     made.fit(module, data, loader(24, shuffle=False))
@@ -233,14 +210,14 @@ def test_a_second_fit_of_the_same_trainer_goes_on(tmp_path):
     made.fit_loop.max_epochs = EPOCHS
     made.fit(module, data, loader(24, shuffle=False))
     files = Files(tmp_path)
-    assert_counted(files, witness)
+    files.assert_seen_by(witness)
     assert (first.run["epochs"], files.run["epochs"]) == (2, EPOCHS)
     assert files.epochs["samples_hidden"].sum() == selection.totals.samples_hidden > 0
     made.fit(module, data)  # was complete
     assert Files(tmp_path).frame.equals(files.frame)
 
 
-def test_another_trainer_begins_anew(tmp_path):
+def test_another_trainer_starts_a_new_record(tmp_path):
     selection = SampleSelection("random", max_fraction=0.3)
     written = RunRecorder(selection, tmp_path)
     for count in (SAMPLES, 40):
@@ -275,14 +252,14 @@ def test_a_run_that_stops_early_is_finished(tmp_path):
     record(tmp_path, "kakurenbo", witness, EarlyStopping("val/loss", mode="max", patience=0, check_on_train_epoch_end=True))
     files = Files(tmp_path)
     assert files.run["status"] == "finished" and files.run["epochs"] < EPOCHS == files.run["max_epochs"]
-    assert_counted(files, witness)
+    files.assert_seen_by(witness)
 
 
 class WrappedNet(LoggingNet):
     selection = None
 
     def train_dataloader(self):
-        return self.selection.wrap(DataLoader(Points(SAMPLES), 8, shuffle=True))
+        return self.selection.wrap(points())
 
 
 def wrapped(folder, *callbacks, **settings):
@@ -297,7 +274,7 @@ def wrapped(folder, *callbacks, **settings):
 def test_a_wrapped_loader_is_counted_too_and_resumed(tmp_path, hook, batch):
     witness = Witness()
     files = wrapped(tmp_path / "whole", witness, SaveAt(tmp_path / "cut.ckpt", hook, 2, batch))
-    assert_counted(files, witness)
+    files.assert_seen_by(witness)
     again = wrapped(tmp_path / "again", ckpt_path=tmp_path / "cut.ckpt")
     assert again.frame.equals(files.frame)
     for name in ("epoch", "samples_trained", "samples_hidden", "samples_refreshed"):
@@ -313,7 +290,7 @@ def saved(folder, *callbacks, epoch=2, batch=2, method="kakurenbo", with_recorde
         record(folder / "before", method, save)
     else:
         selection = SampleSelection("kakurenbo", max_fraction=0.5, tau=0.5, seed=1)
-        trainer(selection, save, max_epochs=EPOCHS).fit(LoggingNet(), DataLoader(Points(SAMPLES), 8, shuffle=True))
+        trainer(selection, save, max_epochs=EPOCHS).fit(LoggingNet(), points())
     return folder / "cut.ckpt"
 
 
@@ -321,20 +298,20 @@ def test_a_checkpoint_without_a_recorder_is_counted_from_there_on(tmp_path):
     path, witness = saved(tmp_path, with_recorder=False), Witness()
     record(tmp_path / "run", "kakurenbo", witness, fit={"ckpt_path": path})
     files = Files(tmp_path / "run")
-    assert files.frame["times_trained"].tolist() == witness.times_trained
+    assert files.counts()["times_trained"] == witness.samples["times_trained"]
     assert files.epochs["epoch"].tolist() == [2, 3, 4]
     assert files.epochs["samples_trained"].tolist()[1:] == [len(witness.trained[epoch]) for epoch in (3, 4)]
     assert (files.epochs["samples_refreshed"] <= SAMPLES).all() and (files.epochs["samples_trained"] <= SAMPLES).all()
 
 
 @pytest.mark.parametrize("other", ["data", "method"])
-def test_a_selection_that_begins_anew_is_counted_anew(tmp_path, other):
+def test_a_selection_that_starts_over_is_counted_from_there(tmp_path, other):
     path, witness = saved(tmp_path), Witness()
     method = "random" if other == "method" else "kakurenbo"
     selection = SampleSelection(method, on_mismatch="reset", seed=1)
     made = trainer(selection, RunRecorder(selection, tmp_path / "run"), witness, max_epochs=EPOCHS)
-    data = DataLoader(Points(SAMPLES if other == "method" else 50), 8, shuffle=True)
-    with pytest.warns(UserWarning, match="from the beginning"):
+    data = points(SAMPLES if other == "method" else 50)
+    with pytest.warns(UserWarning, match="nothing is hidden at first"):
         made.fit(LoggingNet(), data, ckpt_path=path)
     files = Files(tmp_path / "run")
     counts = files.epochs[[name for name in files.epochs if name.startswith("samples_")]]
