@@ -301,8 +301,9 @@ class SampleSelection(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING and trainer is self._active.adapter.trainer
-        if started and hasattr(exception, "add_note"):  # Python 3.11
-            exception.add_note(f"SampleSelection: {self._active.position} when this happened")
+        add_note = getattr(exception, "add_note", None)  # Python 3.11
+        if started and add_note is not None:
+            add_note(f"SampleSelection: {self._active.position} when this happened")
         self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 from abc import ABCMeta
+from typing import Any
+
+# A Trainer of either name. Lightning sets many of its attributes without declaring them, so its type would say too little.
+AnyTrainer = Any
 
 _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 _OURS = {other: name for name, other in _TWINS.items()}
@@ -56,4 +60,5 @@ def leave_log() -> None:
     """
     order = [name for name in sys.modules if name in ("kakurenbo_lightning", "lightning.pytorch", "pytorch_lightning")]
     if len(order) == 3 and order[-1] == "lightning.pytorch":  # imported last, so not by the user before us
-        sys.modules["lightning_utilities.core.rank_zero"].log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+        shared: Any = sys.modules["lightning_utilities.core.rank_zero"]
+        shared.log = logging.getLogger("pytorch_lightning.utilities.rank_zero")

@@ -29,8 +29,9 @@ def plain(batch: Any) -> Any:
         return {key: plain(batch[key]) for key in batch}
     if _is_record(batch):
         return {field.name: plain(getattr(batch, field.name)) for field in fields(batch)}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return {name: plain(part) for name, part in zip(batch._fields, batch, strict=True)}
+    names = getattr(batch, "_fields", None)  # of a NamedTuple
+    if isinstance(batch, tuple) and names is not None:
+        return {name: plain(part) for name, part in zip(names, batch, strict=True)}
     if type(batch) in (list, tuple):
         return type(batch)(map(plain, batch))
     return batch
@@ -48,8 +49,9 @@ def like(template: Any, batch: Any) -> Any:
         for field in fields(template):
             object.__setattr__(made, field.name, like(getattr(template, field.name), batch[field.name]))
         return made
-    if isinstance(template, tuple) and hasattr(template, "_fields"):
-        return template._make(like(part, batch[name]) for name, part in zip(template._fields, template, strict=True))
+    names = getattr(template, "_fields", None)
+    if isinstance(template, tuple) and names is not None:
+        return type(template)(*(like(part, batch[name]) for name, part in zip(names, template, strict=True)))
     if type(template) in (list, tuple) and len(template) == len(batch):  # else it has one value per sample
         return type(template)(like(part, value) for part, value in zip(template, batch, strict=True))
     return batch

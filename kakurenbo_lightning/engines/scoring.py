@@ -109,7 +109,7 @@ class ScoringPass:
         scorer = self._scorer
         if scorer is None:
             return
-        outputs = call_training_step(scorer, batch, number)
+        outputs: Any = call_training_step(scorer, batch, number)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._optimizer.zero_grad()
         (loss * scale).backward()

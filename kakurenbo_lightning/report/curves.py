@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -55,13 +55,15 @@ def has(groups: list[Group], x: str, y: str) -> bool:
 def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: str, scale: tuple[float, float] = (1, 1)) -> None:
     """Draw the seeds thin and the mean of those that count thick, over the epochs that all of these have."""
     for group in groups:
-        counted = [line * list(scale) for line in lines_of(group.counted, x, y)]
-        others = [line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)]
+        counted: list[Any] = [line * list(scale) for line in lines_of(group.counted, x, y)]
+        others: list[Any] = [
+            line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)
+        ]
         for line in [*counted, *others] if len(counted) + len(others) > 1 else []:
             axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.7, alpha=0.45)
         if counted:
             stacked = pd.concat(counted).groupby(level=0)
-            mean: Any = stacked.mean()[stacked.size() == len(counted)]
+            mean = cast(Any, stacked.mean())[stacked.size() == len(counted)]
             marker = "." if len(mean) <= FEW else None
             axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
 

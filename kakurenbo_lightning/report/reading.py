@@ -292,9 +292,8 @@ def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
 def read_samples(path: Path, shown: list[int]) -> Samples:
     """A summary of samples.parquet, with the rows of the data set indices `shown`."""
     table, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
-    rows: Any = (
-        table.apply(pd.to_numeric, errors="coerce").dropna(subset=["index", "target"]).astype({"index": int, "target": int})
-    )
+    numbers: Any = table.apply(pd.to_numeric, errors="coerce")
+    rows: Any = numbers.dropna(subset=["index", "target"]).astype({"index": int, "target": int})
     rows = rows.drop_duplicates("index", keep="last").set_index("index")
     epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
     classes = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()

@@ -283,7 +283,7 @@ def _reporting(call: Call) -> dict[str, Callable[..., Tensor]]:
         def reported(*args: Any, **kwargs: Any) -> Tensor:
             return call(criterion, args, kwargs)
 
-        reported._criterion = criterion
+        vars(reported)["_criterion"] = criterion
         return reported
 
     return {criterion.__name__: reporting(criterion) for criterion in CRITERIA}
@@ -292,7 +292,7 @@ def _reporting(call: Call) -> dict[str, Callable[..., Tensor]]:
 @contextlib.contextmanager
 def _in_functional(replacements: dict[str, Callable[..., Tensor]]) -> Iterator[None]:
     """Within this context ``torch.nn.functional`` holds these functions."""
-    functional = vars(F)
+    functional = F.__dict__
     # another library's patch stays: what it trains on is the user's choice
     before = {name: original for name, original in _ORIGINALS.items() if functional[name] is original}
     functional.update({name: replacements[name] for name in before})

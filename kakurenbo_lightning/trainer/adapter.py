@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch.utils._pytree import tree_map
 
-from kakurenbo_lightning.core.flavour import is_instance
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
@@ -64,7 +64,7 @@ class TrainerAdapter:
         missing: the private attributes this Lightning version lacks.
     """
 
-    def __init__(self, trainer: pl.Trainer, owner: pl.Callback) -> None:
+    def __init__(self, trainer: AnyTrainer, owner: pl.Callback) -> None:
         self.trainer = trainer
         self._owner = owner
         self.module_state = ModuleState()

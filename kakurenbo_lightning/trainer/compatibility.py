@@ -13,7 +13,8 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
-from kakurenbo_lightning.core.flavour import is_instance
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
+from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
@@ -57,7 +58,7 @@ def checked_argument(name: str, value: object) -> Any:
 # --- the Trainer
 
 
-def check_trainer(trainer: pl.Trainer) -> None:
+def check_trainer(trainer: AnyTrainer) -> None:
     """Refuse Trainer settings that cannot work, before anything has started.
 
     Raises:
@@ -76,7 +77,7 @@ def check_trainer(trainer: pl.Trainer) -> None:
         )
 
 
-def check_free(trainer: pl.Trainer) -> None:
+def check_free(trainer: AnyTrainer) -> None:
     """Raise ``ConflictError`` when ``trainer`` is fitting: its SampleSelection cannot be used by another one meanwhile."""
     if trainer.state.fn == TrainerFn.FITTING and trainer.state.status == TrainerStatus.RUNNING:
         raise ConflictError(
@@ -85,7 +86,7 @@ def check_free(trainer: pl.Trainer) -> None:
         )
 
 
-def check_not_left(trainer: pl.Trainer) -> None:
+def check_not_left(trainer: AnyTrainer) -> None:
     """Raise ``ConflictError`` when ``trainer``, whose selection was given up for another Trainer's, would go on without it."""
     if trainer.current_epoch > 0:
         raise ConflictError(
@@ -94,7 +95,7 @@ def check_not_left(trainer: pl.Trainer) -> None:
         )
 
 
-def warn_of_trainer(trainer: pl.Trainer, method: Method) -> None:
+def warn_of_trainer(trainer: AnyTrainer, method: Method) -> None:
     """Warn of Trainer settings that work, but not as one may expect."""
     fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
     if fixed and method.family != "draw":
@@ -120,7 +121,7 @@ def check_epochs(max_epochs: int | None) -> None:
         raise ConflictError(f"Trainer(max_epochs={max_epochs}): statistics count at most {MAX_EPOCHS} epochs; train fewer")
 
 
-def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
+def check_restart(trainer: AnyTrainer, callbacks: list[pl.Callback]) -> None:
     """Refuse what a static method's restart cannot work with: a length that is not counted in epochs, callbacks it cannot put back.
 
     Raises:
@@ -142,7 +143,7 @@ def check_restart(trainer: pl.Trainer, callbacks: list[pl.Callback]) -> None:
 # --- the module
 
 
-def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
+def check_module(trainer: AnyTrainer, module: pl.LightningModule, method: Method, sample_outputs: object) -> None:
     """Refuse a module that the method cannot work with.
 
     Args:
@@ -178,7 +179,7 @@ def check_module(trainer: pl.Trainer, module: pl.LightningModule, method: Method
         )
 
 
-def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method: Method) -> None:
+def _check_for_backprop(trainer: AnyTrainer, module: pl.LightningModule, method: Method) -> None:
     if not module.automatic_optimization:
         raise ConflictError(
             f"automatic_optimization=False: {method.name} decides which batches make a step, so Lightning must make it; use "
@@ -196,7 +197,7 @@ def _check_for_backprop(trainer: pl.Trainer, module: pl.LightningModule, method:
         )
 
 
-def batch_hooks(trainer: pl.Trainer) -> list[str]:
+def batch_hooks(trainer: AnyTrainer) -> list[str]:
     """Hooks of the module and the data module that change batches on their way to ``training_step``."""
     owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
     names = ("on_before_batch_transfer", "on_after_batch_transfer")
@@ -209,7 +210,7 @@ def batch_hooks(trainer: pl.Trainer) -> list[str]:
     ]
 
 
-def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
+def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
     """Warn that ``sample_outputs``, when it is the ``source`` of values, is given training batches as these hooks made them."""
     hooks = batch_hooks(trainer)
     if hooks and source.startswith("sample_outputs"):
@@ -223,7 +224,7 @@ def warn_of_batch_hooks(trainer: pl.Trainer, source: str) -> None:
 def check_scorer(scorer: object, method: Method) -> None:
     """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
     if isinstance(scorer, type):
-        raise ValueError(f"scorer={scorer.__name__} is a class; pass {scorer.__name__}(...)")
+        raise ValueError(f"scorer={scorer.__name__} is a class; it must be an object, for example {scorer.__name__}(...)")
     if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from kakurenbo_lightning.core.distributed import world_size
+from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.core.random import seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
@@ -53,7 +54,7 @@ def forward_only(
 
 
 @contextlib.contextmanager
-def _as_validation(trainer: pl.Trainer) -> Iterator[None]:
+def _as_validation(trainer: AnyTrainer) -> Iterator[None]:
     stage = trainer.state.stage
     trainer.validating = True
     try:
@@ -183,7 +184,7 @@ def score_samples(
 
 
 @contextlib.contextmanager
-def _explained(trainer: pl.Trainer) -> Iterator[None]:
+def _explained(trainer: AnyTrainer) -> Iterator[None]:
     """An error inside says that hooks made the batch as they do for validation."""
     try:
         yield

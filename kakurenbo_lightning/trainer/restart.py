@@ -171,10 +171,11 @@ def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
     now = callback.state_dict()
     files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
     callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
-    if is_instance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
-        worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
-        callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
-        callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst
+    checkpoint: Any = callback  # of either name of Lightning
+    if is_instance(callback, ModelCheckpoint) and checkpoint.monitor is not None and now.get("best_k_models"):
+        worst = torch.tensor(float("inf") if checkpoint.mode == "min" else -float("inf"))
+        checkpoint.best_k_models = dict.fromkeys(now["best_k_models"], worst)
+        checkpoint.kth_best_model_path, checkpoint.kth_value = now["kth_best_model_path"], worst
 
 
 def copied(state: Any) -> Any:

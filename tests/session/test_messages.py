@@ -285,7 +285,7 @@ def test_long_values_and_arrays_are_refused_in_few_words(method, settings, error
 
 
 def test_a_scorer_that_is_a_class_is_refused():
-    with pytest.raises(ValueError, match=r"scorer=Net is a class; pass Net\(...\)"):
+    with pytest.raises(ValueError, match=r"scorer=Net is a class; it must be an object, for example Net\(...\)"):
         SampleSelection("selective_backprop", scorer=Net)
 
 
