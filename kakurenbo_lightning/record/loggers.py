@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.record.schema import Thumbnails
 
 HISTOGRAMS = ("loss", "confidence", "times_trained", "times_hidden")
@@ -29,12 +30,12 @@ def log_samples(trainer: L.Trainer, columns: Mapping[str, np.ndarray], thumbnail
     grids = {"most_hidden": shown.most_hidden, "least_hidden": shown.least_hidden}
     images = {name: [shown.images[index] for index in indices] for name, indices in grids.items() if indices}
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if is_instance(logger, TensorBoardLogger):
             for name, column in values.items():
                 logger.experiment.add_histogram(name, column, epochs)
             for name, found in images.items():
                 logger.experiment.add_images(f"selection/{name}", np.stack(found), epochs, dataformats="NHWC")
-        elif isinstance(logger, WandbLogger):
+        elif is_instance(logger, WandbLogger):
             import wandb
 
             step = trainer.global_step

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.core.extras import require
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.methods.settings import require as check
 from kakurenbo_lightning.record import files
 from kakurenbo_lightning.record.epoch_rows import EpochRows
@@ -68,6 +69,7 @@ class RunRecorder(L.Callback):
         class_names: list[str] | None = None,
     ) -> None:
         require("RunRecorder", "report", "pyarrow")
+        join(RunRecorder)  # pytorch_lightning may have been imported since
         is_selection, name = isinstance(selection, SampleSelection), type(self).__name__
         check(is_selection, name, "selection", selection, "a SampleSelection", "Make one, and give it to the Trainer too.")
         is_count = isinstance(every_n_epochs, int) and not isinstance(every_n_epochs, bool) and every_n_epochs >= 1
@@ -324,6 +326,9 @@ class RunRecorder(L.Callback):
         self._info["started"], self._resumed = self._started, True
         self._rows.load_state_dict(state["rows"])
         self._counts.load_state_dict(state["counts"], self._trainer.is_global_zero)
+
+
+join(RunRecorder)  # for a command line that asks before an instance is made
 
 
 def _now() -> str:
