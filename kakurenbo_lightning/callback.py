@@ -90,6 +90,7 @@ class SampleSelection(pl.Callback):
 
     def __init__(
         self,
+        /,  # a setting may have any name, `self` too: it is refused as every unknown one
         method: str | Method,
         *,
         seed: int | None = None,

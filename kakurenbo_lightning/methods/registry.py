@@ -94,7 +94,7 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-def get_method(name: str, **settings: Any) -> Method:
+def get_method(name: str, /, **settings: Any) -> Method:
     """The method ``name`` with these settings.
 
     Raises:

@@ -49,6 +49,9 @@ def test_unknown_method_suggests_the_nearest():
 def test_unknown_setting_suggests_the_nearest():
     with pytest.raises(TypeError, match="kakurenbo has no setting 'max_fractoin'; did you mean 'max_fraction'"):
         SampleSelection("kakurenbo", max_fractoin=0.3)
+    for name in ("name", "self", "cls"):  # which Python's own functions take as names of arguments
+        with pytest.raises(TypeError, match=f"kakurenbo has no setting '{name}'; available: start_epoch, "):
+            SampleSelection("kakurenbo", **{name: 1})
     with pytest.raises(TypeError, match="baseline has no setting 'tau'; available: start_epoch, "):
         SampleSelection("baseline", tau=0.3)
 
