@@ -30,7 +30,8 @@ from kakurenbo_lightning.methods.registry import check_method
 from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.checkpoint import brief
 from kakurenbo_lightning.session.epoch_state import Phase
-from kakurenbo_lightning.session.session import Session, SessionSettings
+from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
@@ -212,7 +213,7 @@ class SampleSelection(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
-        self._active.restart.extend(self._active.saved_restart)
+        self._active.restart.extend(self._active.keeper.saved_restart)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import sys
 from abc import ABCMeta
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 # A Trainer of either name. Lightning sets many of its attributes without declaring them, so its type would say too little.
 AnyTrainer = Any
+T = TypeVar("T")
 
 _TWINS = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
 _OURS = {other: name for name, other in _TWINS.items()}
@@ -31,7 +32,7 @@ def is_class(cls: type, ours: type) -> bool:
     return (_renamed(cls.__module__, _OURS), cls.__qualname__) == (ours.__module__, ours.__qualname__)
 
 
-def is_instance(value: object, ours: type) -> bool:
+def is_instance(value: object, ours: type[T]) -> TypeGuard[T]:
     """``isinstance(value, ours)`` for a class of ``lightning.*``, or for its twin of the other name."""
     return any(is_class(base, ours) for base in type(value).__mro__)
 

@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.distributed import collective, gather
+from kakurenbo_lightning.core.distributed import collective
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
 from kakurenbo_lightning.core.statistics import TARGET
 from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.following import TrainLoader
 from kakurenbo_lightning.session.metrics import log_directly
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.session.random_streams import RandomStreams
+from kakurenbo_lightning.session.settings import SessionSettings
+from kakurenbo_lightning.session.state_keeper import StateKeeper
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_left, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.restart import Restart
-
-
-@dataclass(frozen=True)
-class SessionSettings:
-    """What the user set on the callback, see :class:`~kakurenbo_lightning.SampleSelection`.
-
-    Attributes:
-        seed: of order and choice; ``None`` for ``default_seed``, which gives way to a checkpoint's.
-        default_seed: used when ``seed`` is ``None``.
-        align_schedules: whether step schedules keep pace with shortened epochs.
-        on_mismatch: what to do with a checkpoint of another data set, method or setting.
-        scorer: scores in the module's place.
-    """
-
-    seed: int | None = None
-    default_seed: int = 0
-    align_schedules: bool = True
-    on_mismatch: Literal["error", "reset"] = "error"
-    scorer: pl.LightningModule | None = None
 
 
 class Session:
@@ -66,6 +47,7 @@ class Session:
         loader: the place of the train loader.
         engine: of the method's family.
         factor: of the learning rate, while the optimizer steps.
+        keeper: of what a checkpoint holds.
         on_trained: called in each training step with the indices that this rank trains in it, ``int64[b]`` on the device.
     """
 
@@ -82,7 +64,8 @@ class Session:
         self.totals, self.state = Totals(), EpochState()
         self._planner = Planner(adapter, method, self.restart, self.schedules, self.totals)
         self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
-        self._loaded: dict[str, Any] | None = None  # a checkpoint's state, until the data set is there
+        parts = (self.loader, self.schedules, self.restart, self.streams, self.totals)
+        self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
         self._arrived = False  # the device is known, and the ranks have compared their data sets
 
@@ -101,7 +84,7 @@ class Session:
     @property
     def has_state(self) -> bool:
         """Whether it has begun, here or in a checkpoint."""
-        return self.state.phase is not Phase.IDLE or self._loaded is not None
+        return self.state.phase is not Phase.IDLE or self.keeper.loaded is not None
 
     @property
     def position(self) -> str:
@@ -125,7 +108,7 @@ class Session:
         check_left(self._method, len(data.statistics), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
-        if public and self._loaded is not None:
+        if public and self.keeper.loaded is not None:
             self._resume_publicly()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:
             self.schedules.go_on()
@@ -171,8 +154,8 @@ class Session:
         if not self._arrived:
             self.engine = engine_for(self.adapter, self._method, data.statistics, self._settings.scorer)
         self._arrived = True
-        if self._loaded is not None:
-            self._apply(self._loaded)
+        if self.keeper.loaded is not None:
+            self._apply_loaded()
 
     def _plan(self, epoch: int) -> None:
         """Count the epoch before, if Lightning did not end it, and plan ``epoch``."""
@@ -259,70 +242,29 @@ class Session:
     def state_dict(self, together: bool) -> dict[str, Any]:
         """What a checkpoint holds; ``together``: every rank is here."""
         if self.state.phase is Phase.IDLE:
-            return self._loaded or {}  # nothing has happened since it was loaded
-        data = self.data
-        rng = self.streams.of_training()
+            return self.keeper.loaded or {}  # nothing has happened since it was loaded
         engine = self.engine.state_dict(not together, self.adapter.done_batches())
         if together:
             self.merge()
-            with collective("save a checkpoint", self.position):
-                streams, engines = gather(rng), gather(engine)
-        else:
-            streams, engines = ([rng] if data.sampler.num_replicas == 1 else []), [engine]
-        return to_state(
-            SessionState(
-                method=describe_method(self._method),
-                fingerprint=data.identity,
-                seed=self.seed,
-                epoch=self.state,
-                layout=data.sampler.layout(self.state.epoch, self.state.done),
-                full_batches=self.schedules.full,
-                schedules=self.schedules.state_dict(),
-                statistics=data.statistics.state_dict(),
-                totals=self.totals,
-                restart=self.restart.state_dict(),
-                rng=streams,
-                engines=None if engine is None else [state for state in engines if state is not None],
-                shared=self.engine.shared_state(),
-            )
-        )
-
-    @property
-    def saved_restart(self) -> dict[str, Any] | None:
-        """What a state that was loaded, and not taken over yet, says of the restart."""
-        return None if self._loaded is None or self._loaded.get("method") != self._method.name else self._loaded.get("restart")
+        return self.keeper.collect(self.state, self.seed, engine, self.engine.shared_state(), together, self.position)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a session (the learning-rate finder restores one) take it over at once."""
+        self.keeper.loaded = dict(state) or None
         if self.state.phase is not Phase.IDLE and self.loader.is_asked_for and state:
-            self._apply(state)
+            self._apply_loaded()
             self.streams.restore_later(None)  # Lightning does not turn back the random streams then
-        else:
-            self._loaded = dict(state) or None
 
-    def _apply(self, state: dict[str, Any]) -> None:
+    def _apply_loaded(self) -> None:
         """Take over a loaded state, when it is of this session's data, method and settings."""
-        self._loaded, data = None, self.data
-        identity = Identity(describe_method(self._method), len(data.statistics), data.identity, self._settings.seed)
-        saved = fitting_state(state, identity, self._settings.on_mismatch)
-        if saved is None:
-            return
-        data.statistics.load_state_dict(saved.statistics)
-        self.seed = data.sampler.seed = saved.seed
-        data.sampler.shuffle = saved.layout.shuffle
-        self.totals.take_over(saved.totals)
-        self.restart.load_state_dict(saved.restart)
-        if saved.engines is not None:
-            self.engine.load_state_dict(saved.engines, saved.shared, self.adapter.rank, self.adapter.world_size)
-        self.state, rng = in_layout(saved, data.sampler.layout(saved.epoch.epoch))
-        self.streams.restore_later(rng)
-        resharded_at = self.state.step if self.state.done != saved.epoch.done else None
-        self.schedules.go_on(saved.schedules, saved.full_batches, resharded_at)
-        data.sampler.follow(self.data.shard(self.state, self.engine.draws), start=self.state.step)
+        saved = self.keeper.take_over(self.engine)
+        if saved is not None:
+            self.state, self.seed = saved
+            self.data.sampler.follow(self.data.shard(self.state, self.engine.draws), start=self.state.step)
 
     def take_over_rest(self) -> None:
         """Apply a loaded state that no epoch came to use."""
-        if self._loaded is not None and self.loader.is_known:
+        if self.keeper.loaded is not None and self.loader.is_known:
             self._arrive()
             self._close_epoch()
             self.streams.restore()

@@ -38,7 +38,9 @@ def test_a_wandb_logger_of_either_name_gets_histograms(name, tmp_path, monkeypat
     logger = pl.loggers.WandbLogger(save_dir=tmp_path, offline=True)
     logged = []
     inner = logger.experiment.log
-    monkeypatch.setattr(logger.experiment, "log", lambda row, *args, **kwargs: (logged.append(set(row)), inner(row, *args, **kwargs)))
+    monkeypatch.setattr(
+        logger.experiment, "log", lambda row, *args, **kwargs: (logged.append(set(row)), inner(row, *args, **kwargs))
+    )
     fit(pl, selection, RunRecorder(selection, tmp_path / "run", to_loggers=True), module=make_net(pl), logger=logger)
     logger.experiment.finish()
     assert {"selection/loss", "selection/times_hidden"} <= set().union(*logged)

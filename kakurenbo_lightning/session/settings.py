@@ -1,0 +1,27 @@
+"""What the user set on the callback, as the session needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning.pytorch as pl
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What the user set on the callback, see :class:`~kakurenbo_lightning.SampleSelection`.
+
+    Attributes:
+        seed: of order and choice; ``None`` for ``default_seed``, which gives way to a checkpoint's.
+        default_seed: used when ``seed`` is ``None``.
+        align_schedules: whether step schedules keep pace with shortened epochs.
+        on_mismatch: what to do with a checkpoint of another data set, method or setting.
+        scorer: scores in the module's place.
+    """
+
+    seed: int | None = None
+    default_seed: int = 0
+    align_schedules: bool = True
+    on_mismatch: Literal["error", "reset"] = "error"
+    scorer: pl.LightningModule | None = None
