@@ -129,7 +129,7 @@ def number(
     ends = [f"{'>' if above else '>='} {low:g}"] * math.isfinite(low) + [f"{'<' if below else '<='} {high:g}"] * math.isfinite(
         high
     )
-    return Kind(" ".join(["a number", *ends]), float, convert)
+    return Kind(" ".join(["a number", *ends, *["or infinity"] * infinite]), float, convert)
 
 
 def proportion() -> Kind:

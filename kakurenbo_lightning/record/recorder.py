@@ -10,25 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.core.class_labels import targets_of
 from kakurenbo_lightning.core.extras import require
-from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.methods.settings import require as check
 from kakurenbo_lightning.record import files
 from kakurenbo_lightning.record.epoch_rows import EpochRows
 from kakurenbo_lightning.record.loggers import log_samples
 from kakurenbo_lightning.record.machine import git_state, machine, typed_command, versions, without_secrets
 from kakurenbo_lightning.record.sample_counts import SampleCounts
-from kakurenbo_lightning.record.schema import Thumbnails
 from kakurenbo_lightning.record.selection_view import SelectionView
-from kakurenbo_lightning.record.thumbnails import thumbnails_of
 
 METRICS = ("val/accuracy", "val_accuracy", "val/acc", "val_acc", "val/iou", "accuracy")
 
@@ -291,9 +286,12 @@ class RunRecorder(L.Callback):
         trained = self._counts.trained(self._view.done_batches())
         if not self._trainer.is_global_zero:
             return
-        columns = {name: column.detach().to("cpu", copy=True).numpy() for name, column in self._columns(trained).items()}
+        columns = {
+            name: column.detach().to("cpu", copy=True).numpy()
+            for name, column in self._view.columns(trained, self._counts).items()
+        }
         self._writer.submit(files.write_samples, columns, epochs)
-        thumbnails = self._thumbnails(columns) if last else None
+        thumbnails = self._view.thumbnails(columns) if last else None
         if thumbnails is not None:
             self._writer.submit(files.write_thumbnails, thumbnails)
         if self.to_loggers:
@@ -301,32 +299,6 @@ class RunRecorder(L.Callback):
                 log_samples(self._trainer, columns, thumbnails, epochs)
             except Exception as error:  # a full disk, a network that is down: training is worth more
                 rank_zero_warn(f"RunRecorder: a logger did not take histograms or images ({error}), training goes on")
-
-    def _columns(self, trained: Tensor) -> dict[str, Tensor]:
-        """The columns of samples.parquet but for the index, ``[N]`` each."""
-        statistics, known = self._view.statistics, targets_of(self._view.dataset)
-        unknown = torch.full((len(statistics),), -1, dtype=torch.int32)
-        return {
-            "loss": statistics.loss,
-            "confidence": statistics.confidence,
-            "correct": statistics.correct,
-            "target": unknown if known is None else known,
-            "epoch_seen": statistics.epoch_seen,
-            "times_trained": trained,
-            "times_hidden": self._counts.hidden,
-            "last_change": self._counts.changed,
-            **statistics.extra,
-        }
-
-    def _thumbnails(self, columns: Mapping[str, np.ndarray]) -> Thumbnails | None:
-        streams = rng_state()
-        try:
-            return thumbnails_of(self._view.dataset, columns)
-        except Exception as error:  # of the user's data set, which workers could read: no reason to fail at the end of a run
-            rank_zero_warn(f"RunRecorder: there are no thumbnails, the data set could not be read here ({error})")
-            return None
-        finally:
-            set_rng_state(streams)
 
     # --- state
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning.core.class_labels import targets_of
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.record.sample_counts import SampleCounts
+from kakurenbo_lightning.record.schema import Thumbnails
+from kakurenbo_lightning.record.thumbnails import thumbnails_of
 from kakurenbo_lightning.session.checkpoint import describe_method
 from kakurenbo_lightning.session.session import Session
 
@@ -81,3 +89,30 @@ class SelectionView:
         """Call ``function`` in each training step with the indices that this rank trains in it, ``int64[b]`` on the device."""
         if self._selection.session is not None:  # an exception may come before it
             self._selection.session.on_trained = function
+
+    def columns(self, trained: Tensor, counts: SampleCounts) -> dict[str, Tensor]:
+        """The columns of samples.parquet but for the index, ``[N]`` each; ``trained``: how often each sample was, on all ranks."""
+        statistics, known = self.statistics, targets_of(self.dataset)
+        unknown = torch.full((len(statistics),), -1, dtype=torch.int32)
+        return {
+            "loss": statistics.loss,
+            "confidence": statistics.confidence,
+            "correct": statistics.correct,
+            "target": unknown if known is None else known,
+            "epoch_seen": statistics.epoch_seen,
+            "times_trained": trained,
+            "times_hidden": counts.hidden,
+            "last_change": counts.changed,
+            **statistics.extra,
+        }
+
+    def thumbnails(self, columns: Mapping[str, np.ndarray]) -> Thumbnails | None:
+        """Images of some samples; ``None``, after a warning, when the data set cannot be read in this process."""
+        streams = rng_state()
+        try:
+            return thumbnails_of(self.dataset, columns)
+        except Exception as error:  # of the user's data set, which workers could read: no reason to fail at the end of a run
+            rank_zero_warn(f"RunRecorder: there are no thumbnails, the data set could not be read here ({error})")
+            return None
+        finally:
+            set_rng_state(streams)

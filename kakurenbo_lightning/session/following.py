@@ -79,11 +79,14 @@ class TrainLoader:
         self, loader: DataLoader, seed: int, epoch_of: Callable[[int], Epoch], on_set_epoch: Callable[[int], None], public: bool
     ) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
-        data = follow_loader(loader, self._followed, self._adapter, self._method, seed, epoch_of, on_set_epoch, public)
+        before = self._followed
+        data = follow_loader(loader, before, self._adapter, self._method, seed, epoch_of, on_set_epoch, public)
         self._followed, self.is_asked_for = data, True
         self._schedules.full_batches = self._adapter.limited(data.longest)
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
             self.check()
+        if before is None:  # after the check of what is there at all
+            self._method.check_data(data.fingerprint)
         if public:  # Lightning takes the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self._method, epoch_of(0), None))
         return data
@@ -113,13 +116,11 @@ def follow_loader(
 
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
-        ValueError: a setting of the method is of other data.
     """
     order = read_loader(loader, adapter.world_size, adapter.rank)
     check_universe(order.universe, method)
     if before is None:
         statistics, known = empty_statistics(method, loader.dataset, epoch_of), loader_fingerprint(loader)
-        method.check_data(known)
         warn_of_loader(loader, adapter.world_size)
     else:
         check_length(num_samples(loader.dataset), len(before.statistics))

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from math import comb
@@ -12,9 +13,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_lightning.record import machine as here
 
 Row = dict[str, Any]
@@ -107,15 +107,9 @@ def compact(result: Row) -> str:
 
 def print_table(title: str, rows: Sequence[Row], columns: Columns, note: str = "") -> None:
     """Print one line per row."""
-    table = Table(title=title)
-    for head in columns:
-        table.add_column(head, justify="right" if table.columns else "left")
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    if note:
-        console.print(note, highlight=False)
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    lines = ["", title, *aligned(list(columns), cells, terminal_width(120), figures=True)]
+    print("\n".join([*lines, *textwrap.wrap(note, terminal_width(120))]))
 
 
 def median_of(values: Sequence[float]) -> dict[str, float]:

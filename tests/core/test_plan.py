@@ -22,10 +22,11 @@ def test_what_is_not_hidden_is_trained():
 
 def test_a_complement_is_distinguished_from_an_order_or_a_set_of_its_own():
     plan = hiding(3)
-    assert plan.is_complement() and EpochPlan.everything(20).is_complement()
-    assert not EpochPlan(plan.indices.flip(0), plan.hidden).is_complement()
-    assert not EpochPlan(plan.indices[1:], plan.hidden).is_complement(), "a sample is in neither set"
-    assert not EpochPlan(plan.indices.clamp(max=18), plan.hidden).is_complement(), "one is drawn twice"
+    assert plan.is_complement(20) and EpochPlan.everything(20).is_complement(20)
+    assert not EpochPlan(plan.indices.flip(0), plan.hidden).is_complement(20)
+    assert not EpochPlan(plan.indices[1:], plan.hidden).is_complement(20), "a sample is in neither set"
+    assert not EpochPlan(plan.indices.clamp(max=18), plan.hidden).is_complement(20), "one is drawn twice"
+    assert not plan.is_complement(21), "a sample of the data is outside the plan"
 
 
 def test_checksum_sees_every_part_of_a_plan():

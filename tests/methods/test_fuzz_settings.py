@@ -236,6 +236,8 @@ def allows(words, value):
         return is_integer(value, int(found[1]))
     if words.startswith("a number in "):
         return is_number(value, in_range(words))
+    if words.endswith(" or infinity"):
+        return (isinstance(value, float) and value == math.inf) or allows(words.removesuffix(" or infinity"), value)
     if found := re.fullmatch(r"a number (>=|>) (\d+)", words):
         return is_number(value, lambda number: number >= float(found[2]) if found[1] == ">=" else number > float(found[2]))
     if found := re.fullmatch(r"epochs \(an integer >= (\d+)\) or a share of max_epochs \(a float in \(0, 1\)\)", words):

@@ -153,15 +153,12 @@ def test_a_set_without_validation_files_is_enough_where_some_are_held_out(tmp_pa
         set_up(data_of(tmp_path / "set", held_out=0.9))
 
 
-def test_lightning_may_set_up_any_stage(root):
-    for stage in ("fit", "validate", "test", "predict"):
-        data_of(root).setup(stage)
-
-
-def test_workers_read_the_same(root):
+def test_workers_read_the_same_at_any_stage(root):
     here, there = set_up(data_of(root), data_of(root, num_workers=2))
     for one, other in zip(here.val_dataloader(), there.val_dataloader(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for stage in ("validate", "test", "predict"):
+        here.setup(stage)
 
 
 def test_some_channels_can_be_read(root):

@@ -133,7 +133,7 @@ def test_the_two_commands_work_one_after_the_other_and_the_wrong_data_are_refuse
     assert "kakurenbo-train method=rho_loss" in said
     made = torch.load(tmp_path / "irreducible.pt", weights_only=True)
     assert made["irreducible"].shape == (SAMPLES,)
-    assert "looked at 97" in program("kakurenbo_recipes.train", *TINY, "method=rho_loss", cwd=tmp_path)
+    assert "scored 97" in program("kakurenbo_recipes.train", *TINY, "method=rho_loss", cwd=tmp_path)
     said = program("kakurenbo_recipes.train", *TINY, "method=rho_loss", "data.split_seed=1", cwd=tmp_path, fails=True)
     assert "fingerprint" in said and "python -m kakurenbo_recipes.irreducible" in said
 

@@ -165,13 +165,6 @@ def test_a_share_of_each_class_is_held_out_where_there_is_no_validation_folder(t
     assert targets_of(more.train_images).bincount().tolist() == [8, 8, 8]
 
 
-def test_held_out_images_take_the_place_of_the_validation_folder(tmp_path):
-    write_folders(tmp_path)
-    data = set_up(FolderImages(str(tmp_path), size=16, num_workers=0, held_out=0.25))
-    assert len(data.train_images) == 9 and len(data.val_images) == 3
-    assert len(data.test_dataloader().dataset) == 12
-
-
 def test_the_scale_and_the_training_transform_can_be_set(tmp_path):
     write_folders(tmp_path)
     to_tensor = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -190,6 +183,7 @@ def test_images_can_be_validated_in_another_size(tmp_path):
         assert next(iter(data.train_dataloader()))[0].shape == (6, 3, 16, 16)
         assert next(iter(data.val_dataloader()))[0].shape[1:] == (3, 24, 24)
     assert next(iter(data.test_dataloader()))[0].shape[1:] == (3, 24, 24)
+    assert (len(data.train_images), len(data.val_images), len(data.test_images)) == (9, 3, 12), "held out in its place"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), dtype=np.uint8))
     image.save(tmp_path / "val" / "class0" / "0.png")
     for given, resize in (({"eval_size": 24, "eval_resize": 40}, 40), ({"eval_size": 28}, 32), ({}, 18)):

@@ -54,7 +54,7 @@ def test_a_method_of_each_family_trains_the_same(pl, method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cut_run_resumes_exactly(pl, method, tmp_path):
-    keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=3, save_top_k=-1, filename="{step}")
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
     run_method(pl, method, keep)
     saved = sorted(tmp_path.iterdir())
     assert len(saved) > 4
