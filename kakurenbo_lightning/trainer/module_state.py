@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 
+LARGE = 1 << 28  # bytes of a buffer whose copy goes to the host
 LONGEST = 1000  # so many values of a list are compared, or bytes of an array
 
 Place = tuple[nn.Module, str]  # where a buffer is registered
@@ -54,7 +55,7 @@ class ModuleState:
             if but_norms and isinstance(place[0], _NormBase):
                 continue
             if thorough or place in moved:
-                kept.append((place, buffer, None if buffer is None else buffer.clone()))
+                kept.append((place, buffer, _copy(buffer)))
             else:
                 watched.append((place, buffer, _version(buffer)))
         rest = _Rest(module, parts) if thorough else None
@@ -88,6 +89,13 @@ def _buffers(parts: list[nn.Module]) -> Iterator[tuple[Place, Tensor | None]]:
                 yield (part, name), buffer
 
 
+def _copy(buffer: Tensor | None) -> Tensor | None:
+    """On the host where a second one might not fit on the device."""
+    if buffer is None:
+        return None
+    return buffer.clone() if buffer.nbytes <= LARGE else buffer.to("cpu", copy=True)
+
+
 def _now(place: Place) -> Tensor | None:
     return place[0]._buffers.get(place[1])
 
@@ -103,7 +111,9 @@ def _version(tensor: Tensor | None) -> int:
 
 def _differs(place: Place, buffer: Tensor | None, copy: Tensor | None) -> bool:
     now = _now(place)
-    return now is not buffer or (now is not None and copy is not None and (now.dtype != copy.dtype or not torch.equal(now, copy)))
+    if now is not buffer or now is None or copy is None:
+        return now is not buffer
+    return now.dtype != copy.dtype or not torch.equal(now.to(copy.device), copy)
 
 
 def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
@@ -114,7 +124,7 @@ def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
             buffer.copy_(copy)
         owner._buffers[name] = buffer
     else:
-        owner._buffers[name] = copy
+        owner._buffers[name] = None if buffer is None or copy is None else copy.to(buffer.device)
 
 
 # --- what is not put back

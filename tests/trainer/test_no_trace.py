@@ -14,6 +14,7 @@ from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from kakurenbo_lightning import Choice, HideMethod, SampleSelection, get_method
+from kakurenbo_lightning.trainer import module_state
 from kakurenbo_lightning.trainer.module_state import ModuleState
 
 EPOCHS = 4
@@ -268,6 +269,17 @@ def test_only_buffers_that_have_moved_are_copied_once_it_is_known_which(monkeypa
             module.count += 1
         assert module.count == 0
     assert numbers == [8, 1, 8], "4 and inner, and 3 of BatchNorm, but for the one that is None"
+
+
+def test_the_copy_of_a_large_buffer_puts_it_back_too(monkeypatch):
+    monkeypatch.setattr(module_state, "LARGE", 0)
+    module, kept = Queueing(), ModuleState()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    for _ in range(2):
+        with kept.kept(module, list(module.modules()), thorough=False, but_norms=False):
+            module.enqueue(torch.arange(5))
+        assert module.made is None
+        torch.testing.assert_close(dict(module.named_buffers()), before, rtol=0, atol=0)
 
 
 def test_a_buffer_that_moves_later_is_named_and_put_back_from_then_on():
