@@ -27,6 +27,10 @@ class Universe:
     num_samples: int
     indices: Tensor | None = None
 
+    def __len__(self) -> int:
+        """n, how many samples can be trained."""
+        return self.num_samples if self.indices is None else len(self.indices)
+
     @cached_property
     def digest(self) -> str:
         """A hash of the indices; empty for all."""

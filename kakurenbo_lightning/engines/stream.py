@@ -296,4 +296,6 @@ class StreamEngine(Engine):
             self._observed = [(indices, observed.to(self._statistics.device)) for indices, observed in own["observed"]]
             return
         for step in zip(*(state["observed"] for state in states), strict=True):
-            self._write(torch.cat([indices for indices, _ in step]), torch.cat([observed for _, observed in step]))
+            indices = torch.cat([indices for indices, _ in step])
+            known = indices != NOBODY
+            self._write(indices[known], torch.cat([observed for _, observed in step])[known])

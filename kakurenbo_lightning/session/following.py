@@ -43,6 +43,7 @@ class TrainLoader:
     def __init__(self, adapter: TrainerAdapter, method: Method, planner: Planner, schedules: EpochSchedules) -> None:
         self._adapter, self._method, self._planner, self._schedules = adapter, method, planner, schedules
         self._followed: FollowedLoader | None = None
+        self._checked: str | None = None  # fingerprint of the data that the method has found to be its own
         self.is_asked_for = False
 
     @property
@@ -85,8 +86,9 @@ class TrainLoader:
         self._schedules.full_batches = self._adapter.limited(data.longest)
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
             self.check()
-        if before is None:  # after the check of what is there at all
+        if data.fingerprint != self._checked:  # after the check of what is there at all; a fit that failed on it checks again
             self._method.check_data(data.fingerprint)
+            self._checked = data.fingerprint
         if public:  # Lightning takes the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self._method, epoch_of(0), None))
         return data

@@ -138,15 +138,16 @@ class Planner:
         metrics |= {"refresh_seconds": self._refresh_seconds, "select_seconds": seconds}
         if self._restart.epochs:
             metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
-        self._warn_idle(statistics)
+        self._warn_idle(data)
         self._warn_nonfinite(nonfinite, len(statistics))
         return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
 
-    def _warn_idle(self, statistics: SampleStatistics) -> None:
+    def _warn_idle(self, data: FollowedLoader) -> None:
         if not self._warned_idle and not self._trainer.fast_dev_run:
             self._warned_idle = True
-            targets = statistics.extra.get(TARGET.name)
-            warn_of_idle_settings(self._method, self.max_epochs, len(statistics), targets)
+            universe = data.universe
+            targets = universe.statistics(data.statistics).extra.get(TARGET.name)
+            warn_of_idle_settings(self._method.within(universe), self.max_epochs, len(universe), targets)
 
     def _warn_nonfinite(self, count: int, total: int) -> None:
         if count and not self._warned_nonfinite:

@@ -105,7 +105,7 @@ class Session:
     def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
         """A copy of the user's ``loader`` whose batches are the plan's; ``public``: without Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, self._epoch, on_set_epoch, public)
-        check_left(self._method, len(data.statistics), data.sampler)
+        check_left(self._method, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
         if public and self.keeper.loaded is not None:

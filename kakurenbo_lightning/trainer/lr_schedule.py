@@ -8,16 +8,18 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 
 class LearningRateFactor:
-    """Multiplies the learning rate of every parameter group during ``optimizer.step`` and puts it back afterwards.
+    """Multiplies the learning rate of every parameter group while ``optimizer.step`` updates, and puts it back afterwards.
 
-    Schedulers, loggers and checkpoints see only the unscaled value. Tensor learning rates are changed in place, without a
-    synchronisation. An optimizer without a learning rate (Adafactor with relative steps) is left alone, after a warning.
+    Lightning runs ``training_step`` and the backward pass inside ``optimizer.step``, as its closure; the rate is scaled when the closure
+    returns. So the user's code, schedulers, loggers and checkpoints see only the unscaled value, and a rate set in ``training_step`` is
+    the one that is scaled and kept. Tensor learning rates are changed in place, without a synchronisation. An optimizer without a learning
+    rate (Adafactor with relative steps) is left alone, after a warning.
 
     Args:
         paused: asked at every step; the optimizer is left alone while it says so.
@@ -43,7 +45,7 @@ class LearningRateFactor:
                     "cannot act on it; give it an lr"
                 )
             self._optimizers.append(optimizer)
-            self._handles.append(optimizer.register_step_pre_hook(self._scale))
+            self._handles.append(optimizer.register_step_pre_hook(self._begin_step))
             self._handles.append(optimizer.register_step_post_hook(self._restore))
 
     def detach(self) -> None:
@@ -65,7 +67,25 @@ class LearningRateFactor:
                 if rate is not None:
                     group["lr"] = rate.clone() if isinstance(rate, torch.Tensor) else rate
 
-    def _scale(self, optimizer: Optimizer, *_: Any) -> None:
+    def _begin_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Scale now, or whenever the closure returns: some optimizers call it several times. ``args`` begin with the optimizer."""
+        by_name = "closure" in kwargs
+        closure = kwargs["closure"] if by_name else args[1] if len(args) > 1 else None
+        if not callable(closure) or isinstance(optimizer, LBFGS):  # which reads its rate before it calls its closure
+            self._scale(optimizer)
+            return None
+
+        def then_scale() -> Any:
+            self._restore(optimizer)
+            result = closure()
+            self._scale(optimizer)
+            return result
+
+        if by_name:
+            return args, {**kwargs, "closure": then_scale}
+        return (args[0], then_scale, *args[2:]), kwargs
+
+    def _scale(self, optimizer: Optimizer) -> None:
         if self.value == 1.0 or self._paused():
             return
         self._restore(optimizer)

@@ -34,7 +34,8 @@ class ModuleState:
     """
 
     def __init__(self) -> None:
-        self._moved: WeakKeyDictionary[nn.Module, set[Place]] = WeakKeyDictionary()
+        # of each module that was scored, which buffers of which of its parts moved; the keys must not keep the module alive
+        self._moved: WeakKeyDictionary[nn.Module, _Moved] = WeakKeyDictionary()
         self._named: set[str] = set()
 
     @contextlib.contextmanager
@@ -48,7 +49,7 @@ class ModuleState:
             but_norms: running statistics of normalisation layers are meant to move.
         """
         thorough = thorough or module not in self._moved
-        moved = self._moved.setdefault(module, set())
+        moved = self._moved.setdefault(module, _Moved())
         kept: list[tuple[Place, Tensor | None, Tensor | None]] = []  # the buffer and its copy
         watched: list[tuple[Place, Tensor | None, int]] = []  # the buffer and its version
         for place, buffer in _buffers(parts):
@@ -67,7 +68,8 @@ class ModuleState:
                     moved.add(place)
                     _put_back(place, buffer, copy)
             late = [place for place, buffer, version in watched if _now(place) is not buffer or _version(buffer) != version]
-            moved.update(late)
+            for place in late:
+                moved.add(place)
             self._warn(module, [_name(module, place) for place in late] + (rest.changed() if rest is not None else []))
 
     def _warn(self, module: nn.Module, changed: list[str]) -> None:
@@ -79,6 +81,19 @@ class ModuleState:
                 "samples that are not trained. Buffers that are known to move are put back, these were not. Change them in "
                 "on_train_batch_end, or under `if self.trainer.training:`, which is False in scoring passes"
             )
+
+
+class _Moved:
+    """A set of places that keeps none of their modules alive."""
+
+    def __init__(self) -> None:
+        self._names: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+    def __contains__(self, place: Place) -> bool:
+        return place[1] in self._names.get(place[0], ())
+
+    def add(self, place: Place) -> None:
+        self._names.setdefault(place[0], set()).add(place[1])
 
 
 def _buffers(parts: list[nn.Module]) -> Iterator[tuple[Place, Tensor | None]]:

@@ -123,7 +123,7 @@ class Restart:
     def _not_scored(self) -> str:
         return (
             f"the training of epochs 0 to {self.epochs - 1} was not scored by this method, so there is no initial state to start again "
-            "from; leave out ckpt_path"
+            "from, and on_mismatch='reset' makes none; leave out ckpt_path"
         )
 
     def warn_if_cut(self) -> None:

@@ -12,7 +12,7 @@ from flavoured import FLAVOURS, run_apart
 from helpers import Net, Points, SureNet, fit, loader
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
 from kakurenbo_lightning import SampleSelection, get_method
 from kakurenbo_lightning.errors import ConflictError
@@ -191,6 +191,15 @@ def test_a_lower_resolution_that_leaves_no_pixel_is_refused_on_the_first_batch()
     refused_after(0, r"scale=0.2: images of \[4, 4\] pixels have none left", selection, train=DataLoader(Pictures(16), 8))
 
 
+def test_a_table_of_other_data_is_refused_by_the_second_fit_as_by_the_first(tmp_path):
+    """A cell of a notebook is run again."""
+    table = tmp_path / "irreducible.pt"
+    torch.save({"irreducible": torch.zeros(64), "fingerprint": "of other data"}, table)
+    selection = SampleSelection("rho_loss", irreducible=str(table), fraction=0.5, warmup_epochs=0)
+    for _ in range(2):
+        refused_after(0, "irreducible must be made from this training data", selection, train=loader(), error=ValueError)
+
+
 # --- an epoch without a step
 
 
@@ -200,6 +209,8 @@ def test_drop_last_with_less_than_a_batch_left_is_refused_before_the_first_step(
     refused_after(0, match, SampleSelection("kakurenbo", max_fraction=0.7, start_epoch=3), train=train, module=SureNet())
     refused_after(0, "max_fraction=0.7 may leave 6", SampleSelection("random", max_fraction=0.7), train=train)
     refused_after(0, "may leave 6", SampleSelection("forget", max_fraction=0.7, static_epochs=2), train=train)
+    part = DataLoader(Points(64), batch_size=8, sampler=SubsetRandomSampler(range(20)), drop_last=True)
+    refused_after(0, "may leave 6 of 20", SampleSelection("random", max_fraction=0.7), train=part)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, fit, hide_then_grow, loader, watched_fit
+from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, before_update, fit, hide_then_grow, loader, watched_fit
 from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -219,7 +219,7 @@ def test_a_parameter_group_added_during_the_run_is_scaled_from_then_on():
 
     class Rates(Spy):
         def _seen_step(self, trainer):
-            return lambda optimizer, args, kwargs: seen.append([group["lr"] for group in optimizer.param_groups])
+            return before_update(lambda optimizer: seen.append([group["lr"] for group in optimizer.param_groups]))
 
     made = fit(Frozen(), loader(), selection, Unfreeze(), Rates(selection), max_epochs=EPOCHS)
     factors = [1.0, 2.0, 2.0, 4 / 3, 1.0]

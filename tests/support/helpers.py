@@ -109,6 +109,24 @@ def first_rate(optimizer):
     return [float(group["lr"]) for group in optimizer.param_groups[:1]]
 
 
+def before_update(see):
+    """A step hook that calls ``see(optimizer)`` right before the update: Lightning's closure, with the whole training step, is behind."""
+
+    def hook(optimizer, args, kwargs):
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            return see(optimizer)
+
+        def then_seen():
+            result = closure()
+            see(optimizer)
+            return result
+
+        return args[:1], {**kwargs, "closure": then_seen}
+
+    return hook
+
+
 class Spy(pl.Callback):
     """Writes down what each epoch really did. Put it after the selection in the list of callbacks.
 
@@ -118,7 +136,7 @@ class Spy(pl.Callback):
         lengths: epoch -> ``trainer.num_training_batches``.
         val_checks: epoch -> ``trainer.val_check_batch``.
         validations: epoch -> how many batches had been trained when each validation started.
-        rates: epoch -> the learning rate inside each ``optimizer.step``.
+        rates: epoch -> the learning rate of each update.
         base_rates: epoch -> the learning rate outside, before each batch.
     """
 
@@ -142,10 +160,10 @@ class Spy(pl.Callback):
             self._hooks.append(optimizer.register_step_pre_hook(self._seen_step(trainer)))
 
     def _seen_step(self, trainer):
-        def hook(optimizer, args, kwargs):
+        def see(optimizer):
             self.rates[trainer.current_epoch] += first_rate(optimizer)
 
-        return hook
+        return before_update(see)
 
     def on_train_epoch_start(self, trainer, pl_module):
         self.lengths[trainer.current_epoch] = trainer.num_training_batches

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import before_update
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,20 +16,82 @@ def optimizer_of(*rates):
     return torch.optim.SGD(groups, lr=rates[0])
 
 
-def step(optimizer, closure=None):
+def step(optimizer, *args, **kwargs):
     for group in optimizer.param_groups:
         group["params"][0].grad = torch.ones(2)
-    return optimizer.step(closure)
+    return optimizer.step(*args, **kwargs)
 
 
-def test_the_factor_exists_only_during_the_step():
+class FailingSGD(torch.optim.SGD):
+    """Fails between its closure and its update."""
+
+    fails = True
+
+    def step(self, closure=None):
+        if self.fails:
+            raise RuntimeError
+        return super().step(closure)
+
+
+class TwiceSGD(torch.optim.SGD):
+    """Calls its closure before each of two updates, as SAM does."""
+
+    def step(self, closure=None):
+        for _ in range(2):
+            super().step(closure)
+
+
+def test_a_closure_that_is_called_twice_never_sees_the_factor():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer, seen = TwiceSGD([weight], lr=0.5), []
+    factor = LearningRateFactor()
+    factor.attach([optimizer])
+    factor.value = 3.0
+
+    def closure():
+        seen.append(optimizer.param_groups[0]["lr"])
+        weight.grad = torch.ones(1)
+        return torch.zeros(())
+
+    optimizer.step(closure)
+    assert seen == [0.5, 0.5] and weight == -3.0
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_lbfgs_which_reads_its_rate_before_the_closure_is_scaled_too():
+    ends = []
+    for rate, value in ((0.2, 2.0), (0.4, 1.0)):
+        weight = torch.nn.Parameter(torch.tensor([3.0]))
+        optimizer = torch.optim.LBFGS([weight], lr=rate, max_iter=1)
+        factor = LearningRateFactor()
+        factor.attach([optimizer])
+        factor.value = value
+
+        def closure(weight=weight, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (weight**2).sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert optimizer.param_groups[0]["lr"] == rate
+        ends.append(float(weight))
+    assert ends[0] == ends[1] < 3.0
+
+
+@pytest.mark.parametrize("closure", [None, "by place", "by name"])
+def test_the_factor_exists_only_during_the_update(closure):
     optimizer = optimizer_of(0.5, 0.25)
     factor = LearningRateFactor()
     factor.attach([optimizer])
     factor.value = 1.5
-    inside = []
-    step(optimizer, lambda: inside.append([g["lr"] for g in optimizer.param_groups]))
-    assert inside == [[0.75, 0.375]]
+    seen = []
+    optimizer.register_step_pre_hook(before_update(lambda optimizer: seen.append([g["lr"] for g in optimizer.param_groups])))
+    in_closure = []
+    look = lambda: in_closure.append([g["lr"] for g in optimizer.param_groups])  # noqa: E731
+    step(optimizer, *[look] * (closure == "by place"), **{"closure": look} if closure == "by name" else {})
+    assert seen == [[0.75, 0.375]]
+    assert in_closure == ([[0.5, 0.25]] if closure else [])
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.25]
     assert [float(g["params"][0].detach()[0]) for g in optimizer.param_groups] == [0.25, 0.625]
 
@@ -40,29 +103,26 @@ def test_a_tensor_rate_is_changed_in_place():
     factor.attach([optimizer])
     factor.value = 3.0
     inside = []
-    step(optimizer, lambda: inside.append(float(rate)))
+    optimizer.register_step_pre_hook(before_update(lambda _: inside.append(float(rate))))
+    step(optimizer)
     assert inside == [1.5]
     assert optimizer.param_groups[0]["lr"] is rate
     assert float(rate) == 0.5
 
 
 def test_an_exception_inside_the_step_is_undone_by_restore():
-    optimizer = optimizer_of(0.5)
+    optimizer = FailingSGD([torch.nn.Parameter(torch.ones(2))], lr=0.5)
     factor = LearningRateFactor()
     factor.attach([optimizer])
     factor.value = 2.0
-
-    def fail():
-        raise RuntimeError
-
     with pytest.raises(RuntimeError):
-        step(optimizer, fail)
+        step(optimizer)
     assert optimizer.param_groups[0]["lr"] == 1.0
     factor.restore()
     assert optimizer.param_groups[0]["lr"] == 0.5
     with pytest.raises(RuntimeError):
-        step(optimizer, fail)
-    factor.value = 3.0
+        step(optimizer)
+    factor.value, optimizer.fails = 3.0, False
     step(optimizer)
     assert optimizer.param_groups[0]["lr"] == 0.5, "the next step begins from the unscaled rate"
 

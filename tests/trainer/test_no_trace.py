@@ -1,7 +1,9 @@
 """Scoring changes nothing: not the refresh pass, and not the observation of training steps."""
 
+import gc
 import random
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -280,6 +282,16 @@ def test_the_copy_of_a_large_buffer_puts_it_back_too(monkeypatch):
             module.enqueue(torch.arange(5))
         assert module.made is None
         torch.testing.assert_close(dict(module.named_buffers()), before, rtol=0, atol=0)
+
+
+def test_a_module_whose_buffers_moved_can_be_freed():
+    module, kept = Queueing(), ModuleState()
+    with kept.kept(module, list(module.modules()), thorough=False, but_norms=False):
+        module.count += 1
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
 
 
 def test_a_buffer_that_moves_later_is_named_and_put_back_from_then_on():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import GROWING, Net, Spy, SureNet, fit, hide_then_grow, loader
+from helpers import GROWING, Net, Spy, SureNet, before_update, fit, hide_then_grow, loader
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.optim import lr_scheduler as schedulers
 
@@ -125,10 +125,10 @@ def test_every_parameter_group_is_scaled_and_put_back():
 
     class GroupSpy(Spy):
         def _seen_step(self, trainer):
-            def hook(optimizer, args, kwargs):
+            def see(optimizer):
                 inside.append((trainer.current_epoch, [group["lr"] for group in optimizer.param_groups]))
 
-            return hook
+            return before_update(see)
 
     selection = hide_then_grow()
     made = fit(Groups(), loader(), selection, GroupSpy(selection), max_epochs=EPOCHS)
@@ -152,14 +152,36 @@ def test_a_tensor_rate_is_scaled_in_place():
         assert spy.rates[epoch] == [float(torch.tensor(0.1) * factor)] * GROWING[epoch]
 
 
+def test_the_training_step_sees_its_own_rate_and_may_set_it():
+    class Setting(SureNet):
+        def training_step(self, batch, batch_idx):
+            group = self.trainer.optimizers[0].param_groups[0]
+            if torch.is_grad_enabled():
+                seen.append(group["lr"])
+                group["lr"] = 0.01 * (self.trainer.current_epoch + 1)
+            return super().training_step(batch, batch_idx)
+
+    seen, selection = [], hide_then_grow()
+    spy = Spy(selection)
+    made = fit(Setting(), loader(), selection, spy, max_epochs=EPOCHS)
+    own = [0.01 * (epoch + 1) for epoch, steps in enumerate(GROWING) for _ in range(steps)]
+    assert seen == [0.1, *own[:-1]], "what was set in the step before, unscaled"
+    assert made.optimizers[0].param_groups[0]["lr"] == own[-1]
+    for epoch, factor in enumerate(FACTORS):
+        assert spy.rates[epoch] == [0.01 * (epoch + 1) * factor] * GROWING[epoch]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_inside_the_step_leaves_the_base_rate(tmp_path, error):
-    class Failing(SureNet):
-        def training_step(self, batch, batch_idx):
-            if self.trainer.current_epoch == 2 and torch.is_grad_enabled():
-                assert self.trainer.optimizers[0].param_groups[0]["lr"] == 0.2, "the closure runs inside the step"
+    class FailingSGD(torch.optim.SGD):
+        def step(self, closure=None):
+            closure()
+            if self.param_groups[0]["lr"] == 0.2:
                 raise error("as planned")
-            return super().training_step(batch, batch_idx)
+
+    class Failing(SureNet):
+        def configure_optimizers(self):
+            return FailingSGD(self.parameters(), lr=0.1)
 
     module, selection = Failing(), hide_then_grow()
     keep = OnExceptionCheckpoint(tmp_path)
