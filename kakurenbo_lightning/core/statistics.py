@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,6 @@ class Column:
 
 TARGET = Column("target", torch.int32, -1)  # the class of each sample, where the data set or the outputs say it
 
-Observer = Callable[["SampleStatistics", Tensor, Mapping[str, Tensor], int], None]
-
 
 class SampleStatistics:
     """The last loss, confidence and correctness of every sample, replicated on every rank.
@@ -49,7 +47,6 @@ class SampleStatistics:
         num_samples: N.
         device: of the columns.
         columns: what a method keeps beside loss, confidence and correctness.
-        observe: ``observe(statistics, indices, values, epoch)`` is called by :meth:`record` before it replaces the last values.
         repeats: an index may be recorded more than once in an epoch, by any rank; the last record of it counts (of those that the ranks
             made at the same time, the highest rank's). 4 bytes more per sample.
 
@@ -65,14 +62,12 @@ class SampleStatistics:
         num_samples: int,
         device: torch.device | str = "cpu",
         columns: Iterable[Column] = (),
-        observe: Observer | None = None,
         repeats: bool = False,
     ) -> None:
         self.loss = torch.full((num_samples,), float("nan"), device=device)
         self.confidence = torch.full((num_samples,), float("nan"), device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
         self.extra = {c.name: torch.full((num_samples,), c.initial, dtype=c.dtype, device=device) for c in columns}
-        self._observe = observe
         # where rows may be written by several ranks: the number of the last :meth:`record` since a merge
         self._when = torch.zeros(num_samples, dtype=torch.int32, device=device) if repeats else None
         self._records = 0
@@ -152,8 +147,6 @@ class SampleStatistics:
             self._when.index_fill_(0, indices, self._records)
             last = last_rows(indices)
             values = {name: value[last] for name, value in values.items()}
-        if self._observe is not None:
-            self._observe(self, indices, values, epoch)
         columns = {"loss": self.loss, "confidence": self.confidence, "correct": self.correct, **self.extra}
         for name, value in values.items():
             if (column := columns.get(name)) is not None:

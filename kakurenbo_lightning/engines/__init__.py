@@ -25,4 +25,4 @@ def engine_for(
         return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):
         return StreamEngine(adapter, method, statistics)
-    return Engine(adapter, statistics)
+    return Engine(adapter, method, statistics)

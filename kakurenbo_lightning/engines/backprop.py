@@ -104,9 +104,9 @@ class BackpropEngine(Engine):
         statistics: SampleStatistics,
         scorer: pl.LightningModule | None = None,
     ) -> None:
-        super().__init__(adapter, statistics)
+        super().__init__(adapter, method, statistics)
         self._scoring = ScoringPass(adapter, method, scorer)
-        self._method = method
+        self._method: BackpropMethod = method
         self.memory = method.memory()
         self.counts = Counts()
         self._buffer = SampleBuffer("cpu" if method.pool_on_cpu else statistics.device)
@@ -157,7 +157,7 @@ class BackpropEngine(Engine):
         self._scored_versions = versions(batch)
         values = self._scoring.score(batch, number, size, self._outputs)
         self.check_untouched(batch)
-        self._statistics.record(indices, values, self._epoch.index)
+        self._method.record(self._statistics, indices, values, self._epoch)
         self._candidates.append((Samples(plain(batch), indices), values))
         self.counts.scored += self._shard.step_total(number)
         self._undecided += self._shard.step_total(number)
@@ -276,7 +276,7 @@ class BackpropEngine(Engine):
         if values is not None and not self._method.repeats:
             # another rank may train a sample that was carried over here: it records that one
             own = {name: value[carried:] for name, value in values.items()}
-            self._statistics.record(samples.indices[carried:], own, self._epoch.index)
+            self._method.record(self._statistics, samples.indices[carried:], own, self._epoch)
         self._scoring.train(batch, args[1] if len(args) > 1 else 0, self._decision.scale)
         return scaled(outputs, self._decision.scale), samples.indices
 

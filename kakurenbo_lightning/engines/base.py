@@ -13,7 +13,7 @@ from kakurenbo_lightning.core.shard import Shard
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.timers import PhaseTimer
-from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.forward_pass import scoring
@@ -29,6 +29,7 @@ class Engine:
 
     Args:
         adapter: of the Trainer.
+        method: the selection method.
         statistics: of all samples, on the device that trains.
 
     Attributes:
@@ -40,8 +41,8 @@ class Engine:
     skips: ClassVar[bool] = False
     timed: ClassVar[bool] = False
 
-    def __init__(self, adapter: TrainerAdapter, statistics: SampleStatistics) -> None:
-        self._adapter, self._trainer, self._statistics = adapter, adapter.trainer, statistics
+    def __init__(self, adapter: TrainerAdapter, method: Method, statistics: SampleStatistics) -> None:
+        self._adapter, self._trainer, self._method, self._statistics = adapter, adapter.trainer, method, statistics
         self.timer = PhaseTimer(statistics.device, enabled=self.timed)
         self._number = 0  # of the batch that is, or was last, trained
 
@@ -96,7 +97,7 @@ class Engine:
             outputs, values = self._observe(partial(step, *args), args[0], shard.batch_length(number), shard.step_weights(number))
         indices = shard.step(number)
         if values is not None:
-            self._statistics.record(indices, values, self._epoch.index)
+            self._method.record(self._statistics, indices, values, self._epoch)
         self.trained_batch(values, args[0])
         if self._trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, shard.loss_scale(number))
@@ -143,6 +144,6 @@ class Engine:
         """Take over :meth:`state_dict` of every rank and :meth:`shared_state`, for rank ``rank`` of ``world_size``."""
 
 
-def no_engine(adapter: TrainerAdapter) -> Engine:
+def no_engine(adapter: TrainerAdapter, method: Method) -> Engine:
     """The engine of a session whose data and device are not known yet."""
-    return Engine(adapter, SampleStatistics(0))
+    return Engine(adapter, method, SampleStatistics(0))

@@ -44,8 +44,9 @@ class StreamEngine(Engine):
     timed = True
 
     def __init__(self, adapter: TrainerAdapter, method: StreamMethod, statistics: SampleStatistics) -> None:
-        super().__init__(adapter, statistics)
-        self._method, self._world_size, self._rank = method, adapter.world_size, adapter.rank
+        super().__init__(adapter, method, statistics)
+        self._method: StreamMethod = method
+        self._world_size, self._rank = adapter.world_size, adapter.rank
         self._tree: SumTree | None = None  # before the stream starts
         self._cap = float("inf")
         self._drawn: dict[int, Drawn] = {}

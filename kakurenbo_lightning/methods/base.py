@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -118,12 +118,25 @@ class Method(ABC):
         """Whether the plan of ``epoch`` goes by what was last recorded of the samples, so that the hidden ones are scored before."""
         return False
 
+    @final
+    def record(self, statistics: SampleStatistics, indices: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
+        """Write what was measured of some samples, after :meth:`observe` has seen it; no device synchronisation.
+
+        Args:
+            statistics: of all samples, see :meth:`SampleStatistics.record`.
+            indices: ``int64[b]``, the samples.
+            values: of them, each ``[b]``: ``loss`` and what the method reads.
+            epoch: in which they were measured.
+        """
+        self.observe(statistics, indices, values, epoch)
+        statistics.record(indices, values, epoch.index)
+
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
         """Bring :attr:`columns` up to date, before the last values in ``statistics`` are replaced; no device synchronisation.
 
         Args:
             statistics: of all samples; its ``extra`` holds the columns.
-            rows: ``int64[b]``, the samples that were recorded, no duplicates.
+            rows: ``int64[b]``, the samples that were recorded; of one that comes twice (draw family only) the last row counts.
             values: of them, each ``[b]``: ``loss`` and what the method reads.
             epoch: which epoch.
         """

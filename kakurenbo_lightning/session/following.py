@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.class_labels import targets_of
@@ -12,7 +11,7 @@ from kakurenbo_lightning.core.fingerprint import loader_fingerprint
 from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -76,12 +75,10 @@ class TrainLoader:
             raise ConflictError(self._adapter.missing_message())
         self._planner.check(len(self.data.statistics))
 
-    def follow(
-        self, loader: DataLoader, seed: int, epoch_of: Callable[[int], Epoch], on_set_epoch: Callable[[int], None], public: bool
-    ) -> FollowedLoader:
+    def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
         before = self._followed
-        data = follow_loader(loader, before, self._adapter, self._method, seed, epoch_of, on_set_epoch, public)
+        data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public)
         self._followed, self.is_asked_for = data, True
         self._schedules.full_batches = self._adapter.limited(data.longest)
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
@@ -89,8 +86,6 @@ class TrainLoader:
         if data.fingerprint != self._checked:  # after the check of what is there at all; a fit that failed on it checks again
             self._method.check_data(data.fingerprint)
             self._checked = data.fingerprint
-        if public:  # Lightning takes the first batches before set_epoch(0)
-            data.sampler.follow(data.plan(self._method, epoch_of(0), None))
         return data
 
 
@@ -100,7 +95,6 @@ def follow_loader(
     adapter: TrainerAdapter,
     method: Method,
     seed: int,
-    epoch_of: Callable[[int], Epoch],
     on_set_epoch: Callable[[int], None],
     public: bool,
 ) -> FollowedLoader:
@@ -112,7 +106,6 @@ def follow_loader(
         adapter: of the Trainer.
         method: the selection method.
         seed: of the order.
-        epoch_of: makes the :class:`Epoch` of a number.
         on_set_epoch: called when Lightning sets the epoch, before it asks for the first batch.
         public: without Lightning's private attributes.
 
@@ -122,7 +115,7 @@ def follow_loader(
     order = read_loader(loader, adapter.world_size, adapter.rank)
     check_universe(order.universe, method)
     if before is None:
-        statistics, known = empty_statistics(method, loader.dataset, epoch_of), loader_fingerprint(loader)
+        statistics, known = empty_statistics(method, loader.dataset), loader_fingerprint(loader)
         warn_of_loader(loader, adapter.world_size)
     else:
         check_length(num_samples(loader.dataset), len(before.statistics))
@@ -136,17 +129,10 @@ def follow_loader(
     return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
 
 
-def empty_statistics(method: Method, dataset: Dataset, epoch_of: Callable[[int], Epoch]) -> SampleStatistics:
-    """Statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them.
-
-    ``epoch_of`` makes the :class:`Epoch` of a number.
-    """
-
-    def observe(statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], number: int) -> None:
-        method.observe(statistics, rows, values, epoch_of(number))
-
+def empty_statistics(method: Method, dataset: Dataset) -> SampleStatistics:
+    """Statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them."""
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
-    statistics = SampleStatistics(num_samples(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
+    statistics = SampleStatistics(num_samples(dataset), columns=columns, repeats=method.family == "draw")
     if method.needs_classes and (targets := targets_of(dataset)) is not None:
         statistics.extra[TARGET.name].copy_(targets)
         method.check_classes(targets)

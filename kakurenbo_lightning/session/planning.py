@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -76,7 +79,8 @@ class Planner:
             self.merge(statistics, position)
         epoch = self.epoch(index, data.sampler.seed, data.sampler.batch_size)
         rows = data.rows_to_score(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
-        self._score(rows, lambda indices, values: statistics.record(indices, values, last), last, data, outputs)
+        record = partial(self._method.record, statistics, epoch=replace(epoch, index=last))  # as the epoch before measured them
+        self._score(rows, record, last, data, outputs)
         return rows
 
     def _score(self, rows: Tensor, record: RecordValues, epoch: int, data: FollowedLoader, outputs: SampleOutputs) -> None:

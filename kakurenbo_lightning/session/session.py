@@ -55,7 +55,7 @@ class Session:
         self.adapter, self._method, self._settings = adapter, method, settings
         self.outputs = SampleOutputs(method.reads)
         self._trainer = adapter.trainer
-        self.engine = no_engine(adapter)
+        self.engine = no_engine(adapter, method)
         self.factor = LearningRateFactor(paused=lambda: adapter.passive)
         self.restart = Restart(adapter, method.scoring_epochs)
         self.schedules = EpochSchedules(self._trainer, settings.align_schedules)
@@ -104,7 +104,9 @@ class Session:
 
     def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
         """A copy of the user's ``loader`` whose batches are the plan's; ``public``: without Lightning's private attributes."""
-        data = self.loader.follow(loader, self.seed, self._epoch, on_set_epoch, public)
+        data = self.loader.follow(loader, self.seed, on_set_epoch, public)
+        if public:  # Lightning takes the first batches before set_epoch(0)
+            data.sampler.follow(data.plan(self._method, self._epoch(0), None))
         check_left(self._method, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)

@@ -70,7 +70,7 @@ class LearningRateFactor:
     def _begin_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Scale now, or whenever the closure returns: some optimizers call it several times. ``args`` begin with the optimizer."""
         by_name = "closure" in kwargs
-        closure = kwargs["closure"] if by_name else args[1] if len(args) > 1 else None
+        closure = kwargs["closure"] if by_name else next(iter(args[1:]), None)
         if not callable(closure) or isinstance(optimizer, LBFGS):  # which reads its rate before it calls its closure
             self._scale(optimizer)
             return None
@@ -83,7 +83,7 @@ class LearningRateFactor:
 
         if by_name:
             return args, {**kwargs, "closure": then_scale}
-        return (args[0], then_scale, *args[2:]), kwargs
+        return (optimizer, then_scale, *args[2:]), kwargs
 
     def _scale(self, optimizer: Optimizer) -> None:
         if self.value == 1.0 or self._paused():

@@ -145,17 +145,6 @@ def test_of_an_index_recorded_more_than_once_the_last_values_count(size):
     assert statistics.repeats and statistics.measured.tolist() == [index in expected for index in range(size)]
 
 
-def test_what_is_observed_of_a_repeated_index_is_the_last_too():
-    seen = []
-
-    def observe(statistics, indices, values, epoch):
-        seen.append((indices.tolist(), values["loss"].tolist()))
-
-    statistics = SampleStatistics(4, observe=observe, repeats=True)
-    statistics.record(torch.tensor([2, 0, 2]), {"loss": torch.tensor([1.0, 2.0, 3.0])}, 0)
-    assert seen == [([2, 0, 2], [3.0, 2.0, 3.0])]
-
-
 def test_repeated_rows_are_saved_and_loaded_like_others():
     statistics = SampleStatistics(50, columns=EXTRA, repeats=True)
     generator = torch.Generator().manual_seed(0)

@@ -82,7 +82,7 @@ def test_forget_chooses_once_after_its_static_epochs_and_forget_online_anew():
         for epoch in range(MAX_EPOCHS):
             plan = method.plan(statistics, Epoch(epoch, MAX_EPOCHS), plan)
             chosen.append(tuple(plan.hidden.tolist()))
-            histories.record(statistics, history, epoch)
+            histories.record(method, statistics, history, Epoch(epoch, MAX_EPOCHS))
         assert not any(chosen[:first])
         assert {len(plan) for plan in chosen[first:]} == {20}
         assert len(set(chosen[first:])) == (1 if name == "forget" else MAX_EPOCHS - first)
@@ -102,11 +102,11 @@ def test_el2n_removes_the_lowest_mean_error_norm_of_the_scoring_epochs():
     generator = torch.Generator().manual_seed(0)
     logits, targets = 3 * torch.randn(6, 20, 4, generator=generator), torch.randint(0, 4, (20,), generator=generator)
     method = get_method("el2n", max_fraction=0.3, score_epochs=(2, 5))
-    statistics = SampleStatistics(20, columns=method.columns, observe=lambda s, r, v, e: method.observe(s, r, v, Epoch(e, 10)))
+    statistics = SampleStatistics(20, columns=method.columns)
     for epoch, scores in enumerate(logits):
         for rows in torch.randperm(20, generator=generator).split(7):
             values = class_values(scores[rows], targets[rows], reads=("loss", "el2n"))
-            statistics.record(rows, {"loss": torch.ones(len(rows)), **values}, epoch)
+            method.record(statistics, rows, {"loss": torch.ones(len(rows)), **values}, Epoch(epoch, 10))
     mean = [np.mean([error_norm(logits[e, i].tolist(), int(targets[i])) for e in (2, 3, 4)]) for i in range(20)]
     assert (statistics.extra["el2n_sum"] / statistics.extra["el2n_count"]).tolist() == pytest.approx(mean, rel=1e-5)
     plan = method.plan(statistics, Epoch(5, 10))

@@ -127,31 +127,29 @@ def columns(sightings):
     }
 
 
-def empty(method, history, max_epochs=MAX_EPOCHS, seed=0):
-    """Statistics in which ``method`` observes what is recorded."""
+def empty(method, history):
+    """Statistics of the samples of ``history``, with nothing recorded."""
 
     targets = torch.tensor(history.targets, dtype=torch.int64)
-    return empty_statistics(
-        method, TensorDataset(torch.zeros(len(targets), 1), targets), lambda number: Epoch(number, max_epochs, seed)
-    )
+    return empty_statistics(method, TensorDataset(torch.zeros(len(targets), 1), targets))
 
 
-def record(statistics, history, epoch, batch_size=1000, order=None):
-    """Record what ``epoch`` saw, in batches of ``batch_size``; ``order`` seeds the order of the samples."""
-    seen = {i: s for i, sightings in enumerate(history.samples) for s in sightings if s.epoch == epoch}
+def record(method, statistics, history, epoch, batch_size=1000, order=None):
+    """Record what ``epoch`` (an :class:`Epoch`) saw, in batches of ``batch_size``; ``order`` seeds the order of the samples."""
+    seen = {i: s for i, sightings in enumerate(history.samples) for s in sightings if s.epoch == epoch.index}
     rows = list(seen)
     if order is not None:
-        rows = np.random.default_rng([order, epoch]).permutation(rows).tolist()
+        rows = np.random.default_rng([order, epoch.index]).permutation(rows).tolist()
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
-        statistics.record(torch.tensor(batch), columns([seen[i] for i in batch]), epoch)
+        method.record(statistics, torch.tensor(batch), columns([seen[i] for i in batch]), epoch)
 
 
 def recorded(history, method, max_epochs=MAX_EPOCHS, **how):
     """Statistics of the whole history."""
-    statistics = empty(method, history, max_epochs)
+    statistics = empty(method, history)
     for epoch in sorted({s.epoch for sightings in history.samples for s in sightings}):
-        record(statistics, history, epoch, **how)
+        record(method, statistics, history, Epoch(epoch, max_epochs), **how)
     return statistics
 
 

@@ -200,11 +200,11 @@ def planned_run(method, history, epochs, seed=0, share=None, after_epoch=lambda 
         after_epoch: is given the statistics after each epoch, as ``SampleStatistics.merge``.
     """
     mine = history if share is None else history.share(*share)
-    statistics, plan = histories.empty(method, history, seed=seed), None
+    statistics, plan = histories.empty(method, history), None
     for index in range(epochs):
         plan = method.plan(statistics, Epoch(index, MAX_EPOCHS, seed), plan)
         yield index, plan, statistics
-        record(statistics, mine, index, batch_size=16, order=1)
+        record(method, statistics, mine, Epoch(index, MAX_EPOCHS, seed), batch_size=16, order=1)
         after_epoch(statistics)
 
 

@@ -14,13 +14,9 @@ LOSSES = [
 
 def recorded(method, losses):
     """Statistics that hold the losses of each epoch."""
-
-    def observe(statistics, rows, values, epoch):
-        method.observe(statistics, rows, values, Epoch(epoch))
-
-    statistics = SampleStatistics(len(losses[0]), columns=method.columns, observe=observe)
+    statistics = SampleStatistics(len(losses[0]), columns=method.columns)
     for epoch, loss in enumerate(losses):
-        statistics.record(torch.arange(len(loss)), {"loss": torch.tensor(loss)}, epoch)
+        method.record(statistics, torch.arange(len(loss)), {"loss": torch.tensor(loss)}, Epoch(epoch))
     return statistics
 
 
