@@ -241,11 +241,11 @@ class SampleSelection(pl.Callback):
             pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        """The clock of the backward pass."""
+        """The backward pass begins: its seconds are counted."""
         self._active.engine.timer.start("backward")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock of the backward pass."""
+        """The backward pass is over."""
         self._active.engine.timer.stop("backward")
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""The DistributedSampler that follows an :class:`~kakurenbo_lightning.plan.EpochPlan`."""
+"""The DistributedSampler that follows an :class:`~kakurenbo_lightning.core.plan.EpochPlan`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
 class SelectionSampler(DistributedSampler):
-    """A batch sampler whose epoch is an :class:`EpochPlan`, dealt to one rank.
+    """A batch sampler whose epoch is one rank's shard of an :class:`EpochPlan`.
 
     It serves as the ``batch_sampler`` *and* the ``sampler`` of a ``DataLoader``: subclassing ``DistributedSampler`` keeps
     Lightning from wrapping it again and lets Lightning call :meth:`set_epoch` before each epoch. It also works in a

@@ -20,7 +20,7 @@ def engine_for(
     statistics: SampleStatistics,
     scorer: pl.LightningModule | None,
 ) -> Engine:
-    """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks what a method is."""
+    """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks ``isinstance``."""
     if isinstance(method, BackpropMethod):
         return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):

@@ -283,7 +283,7 @@ class StreamEngine(Engine):
         return None if self._tree is None else self._tree.state_dict()
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: dict[str, Any] | None, rank: int, world_size: int) -> None:
-        """On another number of ranks, what was drawn ahead is drawn anew."""
+        """On another number of ranks, what was drawn ahead is drawn again."""
         own = states[rank % len(states)]
         self._tree = None
         if shared is not None:

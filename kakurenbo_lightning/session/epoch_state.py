@@ -1,4 +1,4 @@
-"""Where a session is within its epochs: explicit, frozen, and what a checkpoint holds."""
+"""Where a session is within its epochs: explicit and frozen. A checkpoint holds it as a part of a ``SessionState``."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
-from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
 from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_epochs, warn_of_idle_settings
@@ -59,7 +59,7 @@ class Planner:
         return self._restart.user_epochs(estimated_epochs(limit, trainer.max_steps, self._schedules.steps_per_epoch))
 
     def epoch(self, index: int, seed: int, batch_size: int | None = None) -> Epoch:
-        """What a method is told of epoch ``index``."""
+        """Epoch ``index``, as methods know it."""
         return Epoch(index, self.max_epochs, seed, scoring=self._restart.epochs, batch_size=batch_size)
 
     def score_rest(self, index: int, before: EpochState, data: FollowedLoader, outputs: SampleOutputs, position: str) -> Tensor:

@@ -16,14 +16,14 @@ from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
-from kakurenbo_lightning.session.followed_loader import FollowedLoader
-from kakurenbo_lightning.session.following import TrainLoader
 from kakurenbo_lightning.session.metrics import log_directly
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.state_keeper import StateKeeper
 from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
+from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_left, check_public_resume
@@ -211,7 +211,7 @@ class Session:
         self.engine.timer.drop("data")
 
     def end_epoch(self, seconds: float) -> None:
-        """Count."""
+        """The epoch is over, after ``seconds`` of training: add what it counted to the totals."""
         self.totals.train_seconds += seconds
         state = self.state
         if state.phase is Phase.ENDED:

@@ -9,10 +9,10 @@ from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
 from kakurenbo_lightning.session.epoch_state import EpochState
-from kakurenbo_lightning.session.following import TrainLoader
 from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
 from kakurenbo_lightning.trainer.restart import Restart

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from kakurenbo_lightning import Epoch
-from kakurenbo_lightning.session.following import empty_statistics
+from kakurenbo_lightning.session.train_loader import empty_statistics
 
 NAN, INF = float("nan"), float("inf")
 MAX_EPOCHS = 10

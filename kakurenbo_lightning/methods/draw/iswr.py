@@ -1,6 +1,6 @@
 """ISWR: importance sampling with replacement, planned once per epoch.
 
-A comparison in the paper of :mod:`kakurenbo_lightning.methods.kakurenbo`.
+A comparison in the paper of :mod:`kakurenbo_lightning.methods.hide.kakurenbo`.
 """
 
 from __future__ import annotations
