@@ -16,9 +16,9 @@ from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_epochs, warn_of_idle_settings
@@ -110,6 +110,8 @@ class Planner:
         position: str,
     ) -> EpochState:
         """Score, merge, choose: the state in which epoch ``index`` begins. Collective.
+
+        The first epoch after the scoring epochs of a static method puts the training back to its start, once everything is merged.
 
         Args:
             index: of the epoch.

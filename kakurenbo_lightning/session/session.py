@@ -16,13 +16,13 @@ from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import log_directly
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.state_keeper import StateKeeper
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter

@@ -50,6 +50,7 @@ def test_every_pod_method_has_a_row():
 # --- the values, step after step
 
 
+@pytest.mark.quick("plb")
 @every_stream
 def test_after_10_000_steps_values_are_the_references(row):
     """The references normalise every step in O(N); 8 of 60 samples are drawn in each, many of them twice."""
@@ -169,6 +170,7 @@ def test_the_updates_are_those_of_the_table_of_methods():
 # --- nothing is lost for ever
 
 
+@pytest.mark.quick("lb")
 @every_stream
 def test_losses_of_0_leave_every_sample_to_be_drawn(row):
     stream = Stream(get_method(row.name), repeated(*[1.0] * 12), steps=2000)
