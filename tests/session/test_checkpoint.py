@@ -157,6 +157,7 @@ class Jittered(Points):
         return x + 0.3 * torch.randn_like(x), y, index
 
 
+@pytest.mark.quick("10")
 @pytest.mark.parametrize("step", [3, 10, 13])
 def test_random_augmentation_in_workers_resumes_exactly_when_seeded(tmp_path, step):
     def run(*callbacks, **settings):

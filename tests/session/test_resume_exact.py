@@ -7,7 +7,7 @@ import backprop_tester
 import numpy as np
 import pytest
 import torch
-from helpers import Net, Points, trainer
+from helpers import ONE_OF_A_KIND, Net, Points, trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from method_tester import assert_exercised, short_run
 from torch.optim.lr_scheduler import OneCycleLR
@@ -112,6 +112,7 @@ def some_of(paths, restart):
     return sorted(chosen | {paths[step - 1] for step in (restart - 1, restart, restart + 1) if restart}, key=paths.index)
 
 
+@pytest.mark.quick(*ONE_OF_A_KIND)
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("moment", ["every step", "validation end", "train epoch end"])
 def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
@@ -154,6 +155,7 @@ def nbytes(value):
     return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
+@pytest.mark.quick(*ONE_OF_A_KIND)
 @pytest.mark.parametrize("method", available_methods())
 def test_the_state_loads_with_weights_only_and_is_small(tmp_path, method):
     _, selection, record, _ = run(method, every(tmp_path, "train epoch end"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from backprop_tester import ROWS
 from cuts import SaveAt, on_ranks
+from helpers import ONE_OF_A_KIND
 from method_tester import assert_exercised, short_run
 
 from kakurenbo_lightning import EpochPlan, available_methods
@@ -46,6 +47,7 @@ def plan_in(path):
     return plan if isinstance(plan, EpochPlan) else EpochPlan.everything(SAMPLES)  # any sample may be drawn
 
 
+@pytest.mark.quick(*ONE_OF_A_KIND)
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("cut", ["mid-epoch", "last-batch"])
 def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):
@@ -59,6 +61,7 @@ def test_two_ranks_cut_after_a_restart_or_stale_epoch_and_resumed_equal_uncut(wh
     assert_resumed_equals_uncut(whole, tmp_path, method, "after-restart")
 
 
+@pytest.mark.quick("selective_backprop", "rho_loss")
 @pytest.mark.parametrize("method", ROWS)
 def test_two_ranks_that_look_look_with_what_the_checkpoint_holds(whole, tmp_path, method):
     """Ranks that looked with BatchNorm statistics of their own would go on with those of rank 0."""
@@ -101,6 +104,7 @@ def assert_every_kept_sample_is_trained_once(results, epochs):
         assert sorted(trained(results, epoch)) == kept(results, epoch)
 
 
+@pytest.mark.quick("kakurenbo")
 @pytest.mark.parametrize("method", ["kakurenbo", "random"])
 def test_two_ranks_become_three_become_one_between_epochs(whole, tmp_path, method):
     folder, on_two = whole(method)

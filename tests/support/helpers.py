@@ -127,6 +127,10 @@ def before_update(see):
     return hook
 
 
+# of each family and way: hidden by loss, started again, scored in each step, drawn as a stream
+ONE_OF_A_KIND = ("kakurenbo", "forget", "selective_backprop", "plb")
+
+
 class Spy(pl.Callback):
     """Writes down what each epoch really did. Put it after the selection in the list of callbacks.
 
