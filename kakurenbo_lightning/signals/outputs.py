@@ -4,39 +4,57 @@ The first of these that applies, decided on the first batch:
 
 1. ``training_step`` returns them in its dict;
 2. ``sample_outputs(batch) -> dict``, a method of the module or a function given to the callback;
-3. the one criterion call of the step is seen and evaluated again per sample, on detached inputs.
+3. the calls that made the loss are seen, and say what each sample has of it.
+
+What is recorded is verified on that batch to be the loss that is trained, and each sample's own.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals.criteria import CriterionCapture, binary_values, class_values
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.attribution import Verdict, try_cuts
+from kakurenbo_lightning.signals.captured import CapturedLoss
+from kakurenbo_lightning.signals.predictions import Values
+from kakurenbo_lightning.signals.report import Report
+from kakurenbo_lightning.signals.returned import check_ranges, from_returned, loss_of, scaled, with_loss
+from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, verify_returned, weight_returned
+from kakurenbo_lightning.signals.watching import EVERYTHING, NOTHING, Recording, Sight, Watcher
 
-Values = dict[str, Tensor]
+__all__ = ["SampleOutputs", "Values", "from_returned", "scaled"]
 
-EXAMPLE = """
-    sample_loss = F.cross_entropy(logits, target, reduction="none")
-    return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits, "target": target}"""
+Scoring = Callable[[], Any]
+Replay = Callable[[Any], Any]
+logger = logging.getLogger(__name__)
 
 
 class SampleOutputs:
     """Observes training steps and returns what each sample's loss, confidence and correctness were.
 
     Args:
-        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
+        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``. Nothing is required
+            where it is empty: values are then recorded where they cost nothing.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
-        compiled: the LightningModule itself is compiled; the criterion is then watched in a way that compiles well.
-        weighs: there may be loss weights later; that they cannot be applied is then said in the second step, not hours later.
+        compiled: the LightningModule itself is compiled.
+        weighs: there may be loss weights later; that they cannot be applied is then said on the first batch, not hours later.
         manual: the module optimizes by itself, so a step that returns nothing has trained all the same.
+        check_attribution: a loss whose rows are permuted, or depend on their batch, is an error.
+        unweighted_rest: what else is in the loss is no sample's (a penalty on weights), and loss weights leave it as it is.
+        take_rows: ``take_rows(batch, rows, size)`` gives some samples of a batch; without it attribution is not tested.
 
     Attributes:
         device: where the module is and values must be.
+        report: what was verified; ``None`` before the first batch.
     """
 
     def __init__(
@@ -46,20 +64,22 @@ class SampleOutputs:
         compiled: bool = False,
         weighs: bool = False,
         manual: bool = False,
+        check_attribution: bool = True,
+        unweighted_rest: bool = False,
+        take_rows: Callable[[Any, Tensor, int], Any] | None = None,
     ) -> None:
-        self._reads = reads
-        self._manual = manual
-        self._sample_outputs = sample_outputs
-        self._capture = CriterionCapture(reads, always_mode=compiled)
+        self._reads, self._sample_outputs = reads, sample_outputs
+        self._compiled, self._may_weigh, self._manual = compiled, weighs, manual
+        self._check_attribution, self._unweighted_rest, self._take_rows = check_attribution, unweighted_rest, take_rows
+        self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
-        self._untried = weighs
-        self._weighs = False  # weights wait for the backward pass
+        self._in_training = False  # the way was decided in a training step, not in a scoring pass
+        self.report: Report | None = None
         self.device = torch.device("cpu")
 
     def also_read(self, name: str) -> None:
         """One more value is needed."""
         self._reads = (*self._reads, name)
-        self._capture.reads = self._reads
 
     @property
     def source(self) -> str | None:
@@ -72,16 +92,29 @@ class SampleOutputs:
                 "(return the values from training_step to save it)"
             )
         if self._way == "captured":
-            return f"the step's call of {self._capture.criterion}, seen {self._capture.manner}"
+            return f"the step's call of {' + '.join(self._captured.calls)}, seen {self._captured.manner}"
         return "nowhere (the method needs none)" if self._way == "none" else None
 
     @property
     def has_function(self) -> bool:
-        """Whether way 2 is there, so that samples can be looked at without running ``training_step``."""
+        """Whether way 2 is there, so that samples can be scored without running ``training_step``."""
         return self._sample_outputs is not None
 
+    @property
+    def _free(self) -> bool:
+        """Nothing is required of the step."""
+        return not self._reads and not self._may_weigh
+
+    # --- a training step
+
     def observe(
-        self, step: Callable[[], Any], batch: Any, size: int, scoring: Callable[[], Any], weights: Tensor | None = None
+        self,
+        step: Callable[[], Any],
+        batch: Any,
+        size: int,
+        scoring: Scoring,
+        weights: Tensor | None = None,
+        replay: Replay | None = None,
     ) -> tuple[Any, Values | None]:
         """Run one training step and return its outputs and the values of its samples.
 
@@ -89,141 +122,215 @@ class SampleOutputs:
             step: runs the training step.
             batch: what the step is given.
             size: number of samples in the batch.
-            looking: makes the context in which way 2 may run the network without changing the training.
+            scoring: makes the context in which the module may run without changing the training.
             weights: ``float32[size]``, how often each sample counts in the step's loss; ``None`` for once.
+            replay: runs the step of the module itself, outside of any wrapper, on another batch; by default ``step`` is given the other
+                batch, where it is a ``functools.partial`` that holds this one.
 
         Returns:
             The step's outputs, unchanged but for the weights, and the values (each ``[size]``, detached), or ``None`` when there are none.
 
         Raises:
-            OutputsError: the values are missing, or are not one per sample.
+            OutputsError: the values are missing, are not one per sample, or are not the loss that is trained.
         """
-        values: Values | None = None
-        if self._untried and self._way is not None:
-            self._untried = False
-            weights = torch.ones(size, device=self.device) if weights is None else weights
-        if self._way is None and weights is not None:  # a resumed run: which way the weights go must be known before
-            with scoring(), self._capture.watching():
-                self._decide(step())
-        if self._way == "function":
-            with scoring():
-                values = self._call_function(batch, size)
-        if self._way in ("returned", "function", "none"):
+        values = self._call_function(batch, size, scoring) if self._way == "function" else None
+        recording = self._captured.recording(size, graph=weights is not None)
+        with self._watcher.watching(self._sight(), recording):
             outputs = step()
-        else:
-            with self._capture.watching(weights):
-                outputs = step()
-        if self._way is None:
-            self._decide(outputs)
-            if self._way == "function":
-                with scoring():
-                    values = self._call_function(batch, size)
-        if outputs is not None and weights is not None:
-            outputs = self._weighed(outputs, weights)
-        if self._way == "none" or (outputs is None and not self._trained(values)):
-            return outputs, None  # the user skips this batch, or nothing is needed
-        if self._way == "returned":
-            values = from_returned(outputs, size, reads=self._reads)
-        elif self._way == "captured":
-            if not self._reads and weights is None and len(self._capture.calls) != 1:
-                return outputs, None  # a step that changes its mind may, when nothing is needed
-            values = self._captured()
+        if outputs is None and not self._trained(values, recording):
+            return outputs, None  # the user skips this batch
+        if not self._in_training:
+            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay or replayed(step, batch), *self._test))
+            self._in_training = True
+        if self._free and weights is None:
+            return outputs, self._free_values(outputs, recording)
+        terms = self._captured.terms(recording, loss_of(outputs)) if self._way == "captured" else None
+        values = self._read(outputs, recording, terms) if values is None else values
+        if weights is not None and outputs is not None:
+            outputs = with_loss(outputs, self._weighted(outputs, terms, weights))
         self._check(values, size)
         return outputs, values
 
-    def _trained(self, values: Values | None) -> bool:
-        """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
-        return self._manual and (values is not None or (self._way == "captured" and bool(self._capture.calls)))
+    def _sight(self) -> Sight:
+        """What to watch in the next training step."""
+        if self._in_training:
+            return self._captured.sight if self._way == "captured" else NOTHING
+        return Sight() if self._free else EVERYTHING
 
-    def score(self, step: Callable[[], Any], batch: Any, size: int) -> Values:
+    @property
+    def _test(self) -> tuple[Any, bool]:
+        wanted = self._check_attribution and not self._free
+        return self._take_rows, wanted and not (self._manual and not self.has_function)
+
+    def _trained(self, values: Values | None, recording: Recording) -> bool:
+        """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
+        return self._manual and (values is not None or bool(recording.calls))
+
+    def _read(self, outputs: Any, recording: Recording, terms: Any = None) -> Values:
+        """The values of a step that was run."""
+        if self._way == "returned":
+            return from_returned(outputs, recording.size, reads=self._reads)
+        terms = terms or self._captured.terms(recording, loss_of(outputs))
+        return self._captured.values(terms, recording, self._reads)
+
+    def _call_function(self, batch: Any, size: int, scoring: Scoring) -> Values:
+        assert self._sample_outputs is not None
+        with scoring():
+            return from_returned(self._sample_outputs(batch), size, "sample_outputs", self._reads)
+
+    def _free_values(self, outputs: Any, recording: Recording) -> Values | None:
+        """Values of a step of which nothing is required: those that are there, right, and cost nothing."""
+        if self._way not in ("returned", "captured"):
+            return None
+        try:
+            values = self._read(outputs, recording)
+            self._check(values, recording.size)
+        except OutputsError:
+            return None
+        return values
+
+    def _weighted(self, outputs: Any, terms: Any, weights: Tensor) -> Tensor:
+        if self._way == "captured":
+            return self._captured.weighted(terms, loss_of(outputs), weights)
+        if self._way == "returned":
+            return weight_returned(outputs, weights)
+        raise OutputsError(refusals.not_weighable(str(self.source)))
+
+    def check_weighed(self) -> None:
+        """Nothing: that loss weights reach the gradient is verified before the backward pass."""
+
+    # --- a scoring pass
+
+    def score(self, step: Callable[[], Any], batch: Any, size: int, replay: Replay | None = None) -> Values:
         """Values of a batch that is not trained; the caller provides the no-grad context.
 
         Args:
             step: runs ``training_step`` on the batch; not called when way 2 is there.
             batch: the batch.
             size: number of samples in it.
+            replay: as for :meth:`observe`.
 
         Raises:
             OutputsError: as :meth:`observe`.
         """
         if self._sample_outputs is not None:
-            values = self._call_function(batch, size)
-        else:
-            with self._capture.watching():
+            values = self._call_function(batch, size, nullcontext)
+        elif self._way is None:  # a resumed run scores before it trains
+            recording = self._captured.recording(size)
+            with torch.inference_mode(False), torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
                 outputs = step()
-            if self._way is None:  # a resumed run looks before it trains
-                self._decide(outputs)
-            values = from_returned(outputs, size, reads=self._reads) if self._way == "returned" else self._captured()
+            self._decide(outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), *self._test))
+            values = self._read(outputs, recording)
+        else:
+            recording = self._captured.recording(size, scoring=True)
+            with self._captured.scoring(), self._watcher.watching(self._scoring_sight, recording):
+                outputs = step()
+            values = self._read(outputs, recording)
         self._check(values, size)
         return values
 
-    def _call_function(self, batch: Any, size: int) -> Values:
-        assert self._sample_outputs is not None
-        return from_returned(self._sample_outputs(batch), size, "sample_outputs", self._reads)
+    @property
+    def _scoring_sight(self) -> Sight:
+        return self._captured.sight if self._way == "captured" else NOTHING
 
-    def _weighed(self, outputs: Any, weights: Tensor) -> Any:
-        """The outputs with the weights in their loss; a captured criterion has them already."""
-        if self._way == "captured":
-            return outputs
-        if self._way != "returned":
-            raise OutputsError(
-                f"loss weights: they cannot enter the loss of this training_step, because values come from {self.source}. Return them "
-                f"from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
-            )
-        loss = outputs["sample_loss"]
-        if "loss" not in outputs or not (isinstance(loss, Tensor) and loss.requires_grad and loss.shape == weights.shape):
-            raise OutputsError(
-                "loss weights: training_step must return 'loss' and 'sample_loss', the latter with its graph (not detached), one per "
-                f"sample, [{len(weights)}]:{EXAMPLE}"
-            )
-        self._weighs = True
+    # --- the first batch
 
-        def weigh(gradient: Tensor) -> Tensor:
-            self._weighs = False
-            return gradient * weights.to(gradient.dtype)
-
-        loss.register_hook(weigh)
-        return outputs
-
-    def check_weighed(self) -> None:
-        """The backward pass is over: did it come through the ``sample_loss`` that carries the weights?
-
-        Raises:
-            OutputsError: it did not.
-        """
-        if self._weighs:
-            self._weighs = False
-            raise OutputsError(
-                "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
-                f"never reached the gradient; make it from that one:{EXAMPLE}"
-            )
-
-    def _decide(self, outputs: Any) -> None:
-        """Choose the way, once."""
+    def _decide(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> Values | None:
+        """Choose the way, and verify what it gives; the values, where a function gave them."""
         if isinstance(outputs, Mapping) and "sample_loss" in outputs:
             self._way = "returned"
+            self.report = self._verified_returned(outputs, batch, recording.size, rehearsal)
+        elif self._free:
+            self._way = "captured" if self._captured.decide_freely(recording, loss_of(outputs)) else "none"
+            self.report = Report(self._way, str(self.source), self._captured.calls)
         elif self._sample_outputs is not None:
             self._way = "function"
-        elif len(self._capture.calls) == 1:
-            self._way = "captured"
-        elif outputs is None:
-            return  # a skipped batch says nothing; decide on the next one
-        elif not self._reads:
-            self._way = "none"
+            return self._verified_function(batch, recording.size, rehearsal)
         else:
-            self._captured()  # raises
+            self.report = self._verified_captured(outputs, recording, batch, rehearsal)
+        return None
 
-    def _captured(self) -> Values:
-        calls = self._capture.calls
-        if len(calls) != 1:
-            what = f"{len(calls)} criterion calls" if calls else "no call of a criterion that is known"
-            which = ", ".join(name for name, _ in calls) or "F.cross_entropy, F.nll_loss, F.mse_loss, ..."
-            raise OutputsError(
-                f"per-sample values: training_step made {what} ({which}), exactly one is needed. "
-                "Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * loss_b, with the target of "
-                f"the larger weight; a criterion that is only a metric may go under another function):{EXAMPLE}"
+    def _verified_captured(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> Report:
+        captured, loss, size = self._captured, loss_of(outputs), recording.size
+        before = captured.cut
+        cuts = captured.decide(recording, loss, batch, rehearsal.possible, self._manual)
+        if before is not None and self.report is not None:  # scored before: what was proved then holds of the same parts
+            verdict = captured.again(before, cuts, self.report.attribution)
+        else:
+            leaves = frozenset().union(*(cut.leaves for cut in cuts))
+            run = rehearsal.recorded(self._watcher, lambda count: Recording(count, leaves=leaves, clone=True))
+            verdict = rehearsal.test(batch, size, lambda half: try_cuts(cuts, run, batch, size, half))
+        self._refuse(verdict)
+        captured.settle(cuts, recording, loss, verdict)
+        self._way = "captured"
+        cut = captured.cut
+        names = " + ".join(captured.calls)
+        if self._may_weigh and not (cut.complete or self._unweighted_rest):
+            raise OutputsError(refusals.rest_unweighted(names, cut.share))
+        if not cut.complete and not cut.exact and cut.verified:
+            self._warn(refusals.part_of_loss(names, cut.share))
+        values = self._read(outputs, recording)
+        return Report(
+            "captured",
+            str(self.source),
+            captured.calls,
+            tuple(values),
+            cut.share if cut.verified else None,
+            cut.complete if cut.verified else None,
+            self._said(verdict),
+            "exact" if cut.complete else "they would act on a part of the loss" if cut.verified else "not verified",
+        )
+
+    def _verified_returned(self, outputs: Mapping[str, Any], batch: Any, size: int, rehearsal: Rehearsal) -> Report:
+        values = from_returned(outputs, size, reads=self._reads)
+        if self._free:
+            return Report("returned", str(self.source), gives=tuple(values))
+        self._check(values, size)
+        check_ranges(outputs, "training_step")
+        made = verify_returned(outputs)
+        if self._may_weigh:
+            weight_returned(outputs, torch.ones(size, device=self.device))
+            if made.complete is False and not self._unweighted_rest:
+                raise OutputsError(refusals.rest_unweighted("the returned sample_loss", made.share))
+        verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.replay(part), count)["loss"])
+        self._refuse(verdict, returned=True)
+        weights = "exact" if made.complete else "sample_loss is not all of the loss" if made.complete is False else "not verified"
+        return Report("returned", str(self.source), (), tuple(values), made.share, made.complete, self._said(verdict), weights)
+
+    def _verified_function(self, batch: Any, size: int, rehearsal: Rehearsal) -> Values:
+        if self._may_weigh:
+            raise OutputsError(refusals.not_weighable(str(self.source)))
+        function = self._sample_outputs
+        with rehearsal.scoring():
+            outputs = function(batch)
+        values = from_returned(outputs, size, "sample_outputs", self._reads)
+        self._check(values, size)
+        check_ranges(outputs, "sample_outputs")
+        verdict = rehearsal.values(
+            batch, size, lambda part, count: from_returned(function(part), count, "sample_outputs")["loss"]
+        )
+        self._refuse(verdict, returned=True)
+        weights = "they cannot enter through sample_outputs"
+        self.report = Report("function", str(self.source), (), tuple(values), attribution=self._said(verdict), weights=weights)
+        return values
+
+    def _refuse(self, verdict: Verdict, returned: bool = False) -> None:
+        """What a user returns on purpose may depend on its batch."""
+        if verdict.outcome == "permuted" or (verdict.outcome == "batch" and not returned):
+            raise OutputsError(refusals.attribution(verdict.outcome))
+
+    def _said(self, verdict: Verdict) -> str:
+        """The outcome in words, which the log gets too where nothing was proved."""
+        said = f"skipped: {verdict.reason}" if verdict.outcome == "skipped" else verdict.outcome
+        if verdict.outcome != "verified":
+            logger.info(
+                "SampleSelection: the test of attribution (does a value depend on its own sample alone?) was not passed: %s", said
             )
-        return calls[0][1]
+        return said
+
+    def _warn(self, text: str) -> None:
+        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+            warnings.warn(text, stacklevel=2)
 
     def _check(self, values: Values | None, size: int) -> None:
         assert values is not None
@@ -231,7 +338,7 @@ class SampleOutputs:
             if value.shape != (size,):
                 raise OutputsError(
                     f"per-sample values: {name} has shape {list(value.shape)}, but the batch trains {size} samples: it must be "
-                    f"[{size}]. Return one value per sample, in the order of the batch:{EXAMPLE}"
+                    f"[{size}]. Return one value per sample, in the order of the batch. {refusals.WAYS}"
                 )
             if value.device != self.device:
                 raise OutputsError(
@@ -239,81 +346,5 @@ class SampleOutputs:
                     "module's device"
                 )
         missing = [name for name in self._reads if name not in values]
-        if missing == ["target"]:
-            raise OutputsError(
-                f"classes: balance='class' and protected_classes need the class of each sample, but {self.source} gives only "
-                f"{', '.join(values)}, and the data set has no targets, labels or y. Give the data set an attribute targets (one integer "
-                "per sample), return logits and target from training_step, or leave these settings out"
-            )
         if missing:
-            raise OutputsError(
-                f"per-sample values: the method reads {', '.join(missing)}, but {self.source} gives only "
-                f"{', '.join(values)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop, "
-                "plb) or nothing (random), or return confidence (float in [0, 1]), correct (bool) or entropy (float) of your own, each "
-                f"[{size}]. A classification returns logits and target:{EXAMPLE}"
-            )
-
-
-def from_returned(outputs: Any, size: int, source: str = "training_step", reads: tuple[str, ...] = ()) -> Values:
-    """Read the values out of a dict returned by ``training_step`` or ``sample_outputs``.
-
-    Args:
-        outputs: ``sample_loss`` (float ``[B]``), and either ``logits`` (``[B, C, ...]``) with ``target`` or any of ``confidence``
-            (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
-        size: B.
-        source: named in errors.
-        reads: what is wanted beside confidence and correct.
-
-    Raises:
-        OutputsError: there is no ``sample_loss``, or something is not a tensor of B samples.
-    """
-    if not isinstance(outputs, Mapping) or "sample_loss" not in outputs:
-        found = f"a dict with {sorted(outputs)}" if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
-        raise OutputsError(f"per-sample values: {source} returned {found}, a dict with 'sample_loss' is needed:{EXAMPLE}")
-    known = {
-        key: outputs[key] for key in ("sample_loss", "logits", "target", "confidence", "correct", "entropy") if key in outputs
-    }
-    for key, value in known.items():
-        if not isinstance(value, Tensor):
-            raise OutputsError(f"per-sample values: {key} from {source} is a {type(value).__name__}, it must be a tensor")
-        if value.dim() == 0 or len(value) != size:
-            raise OutputsError(
-                f"per-sample values: {key} has shape {list(value.shape)}, but the batch trains {size} samples: the first axis "
-                f"must be the samples, [{size}] or [{size}, ...]. Return one value per sample, in the order of the batch:{EXAMPLE}"
-            )
-        known[key] = value.detach()
-    values: Values = {"loss": known["sample_loss"]}
-    with torch.no_grad():
-        if "logits" in known and "target" in known:
-            values.update(_predictions(known["logits"], known["target"], source, reads))
-        if "confidence" in known:
-            values["confidence"] = known["confidence"]
-        if "correct" in known:
-            values["correct"] = known["correct"].bool()
-        if "entropy" in known:
-            values["entropy"] = known["entropy"]
-    return values
-
-
-def _predictions(logits: Tensor, target: Tensor, source: str, reads: tuple[str, ...]) -> Values:
-    """Confidence and correctness from returned ``logits`` and ``target``, one logit meaning a binary label."""
-    if logits.dim() == 1 or logits.shape[1] == 1:
-        if logits.numel() == target.numel():
-            shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)  # positions, or one label
-            return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape), reads)
-    elif target.shape in (logits.shape, logits.shape[:1] + logits.shape[2:]):
-        return class_values(logits, target, reads=reads)
-    raise OutputsError(
-        f"per-sample values: logits {list(logits.shape)} and target {list(target.shape)} from {source} do not fit; they must be "
-        "[B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one logit); or return "
-        "confidence and correct, each [B]"
-    )
-
-
-def scaled(outputs: Any, scale: float) -> Any:
-    """A training step's outputs with the loss times ``scale``."""
-    if scale == 1.0 or outputs is None:
-        return outputs
-    if isinstance(outputs, dict):
-        return {**outputs, "loss": outputs["loss"] * scale}
-    return outputs * scale
+            raise OutputsError(refusals.missing_values(missing, list(values), str(self.source), size))

@@ -1,0 +1,172 @@
+"""A test, made once: does row i of what is recorded depend on sample i alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, values_of
+from kakurenbo_lightning.signals.finding import leaves
+from kakurenbo_lightning.signals.watching import LossCall, Recording
+
+CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the test has shown.
+
+    Attributes:
+        outcome: ``"verified"``, ``"skipped"``, ``"permuted"`` (the same numbers in another order) or ``"batch"`` (a sample's value depends
+            on the rest of its batch).
+        reason: why it was skipped.
+        cut: the first that passed.
+    """
+
+    outcome: str
+    reason: str = ""
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The first half of a batch.
+
+    Attributes:
+        batch: as the step takes it.
+        size: samples in it.
+    """
+
+    batch: Any
+    size: int
+
+
+def halve(batch: Any, size: int, take_rows: Callable[[Any, Tensor, int], Any]) -> Halved | str:
+    """The first half of a batch, or why there is none."""
+    if size < 2:
+        return "the batch has one sample"
+    half = size // 2
+    try:
+        part = take_rows(batch, torch.arange(half), size)
+    except (ValueError, TypeError) as error:
+        return f"the batch cannot be sliced ({error})"
+    before, after = ([len(leaf) for leaf in leaves(b) if leaf.dim()] for b in (batch, part))
+    if after == before or size in after:
+        return f"the batch, a {type(batch).__name__}, cannot be sliced"
+    return Halved(part, half)
+
+
+def compare(whole: Tensor, again: Tensor, half: Tensor) -> Verdict:
+    """Compare the values of a batch, ``[B]``, with those of a second run with other random numbers, and of its first half alone, ``[B // 2]``.
+
+    Waits for the device.
+    """
+    if not same(again, whole):
+        if same(again.sort().values, whole.sort().values, 1e-3):
+            return Verdict("permuted")
+        return Verdict("skipped", "two equal passes differ: the step draws random numbers")
+    if same(half, whole[: len(half)]):
+        return Verdict("verified")
+    return Verdict("permuted" if _all_among(half, whole) else "batch")
+
+
+def same(one: Tensor, other: Tensor, tolerance: float = CLOSE) -> bool:
+    """Whether two tensors hold the same values, relative to the larger of each and their mean."""
+    scale = torch.maximum(other.abs(), other.abs().nanmean())
+    return one.shape == other.shape and bool((((one - other).abs() <= tolerance * scale) | (one.isnan() & other.isnan())).all())
+
+
+def _all_among(part: Tensor, whole: Tensor) -> bool:
+    """Whether every value of ``part`` is one of ``whole``."""
+    distance = (part[:, None] - whole).abs().amin(1)
+    spread = whole.max() - whole.min()
+    return bool((distance <= 1e-3 * spread / len(whole)).all())
+
+
+Run = Callable[[Any, int, bool], tuple[Recording, Tensor]]  # of a batch, its size, and whether with other random numbers
+
+
+def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved) -> Verdict:
+    """Test ways to make a loss of parts until one passes.
+
+    Args:
+        cuts: the best first.
+        run: runs the step forward only and returns what was seen and the loss.
+        batch: the first.
+        size: B.
+        half: of it.
+    """
+    runs = [(*run(batch, size, False), size), (*run(batch, size, True), size), (*run(half.batch, half.size, False), half.size)]
+    if any(recording.batch_statistics for recording, _, _ in runs):
+        return Verdict(
+            "skipped", "a BatchNorm without running statistics makes every sample depend on its batch, in eval mode too"
+        )
+    verdicts = [_tried(cut, runs) for cut in cuts]
+    return min(verdicts, key=lambda verdict: ("verified", "permuted", "batch", "skipped").index(verdict.outcome))
+
+
+def _tried(cut: Cut, runs: Sequence[tuple[Recording, Tensor, int]]) -> Verdict:
+    found = [terms_of(cut, recording, loss) for recording, loss, _ in runs]
+    if any(terms is None for terms in found):
+        return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
+    whole, _, half = found
+    for parts in zip(*found, strict=True):
+        try:
+            values = [raw_of(term, size).float() for term, (_, _, size) in zip(parts, runs, strict=True)]
+        except OutputsError:
+            return Verdict("batch")
+        verdict = compare(*values)
+        if verdict.outcome != "verified":
+            return verdict
+    counts = _counts(runs)
+    parts = [_scaled(one, other, runs[0][2], runs[2][2], counts) for one, other in zip(whole, half, strict=True)]
+    return Verdict("verified", cut=replace(cut, parts=tuple(parts), guessed=False))
+
+
+def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence[tuple[LossCall, LossCall]]) -> Part:
+    """The part with the scale by which a sample's value does not depend on which others there are.
+
+    Args:
+        whole: in the whole batch.
+        half: in its first half.
+        size: B.
+        half_size: B // 2.
+        counts: what the loss may have been divided by, in both.
+    """
+    part = whole.part
+    if part.plain:
+        return part
+
+    def error(scale: str, one: Tensor | None = None, other: Tensor | None = None) -> float:
+        tried = replace(part, scale=scale, weight_sum=None)
+        alone = values_of([whole._replace(part=tried, counts=one)], size)[:half_size]
+        again = values_of([half._replace(part=tried, counts=other)], half_size)
+        return float((alone - again).abs().max() / alone.abs().max().clamp(min=1e-12))
+
+    scales = ("mean", "weights", "sum") if part.has_rows else ("alone", "times", "over")
+    errors = {scale: error(scale) for scale in dict.fromkeys((part.scale, *scales))}
+    best = min(errors.values())
+    if best <= CLOSE:
+        scale = next(scale for scale, e in errors.items() if e <= 2 * best + 1e-5)
+        return part if scale == part.scale else replace(part, scale=scale, weight_sum=None)
+    for one, other in counts if part.has_rows else ():
+        if error("count", one.rows, other.rows) <= 1e-4:
+            return replace(part, scale="count", weight_sum=None, count=one.key)
+    return replace(
+        part, scale="mean" if part.has_rows else part.scale, weight_sum=None
+    )  # which count, the batch decides: hard examples
+
+
+def _counts(runs: Sequence[tuple[Recording, Tensor, int]]) -> list[tuple[LossCall, LossCall]]:
+    """Sums over samples of what has no graph, in the whole batch and its half."""
+    (one, _, size), _, (other, _, half) = runs
+    known = {call.key: call for call in other.calls}
+    found = [
+        (call, known[call.key]) for call in one.calls if call.kind == "reduction" and call.edge is None and call.key in known
+    ]
+    return [(a, b) for a, b in found if a.result.dim() == 0 and len(a.rows) * half == len(b.rows) * size]

@@ -1,0 +1,281 @@
+"""Values of a step that returns none: read from the calls that made its loss."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.attribution import Verdict
+from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
+from kakurenbo_lightning.signals.criterion_module import Findings
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, shares_of, terms_of, values_of
+from kakurenbo_lightning.signals.finding import find
+from kakurenbo_lightning.signals.graph import gradients, reduced_by, root_of
+from kakurenbo_lightning.signals.predictions import Reads, Values
+from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The call that says how sure a sample is, and whether it is right.
+
+    Attributes:
+        key: of the call.
+        order: of its rows.
+        module: what was found out, of a loss module.
+    """
+
+    key: Key
+    order: str = "samples"
+    module: Findings | None = None
+
+
+class CapturedLoss:
+    """How the loss of a step is made, decided on the first batch; later steps are read by that.
+
+    Attributes:
+        cut: its parts; ``None`` before the first batch.
+        calls: names of the parts.
+        clone: the step changes rows in place, so copies are kept.
+    """
+
+    def __init__(self) -> None:
+        self.cut: Cut | None = None
+        self._sight: Sight = EVERYTHING
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self.calls: tuple[str, ...] = ()
+        self.clone = True
+        self._manual = False
+        self._prediction: Prediction | None = None
+
+    @property
+    def sight(self) -> Sight:
+        """What to watch in the next step."""
+        if not self._modules:
+            return self._sight
+        modules = [reference() for reference in self._modules]
+        return replace(self._sight, modules=True if any(m is None for m in modules) else tuple(dict.fromkeys(modules)))
+
+    @property
+    def manner(self) -> str:
+        """How calls are seen, for the log."""
+        ways = [
+            *(["by its name in torch.nn.functional"] if self._sight.criteria and not self._sight.mode else []),
+            *(["by its name among the methods of tensors"] if self._sight.reductions and not self._sight.mode else []),
+            *(["through a torch function mode"] if self._sight.mode else []),
+            *(["by a hook of the module"] if self._modules else []),
+        ]
+        return " and ".join(ways)
+
+    # --- the first batch
+
+    def decide(self, recording: Recording, loss: Any, batch: Any, provable: bool, manual: bool = False) -> list[Cut]:
+        """The ways in which the loss is made of parts with values for each sample, the best first; waits for the device.
+
+        Args:
+            recording: of the step.
+            loss: that it returned.
+            batch: that it was given.
+            provable: a test of attribution follows.
+            manual: the step has made its backward pass itself, so the graph of the loss is gone.
+
+        Raises:
+            OutputsError: there is none.
+        """
+        self._manual = manual
+        if manual or not loss.requires_grad:
+            return [self._without_graph(recording, loss)]
+        finding = find(recording.calls, loss, batch, recording.size, provable)
+        if not finding.cuts:
+            names = sorted({call.name for call in recording.calls if call.edge is not None and call.kind == "criterion"})
+            raise OutputsError(refusals.none_found(names, finding.reasons))
+        return [self._unmixed(cut, recording.calls, provable) for cut in finding.cuts]
+
+    def decide_freely(self, recording: Recording, loss: Any) -> bool:
+        """Whether the loss is nothing but one criterion's result, so that its values cost nothing; then they are read."""
+        if isinstance(loss, Tensor) and (found := _plain_criteria(recording, loss)):
+            call, plain = found[0]
+            if len(_rows(call)) == recording.size:
+                cut = Cut((Part(call.key, call.rows is not None, plain),), True, True)
+                self.settle([cut], recording, loss, Verdict("off"))
+                return True
+        return False
+
+    def again(self, before: Cut, cuts: Sequence[Cut], attribution: str) -> Verdict:
+        """What was found out of a loss made of the parts of ``before``, in a scoring pass, holds in training if one of ``cuts`` has them."""
+        for cut in cuts:
+            known = {part.key: part for part in before.parts}
+            if known.keys() == {part.key for part in cut.parts}:
+                parts = tuple(replace(known[part.key], plain=part.plain, share=part.share) for part in cut.parts)
+                return Verdict(attribution, cut=replace(cut, parts=parts, guessed=False))
+        return Verdict("skipped", "in training the step makes its loss in another way than in a scoring pass")
+
+    def _without_graph(self, recording: Recording, loss: Any) -> Cut:
+        """By identity, or the one criterion there is."""
+        if isinstance(loss, Tensor) and (found := _plain_criteria(recording, loss)):
+            call, plain = found[0]
+            return Cut((Part(call.key, call.rows is not None, plain),), True, True)
+        criteria = [call for call in recording.calls if call.kind == "criterion"]
+        criteria = [call for call in criteria if call.edge is not None] or criteria
+        if len(criteria) > 1:
+            raise OutputsError(refusals.ambiguous([call.name for call in criteria]))
+        if not criteria or not _is_by_sample(criteria[0], recording.size):
+            shapes = [
+                f"{c.name} has shape {list(_rows(c).shape)}, but the batch trains {recording.size} samples" for c in criteria
+            ]
+            raise OutputsError(refusals.none_found([call.name for call in criteria], shapes))
+        (call,) = criteria
+        part = Part(call.key, call.rows is not None, "result" if call.rows is None else "mean")
+        return Cut((part,), False, False, verified=False)
+
+    def _unmixed(self, cut: Cut, calls: Sequence[LossCall], provable: bool) -> Cut:
+        """Refuse several criteria of one prediction, unless a test can show that a sample's value is its own."""
+        keys = {part.key for part in cut.parts}
+        parts = [call for call in calls if call.key in keys and isinstance(call.arguments, CriterionCall)]
+        for number, one in enumerate(parts):
+            for other in parts[:number]:
+                if _is_mixed(one.arguments, other.arguments):
+                    if not provable:
+                        raise OutputsError(refusals.mixed([call.name for call in parts]))
+                    return replace(cut, guessed=True)
+        return cut
+
+    def settle(self, cuts: Sequence[Cut], recording: Recording, loss: Tensor, verdict: Verdict) -> None:
+        """Choose among the ways, now that attribution is tested, and what to watch from now on.
+
+        Raises:
+            OutputsError: what could only be proved by the test was not.
+        """
+        self.cut = cut = verdict.cut or cuts[0]
+        if cut.guessed:
+            parts = [part.key[1] for part in cut.parts]
+            raise OutputsError(
+                refusals.mixed(parts)
+                if len(parts) > 1
+                else refusals.none_found(parts, [f"attribution not tested: {verdict.reason}"])
+            )
+        self._prediction = self._predicting(recording, loss)
+        parts = {part.key for part in cut.parts}
+        others = {part.count for part in cut.parts} | {self._prediction and self._prediction.key}
+        needed = [call for call in recording.calls if call.key in parts | others]
+        names = {call.key[:2] for call in needed}
+        alike = [call for call in recording.calls if call.key[:2] in names]  # they are counted together
+        kinds = {kind for kind, _ in names}
+        self._sight = Sight("criterion" in kinds, "reduction" in kinds, not all(call.named for call in alike))
+        self._modules = [weakref.ref(call.arguments.module) for call in alike if call.kind == "module"]
+        self.clone = any(call.changed_in_place for call in needed)
+        self.calls = tuple(dict.fromkeys(_described(call) for call in needed if call.key in parts))
+
+    def _predicting(self, recording: Recording, loss: Tensor) -> Prediction | None:
+        """The call that is likeliest the task: of those that the loss depends on."""
+        orders = {part.key: part.order for part in self.cut.parts}
+        order = self.cut.parts[0].order
+        share = {part.key: abs(part.share) for part in self.cut.parts}
+        calls = [call for call in recording.calls if call.arguments is not None and self._is_used(call, loss)]
+        criteria = [
+            call for call in calls if call.kind == "criterion" and call.arguments.predicts and _is_by_sample(call, recording.size)
+        ]
+        criteria.sort(key=lambda call: (PRIORITY[call.arguments.function], -share.get(call.key, 0.0)))
+        if criteria:
+            return Prediction(criteria[0].key, orders.get(criteria[0].key, order))
+        for call in calls:
+            if call.kind == "module" and call.arguments.read_target(call.result):
+                return Prediction(call.key, orders.get(call.key, order), call.arguments.findings)
+        return None
+
+    def _is_used(self, call: LossCall, loss: Tensor) -> bool:
+        if not loss.requires_grad:
+            return call.key in {part.key for part in self.cut.parts}
+        return call.edge is not None and gradients(loss, [call.edge])[0] is not None
+
+    # --- each step
+
+    def recording(self, size: int, graph: bool = False, scoring: bool = False) -> Recording:
+        """For one run of the step; ``graph``: to be weighted; ``scoring``: it makes no graph."""
+        leaves = self.cut.leaves if scoring and self.cut is not None else frozenset()
+        return Recording(size, graph, leaves, self.clone)
+
+    def terms(self, recording: Recording, loss: Tensor) -> list[Term]:
+        """The parts of the loss.
+
+        Raises:
+            OutputsError: it was made in another way than the first one.
+        """
+        if self.cut.verified:
+            terms = None if loss is None else terms_of(self.cut, recording, loss)
+        else:
+            calls = [call for call in recording.calls if call.key == self.cut.parts[0].key]
+            terms = [Term(self.cut.parts[0], call, None) for call in calls] or None
+        if terms is None:
+            raise OutputsError(refusals.changed(" + ".join(self.calls)))
+        return terms
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same."""
+        if self.cut is None or self.cut.plain:
+            yield
+        else:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+
+    def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
+        """The values of the samples, each ``[B]``, detached; no host synchronisation."""
+        values = {"loss": values_of(terms, recording.size)}
+        wanted = self._prediction
+        if wanted is None:
+            return values
+        call = next((call for call in recording.calls if call.key == wanted.key), None)
+        if call is None:
+            raise OutputsError(refusals.changed(wanted.key[1]))
+        if wanted.module is not None:
+            call.arguments.findings = wanted.module
+        with torch.no_grad():
+            return {**values, **call.arguments.predictions(recording.size, wanted.order, reads)}
+
+    def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
+        """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
+        shares = shares_of(terms, len(weights))
+        return loss + ((weights - 1).to(shares.dtype) * shares).sum().to(loss.dtype)
+
+
+def _plain_criteria(recording: Recording, loss: Tensor) -> list[tuple[LossCall, str]]:
+    """The criterion calls whose result, or the mean or sum of it, is the loss, and which of these."""
+    root, found = root_of(loss), []
+    how = None if root is None else reduced_by(root)
+    for call in recording.calls:
+        if call.kind == "criterion" and _is_by_sample(call, recording.size):
+            if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
+                found.append((call, "result"))
+            elif call.rows is not None and how is not None and how[1] == call.edge:
+                found.append((call, how[0]))
+    return found
+
+
+def _rows(call: LossCall) -> Tensor:
+    return call.evaluate() if call.rows is None else call.rows
+
+
+def _is_by_sample(call: LossCall, size: int) -> bool:
+    rows = _rows(call)
+    return rows.dim() > 0 and len(rows) % size == 0
+
+
+def _is_mixed(one: CriterionCall, other: CriterionCall) -> bool:
+    """Whether two calls compare the same prediction with different targets."""
+    targets = [call.options.get("target") for call in (one, other)]
+    if one.function is not other.function or one.options.get("input") is not other.options.get("input"):
+        return False
+    return all(isinstance(target, Tensor) for target in targets) and not torch.equal(*targets)
+
+
+def _described(call: LossCall) -> str:
+    return f"a {call.name} of {list(call.rows.shape)}" if call.kind == "reduction" else call.name

@@ -1,0 +1,237 @@
+"""The first batch: which calls of the step made the loss, proved by what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, shares_of, weights_of
+from kakurenbo_lightning.signals.graph import (
+    Edge,
+    depends_on_parameters_alone,
+    edge_of,
+    frontier,
+    gradients,
+    is_linear,
+    reduced_by,
+    root_of,
+)
+from kakurenbo_lightning.signals.watching import Key, LossCall
+
+# what parts may be: the cheapest to see in later steps first
+LEVELS = (("criterion",), ("criterion", "reduction"), ("criterion", "reduction", "module"))
+
+
+@dataclass
+class Finding:
+    """What was found out about the loss of a step.
+
+    Attributes:
+        cuts: ways to make the loss of parts that have values for each sample, the best first.
+        reasons: why calls are no such parts.
+    """
+
+    cuts: list[Cut] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str) -> None:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+def tolerance_of(*tensors: Tensor) -> float:
+    """Relative error up to which numbers of these precisions count as equal."""
+    return max({torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(tensor.dtype, 1e-4) for tensor in tensors)
+
+
+def find(calls: Sequence[LossCall], loss: Tensor, batch: Any, size: int, provable: bool) -> Finding:
+    """Find the parts of a loss; waits for the device.
+
+    Args:
+        calls: that the step made.
+        loss: that it returned.
+        batch: that it was given.
+        size: B.
+        provable: a test of attribution follows, so rows may be grouped by a guess.
+    """
+    finding = Finding()
+    root = root_of(loss)
+    if root is None:
+        finding.add("the loss has no graph (its requires_grad is False)")
+        return finding
+    search = _Search(finding, loss, root, batch, size, provable, calls)
+    cuts: list[Cut] = []
+    for level in LEVELS:
+        cuts += [cut for cut in search.cuts(level) if cut not in cuts]
+        full = [cut for cut in cuts if cut.complete]
+        if any(cut.plain for cut in full) or (full and "reduction" in level):
+            break
+    if full:
+        finding.cuts = sorted(full, key=lambda cut: (not cut.exact, not cut.plain))
+    else:
+        finding.cuts = sorted(cuts, key=lambda cut: (not cut.exact, -abs(cut.share)))
+    return finding
+
+
+@dataclass
+class _Search:
+    finding: Finding
+    loss: Tensor
+    root: Edge
+    batch: Any
+    size: int
+    provable: bool
+    calls: Sequence[LossCall]
+
+    def cuts(self, kinds: tuple[str, ...]) -> Iterator[Cut]:
+        """What the loss is made of, of calls of these kinds."""
+        calls = [call for call in self.calls if call.kind in kinds]
+        ignored: set[Key] = set()
+        while True:
+            known = by_edge([call for call in calls if call.key not in ignored])
+            edges, complete = frontier(self.root, known.keys())
+            unfit = {known[edge].key for edge in edges if not self._fits(known[edge])}
+            if not unfit:
+                break
+            ignored |= unfit
+        parts = [known[edge] for edge in edges]
+        orders = self._orders(parts)
+        for order, guessed in orders if parts else ():
+            cut = self._cut(parts, order, complete)
+            if cut is not None:
+                yield replace(cut, ignored=frozenset(ignored), guessed=guessed)
+
+    def _fits(self, call: LossCall) -> bool:
+        """Whether a call has values for each sample."""
+        rows = call.rows if call.rows is not None else self._elements(call)
+        if rows is None:
+            return False
+        if len(rows) % self.size:
+            self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
+            return False
+        if call.kind == "reduction":
+            return not depends_on_parameters_alone(call.rows) and not self._is_of_the_batch(call)
+        if len(rows) != self.size and not self._orders([call]):
+            k = len(rows) // self.size
+            self.finding.add(
+                f"{call.name} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} per sample"
+            )
+            return False
+        return call.rows is not None or self._adds_up(call)
+
+    def _elements(self, call: LossCall) -> Tensor | None:
+        if call.kind == "module":
+            tolerance = tolerance_of(call.result)
+            reason = call.arguments.verify(call.result, tolerance)
+            if reason is not None:
+                self.finding.add(f"{call.name} {reason}")
+                return None
+        elements = call.evaluate()
+        return elements if elements.dim() else None
+
+    def _adds_up(self, call: LossCall) -> bool:
+        """Whether the values of one number's samples make the number."""
+        shares = call.arguments.shares(call.evaluate(), self.size, "samples").detach()
+        if _close(shares.double().sum(), call.result.detach().double(), tolerance_of(call.result)):
+            return True
+        self.finding.add(f"{call.name} is not the {call.arguments.reduction} of values of its samples")
+        return False
+
+    def _is_of_the_batch(self, call: LossCall) -> bool:
+        """Whether everything in ``call.rows`` has gone through a sum over samples before: its rows are something else."""
+        sums = {edge_of(c.result) for c in self.calls if c.kind == "reduction" and c is not call and c.result.dim()}
+        found, complete = frontier(call.edge, sums - {None})
+        return bool(found) and complete
+
+    def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, bool]]:
+        """How rows may be grouped by sample, and whether that is a guess."""
+        counts = {len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls} - {1}
+        if not counts:
+            return [("samples", False)]
+        seen = set.intersection(*({order for order in _shapes(self.batch, self.size, k)} for k in counts))
+        known = [(order, False) for order in ("samples", "positions") if order in seen]
+        return known or ([("samples", True), ("positions", True)] if self.provable else [])
+
+    def _cut(self, calls: Sequence[LossCall], order: str, complete: bool) -> Cut | None:
+        edges = [call.edge for call in calls]
+        parts = [Part(call.key, call.rows is not None, self._plain(calls, call, complete), order=order) for call in calls]
+        found = gradients(self.loss, edges)
+        if any(gradient is None for gradient in found):
+            return None
+        plain = parts[0].plain is not None
+        values = [call.result if call.rows is None else call.rows for call in calls]
+        if not plain and not is_linear(self.loss, edges, values):
+            self.finding.add(f"the loss is not a sum over samples of {_names(calls)}, but another function of it")
+            return None
+        terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
+        loss = self.loss.detach().double()
+        with torch.no_grad():
+            shares = [shares_of([term], self.size).double().sum() for term in terms]
+        exact = _close(sum(shares), loss, tolerance_of(self.loss, *values))
+        of_loss = [float(share / loss) if float(loss) else 1.0 / len(shares) for share in shares]
+        parts = [_described(term, share, self.size) for term, share in zip(terms, of_loss, strict=True)]
+        return Cut(tuple(parts), complete, exact)
+
+    def _plain(self, calls: Sequence[LossCall], call: LossCall, complete: bool) -> str | None:
+        if len(calls) != 1 or not complete:
+            return None
+        if call.rows is None:
+            return "result" if call.edge == self.root else None
+        how = reduced_by(self.root)
+        return how[0] if how is not None and how[1] == call.edge else None
+
+
+def _described(term: Term, share: float, size: int) -> Part:
+    """The part with what its gradient says about a sample alone, as long as nothing else is known."""
+    part, call, gradient = term.part, term.call, term.gradient
+    part = replace(part, share=share, module=call.arguments.findings if call.kind == "module" else None)
+    if gradient is None:
+        return part
+    if not part.has_rows:
+        times = call.arguments.reduction == "sum" and abs(float(gradient) * size - 1) < 1e-4
+        return replace(part, scale="times" if times else "alone")
+    if bool((gradient.abs() == 1).all()):
+        return replace(part, scale="sum")
+    weights = weights_of(term, size).double()
+    together = float(weights.sum())
+    if float(weights.max() - weights.min()) <= 1e-5 * abs(together) / size:
+        return replace(part, scale="mean", weight_sum=together)
+    return replace(part, scale="weights" if abs(together - 1) < 1e-4 else "mean")
+
+
+def _names(calls: Sequence[LossCall]) -> str:
+    return ", ".join(dict.fromkeys(call.name for call in calls))
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return bool((one - other).abs() <= tolerance * other.abs() + 1e-9) or bool(torch.isnan(one) & torch.isnan(other))
+
+
+def _shapes(batch: Any, size: int, k: int) -> Iterator[str]:
+    """In which orders a tensor of the batch has ``k`` positions for each sample."""
+    for leaf in leaves(batch):
+        if leaf.dim() > 1 and len(leaf) == size:
+            positions = leaf.numel() // size
+            if positions == k or (positions == k + 1 and leaf.dim() == 2 and not leaf.is_floating_point()):  # shifted by one
+                yield "samples"
+        elif leaf.dim() > 1 and len(leaf) == k and leaf.shape[1] == size:
+            yield "positions"
+
+
+def leaves(batch: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors of a batch, in dicts, lists, tuples and attributes of objects."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif depth and isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from leaves(part, depth - 1)
+    elif depth and isinstance(batch, (list, tuple)):
+        for part in batch:
+            yield from leaves(part, depth - 1)
+    elif depth and hasattr(batch, "__dict__"):
+        for part in vars(batch).values():
+            yield from leaves(part, depth - 1)
