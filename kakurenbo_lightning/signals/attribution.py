@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, values_of
-from kakurenbo_lightning.signals.finding import leaves
+from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.watching import LossCall, Recording
 
 CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
@@ -91,6 +91,7 @@ def _all_among(part: Tensor, whole: Tensor) -> bool:
 Run = Callable[[Any, int, bool], tuple[Recording, Tensor]]  # of a batch, its size, and whether with other random numbers
 
 
+@torch.no_grad()
 def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved) -> Verdict:
     """Test ways to make a loss of parts until one passes.
 
@@ -125,7 +126,7 @@ def _tried(cut: Cut, runs: Sequence[tuple[Recording, Tensor, int]]) -> Verdict:
             return verdict
     counts = _counts(runs)
     parts = [_scaled(one, other, runs[0][2], runs[2][2], counts) for one, other in zip(whole, half, strict=True)]
-    return Verdict("verified", cut=replace(cut, parts=tuple(parts), guessed=False))
+    return Verdict("verified", cut=replace(cut, parts=tuple(parts), guess=""))
 
 
 def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence[tuple[LossCall, LossCall]]) -> Part:

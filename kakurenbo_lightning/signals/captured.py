@@ -18,7 +18,7 @@ from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
 from kakurenbo_lightning.signals.cut import Cut, Part, Term, shares_of, terms_of, values_of
 from kakurenbo_lightning.signals.finding import find
-from kakurenbo_lightning.signals.graph import gradients, reduced_by, root_of
+from kakurenbo_lightning.signals.graph import gradients, is_hidden, reduced_by, root_of
 from kakurenbo_lightning.signals.predictions import Reads, Values
 from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
 
@@ -91,7 +91,7 @@ class CapturedLoss:
             OutputsError: there is none.
         """
         self._manual = manual
-        if manual or not loss.requires_grad:
+        if manual or not loss.requires_grad or is_hidden(root_of(loss)):
             return [self._without_graph(recording, loss)]
         finding = find(recording.calls, loss, batch, recording.size, provable)
         if not finding.cuts:
@@ -115,7 +115,7 @@ class CapturedLoss:
             known = {part.key: part for part in before.parts}
             if known.keys() == {part.key for part in cut.parts}:
                 parts = tuple(replace(known[part.key], plain=part.plain, share=part.share) for part in cut.parts)
-                return Verdict(attribution, cut=replace(cut, parts=parts, guessed=False))
+                return Verdict(attribution, cut=replace(cut, parts=parts, guess=""))
         return Verdict("skipped", "in training the step makes its loss in another way than in a scoring pass")
 
     def _without_graph(self, recording: Recording, loss: Any) -> Cut:
@@ -145,23 +145,20 @@ class CapturedLoss:
                 if _is_mixed(one.arguments, other.arguments):
                     if not provable:
                         raise OutputsError(refusals.mixed([call.name for call in parts]))
-                    return replace(cut, guessed=True)
+                    return replace(cut, guess=refusals.mixed([call.name for call in parts]))
         return cut
 
     def settle(self, cuts: Sequence[Cut], recording: Recording, loss: Tensor, verdict: Verdict) -> None:
         """Choose among the ways, now that attribution is tested, and what to watch from now on.
 
         Raises:
-            OutputsError: what could only be proved by the test was not.
+            OutputsError: the test has failed, or could not be made where only it can prove the way.
         """
         self.cut = cut = verdict.cut or cuts[0]
-        if cut.guessed:
-            parts = [part.key[1] for part in cut.parts]
-            raise OutputsError(
-                refusals.mixed(parts)
-                if len(parts) > 1
-                else refusals.none_found(parts, [f"attribution not tested: {verdict.reason}"])
-            )
+        if cut.guess:
+            raise OutputsError(cut.guess)
+        if verdict.outcome in ("permuted", "batch"):
+            raise OutputsError(refusals.attribution(verdict.outcome))
         self._prediction = self._predicting(recording, loss)
         parts = {part.key for part in cut.parts}
         others = {part.count for part in cut.parts} | {self._prediction and self._prediction.key}
@@ -169,10 +166,11 @@ class CapturedLoss:
         names = {call.key[:2] for call in needed}
         alike = [call for call in recording.calls if call.key[:2] in names]  # they are counted together
         kinds = {kind for kind, _ in names}
-        self._sight = Sight("criterion" in kinds, "reduction" in kinds, not all(call.named for call in alike))
+        functions = tuple(name.removeprefix("F.") for kind, name in names if kind == "criterion")
+        self._sight = Sight(functions, "reduction" in kinds, not all(call.named for call in alike))
         self._modules = [weakref.ref(call.arguments.module) for call in alike if call.kind == "module"]
         self.clone = any(call.changed_in_place for call in needed)
-        self.calls = tuple(dict.fromkeys(_described(call) for call in needed if call.key in parts))
+        self.calls = tuple(dict.fromkeys(call.described for call in needed if call.key in parts))
 
     def _predicting(self, recording: Recording, loss: Tensor) -> Prediction | None:
         """The call that is likeliest the task: of those that the loss depends on."""
@@ -192,7 +190,7 @@ class CapturedLoss:
         return None
 
     def _is_used(self, call: LossCall, loss: Tensor) -> bool:
-        if not loss.requires_grad:
+        if not self.cut.verified or not loss.requires_grad:
             return call.key in {part.key for part in self.cut.parts}
         return call.edge is not None and gradients(loss, [call.edge])[0] is not None
 
@@ -229,17 +227,17 @@ class CapturedLoss:
 
     def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
         """The values of the samples, each ``[B]``, detached; no host synchronisation."""
-        values = {"loss": values_of(terms, recording.size)}
-        wanted = self._prediction
-        if wanted is None:
-            return values
-        call = next((call for call in recording.calls if call.key == wanted.key), None)
-        if call is None:
-            raise OutputsError(refusals.changed(wanted.key[1]))
-        if wanted.module is not None:
-            call.arguments.findings = wanted.module
+        wanted, size = self._prediction, recording.size
         with torch.no_grad():
-            return {**values, **call.arguments.predictions(recording.size, wanted.order, reads)}
+            values = {"loss": values_of(terms, size)}
+            if wanted is None:
+                return values
+            call = next((call for call in recording.calls if call.key == wanted.key), None)
+            if call is None:
+                raise OutputsError(refusals.changed(wanted.key[1]))
+            if wanted.module is not None:
+                call.arguments.findings = wanted.module
+            return {**values, **call.arguments.predictions(size, wanted.order, reads)}
 
     def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
         """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
@@ -275,7 +273,3 @@ def _is_mixed(one: CriterionCall, other: CriterionCall) -> bool:
     if one.function is not other.function or one.options.get("input") is not other.options.get("input"):
         return False
     return all(isinstance(target, Tensor) for target in targets) and not torch.equal(*targets)
-
-
-def _described(call: LossCall) -> str:
-    return f"a {call.name} of {list(call.rows.shape)}" if call.kind == "reduction" else call.name

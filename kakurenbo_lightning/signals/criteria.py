@@ -79,7 +79,7 @@ class CriterionCall:
             return per_sample
         counts = self._counts(elements)
         if counts is None:
-            return total(per_sample) / per_sample[0].numel() if per_sample.dim() > 1 else per_sample
+            return mean(per_sample)
         counts = total(grouped(counts, size, order))
         return total(per_sample) / torch.where(counts == 0, 1.0, counts)
 
@@ -153,6 +153,14 @@ def total(per_sample: Tensor) -> Tensor:
         return per_sample
     half = per_sample.dtype in (torch.float16, torch.bfloat16)
     return per_sample.flatten(1).sum(1, dtype=torch.float32 if half else None)
+
+
+def mean(per_sample: Tensor) -> Tensor:
+    """Mean over all axes but the first, ``[B]``; of half precision in float32."""
+    if per_sample.dim() == 1:
+        return per_sample
+    half = per_sample.dtype in (torch.float16, torch.bfloat16)
+    return per_sample.flatten(1).mean(1, dtype=torch.float32 if half else None)
 
 
 def of_classes(scores: Tensor, target: Tensor, ignore_index: int, size: int, order: str, reads: Reads) -> Values:

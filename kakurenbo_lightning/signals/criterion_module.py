@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kakurenbo_lightning.signals.criteria import grouped, of_classes, of_labels, total
+from kakurenbo_lightning.signals.criteria import grouped, mean, of_classes, of_labels, total
+from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values
 
 MOST_LOOPED = 32  # rows of a batch that are evaluated one after the other in every step, where torch.vmap refuses
@@ -101,6 +102,9 @@ class ModuleCall:
         Returns:
             ``None``, or why it is not. The module is as it was, either way.
         """
+        others = (a for a, is_mapped in zip(self._given, self._mapped, strict=True) if not is_mapped)
+        if any(tensor.requires_grad for other in others for tensor in leaves(other)):
+            return "is given predictions that are not one row for each sample"
         some = range(0, self.rows, -(-self.rows // TESTED_ROWS))
         changed: list[str] = []
         with torch.no_grad(), _attributes_kept(self.module), _buffers_kept(self.module, changed):
@@ -128,7 +132,7 @@ class ModuleCall:
     def values(self, elements: Tensor, size: int, order: str) -> Tensor:
         """What the module gives for each sample alone, ``[size]``."""
         per_sample = grouped(elements, size, order)
-        return total(per_sample) / (per_sample[0].numel() if self.findings.reduction == "mean" else 1)
+        return mean(per_sample) if self.findings.reduction == "mean" else total(per_sample)
 
     def shares(self, elements: Tensor, size: int, order: str) -> Tensor:
         """What each sample adds to the module's result, ``[size]``."""
@@ -142,17 +146,12 @@ class ModuleCall:
         A module with parameters of its own makes its logits itself, and labels beside embeddings are no classes of them: more of what the
         target names must lower the loss.
         """
-        given = [a for a, is_mapped in zip(self._given, self._mapped, strict=True) if is_mapped]
-        if (
-            len(given) < 2
-            or not given[0].requires_grad
-            or not result.requires_grad
-            or any(True for _ in self.module.parameters())
-        ):
+        pair = self._scores_and_target()
+        if pair is None or not (pair[0].requires_grad and result.requires_grad) or any(True for _ in self.module.parameters()):
             return False
-        scores, target = given[0].detach(), given[1].detach()
+        scores, target = pair[0].detach(), pair[1].detach()
         wide = scores.dim() > 1 and scores.shape[1] > 1
-        if wide and not target.is_floating_point() and target.shape == scores.shape[:1] + scores.shape[2:]:
+        if wide and target.shape == scores.shape[:1] + scores.shape[2:] and bool((target == target.round()).all()):
             self.findings.target = "classes"
         elif wide and target.is_floating_point() and target.shape == scores.shape and _are_distributions(target):
             self.findings.target = "probabilities"
@@ -162,15 +161,26 @@ class ModuleCall:
             return False
         in_range = bool(((scores >= 0) & (scores <= 1)).all())
         self.findings.logits = not (in_range and (self.findings.target == "labels" or _are_distributions(scores)))
-        (gradient,) = torch.autograd.grad(result.sum(), given[0], retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(result.sum(), pair[0], retain_graph=True, allow_unused=True)
         return gradient is not None and _lowered_by(gradient, scores, target, self.findings.target)
+
+    def _scores_and_target(self) -> tuple[Tensor, Tensor] | None:
+        """The first two arguments that have rows; a channel of one in a target of classes is left out."""
+        given = [a for a, is_mapped in zip(self._given, self._mapped, strict=True) if is_mapped]
+        if len(given) < 2 or not given[0].is_floating_point():
+            return None
+        scores, target = given[:2]
+        if target.dim() == scores.dim() > 1 and target.shape[1] == 1 < scores.shape[1]:
+            target = target.squeeze(1)
+        return scores, target
 
     def predictions(self, size: int, order: str, reads: Reads) -> Values:
         """Confidence, correctness and what else is read of ``size`` samples; detached."""
-        scores, target = [a.detach() for a, is_mapped in zip(self._given, self._mapped, strict=True) if is_mapped][:2]
+        scores, target = (a.detach() for a in self._scores_and_target())
         if self.findings.target == "labels":
             return of_labels(scores.sigmoid() if self.findings.logits else scores, target, size, order, reads)
         scores = scores if self.findings.logits else scores.log()  # the softmax of a distribution's logarithm is itself
+        target = target.long() if self.findings.target == "classes" else target
         return of_classes(scores, target, IGNORE_INDEX, size, order, reads)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals.criteria import grouped, total
+from kakurenbo_lightning.signals.criteria import grouped, mean, total
 from kakurenbo_lightning.signals.criterion_module import Findings
 from kakurenbo_lightning.signals.graph import FEW_NODES, Edge, frontier, gradients, reduced_by, root_of
 from kakurenbo_lightning.signals.watching import Key, LossCall, Recording
@@ -58,7 +59,7 @@ class Cut:
         exact: what they add up to is the loss.
         ignored: calls of the same kinds that are no parts.
         verified: there was a graph of the loss to prove it by.
-        guessed: rows are grouped in a way that only a test of attribution can prove.
+        guess: what to say unless a test of attribution proves that the values of a sample are its own; empty: nothing is guessed.
     """
 
     parts: tuple[Part, ...]
@@ -66,7 +67,7 @@ class Cut:
     exact: bool
     ignored: frozenset[Key] = frozenset()
     verified: bool = True
-    guessed: bool = False
+    guess: str = ""
 
     @property
     def plain(self) -> bool:
@@ -77,9 +78,9 @@ class Cut:
         """Of the loss, that its parts are."""
         return sum(part.share for part in self.parts)
 
-    @property
-    def kinds(self) -> set[str]:
-        return {part.key[0] for part in self.parts}
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(part.key[0] for part in self.parts)
 
     @property
     def leaves(self) -> frozenset[Key]:
@@ -108,7 +109,7 @@ class Term(NamedTuple):
 
 def terms_of(cut: Cut, recording: Recording, loss: Tensor) -> list[Term] | None:
     """The parts of the loss that a step has returned; no host synchronisation. ``None`` where it was made in another way."""
-    calls = [call for call in recording.calls if call.kind in cut.kinds and call.key not in cut.ignored]
+    calls = [call for call in recording.calls if call.key[0] in cut.kinds and call.key not in cut.ignored]
     root = root_of(loss)
     if cut.plain:
         (part,) = cut.parts
@@ -174,10 +175,9 @@ def _with_findings(part: Part, call: LossCall) -> LossCall:
 
 
 def values_of(terms: Sequence[Term], size: int) -> Tensor:
-    """The loss of each sample alone, ``[size]``, detached."""
-    with torch.no_grad():
-        parts = [_values(term, size) for term in terms]
-        return parts[0].detach() if len(parts) == 1 else torch.stack(parts).sum(0)
+    """The loss of each sample alone, ``[size]``, detached; to be called without a graph."""
+    parts = [_values(term, size) for term in terms]
+    return parts[0].detach() if len(parts) == 1 else torch.stack(parts).sum(0)
 
 
 def shares_of(terms: Sequence[Term], size: int) -> Tensor:
@@ -191,8 +191,7 @@ def raw_of(term: Term, size: int) -> Tensor:
     part, call = term.part, term.call
     with torch.no_grad():
         if part.has_rows:
-            rows = grouped(_rows(call), size, part.order)
-            return total(rows.nan_to_num(0, 0, 0)) / max(1, rows[0].numel())
+            return mean(grouped(_rows(call), size, part.order).nan_to_num(0, 0, 0))
         return call.arguments.values(call.evaluate(), size, part.order)
 
 
@@ -222,7 +221,7 @@ def _values(term: Term, size: int) -> Tensor:
         return values * (term.gradient * factor)
     if part.plain:
         rows = grouped(_rows(call), size, part.order)
-        return total(rows) / (rows[0].numel() if part.plain == "mean" else 1)
+        return mean(rows) if part.plain == "mean" else total(rows)
     share = _shares(term, size)
     if part.scale == "sum":
         return share

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, shares_of, weights_of
 from kakurenbo_lightning.signals.graph import (
     Edge,
@@ -17,6 +18,7 @@ from kakurenbo_lightning.signals.graph import (
     frontier,
     gradients,
     is_linear,
+    leaves,
     reduced_by,
     root_of,
 )
@@ -99,11 +101,10 @@ class _Search:
                 break
             ignored |= unfit
         parts = [known[edge] for edge in edges]
-        orders = self._orders(parts)
-        for order, guessed in orders if parts else ():
+        for order, guess in self._orders(parts) if parts else ():
             cut = self._cut(parts, order, complete)
             if cut is not None:
-                yield replace(cut, ignored=frozenset(ignored), guessed=guessed)
+                yield replace(cut, ignored=frozenset(ignored), guess=guess)
 
     def _fits(self, call: LossCall) -> bool:
         """Whether a call has values for each sample."""
@@ -118,7 +119,7 @@ class _Search:
         if len(rows) != self.size and not self._orders([call]):
             k = len(rows) // self.size
             self.finding.add(
-                f"{call.name} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} per sample"
+                f"{call.described} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} per sample"
             )
             return False
         return call.rows is not None or self._adds_up(call)
@@ -147,14 +148,22 @@ class _Search:
         found, complete = frontier(call.edge, sums - {None})
         return bool(found) and complete
 
-    def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, bool]]:
-        """How rows may be grouped by sample, and whether that is a guess."""
-        counts = {len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls} - {1}
+    def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
+        """How rows may be grouped by sample, and what to say if that is a guess and wrong."""
+        counts = {call.described: len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls}
+        counts = {name: k for name, k in counts.items() if k > 1}
         if not counts:
-            return [("samples", False)]
-        seen = set.intersection(*({order for order in _shapes(self.batch, self.size, k)} for k in counts))
-        known = [(order, False) for order in ("samples", "positions") if order in seen]
-        return known or ([("samples", True), ("positions", True)] if self.provable else [])
+            return [("samples", "")]
+        seen = set.intersection(*(set(_shapes(self.batch, self.size, k)) for k in counts.values()))
+        known = [(order, "") for order in ("samples", "positions") if order in seen]
+        if known or not self.provable:
+            return known
+        reasons = [
+            f"{name} has {k * self.size} rows, {k} for each of {self.size} samples, but nothing shows which are whose"
+            for name, k in counts.items()
+        ]
+        guess = refusals.none_found(list(counts), reasons)
+        return [("samples", guess), ("positions", guess)]
 
     def _cut(self, calls: Sequence[LossCall], order: str, complete: bool) -> Cut | None:
         edges = [call.edge for call in calls]
@@ -165,7 +174,9 @@ class _Search:
         plain = parts[0].plain is not None
         values = [call.result if call.rows is None else call.rows for call in calls]
         if not plain and not is_linear(self.loss, edges, values):
-            self.finding.add(f"the loss is not a sum over samples of {_names(calls)}, but another function of it")
+            self.finding.add(
+                f"the loss is made of {_names(calls)}, but does not add up from them sample by sample (it is no linear function)"
+            )
             return None
         terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
         loss = self.loss.detach().double()
@@ -199,12 +210,13 @@ def _described(term: Term, share: float, size: int) -> Part:
     weights = weights_of(term, size).double()
     together = float(weights.sum())
     if float(weights.max() - weights.min()) <= 1e-5 * abs(together) / size:
-        return replace(part, scale="mean", weight_sum=together)
+        mean = call.name != "sum" or min(abs(abs(together) - n) for n in (1, gradient.numel() // size)) < 1e-4
+        return replace(part, scale="mean" if mean else "sum", weight_sum=together if mean else None)
     return replace(part, scale="weights" if abs(together - 1) < 1e-4 else "mean")
 
 
 def _names(calls: Sequence[LossCall]) -> str:
-    return ", ".join(dict.fromkeys(call.name for call in calls))
+    return " and ".join(dict.fromkeys(call.described for call in calls))
 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
@@ -220,18 +232,3 @@ def _shapes(batch: Any, size: int, k: int) -> Iterator[str]:
                 yield "samples"
         elif leaf.dim() > 1 and len(leaf) == k and leaf.shape[1] == size:
             yield "positions"
-
-
-def leaves(batch: Any, depth: int = 4) -> Iterator[Tensor]:
-    """The tensors of a batch, in dicts, lists, tuples and attributes of objects."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif depth and isinstance(batch, Mapping):
-        for part in batch.values():
-            yield from leaves(part, depth - 1)
-    elif depth and isinstance(batch, (list, tuple)):
-        for part in batch:
-            yield from leaves(part, depth - 1)
-    elif depth and hasattr(batch, "__dict__"):
-        for part in vars(batch).values():
-            yield from leaves(part, depth - 1)

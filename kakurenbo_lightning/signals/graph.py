@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ def root_of(loss: Tensor) -> Edge | None:
         following = edge[0].next_functions
         edge = following[edge[1]] if edge[1] < len(following) and following[edge[1]][0] is not None else None
     return edge
+
+
+def is_hidden(root: Edge) -> bool:
+    """Whether what a loss was made of cannot be seen, because ``torch.compile`` made it."""
+    return "Compiled" in root[0].name()
 
 
 def reduced_by(root: Edge) -> tuple[str, Edge] | None:
@@ -122,3 +127,18 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         return True
     size = max(float(g.detach().abs().max()) for g, _ in curved)
     return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)
+
+
+def leaves(parts: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors in dicts, lists, tuples and attributes of objects."""
+    if isinstance(parts, Tensor):
+        yield parts
+    elif depth and isinstance(parts, Mapping):
+        for part in parts.values():
+            yield from leaves(part, depth - 1)
+    elif depth and isinstance(parts, (list, tuple)):
+        for part in parts:
+            yield from leaves(part, depth - 1)
+    elif depth and hasattr(parts, "__dict__"):
+        for part in vars(parts).values():
+            yield from leaves(part, depth - 1)

@@ -28,8 +28,8 @@ from kakurenbo_lightning.signals.captured import CapturedLoss
 from kakurenbo_lightning.signals.predictions import Values
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.signals.returned import check_ranges, from_returned, loss_of, scaled, with_loss
-from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, verify_returned, weight_returned
-from kakurenbo_lightning.signals.watching import EVERYTHING, NOTHING, Recording, Sight, Watcher
+from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, verify_returned, weighable
+from kakurenbo_lightning.signals.watching import CRITERIA_BY_NAME, EVERYTHING, NOTHING, Recording, Sight, Watcher
 
 __all__ = ["SampleOutputs", "Values", "from_returned", "scaled"]
 
@@ -45,7 +45,7 @@ class SampleOutputs:
         reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``. Nothing is required
             where it is empty: values are then recorded where they cost nothing.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
-        compiled: the LightningModule itself is compiled.
+        compiled: the LightningModule itself is compiled; nothing depends on it any more.
         weighs: there may be loss weights later; that they cannot be applied is then said on the first batch, not hours later.
         manual: the module optimizes by itself, so a step that returns nothing has trained all the same.
         check_attribution: a loss whose rows are permuted, or depend on their batch, is an error.
@@ -69,10 +69,11 @@ class SampleOutputs:
         take_rows: Callable[[Any, Tensor, int], Any] | None = None,
     ) -> None:
         self._reads, self._sample_outputs = reads, sample_outputs
-        self._compiled, self._may_weigh, self._manual = compiled, weighs, manual
+        self._may_weigh, self._manual = weighs, manual
         self._check_attribution, self._unweighted_rest, self._take_rows = check_attribution, unweighted_rest, take_rows
         self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
+        self._weighs = False  # weights wait for the backward pass
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
         self.report: Report | None = None
         self.device = torch.device("cpu")
@@ -155,7 +156,7 @@ class SampleOutputs:
         """What to watch in the next training step."""
         if self._in_training:
             return self._captured.sight if self._way == "captured" else NOTHING
-        return Sight() if self._free else EVERYTHING
+        return CRITERIA_BY_NAME if self._free else EVERYTHING
 
     @property
     def _test(self) -> tuple[Any, bool]:
@@ -192,12 +193,26 @@ class SampleOutputs:
     def _weighted(self, outputs: Any, terms: Any, weights: Tensor) -> Tensor:
         if self._way == "captured":
             return self._captured.weighted(terms, loss_of(outputs), weights)
-        if self._way == "returned":
-            return weight_returned(outputs, weights)
-        raise OutputsError(refusals.not_weighable(str(self.source)))
+        if self._way != "returned":
+            raise OutputsError(refusals.not_weighable(str(self.source)))
+        self._weighs = True
+
+        def weigh(gradient: Tensor) -> Tensor:
+            self._weighs = False
+            return gradient * weights.to(gradient.dtype)
+
+        weighable(outputs, len(weights)).register_hook(weigh)
+        return loss_of(outputs)
 
     def check_weighed(self) -> None:
-        """Nothing: that loss weights reach the gradient is verified before the backward pass."""
+        """The backward pass is over: did it come through the ``sample_loss`` that carries the weights?
+
+        Raises:
+            OutputsError: it did not.
+        """
+        if self._weighs:
+            self._weighs = False
+            raise OutputsError(refusals.NOT_MADE_FROM_IT)
 
     # --- a scoring pass
 
@@ -260,14 +275,15 @@ class SampleOutputs:
             leaves = frozenset().union(*(cut.leaves for cut in cuts))
             run = rehearsal.recorded(self._watcher, lambda count: Recording(count, leaves=leaves, clone=True))
             verdict = rehearsal.test(batch, size, lambda half: try_cuts(cuts, run, batch, size, half))
-        self._refuse(verdict)
         captured.settle(cuts, recording, loss, verdict)
         self._way = "captured"
         cut = captured.cut
         names = " + ".join(captured.calls)
         if self._may_weigh and not (cut.complete or self._unweighted_rest):
-            raise OutputsError(refusals.rest_unweighted(names, cut.share))
-        if not cut.complete and not cut.exact and cut.verified:
+            raise OutputsError(refusals.rest_unweighted(names, cut.share) if cut.verified else refusals.unverified(names))
+        if not cut.verified:
+            self._warn(refusals.not_verified(names))
+        elif not cut.complete and not cut.exact:
             self._warn(refusals.part_of_loss(names, cut.share))
         values = self._read(outputs, recording)
         return Report(
@@ -289,11 +305,13 @@ class SampleOutputs:
         check_ranges(outputs, "training_step")
         made = verify_returned(outputs)
         if self._may_weigh:
-            weight_returned(outputs, torch.ones(size, device=self.device))
+            weighable(outputs, size)
+            if made.complete is False and made.share is None:
+                raise OutputsError(refusals.NOT_MADE_FROM_IT)
             if made.complete is False and not self._unweighted_rest:
                 raise OutputsError(refusals.rest_unweighted("the returned sample_loss", made.share))
         verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.replay(part), count)["loss"])
-        self._refuse(verdict, returned=True)
+        self._refuse_permuted(verdict)
         weights = "exact" if made.complete else "sample_loss is not all of the loss" if made.complete is False else "not verified"
         return Report("returned", str(self.source), (), tuple(values), made.share, made.complete, self._said(verdict), weights)
 
@@ -309,14 +327,14 @@ class SampleOutputs:
         verdict = rehearsal.values(
             batch, size, lambda part, count: from_returned(function(part), count, "sample_outputs")["loss"]
         )
-        self._refuse(verdict, returned=True)
+        self._refuse_permuted(verdict)
         weights = "they cannot enter through sample_outputs"
         self.report = Report("function", str(self.source), (), tuple(values), attribution=self._said(verdict), weights=weights)
         return values
 
-    def _refuse(self, verdict: Verdict, returned: bool = False) -> None:
-        """What a user returns on purpose may depend on its batch."""
-        if verdict.outcome == "permuted" or (verdict.outcome == "batch" and not returned):
+    def _refuse_permuted(self, verdict: Verdict) -> None:
+        """What a user returns on purpose may depend on its batch, but not be another sample's."""
+        if verdict.outcome == "permuted":
             raise OutputsError(refusals.attribution(verdict.outcome))
 
     def _said(self, verdict: Verdict) -> str:

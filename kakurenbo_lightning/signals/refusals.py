@@ -22,6 +22,12 @@ batch: ...). random, random_cycle and baseline need no values and train any step
 WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
 
 
+NOT_MADE_FROM_IT = (
+    "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
+    f"never reached the gradient; make it from that one:{EXAMPLE}"
+)
+
+
 def none_found(calls: Sequence[str], reasons: Sequence[str]) -> str:
     """Nothing in the step makes its loss of values of samples."""
     if not calls and not reasons:
@@ -87,12 +93,29 @@ def part_of_loss(calls: str, share: float) -> str:
     )
 
 
+def not_verified(calls: str) -> str:
+    """A warning: nothing tells whether values are the loss."""
+    return (
+        f"SampleSelection: that the loss is made of {calls} alone cannot be seen, because torch.compile made it, it has no gradient, or the "
+        "step has made its own backward pass. The values are taken to be the loss; to be sure, return sample_loss from training_step"
+    )
+
+
 def rest_unweighted(what: str, share: float) -> str:
     """Loss weights that would act on a part of the loss."""
     return (
         f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If the "
         "rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of the whole "
         f"loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+    )
+
+
+def unverified(what: str) -> str:
+    """Loss weights that would act on a call of which nothing is proved."""
+    return (
+        f"loss weights: that the loss is made of {what} alone cannot be seen, because torch.compile made it, or the step has made its own "
+        "backward pass. Compile the network instead of the loss (self.network = torch.compile(self.network)), return sample_loss from "
+        f"training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
     )
 
 

@@ -49,6 +49,22 @@ def replayed(step: Callable[[], Any], batch: Any) -> Callable[[Any], Any] | None
     return lambda other: step.func(*(other if argument is batch else argument for argument in step.args), **step.keywords)
 
 
+class StepFailed(Exception):
+    """The user's step, or function, has failed in a run that trains nothing."""
+
+
+@contextlib.contextmanager
+def _rehearsing(scoring: Callable[[], Any], others: bool) -> Iterator[None]:
+    """A run without a trace; ``others``: with other random numbers."""
+    try:
+        with scoring(), torch.inference_mode(False), torch.no_grad(), eagerly(), _random_numbers_kept():
+            if others:
+                seed_everything(OTHER_NUMBERS)
+            yield
+    except Exception as error:
+        raise StepFailed(f"a scoring pass failed ({type(error).__name__}: {error})") from error
+
+
 @dataclass(frozen=True)
 class Rehearsal:
     """Runs of the step that train nothing.
@@ -87,16 +103,14 @@ class Rehearsal:
             return Verdict("skipped", half)
         try:
             return tried(half)
-        except Exception as error:
-            return Verdict("skipped", f"a scoring pass failed ({type(error).__name__}: {error})")
+        except StepFailed as error:
+            return Verdict("skipped", str(error))
 
     def values(self, batch: Any, size: int, values: Callable[[Any, int], Tensor]) -> Verdict:
         """Test values that a function of (batch, size) gives, ``[size]``."""
 
         def run(part: Any, count: int, others: bool) -> Tensor:
-            with self.scoring(), torch.no_grad(), eagerly(), _random_numbers_kept():
-                if others:
-                    seed_everything(OTHER_NUMBERS)
+            with _rehearsing(self.scoring, others):
                 return values(part, count).float()
 
         return self.test(
@@ -112,13 +126,10 @@ class Rehearsal:
 
         def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
             recording = make(size)
-            with self.scoring(), torch.inference_mode(False), torch.no_grad(), eagerly(), _random_numbers_kept():
-                if others:
-                    seed_everything(OTHER_NUMBERS)
-                with watcher.watching(EVERYTHING, recording):
-                    loss = loss_of(self.replay(batch))
+            with _rehearsing(self.scoring, others), watcher.watching(EVERYTHING, recording):
+                loss = loss_of(self.replay(batch))
             if not isinstance(loss, Tensor):
-                raise TypeError(f"the step returned {type(loss).__name__} as its loss")
+                raise StepFailed(f"in a scoring pass the step returned a {type(loss).__name__} as its loss")
             return recording, loss
 
         return run
@@ -156,25 +167,18 @@ def verify_returned(outputs: Mapping[str, Any]) -> Returned:
     return Returned(made / whole if whole else 1.0, frontier(root, {edge})[1])
 
 
-def weight_returned(outputs: Mapping[str, Any], weights: Tensor) -> Tensor:
-    """The loss of ``outputs`` in which sample i counts ``weights[i]`` times.
+def weighable(outputs: Mapping[str, Any], size: int) -> Tensor:
+    """The returned ``sample_loss``, at which weights can act on the gradient.
 
     Raises:
-        OutputsError: it is not made of ``sample_loss``, with its graph.
+        OutputsError: it has no graph, or is not there.
     """
-    loss, sample_loss = outputs.get("loss"), outputs["sample_loss"]
-    edge = edge_of(sample_loss)
-    if loss is None or edge is None or sample_loss.shape != weights.shape:
+    sample_loss = outputs["sample_loss"]
+    if "loss" not in outputs or not (
+        isinstance(sample_loss, Tensor) and sample_loss.requires_grad and sample_loss.shape == (size,)
+    ):
         raise OutputsError(
             "loss weights: training_step must return 'loss' and 'sample_loss', the latter with its graph (not detached), one per "
-            f"sample, [{len(weights)}]:{refusals.EXAMPLE}"
+            f"sample, [{size}]:{refusals.EXAMPLE}"
         )
-    gradient = gradients(loss, [edge])[0] if loss.requires_grad else None
-    if gradient is None:
-        raise OutputsError(
-            "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
-            f"never reached the gradient; make it from that one:{refusals.EXAMPLE}"
-        )
-    return loss + ((weights.to(gradient.dtype) - 1) * torch.where(gradient == 0, 0.0, gradient * sample_loss)).sum().to(
-        loss.dtype
-    )
+    return sample_loss

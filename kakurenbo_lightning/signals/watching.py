@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, rows_re
 Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class LossCall:
     """A call whose result may be the loss, or a part of it.
 
@@ -60,6 +60,11 @@ class LossCall:
         return self.key[1]
 
     @property
+    def described(self) -> str:
+        """For messages."""
+        return f"a {self.name} of {list(self.rows.shape)}" if self.kind == "reduction" else self.name
+
+    @property
     def changed_in_place(self) -> bool:
         """The step has changed what it reduced, or was given, since."""
         return self.original is not None and not self.original.is_inference() and self.original._version != self.version
@@ -67,7 +72,7 @@ class LossCall:
     def evaluate(self) -> Tensor:
         """:attr:`elements`, evaluated now if they were not."""
         if self.elements is None:
-            with torch.set_grad_enabled(self.graph):
+            with nullcontext() if self.graph else torch.no_grad():
                 self.elements = self.arguments.elements()
         return self.elements
 
@@ -77,23 +82,25 @@ class Sight:
     """What to watch.
 
     Attributes:
-        criteria: the functions of torch.nn.functional.
+        criteria: names of functions of torch.nn.functional.
         reductions: means and sums.
         mode: see functions whatever name they are called by, through a ``TorchFunctionMode``: about a microsecond for each torch call.
         modules: loss modules: all that are called, or these.
     """
 
-    criteria: bool = True
+    criteria: tuple[str, ...] = ()
     reductions: bool = False
     mode: bool = False
     modules: bool | tuple[nn.Module, ...] = ()
 
 
-EVERYTHING = Sight(reductions=True, mode=True, modules=True)
-NOTHING = Sight(criteria=False)
+_FUNCTIONS = {function.__name__: function for function in CRITERIA}
+NOTHING = Sight()
+CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))
+EVERYTHING = Sight(tuple(_FUNCTIONS), reductions=True, mode=True, modules=True)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Recording:
     """The calls of one run of the step.
 
@@ -105,6 +112,7 @@ class Recording:
         calls: in order.
         batch_statistics: a BatchNorm has used the batch's.
         busy: a call is being made or evaluated; what it calls itself is not of interest.
+        traced: calls within ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
     """
 
     size: int
@@ -114,11 +122,13 @@ class Recording:
     calls: list[LossCall] = field(default_factory=list)
     batch_statistics: bool = False
     busy: bool = False
-    _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    traced: list[tuple[Any, ...]] = field(default_factory=list)
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def _key(self, kind: str, name: str) -> Key:
-        self._counts[kind, name] += 1
-        return kind, name, self._counts[kind, name] - 1
+        number = self._counts.get((kind, name), 0)
+        self._counts[kind, name] = number + 1
+        return kind, name, number
 
     def _leaf(self, tensor: Tensor, key: Key) -> Tensor:
         """``tensor``, or its values as the beginning of a graph: gradients are made from here on."""
@@ -131,12 +141,16 @@ class Recording:
         edge = edge_of(result if rows is None else rows)
         version = 0 if rows is None or rows.is_inference() else rows._version
         kept = rows.clone() if self.clone and rows is not None else rows
-        call = LossCall(key, named, result, kept, edge, arguments, original=rows, version=version, graph=self.graph)
+        call = LossCall(key, named, result, kept, edge, arguments, None, rows, version, self.graph)
         self.calls.append(call)
         return call
 
     def criterion(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Make the call of a criterion, and evaluate it by element now, in its precision and before its inputs change."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._trace(function, named, args, kwargs)
+        if torch.compiler.is_compiling():  # the compiler itself, which tries out what it has made
+            return function(*args, **kwargs)
         self.busy = True
         try:
             result = function(*args, **kwargs)
@@ -153,7 +167,7 @@ class Recording:
 
     def reduction(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Make the call of a mean or sum."""
-        rows = rows_reduced(args, kwargs, self.size)
+        rows = None if torch.compiler.is_compiling() else rows_reduced(args, kwargs, self.size)
         if rows is None:
             return function(*args, **kwargs)
         key = self._key("reduction", REDUCTIONS[function])
@@ -166,6 +180,27 @@ class Recording:
             self.busy = False
         self._add(key, named, result, rows)
         return result
+
+    def _trace(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Make the call of a criterion within ``torch.compile``, which follows what this does: as little as possible."""
+        result, elements = function(*args, **kwargs), None
+        if not result.dim():
+            with nullcontext() if self.graph else torch.no_grad():
+                elements = CriterionCall(function, args, kwargs).elements()
+        self.traced.append((function, named, args, kwargs, result, elements))
+        return result
+
+    def take_traced(self) -> None:
+        """Add the calls that were made within ``torch.compile``; a backend that runs them as they are has shown some already."""
+        known = [tensor for *_, result, elements in self.traced for tensor in (result, elements)]
+        self.calls = [call for call in self.calls if not any(call.result is tensor for tensor in known)]
+        self._counts = {names: number for names, number in self._counts.items() if names[0] != "criterion"}
+        for call in self.calls:
+            call.key = self._key(*call.key[:2]) if call.kind == "criterion" else call.key
+        for function, named, args, kwargs, result, elements in self.traced:
+            arguments = CriterionCall(function, args, kwargs)
+            call = self._add(self._key("criterion", arguments.name), named, result, result if result.dim() else None, arguments)
+            call.elements = elements
 
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         """A module has been called; what it shall return in place of ``output``."""
@@ -188,23 +223,43 @@ class Watcher:
     @contextlib.contextmanager
     def watching(self, sight: Sight, recording: Recording) -> Iterator[Recording]:
         """What is called inside is in ``recording`` afterwards."""
-        with contextlib.ExitStack() as stack:
-            self._recording = recording
-            stack.callback(setattr, self, "_recording", None)
-            if recording.leaves:
-                stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
-            if sight.criteria:
-                stack.enter_context(_functionals_replaced(self._criteria))
-            if sight.reductions:
-                stack.enter_context(_methods_replaced(self._reductions))
-            if sight.mode:
-                stack.enter_context(_Mode(recording, sight))
-            if sight.modules is True:
-                stack.callback(register_module_forward_hook(self._hook, with_kwargs=True).remove)
-            elif sight.modules:
-                for module in sight.modules:
-                    stack.callback(module.register_forward_hook(self._hook, with_kwargs=True).remove)
-            yield recording
+        self._recording = recording
+        before = self._replace_functionals(sight.criteria)
+        try:
+            if sight.reductions or sight.mode or sight.modules or recording.leaves:
+                with contextlib.ExitStack() as stack:
+                    self._enter(sight, recording, stack)
+                    yield recording
+            else:
+                yield recording
+            if recording.traced:
+                recording.take_traced()
+        finally:
+            vars(F).update(before)
+            self._recording = None
+
+    def _replace_functionals(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Let ``torch.nn.functional`` hold our functions; what it held."""
+        functional = vars(F)
+        # another library's patch stays: what it trains on is the user's choice
+        before = {name: functional[name] for name in names if functional[name] is _FUNCTIONS[name]}
+        for name in before:
+            functional[name] = self._criteria[name]
+        return before
+
+    def _enter(self, sight: Sight, recording: Recording, stack: contextlib.ExitStack) -> None:
+        """What is not as cheap."""
+        if recording.leaves:
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        if sight.reductions:
+            stack.enter_context(_methods_replaced(self._reductions))
+        if sight.mode:
+            stack.enter_context(_Mode(recording, sight))
+        if sight.modules is True:
+            stack.callback(register_module_forward_hook(self._hook, with_kwargs=True).remove)
+        elif sight.modules:
+            for module in sight.modules:
+                stack.callback(module.register_forward_hook(self._hook, with_kwargs=True).remove)
 
     def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
         return None if self._recording is None else self._recording.module(module, args, kwargs, output)
@@ -237,22 +292,6 @@ class _Mode(TorchFunctionMode):
         if self._sight.reductions and func in REDUCTIONS:
             return self._recording.reduction(func, False, args, kwargs)
         return func(*args, **kwargs)
-
-
-_FUNCTIONS = {function.__name__: function for function in CRITERIA}
-
-
-@contextlib.contextmanager
-def _functionals_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Within this context ``torch.nn.functional`` holds these functions."""
-    functional = vars(F)
-    # another library's patch stays: what it trains on is the user's choice
-    before = {name: original for name, original in _FUNCTIONS.items() if functional[name] is original}
-    functional.update({name: replacements[name] for name in before})
-    try:
-        yield
-    finally:
-        functional.update(before)
 
 
 @contextlib.contextmanager
