@@ -22,6 +22,8 @@ from kakurenbo_lightning.signals.graph import gradients, is_hidden, reduced_by, 
 from kakurenbo_lightning.signals.predictions import Reads, Values
 from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
 
+_PREDICTIONS = frozenset({"confidence", "correct", "el2n", "entropy", "target"})
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -30,11 +32,13 @@ class Prediction:
     Attributes:
         key: of the call.
         order: of its rows.
+        by_sample: each of its rows is a sample; where it has many for each, predictions are worked out only when they are read.
         module: what was found out, of a loss module.
     """
 
     key: Key
     order: str = "samples"
+    by_sample: bool = True
     module: Findings | None = None
 
 
@@ -101,7 +105,7 @@ class CapturedLoss:
 
     def decide_freely(self, recording: Recording, loss: Any) -> bool:
         """Whether the loss is nothing but one criterion's result, so that its values cost nothing; then they are read."""
-        if isinstance(loss, Tensor) and (found := _plain_criteria(recording, loss)):
+        if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion",))):
             call, plain = found[0]
             if len(_rows(call)) == recording.size:
                 cut = Cut((Part(call.key, call.rows is not None, plain),), True, True)
@@ -120,7 +124,7 @@ class CapturedLoss:
 
     def _without_graph(self, recording: Recording, loss: Any) -> Cut:
         """By identity, or the one criterion there is."""
-        if isinstance(loss, Tensor) and (found := _plain_criteria(recording, loss)):
+        if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion", "reduction"))):
             call, plain = found[0]
             return Cut((Part(call.key, call.rows is not None, plain),), True, True)
         criteria = [call for call in recording.calls if call.kind == "criterion"]
@@ -183,10 +187,12 @@ class CapturedLoss:
         ]
         criteria.sort(key=lambda call: (PRIORITY[call.arguments.function], -share.get(call.key, 0.0)))
         if criteria:
-            return Prediction(criteria[0].key, orders.get(criteria[0].key, order))
+            call = criteria[0]
+            return Prediction(call.key, orders.get(call.key, order), len(_rows(call)) == recording.size)
         for call in calls:
             if call.kind == "module" and call.arguments.read_target(call.result):
-                return Prediction(call.key, orders.get(call.key, order), call.arguments.findings)
+                by_sample = call.arguments.rows == recording.size
+                return Prediction(call.key, orders.get(call.key, order), by_sample, call.arguments.findings)
         return None
 
     def _is_used(self, call: LossCall, loss: Tensor) -> bool:
@@ -230,9 +236,10 @@ class CapturedLoss:
         wanted, size = self._prediction, recording.size
         with torch.no_grad():
             values = {"loss": values_of(terms, size)}
-            if wanted is None:
+            if wanted is None or not (wanted.by_sample or _PREDICTIONS.intersection(reads)):
                 return values
-            call = next((call for call in recording.calls if call.key == wanted.key), None)
+            alike = [call for call in recording.calls if call.key[:2] == wanted.key[:2]]
+            call = alike[0] if len(alike) == 1 else next((call for call in alike if call.key == wanted.key), None)
             if call is None:
                 raise OutputsError(refusals.changed(wanted.key[1]))
             if wanted.module is not None:
@@ -245,16 +252,19 @@ class CapturedLoss:
         return loss + ((weights - 1).to(shares.dtype) * shares).sum().to(loss.dtype)
 
 
-def _plain_criteria(recording: Recording, loss: Tensor) -> list[tuple[LossCall, str]]:
-    """The criterion calls whose result, or the mean or sum of it, is the loss, and which of these."""
+def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> list[tuple[LossCall, str]]:
+    """The calls whose result, or the mean or sum of whose rows, is the loss, and which of these; criteria first."""
     root, found = root_of(loss), []
     how = None if root is None else reduced_by(root)
-    for call in recording.calls:
-        if call.kind == "criterion" and _is_by_sample(call, recording.size):
-            if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
-                found.append((call, "result"))
-            elif call.rows is not None and how is not None and how[1] == call.edge:
-                found.append((call, how[0]))
+    for call in sorted(recording.calls, key=lambda call: call.kind):
+        if call.kind not in kinds or not _is_by_sample(call, recording.size):
+            continue
+        if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
+            found.append((call, "result"))
+        elif call.rows is not None and how is not None and how[1] == call.edge:
+            found.append((call, how[0]))
+        elif call.kind == "reduction" and call.result is loss and call.name in ("mean", "sum"):
+            found.append((call, call.name))
     return found
 
 

@@ -138,6 +138,8 @@ def grouped(rows: Tensor, size: int, order: str) -> Tensor:
     Raises:
         OutputsError: n is no multiple of B.
     """
+    if not rows.dim():  # a batch of one, whose axis the step has squeezed away
+        rows = rows.reshape(1)
     if len(rows) == size:
         return rows
     if len(rows) % size:

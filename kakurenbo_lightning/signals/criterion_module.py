@@ -71,6 +71,11 @@ class ModuleCall:
         given = (a for a in (*args, *kwargs.values()) if _has_rows(a, size) and a.is_floating_point())
         return any(a.requires_grad or not graph for a in given)
 
+    @property
+    def reduction(self) -> str:
+        """As :class:`Findings`."""
+        return self.findings.reduction
+
     # --- its loss
 
     def elements(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -122,7 +122,7 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor) -> list[Term] | None:
         return None
     chosen = _in_graph(cut, calls, root)
     if chosen is None:
-        return None
+        return _only_one(cut, calls, root)
     found = gradients(loss, [call.edge for call in chosen])
     if any(gradient is None for gradient in found):
         return None
@@ -131,6 +131,15 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor) -> list[Term] | None:
         return terms
     counts = [_by_key(part.count, recording.calls) if part.count else None for part in cut.parts]
     return [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
+
+
+def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> list[Term] | None:
+    """The one part that the loss has in eval mode, where it has auxiliary ones in training."""
+    for part in cut.parts:
+        call = _by_key(part.key, calls)
+        if call is not None and not part.has_rows and call.edge == root:
+            return [Term(replace(part, plain="result"), _with_findings(part, call), None)]
+    return None
 
 
 def _is_plain(part: Part, call: LossCall, loss: Tensor, root: Any) -> bool:
@@ -150,8 +159,8 @@ def _in_graph(cut: Cut, calls: Sequence[LossCall], root: Any) -> list[LossCall] 
     found = sorted((known[edge] for edge in hits), key=lambda call: call.key)
     parts = sorted(cut.parts, key=lambda part: part.key)
     if [call.key[:2] for call in found] == [part.key[:2] for part in parts]:
-        by_part = dict(zip(parts, found, strict=True))
-        return [by_part[part] for part in cut.parts]
+        by_part = {part.key: call for part, call in zip(parts, found, strict=True)}
+        return [by_part[part.key] for part in cut.parts]
     chosen = [_by_key(part.key, calls) for part in cut.parts]
     return None if any(call is None or call.edge is None for call in chosen) else chosen
 

@@ -109,8 +109,8 @@ class _Search:
     def _fits(self, call: LossCall) -> bool:
         """Whether a call has values for each sample."""
         rows = call.rows if call.rows is not None else self._elements(call)
-        if rows is None:
-            return False
+        if rows is None or not rows.dim():
+            return rows is not None and self.size == 1 and (call.rows is not None or self._adds_up(call))
         if len(rows) % self.size:
             self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
             return False
@@ -131,8 +131,7 @@ class _Search:
             if reason is not None:
                 self.finding.add(f"{call.name} {reason}")
                 return None
-        elements = call.evaluate()
-        return elements if elements.dim() else None
+        return call.evaluate()
 
     def _adds_up(self, call: LossCall) -> bool:
         """Whether the values of one number's samples make the number."""
@@ -150,6 +149,8 @@ class _Search:
 
     def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
         """How rows may be grouped by sample, and what to say if that is a guess and wrong."""
+        if self.size == 1:
+            return [("samples", "")]
         counts = {call.described: len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls}
         counts = {name: k for name, k in counts.items() if k > 1}
         if not counts:
@@ -173,7 +174,8 @@ class _Search:
             return None
         plain = parts[0].plain is not None
         values = [call.result if call.rows is None else call.rows for call in calls]
-        if not plain and not is_linear(self.loss, edges, values):
+        finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
+        if not plain and finite and not is_linear(self.loss, edges, values):
             self.finding.add(
                 f"the loss is made of {_names(calls)}, but does not add up from them sample by sample (it is no linear function)"
             )
@@ -182,7 +184,7 @@ class _Search:
         loss = self.loss.detach().double()
         with torch.no_grad():
             shares = [shares_of([term], self.size).double().sum() for term in terms]
-        exact = _close(sum(shares), loss, tolerance_of(self.loss, *values))
+        exact = not finite or _close(sum(shares), loss, tolerance_of(self.loss, *values))
         of_loss = [float(share / loss) if float(loss) else 1.0 / len(shares) for share in shares]
         parts = [_described(term, share, self.size) for term, share in zip(terms, of_loss, strict=True)]
         return Cut(tuple(parts), complete, exact)

@@ -138,10 +138,12 @@ class SampleOutputs:
         recording = self._captured.recording(size, graph=weights is not None)
         with self._watcher.watching(self._sight(), recording):
             outputs = step()
-        if outputs is None and not self._trained(values, recording):
-            return outputs, None  # the user skips this batch
+        if self._skips(outputs) and not self._trained(values, recording):
+            return outputs, None
         if not self._in_training:
-            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay or replayed(step, batch), *self._test))
+            if replay is None and not dist.is_initialized():  # a step within a strategy's wrapper must not run on its own
+                replay = replayed(step, batch)
+            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, *self._test))
             self._in_training = True
         if self._free and weights is None:
             return outputs, self._free_values(outputs, recording)
@@ -163,6 +165,11 @@ class SampleOutputs:
         wanted = self._check_attribution and not self._free
         return self._take_rows, wanted and not (self._manual and not self.has_function)
 
+    def _skips(self, outputs: Any) -> bool:
+        """Whether the user skips this batch: nothing is returned, or a loss that is made of nothing."""
+        loss = loss_of(outputs)
+        return outputs is None or (isinstance(loss, Tensor) and loss.requires_grad and loss.is_leaf and self._way == "captured")
+
     def _trained(self, values: Values | None, recording: Recording) -> bool:
         """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
         return self._manual and (values is not None or bool(recording.calls))
@@ -171,6 +178,8 @@ class SampleOutputs:
         """The values of a step that was run."""
         if self._way == "returned":
             return from_returned(outputs, recording.size, reads=self._reads)
+        if self._way == "none":
+            raise OutputsError(refusals.none_found((), ()))
         terms = terms or self._captured.terms(recording, loss_of(outputs))
         return self._captured.values(terms, recording, self._reads)
 

@@ -22,7 +22,11 @@ def rows_reduced(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Te
         size: B; the first axis must have B rows or a multiple of it, and be among those that are reduced.
     """
     rows = args[0] if args else kwargs.get("input")
-    if not isinstance(rows, Tensor) or not rows.dim() or not len(rows) or len(rows) % size or rows.is_complex():
+    if not isinstance(rows, Tensor) or rows.is_complex():
+        return None
+    if not rows.dim():  # of a batch of one, whose axis the step has squeezed away
+        return rows if size == 1 else None
+    if not len(rows) or len(rows) % size:
         return None
     dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
     if dim is not None:

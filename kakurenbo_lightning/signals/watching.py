@@ -72,7 +72,7 @@ class LossCall:
     def evaluate(self) -> Tensor:
         """:attr:`elements`, evaluated now if they were not."""
         if self.elements is None:
-            with nullcontext() if self.graph else torch.no_grad():
+            with torch.enable_grad() if self.graph else torch.no_grad():
                 self.elements = self.arguments.elements()
         return self.elements
 
@@ -154,12 +154,15 @@ class Recording:
         self.busy = True
         try:
             result = function(*args, **kwargs)
+            if _is_wrapped(result):  # one row of a function that the step runs under torch.vmap
+                return result
             arguments = CriterionCall(function, args, kwargs)
             key = self._key("criterion", arguments.name)
             making_graph = torch.is_grad_enabled()
             result = self._leaf(result, key)
-            call = self._add(key, named, result, result if result.dim() else None, arguments)
-            if not result.dim() and (result.requires_grad or not making_graph):
+            rows = result if result.dim() or arguments.reduction == "none" else None
+            call = self._add(key, named, result, rows, arguments)
+            if rows is None and (result.requires_grad or not making_graph):
                 call.evaluate()
             return result
         finally:
@@ -168,7 +171,7 @@ class Recording:
     def reduction(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Make the call of a mean or sum."""
         rows = None if torch.compiler.is_compiling() else rows_reduced(args, kwargs, self.size)
-        if rows is None:
+        if rows is None or _is_wrapped(rows):
             return function(*args, **kwargs)
         key = self._key("reduction", REDUCTIONS[function])
         rows = self._leaf(rows, key)
@@ -210,6 +213,11 @@ class Recording:
         result = self._leaf(output, key)
         self._add(key, True, result, result if result.dim() else None, ModuleCall(module, args, kwargs, self.size))
         return result
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor exists within a transform of torch.func only."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 class Watcher:
