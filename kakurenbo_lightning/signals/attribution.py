@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,18 +62,19 @@ def halve(batch: Any, size: int, take_rows: Callable[[Any, Tensor, int], Any]) -
     return Halved(part, half)
 
 
-def compare(whole: Tensor, again: Tensor, half: Tensor) -> Verdict:
-    """Compare the values of a batch, ``[B]``, with those of a second run with other random numbers, and of its first half alone, ``[B // 2]``.
+def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor]) -> Verdict:
+    """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
-    Waits for the device.
+    Where they differ, ``again`` gives the values of the whole batch once more, with other random numbers.
     """
-    if not same(again, whole):
-        if same(again.sort().values, whole.sort().values, 1e-3):
-            return Verdict("permuted")
-        return Verdict("skipped", "two equal passes differ: the step draws random numbers")
     if same(half, whole[: len(half)]):
         return Verdict("verified")
-    return Verdict("permuted" if _all_among(half, whole) else "batch")
+    once_more = again()
+    if same(once_more, whole):
+        return Verdict("permuted" if _all_among(half, whole) else "batch")
+    if same(once_more.sort().values, whole.sort().values, 1e-3):
+        return Verdict("permuted")
+    return Verdict("skipped", "two equal passes differ: the step draws random numbers")
 
 
 def same(one: Tensor, other: Tensor, tolerance: float = CLOSE) -> bool:
@@ -102,30 +104,45 @@ def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved)
         size: B.
         half: of it.
     """
-    runs = [(*run(batch, size, False), size), (*run(batch, size, True), size), (*run(half.batch, half.size, False), half.size)]
-    if any(recording.batch_statistics for recording, _, _ in runs):
+    runs = [Tried(*run(batch, size, False), size), Tried(*run(half.batch, half.size, False), half.size)]
+    if any(tried.recording.batch_statistics for tried in runs):
         return Verdict(
             "skipped", "a BatchNorm without running statistics makes every sample depend on its batch, in eval mode too"
         )
-    verdicts = [_tried(cut, runs) for cut in cuts]
+    again = cache(lambda: Tried(*run(batch, size, True), size))
+    verdicts = [_tried(cut, runs, again) for cut in cuts]
     return min(verdicts, key=lambda verdict: ("verified", "permuted", "batch", "skipped").index(verdict.outcome))
 
 
-def _tried(cut: Cut, runs: Sequence[tuple[Recording, Tensor, int]]) -> Verdict:
-    found = [terms_of(cut, recording, loss) for recording, loss, _ in runs]
-    if any(terms is None for terms in found):
+class Tried(NamedTuple):
+    """A run of the step: what was seen, the loss, and how many samples there were."""
+
+    recording: Recording
+    loss: Tensor
+    size: int
+
+
+def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdict:
+    made = [terms_of(cut, tried.recording, tried.loss) for tried in runs]
+    if any(one is None or len(one.terms) != len(cut.parts) for one in made):
         return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
-    whole, _, half = found
-    for parts in zip(*found, strict=True):
+    whole, half = (one.terms for one in made)
+
+    def once_more(number: int) -> Tensor:
+        tried = again()
+        made = terms_of(cut, tried.recording, tried.loss)
+        return raw_of(made.terms[number], tried.size).float() if made else torch.empty(0)
+
+    for number, parts in enumerate(zip(whole, half, strict=True)):
         try:
-            values = [raw_of(term, size).float() for term, (_, _, size) in zip(parts, runs, strict=True)]
+            values = [raw_of(term, tried.size).float() for term, tried in zip(parts, runs, strict=True)]
         except OutputsError:
             return Verdict("batch")
-        verdict = compare(*values)
+        verdict = compare(*values, partial(once_more, number))
         if verdict.outcome != "verified":
             return verdict
-    counts = _counts(runs)
-    parts = [_scaled(one, other, runs[0][2], runs[2][2], counts) for one, other in zip(whole, half, strict=True)]
+    counts = _counts(*runs)
+    parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
     return Verdict("verified", cut=replace(cut, parts=tuple(parts), guess=""))
 
 
@@ -163,11 +180,9 @@ def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence
     )  # which count, the batch decides: hard examples
 
 
-def _counts(runs: Sequence[tuple[Recording, Tensor, int]]) -> list[tuple[LossCall, LossCall]]:
+def _counts(whole: Tried, half: Tried) -> list[tuple[LossCall, LossCall]]:
     """Sums over samples of what has no graph, in the whole batch and its half."""
-    (one, _, size), _, (other, _, half) = runs
-    known = {call.key: call for call in other.calls}
-    found = [
-        (call, known[call.key]) for call in one.calls if call.kind == "reduction" and call.edge is None and call.key in known
-    ]
-    return [(a, b) for a, b in found if a.result.dim() == 0 and len(a.rows) * half == len(b.rows) * size]
+    known = {call.key: call for call in half.recording.calls}
+    found = [call for call in whole.recording.calls if call.kind == "reduction" and call.edge is None and call.key in known]
+    pairs = [(call, known[call.key]) for call in found if call.result.dim() == 0]
+    return [(one, other) for one, other in pairs if len(one.rows) * half.size == len(other.rows) * whole.size]

@@ -16,9 +16,9 @@ from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict
 from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
-from kakurenbo_lightning.signals.cut import Cut, Part, Term, shares_of, terms_of, values_of
+from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, shares_of, terms_of, values_of
 from kakurenbo_lightning.signals.finding import find
-from kakurenbo_lightning.signals.graph import gradients, is_hidden, reduced_by, root_of
+from kakurenbo_lightning.signals.graph import gradients, is_hidden, is_linear, reduced_by, root_of
 from kakurenbo_lightning.signals.predictions import Reads, Values
 from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
 
@@ -57,7 +57,7 @@ class CapturedLoss:
         self._modules: list[weakref.ref[nn.Module]] = []
         self.calls: tuple[str, ...] = ()
         self.clone = True
-        self._manual = False
+        self._ways: list[tuple[Cut, set[Form]]] = []  # what was verified: parts, and the forms in which they make the loss
         self._prediction: Prediction | None = None
 
     @property
@@ -94,8 +94,8 @@ class CapturedLoss:
         Raises:
             OutputsError: there is none.
         """
-        self._manual = manual
-        if manual or not loss.requires_grad or is_hidden(root_of(loss)):
+        root = root_of(loss) if isinstance(loss, Tensor) else None
+        if manual or root is None or is_hidden(root):
             return [self._without_graph(recording, loss)]
         finding = find(recording.calls, loss, batch, recording.size, provable)
         if not finding.cuts:
@@ -114,7 +114,7 @@ class CapturedLoss:
         return False
 
     def again(self, before: Cut, cuts: Sequence[Cut], attribution: str) -> Verdict:
-        """What was found out of a loss made of the parts of ``before``, in a scoring pass, holds in training if one of ``cuts`` has them."""
+        """What a scoring pass has shown of the parts of ``before`` holds in training where one of ``cuts`` has the same."""
         for cut in cuts:
             known = {part.key: part for part in before.parts}
             if known.keys() == {part.key for part in cut.parts}:
@@ -163,6 +163,8 @@ class CapturedLoss:
             raise OutputsError(cut.guess)
         if verdict.outcome in ("permuted", "batch"):
             raise OutputsError(refusals.attribution(verdict.outcome))
+        made = terms_of(cut, recording, loss) if cut.verified and isinstance(loss, Tensor) else None
+        self._ways = [(cut, set() if made is None else {made.form})]
         self._prediction = self._predicting(recording, loss)
         parts = {part.key for part in cut.parts}
         others = {part.count for part in cut.parts} | {self._prediction and self._prediction.key}
@@ -204,32 +206,60 @@ class CapturedLoss:
 
     def recording(self, size: int, graph: bool = False, scoring: bool = False) -> Recording:
         """For one run of the step; ``graph``: to be weighted; ``scoring``: it makes no graph."""
-        leaves = self.cut.leaves if scoring and self.cut is not None else frozenset()
-        return Recording(size, graph, leaves, self.clone)
+        return Recording(size, graph, self._leaves if scoring else frozenset(), self.clone)
 
-    def terms(self, recording: Recording, loss: Tensor) -> list[Term]:
-        """The parts of the loss.
+    @property
+    def _leaves(self) -> frozenset[Key]:
+        """Calls at which a graph must begin in a run that makes none: none where the loss was always a call's result."""
+        return frozenset().union(*(cut.leaves for cut, _ in self._ways))
+
+    def terms(self, recording: Recording, loss: Any, batch: Any) -> list[Term]:
+        """The parts of the loss. It is verified once for every form in which a step makes its loss, which waits for the device.
 
         Raises:
-            OutputsError: it was made in another way than the first one.
+            OutputsError: it was made of something else than the first one.
         """
-        if self.cut.verified:
-            terms = None if loss is None else terms_of(self.cut, recording, loss)
-        else:
+        if not self.cut.verified:
             calls = [call for call in recording.calls if call.key == self.cut.parts[0].key]
-            terms = [Term(self.cut.parts[0], call, None) for call in calls] or None
-        if terms is None:
-            raise OutputsError(refusals.changed(" + ".join(self.calls)))
-        return terms
+            if calls:
+                return [Term(self.cut.parts[0], calls[0], None)]
+        elif isinstance(loss, Tensor):
+            for cut, forms in self._ways:
+                made = terms_of(cut, recording, loss, forms)
+                if made is not None:
+                    return made.terms
+            if root_of(loss) is not None and (terms := self._verified_once_more(recording, loss, batch)) is not None:
+                return terms
+        raise OutputsError(refusals.changed(" + ".join(self.calls)))
+
+    def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> list[Term] | None:
+        """The parts of a loss that is made in a new form: of the same calls, or it cannot be known."""
+        for known, forms in self._ways:
+            made = terms_of(known, recording, loss)
+            if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
+                calls = [term.call for term in made.terms]
+                values = [call.result if call.rows is None else call.rows for call in calls]
+                if not is_linear(loss, [call.edge for call in calls], values):
+                    return None
+                forms.add(made.form)
+                return made.terms
+        names = {part.key[:2] for known, _ in self._ways for part in known.parts}
+        for cut in find(recording.calls, loss, batch, recording.size, False).cuts:
+            if {part.key[:2] for part in cut.parts} <= names and (cut.complete or not self.cut.complete):
+                made = terms_of(cut, recording, loss)
+                if made is not None:
+                    self._ways.append((cut, {made.form}))
+                    return made.terms
+        return None
 
     @contextlib.contextmanager
     def scoring(self) -> Iterator[None]:
         """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same."""
-        if self.cut is None or self.cut.plain:
-            yield
-        else:
+        if self._leaves:
             with torch.inference_mode(False), torch.no_grad():
                 yield
+        else:
+            yield
 
     def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
         """The values of the samples, each ``[B]``, detached; no host synchronisation."""
@@ -269,12 +299,12 @@ def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> 
 
 
 def _rows(call: LossCall) -> Tensor:
-    return call.evaluate() if call.rows is None else call.rows
+    rows = call.evaluate() if call.rows is None else call.rows
+    return rows if rows.dim() else rows.reshape(1)  # of a batch of one, whose axis the step has squeezed away
 
 
 def _is_by_sample(call: LossCall, size: int) -> bool:
-    rows = _rows(call)
-    return rows.dim() > 0 and len(rows) % size == 0
+    return len(_rows(call)) % size == 0
 
 
 def _is_mixed(one: CriterionCall, other: CriterionCall) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,9 @@ def _functions() -> dict[Function, tuple[str, ...]]:
 
 
 CRITERIA = _functions()
-_CLASSES = {
-    F.cross_entropy,
-    F.nll_loss,
-    getattr(F, "linear_cross_entropy", None),
-}  # with ignore_index and a weight for each class
+# named here, because torch.nn.functional holds other functions by these names while a step runs
+_CTC, _KL_DIV, _GAUSSIAN, _LINEAR = F.ctc_loss, F.kl_div, F.gaussian_nll_loss, getattr(F, "linear_cross_entropy", None)
+_CLASSES = {F.cross_entropy, F.nll_loss, _LINEAR}  # with ignore_index and a weight for each class
 _WEIGHTED_MEAN = {F.mse_loss, F.l1_loss, F.huber_loss}  # whose mean is divided by the sum of the weights
 
 
@@ -56,10 +55,12 @@ class CriterionCall:
             self.reduction = F._Reduction.legacy_get_string(*legacy, emit_warning=False)
         self.function, self.options = function, options
         self.name = f"F.{function.__name__}"
-        self.predicts = function in _PREDICTIONS and (function is not F.kl_div or options["input"].dim() == 2)
+        self.predicts = function in _PREDICTIONS and (function is not _KL_DIV or options["input"].dim() == 2)
 
     def elements(self) -> Tensor:
         """The call with ``reduction="none"``: one number for each row and position, ``[n, ...]``."""
+        if self.function is _GAUSSIAN:
+            return _gaussian_elements(**self.options)
         return self.function(**self.options, reduction="none")
 
     def values(self, elements: Tensor, size: int, order: str) -> Tensor:
@@ -97,7 +98,7 @@ class CriterionCall:
 
     def _normalised(self, elements: Tensor) -> Tensor:
         """``ctc_loss`` divides the mean by the length of each target."""
-        if self.function is not F.ctc_loss or self.reduction != "mean":
+        if self.function is not _CTC or self.reduction != "mean":
             return elements
         lengths = torch.as_tensor(self.options["target_lengths"], device=elements.device)
         return elements / lengths.clamp(min=1)
@@ -121,6 +122,16 @@ class CriterionCall:
     def predictions(self, size: int, order: str, reads: Reads) -> Values:
         """Confidence, correctness and what else is read of ``size`` samples; detached."""
         return _PREDICTIONS[self.function](self.options, size, order, reads)
+
+
+def _gaussian_elements(input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6) -> Tensor:
+    """``gaussian_nll_loss`` by element, without its test for negative variances, which waits for the device."""
+    var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
+    if var.dim() and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    var = var + (var.clamp(min=eps) - var).detach()  # as the function itself, whose clamp has no gradient
+    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    return loss + 0.5 * math.log(2 * math.pi) if full else loss
 
 
 def grouped(rows: Tensor, size: int, order: str) -> Tensor:
@@ -194,7 +205,8 @@ def _classes(options: dict[str, Any], size: int, order: str, reads: Reads) -> Va
 
 def _linear_classes(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
     with torch.no_grad():
-        logits = F.linear(options["input"], options["linear_weight"], options.get("linear_bias"))
+        bias = options.get("linear_bias")
+        logits = F.linear(options["input"].float(), options["linear_weight"].float(), None if bias is None else bias.float())
     return _classes({**options, "input": logits}, size, order, reads)
 
 
@@ -216,7 +228,7 @@ def _divergence(options: dict[str, Any], size: int, order: str, reads: Reads) ->
 _PREDICTIONS: dict[Function | None, Callable[..., Values]] = {
     F.cross_entropy: _classes,
     F.nll_loss: _classes,
-    getattr(F, "linear_cross_entropy", None): _linear_classes,
+    _LINEAR: _linear_classes,
     F.binary_cross_entropy_with_logits: _logits,
     F.binary_cross_entropy: _probabilities,
     F.multi_margin_loss: _classes,

@@ -25,7 +25,7 @@ class Findings:
     Attributes:
         reduction: how its result is made of what it gives for each row, ``"mean"`` or ``"sum"``.
         looped: rows go through a plain loop.
-        target: what its target is, ``"classes"``, ``"probabilities"`` or ``"labels"``; ``None``: nothing that predictions can be compared with.
+        target: what predictions are compared with, ``"classes"``, ``"probabilities"`` or ``"labels"``; ``None``: with none of these.
         logits: its predictions are logits, not probabilities.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -28,9 +28,8 @@ class Part:
             more between them, a weight, a mask, a sign, another part.
         scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
             (``"mean"``), that divided by the sample's share of the weights (``"weights"``, the loss is a weighted mean), or by its share of
-            what the loss was divided by (``"count"``). Of one number:
-            the number of the sample alone times the factor it has in the batch (``"alone"``), and times B, or divided by it (``"times"``,
-            ``"over"``).
+            what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
+            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``).
         order: of the rows, see :func:`grouped`.
         weight_sum: of all weights, in the batch that was verified; ``None``: not compared.
         count: the call that made what the loss was divided by.
@@ -107,38 +106,82 @@ class Term(NamedTuple):
 # --- finding the parts again
 
 
-def terms_of(cut: Cut, recording: Recording, loss: Tensor) -> list[Term] | None:
-    """The parts of the loss that a step has returned; no host synchronisation. ``None`` where it was made in another way."""
+Form = tuple[str, ...]  # names of the operations between parts and the loss; (): none, a plain mean or sum, or not looked for
+
+
+class Made(NamedTuple):
+    """How one step's loss was made of its parts."""
+
+    terms: list[Term]
+    form: Form
+
+
+def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[Form] | None = None) -> Made | None:
+    """The parts of the loss that a step has returned; no host synchronisation.
+
+    Args:
+        cut: which.
+        recording: of the step.
+        loss: that it returned.
+        forms: those that were verified; ``None``: any.
+
+    Returns:
+        ``None`` where the loss was made in another way.
+    """
     calls = [call for call in recording.calls if call.key[0] in cut.kinds and call.key not in cut.ignored]
     root = root_of(loss)
     if cut.plain:
         (part,) = cut.parts
         for call in reversed(calls):
             if _is_plain(part, call, loss, root):
-                return [Term(part, _with_findings(part, call), None)]
+                return Made([Term(part, _with_findings(part, call), None)], ())
         if root is None and part.plain != "result" and (call := _by_key(part.key, calls)) is not None:
-            return [Term(part, _with_findings(part, call), None)]  # nothing tells, without a graph
+            return Made([Term(part, _with_findings(part, call), None)], ())  # nothing tells, without a graph
+        return None
     if root is None:
         return None
-    chosen = _in_graph(cut, calls, root)
-    if chosen is None:
-        return _only_one(cut, calls, root)
+    chosen, form = _by_keys(cut, calls), ()
+    if cut.complete or chosen is None:  # else the way down to parameters is long
+        known = by_edge(calls)
+        edges, _, form = frontier(root, known.keys(), FEW_NODES)
+        chosen = _in_order(cut, [known[edge] for edge in edges])
+        if chosen is None:
+            return _only_one(cut, calls, root)
+        if cut.complete and forms is not None and form not in forms:
+            return None
     found = gradients(loss, [call.edge for call in chosen])
     if any(gradient is None for gradient in found):
         return None
     terms = [Term(p, _with_findings(p, c), g) for p, c, g in zip(cut.parts, chosen, found, strict=True)]
-    if all(part.count is None for part in cut.parts):
-        return terms
-    counts = [_by_key(part.count, recording.calls) if part.count else None for part in cut.parts]
-    return [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
+    if any(part.count is not None for part in cut.parts):
+        counts = [_by_key(part.count, recording.calls) if part.count else None for part in cut.parts]
+        terms = [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
+    return Made(terms, form)
 
 
-def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> list[Term] | None:
+def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
+    """The calls that a loss was found to be made of in the order of a cut's parts, if they are of the same kind."""
+    found, parts = sorted(found, key=lambda call: call.key), sorted(cut.parts, key=lambda part: part.key)
+    if [(call.key[:2], call.rows is not None) for call in found] != [(part.key[:2], part.has_rows) for part in parts]:
+        return None
+    by_part = {part.key: call for part, call in zip(parts, found, strict=True)}
+    return [by_part[part.key] for part in cut.parts]
+
+
+def _by_keys(cut: Cut, calls: Sequence[LossCall]) -> list[LossCall] | None:
+    """The calls of a cut's parts by their number, if they are of the same kind."""
+    chosen = [_by_key(part.key, calls) for part in cut.parts]
+    pairs = zip(chosen, cut.parts, strict=True)
+    fits = all(call is not None and call.edge is not None and (call.rows is not None) == part.has_rows for call, part in pairs)
+    return chosen if fits else None
+
+
+def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> Made | None:
     """The one part that the loss has in eval mode, where it has auxiliary ones in training."""
     for part in cut.parts:
         call = _by_key(part.key, calls)
         if call is not None and not part.has_rows and call.edge == root:
-            return [Term(replace(part, plain="result"), _with_findings(part, call), None)]
+            return Made([Term(replace(part, plain="result"), _with_findings(part, call), None)], ())
     return None
 
 
@@ -150,19 +193,6 @@ def _is_plain(part: Part, call: LossCall, loss: Tensor, root: Any) -> bool:
     if not part.has_rows:
         return call.edge == root or call.result is loss  # the latter in a compiled step
     return reduced_by(root) == (part.plain, call.edge)
-
-
-def _in_graph(cut: Cut, calls: Sequence[LossCall], root: Any) -> list[LossCall] | None:
-    """The calls of a cut's parts, in order, by the graph of the loss."""
-    known = by_edge(calls)
-    hits, _ = frontier(root, known.keys(), FEW_NODES)
-    found = sorted((known[edge] for edge in hits), key=lambda call: call.key)
-    parts = sorted(cut.parts, key=lambda part: part.key)
-    if [call.key[:2] for call in found] == [part.key[:2] for part in parts]:
-        by_part = {part.key: call for part, call in zip(parts, found, strict=True)}
-        return [by_part[part.key] for part in cut.parts]
-    chosen = [_by_key(part.key, calls) for part in cut.parts]
-    return None if any(call is None or call.edge is None for call in chosen) else chosen
 
 
 def by_edge(calls: Sequence[LossCall]) -> dict[Edge, LossCall]:
@@ -205,9 +235,7 @@ def raw_of(term: Term, size: int) -> Tensor:
 
 
 def weights_of(term: Term, size: int) -> Tensor:
-    """How much each sample counts in the loss, ``[size]``: the loss is their sum times what the sample has."""
-    if not term.part.has_rows:
-        return term.gradient.expand(size) / size
+    """How much the rows of each sample count in the loss, ``[size]``."""
     return total(grouped(term.gradient, size, term.part.order))
 
 
@@ -241,9 +269,8 @@ def _values(term: Term, size: int) -> Tensor:
     alone = share / torch.where(weight == 0, 1.0, weight) * together
     if part.scale != "mean":
         return alone
-    same = (together - part.weight_sum).abs() <= 1e-4 * abs(
-        part.weight_sum
-    )  # still a weighted mean, as it was in the first batch
+    # a weighted mean, as it may have been in the first batch, where all weights were equal
+    same = (together - part.weight_sum).abs() <= 1e-4 * abs(part.weight_sum)
     return torch.where(same, alone, share * size)
 
 
@@ -255,5 +282,7 @@ def _shares(term: Term, size: int) -> Tensor:
     rows = _rows(call)
     if gradient is None:
         return total(grouped(rows, size, part.order)) / (rows.numel() if part.plain == "mean" else 1)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows, gradient = rows.float(), gradient.float()
     weighted = torch.where(gradient == 0, 0.0, gradient * rows)  # what does not count may be NaN
     return total(grouped(weighted, size, part.order))

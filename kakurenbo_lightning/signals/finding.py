@@ -95,7 +95,7 @@ class _Search:
         ignored: set[Key] = set()
         while True:
             known = by_edge([call for call in calls if call.key not in ignored])
-            edges, complete = frontier(self.root, known.keys())
+            edges, complete, _ = frontier(self.root, known.keys())
             unfit = {known[edge].key for edge in edges if not self._fits(known[edge])}
             if not unfit:
                 break
@@ -119,7 +119,7 @@ class _Search:
         if len(rows) != self.size and not self._orders([call]):
             k = len(rows) // self.size
             self.finding.add(
-                f"{call.described} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} per sample"
+                f"{call.described} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} for each"
             )
             return False
         return call.rows is not None or self._adds_up(call)
@@ -144,8 +144,8 @@ class _Search:
     def _is_of_the_batch(self, call: LossCall) -> bool:
         """Whether everything in ``call.rows`` has gone through a sum over samples before: its rows are something else."""
         sums = {edge_of(c.result) for c in self.calls if c.kind == "reduction" and c is not call and c.result.dim()}
-        found, complete = frontier(call.edge, sums - {None})
-        return bool(found) and complete
+        found = frontier(call.edge, sums - {None})
+        return bool(found.edges) and found.complete
 
     def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
         """How rows may be grouped by sample, and what to say if that is a guess and wrong."""

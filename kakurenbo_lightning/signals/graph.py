@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,19 +46,24 @@ def reduced_by(root: Edge) -> tuple[str, Edge] | None:
     return None
 
 
-def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None) -> tuple[list[Edge], bool]:
-    """The first of ``candidates`` on every way from ``root`` down.
+class Frontier(NamedTuple):
+    """What a loss was made of.
 
-    Args:
-        root: of the loss.
-        candidates: edges to stop at.
-        limit: how many nodes to visit at most; what is near the root is found first.
-
-    Returns:
-        Those found, in order, and whether no way leads past all of them to a parameter.
+    Attributes:
+        edges: that were found, the nearest first.
+        complete: no way leads past all of them to a parameter.
+        passed: names of the nodes between the loss and them: the form of the function that the loss is of them.
     """
+
+    edges: list[Edge]
+    complete: bool
+    passed: tuple[str, ...]
+
+
+def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None) -> Frontier:
+    """The first of ``candidates`` on every way from ``root`` down, of which at most ``limit`` nodes are visited."""
     found: dict[Edge, None] = {}
-    complete, waiting, visited = True, deque([root]), set()
+    complete, waiting, visited, passed = True, deque([root]), set(), []
     while waiting:
         edge = waiting.popleft()
         if edge in candidates:
@@ -68,12 +73,14 @@ def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None)
         if node in visited:
             continue
         visited.add(node)
-        if limit is not None and len(visited) > limit:
-            return list(found), False
-        if hasattr(node, "variable") or any(word in node.name() for word in _OPAQUE):
+        name = node.name()
+        passed.append(name)
+        if hasattr(node, "variable") or any(word in name for word in _OPAQUE):
             complete = False
+        if limit is not None and len(visited) >= limit:
+            return Frontier(list(found), False, tuple(passed))
         waiting.extend(following for following in node.next_functions if following[0] is not None)
-    return list(found), complete
+    return Frontier(list(found), complete, tuple(passed))
 
 
 def depends_on_parameters_alone(rows: Tensor) -> bool:

@@ -15,6 +15,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,6 +37,10 @@ __all__ = ["SampleOutputs", "Values", "from_returned", "scaled"]
 Scoring = Callable[[], Any]
 Replay = Callable[[Any], Any]
 logger = logging.getLogger(__name__)
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 class SampleOutputs:
@@ -73,6 +78,7 @@ class SampleOutputs:
         self._check_attribution, self._unweighted_rest, self._take_rows = check_attribution, unweighted_rest, take_rows
         self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
+        self._warned: set[str] = set()
         self._weighs = False  # weights wait for the backward pass
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
         self.report: Report | None = None
@@ -141,14 +147,14 @@ class SampleOutputs:
         if self._skips(outputs) and not self._trained(values, recording):
             return outputs, None
         if not self._in_training:
-            if replay is None and not dist.is_initialized():  # a step within a strategy's wrapper must not run on its own
+            if replay is None and not _distributed():  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
             values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, *self._test))
             self._in_training = True
         if self._free and weights is None:
             return outputs, self._free_values(outputs, recording)
-        terms = self._captured.terms(recording, loss_of(outputs)) if self._way == "captured" else None
-        values = self._read(outputs, recording, terms) if values is None else values
+        terms = self._captured.terms(recording, loss_of(outputs), batch) if self._way == "captured" else None
+        values = self._read(outputs, recording, batch, terms) if values is None else values
         if weights is not None and outputs is not None:
             outputs = with_loss(outputs, self._weighted(outputs, terms, weights))
         self._check(values, size)
@@ -167,20 +173,22 @@ class SampleOutputs:
 
     def _skips(self, outputs: Any) -> bool:
         """Whether the user skips this batch: nothing is returned, or a loss that is made of nothing."""
+        if isinstance(outputs, Mapping) and "sample_loss" in outputs:
+            return False
         loss = loss_of(outputs)
-        return outputs is None or (isinstance(loss, Tensor) and loss.requires_grad and loss.is_leaf and self._way == "captured")
+        return not isinstance(loss, Tensor) or (loss.requires_grad and loss.is_leaf)
 
     def _trained(self, values: Values | None, recording: Recording) -> bool:
         """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
         return self._manual and (values is not None or bool(recording.calls))
 
-    def _read(self, outputs: Any, recording: Recording, terms: Any = None) -> Values:
+    def _read(self, outputs: Any, recording: Recording, batch: Any, terms: Any = None) -> Values:
         """The values of a step that was run."""
         if self._way == "returned":
             return from_returned(outputs, recording.size, reads=self._reads)
         if self._way == "none":
             raise OutputsError(refusals.none_found((), ()))
-        terms = terms or self._captured.terms(recording, loss_of(outputs))
+        terms = terms or self._captured.terms(recording, loss_of(outputs), batch)
         return self._captured.values(terms, recording, self._reads)
 
     def _call_function(self, batch: Any, size: int, scoring: Scoring) -> Values:
@@ -193,7 +201,7 @@ class SampleOutputs:
         if self._way not in ("returned", "captured"):
             return None
         try:
-            values = self._read(outputs, recording)
+            values = self._read(outputs, recording, None)
             self._check(values, recording.size)
         except OutputsError:
             return None
@@ -244,12 +252,12 @@ class SampleOutputs:
             with torch.inference_mode(False), torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
                 outputs = step()
             self._decide(outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), *self._test))
-            values = self._read(outputs, recording)
+            values = self._read(outputs, recording, batch)
         else:
             recording = self._captured.recording(size, scoring=True)
             with self._captured.scoring(), self._watcher.watching(self._scoring_sight, recording):
                 outputs = step()
-            values = self._read(outputs, recording)
+            values = self._read(outputs, recording, batch)
         self._check(values, size)
         return values
 
@@ -294,7 +302,7 @@ class SampleOutputs:
             self._warn(refusals.not_verified(names))
         elif not cut.complete and not cut.exact:
             self._warn(refusals.part_of_loss(names, cut.share))
-        values = self._read(outputs, recording)
+        values = self._read(outputs, recording, batch)
         return Report(
             "captured",
             str(self.source),
@@ -307,9 +315,9 @@ class SampleOutputs:
         )
 
     def _verified_returned(self, outputs: Mapping[str, Any], batch: Any, size: int, rehearsal: Rehearsal) -> Report:
-        values = from_returned(outputs, size, reads=self._reads)
         if self._free:
-            return Report("returned", str(self.source), gives=tuple(values))
+            return Report("returned", str(self.source))
+        values = from_returned(outputs, size, reads=self._reads)
         self._check(values, size)
         check_ranges(outputs, "training_step")
         made = verify_returned(outputs)
@@ -333,9 +341,8 @@ class SampleOutputs:
         values = from_returned(outputs, size, "sample_outputs", self._reads)
         self._check(values, size)
         check_ranges(outputs, "sample_outputs")
-        verdict = rehearsal.values(
-            batch, size, lambda part, count: from_returned(function(part), count, "sample_outputs")["loss"]
-        )
+        rehearsal = replace(rehearsal, replay=function)
+        verdict = rehearsal.values(batch, size, lambda part, count: from_returned(function(part), count)["loss"])
         self._refuse_permuted(verdict)
         weights = "they cannot enter through sample_outputs"
         self.report = Report("function", str(self.source), (), tuple(values), attribution=self._said(verdict), weights=weights)
@@ -356,8 +363,9 @@ class SampleOutputs:
         return said
 
     def _warn(self, text: str) -> None:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_rank()):
+        if text not in self._warned and not (_distributed() and dist.get_rank()):
             warnings.warn(text, stacklevel=2)
+        self._warned.add(text)
 
     def _check(self, values: Values | None, size: int) -> None:
         assert values is not None

@@ -47,9 +47,10 @@ def none_found(calls: Sequence[str], reasons: Sequence[str]) -> str:
 def mixed(calls: Sequence[str]) -> str:
     """Two criterion calls on one prediction, as mixup makes them."""
     return (
-        f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}) on one prediction with different targets, "
-        "exactly one is needed. Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * loss_b, with "
-        f"the target of the larger weight; a criterion that is only a metric may go under torch.no_grad()):{EXAMPLE}{OTHERS}"
+        f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}) on one prediction with different "
+        "targets, exactly one is needed. Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * "
+        "loss_b, with the target of the larger weight; a criterion that is only a metric may go under torch.no_grad()):"
+        f"{EXAMPLE}{OTHERS}"
     )
 
 
@@ -65,7 +66,8 @@ def changed(call: str) -> str:
     """A later step makes its loss in another way."""
     return (
         f"per-sample values: this step makes its loss in another way than the first one did ({call}), so its values cannot be known. "
-        f"Let every step, in train and in eval mode, make its loss in the same way, or return the values from training_step:{EXAMPLE}{OTHERS}"
+        "Let every step, in train and in eval mode, make its loss in the same way, or return the values from training_step:"
+        f"{EXAMPLE}{OTHERS}"
     )
 
 
@@ -73,14 +75,15 @@ def attribution(outcome: str) -> str:
     """The test of attribution has failed."""
     if outcome == "permuted":
         what = (
-            "training_step puts the samples into another order (the first half of the batch alone gives the same numbers in other places): "
-            "what is recorded for a sample would be another one's. Keep the order of the batch (shuffle in the DataLoader), or return "
-            "sample_loss in the order of the batch"
+            "training_step puts the samples into another order (the first half of the batch alone gives the same numbers in other "
+            "places): what is recorded for a sample would be another one's. Keep the order of the batch (shuffle in the DataLoader), "
+            "or return sample_loss in the order of the batch"
         )
     else:
         what = (
-            "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), as in a "
-            "contrastive loss, or with mixup: it is not the sample's own. Use random or random_cycle, or return values of your own choice"
+            "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), "
+            "as in a contrastive loss, or with mixup: it is not the sample's own. Use random or random_cycle, or return values of "
+            "your own choice"
         )
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
@@ -88,34 +91,35 @@ def attribution(outcome: str) -> str:
 def part_of_loss(calls: str, share: float) -> str:
     """A warning: values are of a part of the loss."""
     return (
-        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch. Samples are chosen by that part alone; to "
-        "choose by all of it, return sample_loss from training_step"
+        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch. Samples are chosen by that part alone; "
+        "to choose by all of it, return sample_loss from training_step"
     )
 
 
 def not_verified(calls: str) -> str:
     """A warning: nothing tells whether values are the loss."""
     return (
-        f"SampleSelection: that the loss is made of {calls} alone cannot be seen, because torch.compile made it, it has no gradient, or the "
-        "step has made its own backward pass. The values are taken to be the loss; to be sure, return sample_loss from training_step"
+        f"SampleSelection: that the loss is made of {calls} alone cannot be seen, because torch.compile made it, it has no gradient, "
+        "or the step has made its own backward pass. The values are taken to be the loss; to be sure, return sample_loss from "
+        "training_step"
     )
 
 
 def rest_unweighted(what: str, share: float) -> str:
     """Loss weights that would act on a part of the loss."""
     return (
-        f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If the "
-        "rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of the whole "
-        f"loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+        f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If "
+        "the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of "
+        f"the whole loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
     )
 
 
 def unverified(what: str) -> str:
     """Loss weights that would act on a call of which nothing is proved."""
     return (
-        f"loss weights: that the loss is made of {what} alone cannot be seen, because torch.compile made it, or the step has made its own "
-        "backward pass. Compile the network instead of the loss (self.network = torch.compile(self.network)), return sample_loss from "
-        f"training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+        f"loss weights: that the loss is made of {what} alone cannot be seen, because torch.compile made it, it has no gradient, or the "
+        "step has made its own backward pass. Compile the network instead of the loss (self.network = torch.compile(self.network)), "
+        f"return sample_loss from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
     )
 
 

@@ -38,9 +38,9 @@ def from_returned(outputs: Any, size: int, source: str = "training_step", reads:
             made = predictions(known["logits"], known["target"], reads)
             if made is None:
                 raise OutputsError(
-                    f"per-sample values: logits {list(known['logits'].shape)} and target {list(known['target'].shape)} from {source} do not "
-                    "fit; they must be [B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one logit); or "
-                    "return confidence and correct, each [B]"
+                    f"per-sample values: logits {list(known['logits'].shape)} and target {list(known['target'].shape)} from {source} "
+                    "do not fit; they must be [B, C, ...] and [B, ...] (classes), [B, C, ...] twice (probabilities) or [B] twice (one "
+                    "logit); or return confidence and correct, each [B]"
                 )
             values.update(made)
         values.update({name: known[name] for name in ("confidence", "entropy") if name in known})
@@ -85,8 +85,8 @@ def check_ranges(outputs: Mapping[str, Any], source: str) -> None:
     confidence, logits, target = (outputs.get(name) for name in ("confidence", "logits", "target"))
     if confidence is not None and bool(((confidence < 0) | (confidence > 1.01)).any()):
         raise OutputsError(
-            f"per-sample values: confidence from {source} lies between {float(confidence.min()):.4g} and {float(confidence.max()):.4g}; it must "
-            "be a probability in [0, 1] (a percentage: divide it by 100; logits: return logits and target instead)"
+            f"per-sample values: confidence from {source} lies between {float(confidence.min()):.4g} and {float(confidence.max()):.4g}; "
+            "it must be a probability in [0, 1] (a percentage: divide it by 100; logits: return logits and target instead)"
         )
     if logits is None or target is None:
         return

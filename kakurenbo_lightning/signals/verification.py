@@ -116,7 +116,7 @@ class Rehearsal:
         return self.test(
             batch,
             size,
-            lambda half: compare(run(batch, size, False), run(batch, size, True), run(half.batch, half.size, False)),
+            lambda half: compare(run(batch, size, False), run(half.batch, half.size, False), lambda: run(batch, size, True)),
         )
 
     def recorded(
@@ -164,7 +164,7 @@ def verify_returned(outputs: Mapping[str, Any]) -> Returned:
         return Returned(complete=False)
     made = float((gradient * sample_loss.detach()).double().nansum())
     whole = float(loss.detach())
-    return Returned(made / whole if whole else 1.0, frontier(root, {edge})[1])
+    return Returned(made / whole if whole else 1.0, frontier(root, {edge}).complete)
 
 
 def weighable(outputs: Mapping[str, Any], size: int) -> Tensor:

@@ -217,9 +217,7 @@ def test_a_network_that_gives_one_number_for_each_sample_is_no_loss(heads, batch
             return x[:, 0]
 
     squeeze = Squeeze()
-    source, ((_, values),) = observed(
-        lambda h, b: ((squeeze(h.mean(b["x"])) - b["weight"]) ** 2).mean(), heads, batches[:1]
-    )
+    source, ((_, values),) = observed(lambda h, b: ((squeeze(h.mean(b["x"])) - b["weight"]) ** 2).mean(), heads, batches[:1])
     assert torch.allclose(values["loss"], (heads.mean(batches[0]["x"])[:, 0] - batches[0]["weight"]) ** 2)
     assert "mean of [32]" in source.source
 
@@ -270,7 +268,7 @@ class ChannelFirst(nn.Module):
 
     def forward(self, logits, target):
         p = logits.softmax(1).gather(1, target)
-        return (-(1 - p) ** 2 * p.log()).mean()
+        return (-((1 - p) ** 2) * p.log()).mean()
 
 
 def test_classes_in_a_channel_of_one_are_predictions():
@@ -296,5 +294,5 @@ def test_integers_beside_embeddings_are_no_classes(heads, batches):
     step = lambda h, b: Embedding()(h.classes(b["x"]), b["y"])  # noqa: E731
     _, ((_, values),) = observed(step, heads, batches[:1])
     assert list(values) == ["loss"]
-    with pytest.raises(OutputsError, match="reads confidence, but .* gives only loss"):
+    with pytest.raises(OutputsError, match=r"reads confidence, but .* gives only loss"):
         observed(step, heads, batches[:1], reads=("loss", "confidence"))

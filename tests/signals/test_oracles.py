@@ -1,11 +1,14 @@
 """What is recorded is the loss that is trained, of each sample alone, and weights reach its gradient: for losses of every make."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from losses import BATCH, LOSSES, SAMPLES, Heads, gradient, observed
 from torch import nn
 
+from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
@@ -143,7 +146,7 @@ def test_a_criterion_that_is_a_part_of_the_loss_is_said_once_with_its_share(name
     with pytest.warns(UserWarning, match=r"F.cross_entropy is a part of the loss, \d+.\d% of it in the first batch") as warned:
         source, made = observed(PARTS[name], heads, batches)
     assert len([w for w in warned if "part of the loss" in str(w.message)]) == 1
-    for batch, (outputs, values) in zip(batches, made, strict=True):
+    for batch, (_, values) in zip(batches, made, strict=True):
         assert torch.allclose(values["loss"], F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none"), atol=1e-5)
     first = made[0]
     assert source.report.share == pytest.approx(float(first[1]["loss"].mean() / first[0]), rel=1e-4)
@@ -260,7 +263,7 @@ def test_autocast_is_verified_too(name, heads, batches):
         with torch.autocast("cpu", torch.bfloat16):
             return LOSSES[name].step(heads, batch)
 
-    source, made = observed(step, heads, batches[:2])
+    _, made = observed(step, heads, batches[:2])
     for batch, (_, values) in zip(batches, made, strict=False):
         expected = LOSSES[name].of_each(heads, batch).detach()
         assert torch.allclose(values["loss"].float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().mean()))
@@ -276,11 +279,9 @@ def test_a_network_with_a_batch_norm_and_dropout_is_tested_in_eval_mode(heads, b
         def __exit__(self, *error):
             network.train()
 
-    from functools import partial
-
-    from kakurenbo_lightning.engines.batch_rows import take_rows
-
     source = SampleOutputs(("loss",), take_rows=take_rows)
-    source.observe(partial(lambda batch: F.cross_entropy(network(batch["x"]), batch["y"]), batches[0]), batches[0], BATCH, Scoring)
+    source.observe(
+        partial(lambda batch: F.cross_entropy(network(batch["x"]), batch["y"]), batches[0]), batches[0], BATCH, Scoring
+    )
     assert source.report.attribution == "verified"
     assert network.training and network[1].num_batches_tracked == 1

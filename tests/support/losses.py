@@ -243,9 +243,22 @@ def in_place(heads, batch):
 
 def aux_heads(heads, batch):
     logits = heads.classes(batch["x"])
-    return F.cross_entropy(logits, batch["y"]) + 0.4 * F.cross_entropy(logits * 0.5, batch["y"]) + 0.1 * F.mse_loss(
-        heads.mean(batch["x"]), batch["target"]
+    return (
+        F.cross_entropy(logits, batch["y"])
+        + 0.4 * F.cross_entropy(logits * 0.5, batch["y"])
+        + 0.1 * F.mse_loss(heads.mean(batch["x"]), batch["target"])
     )
+
+
+def ctc(heads, batch):
+    scores = heads.classes(batch["x"][:, None] * torch.linspace(0.5, 2, 8)[:, None])  # [B, 8, 10]
+    lengths = 1 + batch["y"] % 3
+    labels = 1 + batch["y"][:, None].remainder(torch.tensor([5, 7, 9]))
+    return F.ctc_loss(scores.log_softmax(2).transpose(0, 1), labels, torch.full_like(lengths, 8), lengths)
+
+
+def linear_cross_entropy(heads, batch):
+    return F.linear_cross_entropy(batch["x"] @ torch.eye(FEATURES), heads.classes.weight, batch["y"])
 
 
 def sum_of_each(each):
@@ -299,6 +312,7 @@ LOSSES = {
     "kl_div": Loss(divergence, predicts=True),
     "triplet": Loss(triplet),
     "cosine embedding": Loss(cosine),
+    "ctc": Loss(ctc),
     "huber": Loss(lambda h, b: F.huber_loss(h.mean(b["x"]), b["target"])),
     "mse": Loss(lambda h, b: F.mse_loss(h.mean(b["x"]), b["target"])),
     "mse in two means": Loss(of_squares(lambda squares, b: squares.mean(0).sum())),
@@ -313,3 +327,5 @@ LOSSES = {
     "logged metrics": Loss(with_metrics),
     "changed in place": Loss(in_place),
 }
+if hasattr(F, "linear_cross_entropy"):  # new in torch 2.14
+    LOSSES["linear cross entropy"] = Loss(linear_cross_entropy, predicts=True)
