@@ -166,7 +166,7 @@ class ModuleCall:
             return False
         in_range = bool(((scores >= 0) & (scores <= 1)).all())
         self.findings.logits = not (in_range and (self.findings.target == "labels" or _are_distributions(scores)))
-        (gradient,) = torch.autograd.grad(result.sum(), pair[0], retain_graph=True, allow_unused=True)
+        (gradient,) = torch.autograd.grad(result, pair[0], torch.ones_like(result), retain_graph=True, allow_unused=True)
         return gradient is not None and _lowered_by(gradient, scores, target, self.findings.target)
 
     def _scores_and_target(self) -> tuple[Tensor, Tensor] | None:

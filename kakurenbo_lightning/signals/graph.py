@@ -108,6 +108,7 @@ def gradients(loss: Tensor, edges: Sequence[Edge]) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, _gradient_edges(edges), retain_graph=True, allow_unused=True))
 
 
+@torch.enable_grad()
 def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> bool:
     """Whether ``loss`` is, near where it is, a linear function of what it depends on through ``edges``.
 

@@ -249,10 +249,11 @@ class SampleOutputs:
             values = self._call_function(batch, size, nullcontext)
         elif self._way is None:  # a resumed run scores before it trains
             recording = self._captured.recording(size)
-            with torch.inference_mode(False), torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
-                outputs = step()
-            self._decide(outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), *self._test))
-            values = self._read(outputs, recording, batch)
+            with torch.inference_mode(False), torch.no_grad():
+                with torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
+                    outputs = step()
+                self._decide(outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), *self._test))
+                values = self._read(outputs, recording, batch)
         else:
             recording = self._captured.recording(size, scoring=True)
             with self._captured.scoring(), self._watcher.watching(self._scoring_sight, recording):

@@ -10,6 +10,7 @@ from torch import nn
 
 from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals import captured
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 
@@ -73,12 +74,14 @@ def test_a_scoring_pass_gives_the_same_values(name, inference, heads, batches):
         assert (values["loss"] - loss.of_each(heads, batch)).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_run_may_score_before_it_trains(name, heads, batches):
+def test_a_run_may_score_before_it_trains(name, inference, heads, batches):
     loss = LOSSES[name]
     source = SampleOutputs(("loss",))
-    with torch.no_grad():
+    with torch.inference_mode(inference), torch.no_grad():
         values = source.score(lambda: loss.step(heads, batches[0]), batches[0], BATCH)
+    assert ("confidence" in values) == loss.predicts
     if name not in ("weighted tasks", "masked sum over B"):  # how they scale is found out by a test of attribution
         assert (values["loss"] - loss.of_each(heads, batches[0])).abs().max() <= 1e-5
     _, again = source.observe(lambda: loss.step(heads, batches[0]), batches[0], BATCH, torch.no_grad)
@@ -121,6 +124,8 @@ def test_a_loss_that_does_not_decompose_is_refused(name, sliced, heads, batches)
         observed(REFUSED[name], heads, [batch], **({} if sliced else {"take_rows": None}))
     for works in ("random", "sample_loss", "sample_outputs="):
         assert works in str(error.value)
+    with pytest.raises(OutputsError, match="cannot be split"), torch.no_grad():
+        SampleOutputs(("loss",)).score(lambda: REFUSED[name](heads, batch), batch, 10)
 
 
 def penalised(heads, batch):
@@ -225,6 +230,29 @@ def test_what_a_step_makes_in_another_way_later_is_refused(heads, batches):
     steps = iter([LOSSES["cross entropy"].step, LOSSES["nll by hand"].step])
     with pytest.raises(OutputsError, match="makes its loss in another way than the first one did"):
         observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], take_rows=None)
+
+
+def test_the_same_parts_in_a_form_that_does_not_decompose_are_refused(heads, batches):
+    steps = iter([LOSSES["mse"].step, lambda h, b: LOSSES["mse"].step(h, b).sqrt()])
+    with pytest.raises(OutputsError, match="makes its loss in another way than the first one did"):
+        observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], take_rows=None)
+
+
+def test_each_form_of_a_loss_is_verified_once(heads, batches, monkeypatch):
+    """As of a step that weights its loss in every other batch."""
+    verified = []
+    for name in ("find", "is_linear"):
+        original = getattr(captured, name)
+        monkeypatch.setattr(captured, name, lambda *args, made=original: verified.append(1) or made(*args))
+    steps = [LOSSES[name].step for name in ("cross entropy", "times a weight", "scaled", "none, then mean")]
+    given = iter([*steps, *steps, *steps])
+    source = SampleOutputs(("loss",))
+    for number in range(12):
+        batch, step = batches[number % 6], next(given)
+        _, values = source.observe(lambda batch=batch, step=step: step(heads, batch), batch, BATCH, torch.no_grad)
+        expected = torch.stack([step(heads, {k: v[i : i + 1] for k, v in batch.items()}) for i in range(BATCH)])
+        assert torch.allclose(values["loss"], expected, atol=1e-5)
+        assert len(verified) == min(number + 1, 4)
 
 
 def test_the_same_parts_may_be_added_in_another_way_later(heads, batches):

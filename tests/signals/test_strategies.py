@@ -37,6 +37,9 @@ class Step(Heads):
 for settings in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
     for name in ("cross entropy", "scaled", "times a weight", "focal", "masked mean", "distillation"):
         loss, heads = LOSSES[name], Step(LOSSES[name])
+        loss.step(heads, heads.batch(0)).backward()
+        for parameter in heads.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
         wrapped = torch.nn.parallel.DistributedDataParallel(heads, **settings)
         source = SampleOutputs(("loss",), weighs=True, take_rows=take_rows)
         for number in range(4):
