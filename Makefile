@@ -3,16 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= $(VENV)-oldest
 DATA_ROOT ?= data/cifar10
+# `make coverage TESTS=tests/core COVER=kakurenbo_lightning/core` measures a part
+TESTS ?= tests
+COVER ?= kakurenbo_lightning
+# where `make release-check` installs the wheel: a temporary folder, unless one is given, which is kept and used again
+RELEASE_VENV ?=
 
 # The stamp is written last and carries the hash of pyproject.toml: no stamp, no finished environment.
 STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(open('pyproject.toml', 'rb').read()).hexdigest()[:16])")
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest test-gpu bench controls losers lint clean
+.PHONY: help venv train test test-all test-oldest test-gpu coverage bench controls losers lint release-check clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
 train: $(VENV)/$(STAMP) ## train baseline and KAKURENBO on digits and compare them (1 to 3 minutes)
 	$(BIN)/kakurenbo-train experiment=quickstart
@@ -28,6 +33,9 @@ test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest su
 
 test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
 	KAKURENBO_TEST_ACCELERATOR=gpu $(BIN)/python -m pytest -n 4
+
+coverage: $(VENV)/$(STAMP) ## run the fast tests and list the package's lines that none of them reaches; at least 95 % must be
+	$(BIN)/python -m pytest -n 2 --cov=$(abspath $(COVER)) $(TESTS)
 
 bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop, checkpoints, records and fractals; kill and resume 30 times
 	$(BIN)/python -m recipes.benchmarks.overhead
@@ -46,14 +54,18 @@ controls: $(VENV)/$(STAMP) ## train methods and their controls on CIFAR-10 in DA
 losers: $(VENV)/$(STAMP) ## train the backprop family and controls on CIFAR-10 in DATA_ROOT (50 minutes)
 	$(BIN)/python -m recipes.benchmarks.losers --data-root $(DATA_ROOT)
 
-lint: $(VENV)/$(STAMP) ## check style and formatting
+lint: $(VENV)/$(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+release-check: $(VENV)/$(STAMP) ## build sdist and wheel, install the wheel with core dependencies alone and train with it
+	PYTHON="$(PYTHON)" .ci/release-check $(BIN)/python "$(RELEASE_VENV)"
 
 venv: $(VENV)/$(STAMP) ## build the virtual environment and nothing else
 
 clean: ## delete caches and build results (environments and outputs stay)
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .coverage .pytest_cache .ruff_cache .hypothesis
 	find kakurenbo_lightning recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_OLDEST)/$(STAMP): CONSTRAINTS = --constraint .ci/oldest.txt

@@ -1,15 +1,23 @@
-"""Train on fewer samples and lose nothing: sample selection as a PyTorch Lightning callback."""
+"""Train on fewer samples and lose nothing: sample selection as a PyTorch Lightning callback.
 
-from kakurenbo_lightning.callback import SampleSelection
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.sampler import SelectionSampler
-from kakurenbo_lightning.core.seeded_dataset import SeededDataset
-from kakurenbo_lightning.core.statistics import Column, SampleStatistics
-from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError
-from kakurenbo_lightning.methods import Choice, Epoch, HideMethod, available_methods, get_method, register_method
-from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+The names below are imported when they are first used (PEP 562), so that what needs torch alone, such as :mod:`kakurenbo_lightning.core`,
+:mod:`kakurenbo_lightning.methods` and the scripts ``kakurenbo-methods`` and ``kakurenbo-inspect``, does not wait for Lightning's import.
+"""
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kakurenbo_lightning.callback import SampleSelection
+    from kakurenbo_lightning.core.plan import EpochPlan
+    from kakurenbo_lightning.core.sampler import SelectionSampler
+    from kakurenbo_lightning.core.seeded_dataset import SeededDataset
+    from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+    from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError
+    from kakurenbo_lightning.methods import Choice, Epoch, HideMethod, available_methods, get_method, register_method
+    from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+
+__version__ = "0.2.0.dev0"  # the only place: pyproject.toml reads it from here
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -28,3 +36,27 @@ __all__ = [
     "get_method",
     "register_method",
 ]
+
+_MODULES = {  # the imports of TYPE_CHECKING again, for the interpreter; tests/test_architecture.py compares the two
+    "callback": ("SampleSelection",),
+    "core.plan": ("EpochPlan",),
+    "core.sampler": ("SelectionSampler",),
+    "core.seeded_dataset": ("SeededDataset",),
+    "core.statistics": ("Column", "SampleStatistics"),
+    "errors": ("DamagedCheckpointError", "MismatchError"),
+    "methods": ("Choice", "Epoch", "HideMethod", "available_methods", "get_method", "register_method"),
+    "trainer.checkpoint_io": ("AtomicCheckpointIO",),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

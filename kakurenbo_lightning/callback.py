@@ -1,39 +1,42 @@
-"""The Lightning callback: hooks in the order of the training loop, nothing else."""
+"""The Lightning callback: hooks in the order of the training loop, which it maps onto a session and its engine."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal
+from weakref import WeakSet
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.registry import check_method
+from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.checkpoint import brief
-from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.session.epoch_state import Phase
+from kakurenbo_lightning.session.session import Session, SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
+from kakurenbo_lightning.trainer import compatibility
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
-from kakurenbo_lightning.trainer.compatibility import only_loader, refuse_conflicts
+from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, only_loader
 
 
 class SampleSelection(pl.Callback):
@@ -44,9 +47,23 @@ class SampleSelection(pl.Callback):
         trainer = L.Trainer(callbacks=[SampleSelection("kakurenbo", max_fraction=0.3, tau=0.7)])
         trainer.fit(model, datamodule)
 
-    Before each epoch the hidden samples are looked at once more (forward only), the statistics are merged over the
-    ranks, the method chooses what to train, and the chosen indices are dealt to the ranks. Within the epoch the callback only
-    records; it never waits for the device.
+    The order of events. Planning happens in `set_epoch`, earlier than `on_train_epoch_start`, because Lightning reads the loader's length
+    before that hook, and its workers load the first batches of epoch 0 even before training starts::
+
+        setup                        refuse what cannot work; stand between Lightning and the train loader
+        train_dataloader   _swap     the loader is copied, and a SelectionSampler follows the plan
+        load_state_dict              a checkpoint's state waits for the data set
+        on_train_start               take hold of the optimizers and the training step
+        for each epoch:
+          sampler.set_epoch          score the hidden samples, merge the statistics, plan, shard
+          on_train_epoch_start       the clock
+          for each batch:
+            on_train_batch_start     the engine knows the batch (backprop: scores it and chooses)
+            strategy.training_step   the engine runs the step and records its sample values
+            optimizer.step           with the learning-rate factor
+            on_train_batch_end       schedules keep pace (draw: what was observed is written)
+          on_train_epoch_end         count and log
+        on_train_end                 give every rank all statistics, let go
 
     Args:
         method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object.
@@ -56,14 +73,14 @@ class SampleSelection(pl.Callback):
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
             ``correct``); by default the module's method of that name, if any.
         on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``
-            to forget it and select anew.
-        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that looks at
+            to forget it and start the selection from the beginning.
+        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that scores
             batches in the module's place and is trained alongside, on the same batches.
         **settings: of the method, when it is given by name.
 
     Attributes:
         method: the method object.
-        run: the selection of the Trainer it is used with; ``None`` before ``fit``.
+        session: the selection within the Trainer it is used with; ``None`` before ``fit``.
 
     Raises:
         ValueError: unknown method, a setting out of range; at setup or when training begins: a Trainer, loader or data set
@@ -82,42 +99,47 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         **settings: Any,
     ) -> None:
+        join(SampleSelection)
         if not isinstance(method, str) and settings:
             raise TypeError(
-                f"settings {sorted(settings)} are given beside a method object; put them into {type(method).__name__}(...)"
+                f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
             )
         self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
+        seed = compatibility.checked_argument("seed", seed)
+        align_schedules = compatibility.checked_argument("align_schedules", align_schedules)
+        on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
+        sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
+        compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
-        self._seed = seed
-        self._align_schedules = align_schedules
+        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
         self._sample_outputs = sample_outputs
-        if on_mismatch not in ("error", "reset"):
-            raise ValueError(f"on_mismatch={on_mismatch!r} is not allowed; it must be 'error' or 'reset'")
-        self._on_mismatch = on_mismatch
-        if scorer is not None and (self.method.family != "backprop" or not isinstance(scorer, pl.LightningModule)):
-            raise ValueError(
-                f"scorer={type(scorer).__name__} is not allowed with method {self.method.name}; it must be a LightningModule, and the "
-                "method one of the backprop family, for example 'selective_backprop'"
-            )
-        self._scorer = scorer
-        self._trainer: pl.Trainer | None = None
         self._watch = Stopwatch()
         self._described = False
+        self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
 
     @property
     def statistics(self) -> SampleStatistics | None:
         """Loss, confidence and correctness of every sample; ``None`` before training."""
-        return self.session.statistics if self.session else None
+        return self.session.data.statistics if self.session is not None and self.session.loader.is_known else None
 
     @property
-    def plan(self) -> EpochPlan | None:
-        """What the current epoch trains; ``None`` before the first epoch."""
-        return self.session.plan if self.session else None
+    def plan(self) -> Plan | None:
+        """What the current epoch trains; ``None`` before the first. A draw method's is a stream: nobody knows its samples before."""
+        if self.session is None or self.session.state.phase is Phase.IDLE:
+            return None
+        return self.session.state.plan
 
     @property
     def totals(self) -> Totals:
-        """What the run trained, hid and refreshed so far."""
-        return self.session.totals if self.session else Totals()
+        """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own."""
+        return Totals() if self.session is None else self.session.totals
+
+    @property
+    def _active(self) -> Session:
+        """The session, in hooks that Lightning calls after ``setup``."""
+        if self.session is None:
+            raise ConflictError("SampleSelection is used before Trainer.fit; add it to the Trainer's callbacks")
+        return self.session
 
     def wrap(self, loader: DataLoader) -> DataLoader:
         """Let ``loader`` follow the selection, through Lightning's public API only.
@@ -135,13 +157,8 @@ class SampleSelection(pl.Callback):
                 "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
                 "SampleSelection that is among the Trainer's callbacks"
             )
-        max_epochs = None if self._trainer is None else self._trainer.max_epochs
-        if self.method.family == "backprop" or isinstance(self.method, StreamMethod) or self.method.scoring_epochs(max_epochs):
-            raise ConflictError(
-                f"selection.wrap(...) cannot skip steps, draw while training or start again, which {self.method.name} needs; leave out "
-                "wrap, or use another method, for example kakurenbo"
-            )
-        return self.session.adopt(loader, public=True)
+        compatibility.check_wrap(self.method, self.session.adapter.trainer.max_epochs)
+        return self.session.follow(loader, self.session.begin_epoch, public=True)
 
     # --- before training
 
@@ -149,157 +166,101 @@ class SampleSelection(pl.Callback):
         """Refuse what cannot work, and stand between Lightning and the train loader."""
         if stage != "fit":
             return
-        refuse_conflicts(trainer)
-        if trainer is not self._trainer:  # a second fit of the same Trainer goes on where the first one ended
-            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-            self.session = Session(trainer, self.method, self._seed, seed, self._align_schedules, self._on_mismatch, self._scorer)
-            self._trainer, self._described = trainer, False
-        session = self.session
-        session.loader = None
+        compatibility.check_trainer(trainer)
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
-        if function is not None and not callable(function):
-            raise ConflictError(
-                f"sample_outputs={function!r} is not callable; it must be a function of a batch that returns a dict, or absent"
-            )
-        session.outputs = SampleOutputs(
+        compatibility.check_module(trainer, pl_module, self.method, function)
+        compatibility.warn_of_trainer(trainer, self.method)
+        session = self.session
+        if session is not None and trainer is not session.adapter.trainer:
+            compatibility.check_free(session.adapter.trainer)
+            self._left.add(session.adapter.trainer)
+            session = None
+        if session is None:  # a second fit of the same Trainer goes on where the first one ended
+            settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
+            session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
+            self._described = False
+        outputs = SampleOutputs(
             self.method.reads,
             function,
             compiled=session.adapter.is_compiled(pl_module),
             weighs=self.method.weighs,
             manual=not pl_module.automatic_optimization,
         )
-        self._refuse_module(pl_module)
-        # not so: a resumed run goes on at the right batch
+        session.begin_fit(outputs)
+        # not so: a resumed session goes on at the right batch
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if not session.adapter.missing:
             session.adapter.install_loader_swap(self._swap)
-            session.adapter.wrap_validation(session.aside)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            session.adapter.wrap_validation(session.streams.set_aside)
+        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        fixed = isinstance(trainer.limit_train_batches, int) and trainer.limit_train_batches > 1 and not trainer.fast_dev_run
-        if fixed and self.method.family != "draw":
-            rank_zero_warn(
-                f"Trainer(limit_train_batches={trainer.limit_train_batches}) fixes the number of batches per epoch, so hiding "
-                "samples saves no time; use a float to limit a share of each epoch"
-            )
-        if trainer.reload_dataloaders_every_n_epochs:
-            rank_zero_warn(
-                "Trainer(reload_dataloaders_every_n_epochs) starts new workers at each reload; the data set must keep its length "
-                "and order, because samples are known by their index"
-            )
-
-    def _refuse_module(self, module: pl.LightningModule) -> None:
-        if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-            raise ConflictError(
-                "training_step(dataloader_iter) is not supported: the index of a sample comes from the batch number; use "
-                "training_step(batch, batch_idx)"
-            )
-        if self.method.family == "backprop":
-            self._refuse_for_backprop(module)
-        if self.method.weighs and not module.automatic_optimization:
-            raise ConflictError(
-                f"automatic_optimization=False: the loss weights of {self.method.name} enter the loss that training_step returns; use "
-                "automatic optimization, or unbiased=False"
-            )
-        if self.method.refresh_mode and not module.automatic_optimization and not self.session.outputs.has_function:
-            raise ConflictError(
-                f"automatic_optimization=False: {self.method.name} looks at samples by running training_step, which would "
-                "step your optimizers; give the module (or the callback) sample_outputs(batch), which returns "
-                "{'sample_loss': ..., 'logits': ..., 'target': ...}"
-            )
-
-    def _refuse_for_backprop(self, module: pl.LightningModule) -> None:
-        if not module.automatic_optimization:
-            raise ConflictError(
-                f"automatic_optimization=False: {self.method.name} decides which batches make a step, so Lightning must make it; use "
-                "automatic optimization"
-            )
-        if self._trainer.accumulate_grad_batches != 1:
-            raise ConflictError(
-                f"Trainer(accumulate_grad_batches={self._trainer.accumulate_grad_batches}): {self.method.name} waits until chosen samples "
-                "fill a batch; use accumulate_grad_batches=1 and the batch size you want"
-            )
-
-        for callback in self._trainer.callbacks:
-            if isinstance(callback, GradientAccumulationScheduler):
-                raise ConflictError(
-                    f"GradientAccumulationScheduler: {self.method.name} waits until chosen samples fill a batch; remove it, and use the "
-                    "batch size you want"
-                )
-        if self.method.ends_short and self._trainer.limit_train_batches != 1.0 and not self._trainer.fast_dev_run:
-            rank_zero_warn(
-                f"Trainer(limit_train_batches={self._trainer.limit_train_batches}) cuts off the step that trains what is left at an "
-                "epoch's end: it is carried over into the next epoch"
-            )
 
     def _swap(self, loaders: Any) -> Any:
-        """What Lightning gets when it asks for the train loader."""
-        loader = only_loader(loaders)
-        if loader is self.session.loader:
-            return loaders  # wrapped by the user
-        if isinstance(loader.sampler, SelectionSampler):
-            raise ConflictError(
-                "this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader"
-            )
-        follower = self.session.adopt(loader)
-        if isinstance(loaders, CombinedLoader):
+        """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
+        session, loader = self._active, only_loader(loaders)
+        if session.loader.holds(loader):
+            check_wrapped(loaders, loader)
+            return loaders
+        check_not_followed(loader)
+        follower = session.follow(loader, on_set_epoch=session.begin_epoch)
+        if is_instance(loaders, CombinedLoader):
             loaders = copy.copy(loaders)
             loaders.flattened = [follower]
             return loaders
-        return follower
+        return tree_map(lambda part: follower, loaders)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A static method's scoring epochs come on top: now, when schedules are made and the loop has not looked at its length."""
-        self.session.restart.extend(self.session.saved_restart)
+        """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
+        self._active.restart.extend(self._active.saved_restart)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
-        if self.session.loader is None:
-            raise ConflictError(self.session.adapter.missing_message())
-        self.session.check()
-        self.session.factor.attach(trainer.optimizers)
-        self.session.adapter.wrap_training_step(self.session.training_step)
-        self.session.restart.keep()
+        session = self._active
+        if trainer in self._left and not session.has_state:
+            compatibility.check_not_left(trainer)
+        session.loader.check()
+        session.factor.attach(trainer.optimizers)
+        session.adapter.wrap_training_step(session.training_step)
+        session.restart.keep()
 
-    # --- the epoch, which SelectionSampler.set_epoch has planned
+    # --- the epoch, which SelectionSampler.set_epoch has begun: see Session.begin_epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The clock of training runs from here."""
+        """The clock of training starts here."""
         self._watch.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Know which step of the plan comes next, and show the hidden share in the progress bar."""
         self._watch.start()
-        self.session.begin_batch(batch_idx, batch)
-        if not self.session.announced:
-            self.session.announced = True
-            share = self.plan.hidden_fraction
-            if not trainer.barebones and (share or self.method.family == "hide"):
-                pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        session = self._active
+        first = session.begin_batch(batch_idx, batch)
+        share = session.state.plan.hidden_fraction
+        if first and not trainer.barebones and (share or self.method.family == "hide"):
+            pl_module.log("selection/hidden_fraction", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The clock of the backward pass."""
-        if self.session.engine is not None:
-            self.session.engine.phases.start("backward")
+        self._active.engine.timer.start("backward")
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock of the backward pass."""
-        if self.session.engine is not None:
-            self.session.engine.phases.stop("backward")
+        self._active.engine.timer.stop("backward")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let the schedules keep pace, and say once where per-sample values come from."""
-        self.session.end_batch(batch_idx)
-        if not self._described and self.session.outputs.source:
+        """Let the schedules keep pace, and say once where sample values come from."""
+        session = self._active
+        session.end_batch(batch_idx)
+        if not self._described and session.outputs.source:
             self._described = True
             changed = (field for field in fields(self.method) if getattr(self.method, field.name) != field.default)
             settings = ", ".join(f"{field.name}={brief(getattr(self.method, field.name))}" for field in changed)
             rank_zero_info(
                 f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
-                f"{self.session.outputs.source}."
+                f"{session.outputs.source}."
             )
+            compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
@@ -309,42 +270,53 @@ class SampleSelection(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, and log what was planned: here, so that an epoch resumed in its middle is logged too."""
-        if trainer.current_epoch < self.session.epoch:
+        session = self._active
+        if trainer.current_epoch < session.state.epoch:
             return  # resumed by wrap: the epoch is counted and logged, the next one planned
-        self.session.end_epoch(self._watch.take())
+        session.end_epoch(self._watch.take())
         if not trainer.barebones:
-            metrics = {f"selection/{name}": value for name, value in self.session.metrics.items()}
+            metrics = {f"selection/{name}": value for name, value in session.state.metrics.items()}
             pl_module.log_dict(metrics, batch_size=1, sync_dist=True)
 
     # --- after training
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give every rank all statistics, say what it came to, and let go of the optimizers."""
-        self.session.merge()
-        self.session.restart.warn_if_cut()
+        session = self._active
+        session.merge()
+        session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
-        self._release()
+        if session.adapter.is_apart:
+            rank_zero_warn(
+                "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
+                "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
+                "RunRecorder, or train with strategy='ddp'"
+            )
+        session.release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A checkpoint of a finished run leaves nothing to train: its state is taken over all the same."""
-        self.session.take_over_rest()
+        """A checkpoint of a finished training leaves nothing to train: its state is taken over all the same."""
+        self._active.take_over_rest()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING
-        if started and hasattr(exception, "add_note"):  # Python 3.11
-            exception.add_note(f"SampleSelection: {self.session.position()} when this happened")
-        self._release()
+        started = self.plan is not None and trainer.state.fn == TrainerFn.FITTING and trainer is self._active.adapter.trainer
+        add_note = getattr(exception, "add_note", None)  # Python 3.11
+        if started and add_note is not None:
+            add_note(f"SampleSelection: {self._active.position} when this happened")
+        self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
-        if stage == "fit" and self.session is not None:
-            self._release()
-            self.session.restart.shorten()
+        if stage == "fit" and self._release(trainer):
+            self._active.restart.shorten()
 
-    def _release(self) -> None:
-        if self.session is not None:
-            self.session.release()
+    def _release(self, trainer: pl.Trainer) -> bool:
+        """Let go of ``trainer``, unless it is another one that was refused; whether it was the session's."""
+        if self.session is None or trainer is not self.session.adapter.trainer:
+            return False
+        self.session.release()
+        return True
 
     # --- state
 
@@ -352,7 +324,7 @@ class SampleSelection(pl.Callback):
         """Plain tensors and numbers; loads with ``weights_only=True``. Collective unless an exception is being handled."""
         if self.session is None:
             return {}
-        return self.session.state_dict(collective=self._trainer.state.status != TrainerStatus.INTERRUPTED)
+        return self.session.state_dict(together=self.session.adapter.trainer.state.status != TrainerStatus.INTERRUPTED)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         """A checkpoint saved by user code within a step holds the unscaled learning rate too."""
@@ -363,3 +335,7 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+join(SampleSelection)  # for a command line that asks before an instance is made
+leave_log()

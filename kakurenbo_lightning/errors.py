@@ -19,3 +19,7 @@ class DamagedCheckpointError(RuntimeError):
 
 class NoSelectionError(ValueError):
     """The file holds no selection that can be read."""
+
+
+class MissingExtraError(ImportError):
+    """A library is missing that an extra of this package installs."""

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import os
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, Field, fields
-from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 
-from kakurenbo_lightning.methods import registry
-from kakurenbo_lightning.methods.backprop.base import BackpropMethod
+from kakurenbo_lightning.cli.cards import BLOCK, HEAD, own_and_common, write_cards
+from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.draw.base import DrawMethod, StreamMethod
-from kakurenbo_lightning.methods.hide.base import HideMethod
-from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method
+from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, method_class
 
-GAP = "  "
-LEAST_WIDTH = 60
 ADDING = Path(__file__).parents[1] / "methods" / "ADDING.md"
 
 ABOUT = "List the methods by which an epoch's samples are chosen, or explain one of them."
@@ -31,7 +21,8 @@ ABOUT = "List the methods by which an epoch's samples are chosen, or explain one
 EXAMPLES = f"""\
 examples:
   kakurenbo-methods               all methods: name, family, paper, memory, summary
-  kakurenbo-methods kakurenbo     its settings and defaults, formula, cost, when not to use it
+  kakurenbo-methods kakurenbo     its settings, formula, cost, when not to use it
+  kakurenbo-methods --write-cards make the settings tables of all cards from the code
 
 A name and its settings go into the callback, or into the recipe:
   SampleSelection("kakurenbo", max_fraction=0.3, tau=0.7)
@@ -47,19 +38,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "kakurenbo-methods", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("method", nargs="?", metavar="NAME", help="explain this method; without it, list all")
-    name = parser.parse_args(arguments).method
-    width = max(LEAST_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+    parser.add_argument("--write-cards", action="store_true", help="make the settings tables of all cards from the code")
+    asked = parser.parse_args(arguments)
+    if asked.write_cards:
+        print("\n".join(map(str, write_cards())) or "all cards are up to date")
+        return
+    name, width = asked.method, terminal_width()
     methods = available_methods()
     if name is not None and name not in methods:
         try:
-            get_method(name)
+            method_class(name)
         except ValueError as error:
             parser.error(str(error))
-    try:
-        print(list_of(methods.values(), width) if name is None else explanation(methods[name], registry._METHODS[name], width))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    show(list_of(methods.values(), width) if name is None else explanation(methods[name], method_class(name), width))
 
 
 def list_of(methods: Iterable[MethodInfo], width: int) -> str:
@@ -73,64 +64,19 @@ def list_of(methods: Iterable[MethodInfo], width: int) -> str:
 def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
     """One method: what it is, its settings, and its card or else its docstring."""
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
-    family = next(base for base in (HideMethod, BackpropMethod, StreamMethod, DrawMethod, Method) if issubclass(cls, base))
-    common = {field.name for field in fields(family)}
-    every = {field.name: _default(field) for field in fields(cls)}
-    own = [[name, default] for name, default in every.items() if name not in common]
-    shared = [[name, default] for name, default in every.items() if name in common]
-    text = info.card.read_text(encoding="utf-8") if info.card else inspect.getdoc(cls) or ""
+    own, common = own_and_common(cls)
+    text = BLOCK.sub("The table above.\n", info.card.read_text(encoding="utf-8")) if info.card else inspect.getdoc(cls) or ""
     return "\n".join(
         [
             *textwrap.wrap(about.replace(" -;", ""), width),
             "",
-            *(aligned(["setting", "default"], own, width) if own else ["no settings of its own"]),
+            *(aligned(HEAD, own, width) if own else ["no settings of its own"]),
             "",
-            *([*aligned(["common setting", "default"], shared, width), ""] if shared else []),
+            *([*aligned(["common setting", *HEAD[1:]], common, width), ""] if common else []),
             *([f"--- {info.card}", ""] if info.card else []),
             *(reflowed(text, width) if info.card else text.splitlines()),
         ]
     )
-
-
-def _default(field: Field) -> str:
-    if field.default is not MISSING:
-        return repr(field.default)
-    return "must be given" if field.default_factory is MISSING else repr(field.default_factory())
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Iterator[str]:
-    """The lines of a table of at most ``width`` characters, where words allow it; cells are wrapped between words."""
-    table = [list(head), *map(list, rows)]
-    sizes = _sizes(table, width - len(GAP) * (len(head) - 1))
-    for number, row in enumerate(table):
-        cells = [_wrapped(cell, size) for cell, size in zip(row, sizes, strict=True)]
-        for parts in zip_longest(*cells, fillvalue=""):
-            yield GAP.join(part.ljust(size) for part, size in zip(parts, sizes, strict=True)).rstrip()
-        if number == 0:
-            yield GAP.join("-" * size for size in sizes)
-
-
-def _sizes(table: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Sizes of columns that add up to ``room``: narrowed one by one where it makes the table the least longer."""
-    columns = list(zip(*table, strict=True))
-    sizes = [max(map(len, column)) for column in columns]
-    least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
-
-    def cost(sizes: list[int]) -> tuple[int, int]:
-        height = sum(max(len(_wrapped(cell, size)) for cell, size in zip(row, sizes, strict=True)) for row in table)
-        return height, sum(size * size for size in sizes)
-
-    while sum(sizes) > room:
-        narrower = [[*sizes[:i], sizes[i] - 1, *sizes[i + 1 :]] for i in range(len(sizes)) if sizes[i] > least[i]]
-        if not narrower:
-            break
-        sizes = min(narrower, key=cost)
-    return sizes
-
-
-@cache
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width, break_on_hyphens=False) or [""]
 
 
 def reflowed(markdown: str, width: int) -> Iterator[str]:

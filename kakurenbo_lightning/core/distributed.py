@@ -3,34 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from kakurenbo_lightning.core.plan import EpochPlan
 from kakurenbo_lightning.errors import ConflictError
+
+LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "torch")  # no user's code
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where no process group is there."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _is_rank_zero() -> bool:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    # before the process group is there, the launcher's variables tell
+    return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")) == 0
+
+
+def rank_zero_warn(message: str) -> None:
+    """Warn, on the process of rank 0 only; the warning shows the first line of the user's above the libraries' own."""
+    if not _is_rank_zero():
+        return
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level + 1 if frame is not None else 2)
+
+
+def rank_zero_info(message: str) -> None:
+    """Log, on the process of rank 0 only, where Lightning logs."""
+    if _is_rank_zero():
+        lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # its log is the one of the name the user imports
+        (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
 
 
 @contextlib.contextmanager
-def together(purpose: str, position: str) -> Iterator[None]:
-    """Around collectives: an error in them names this rank, how far it was, and what it waited for."""
+def collective(purpose: str, position: str) -> Iterator[None]:
+    """Around collectives: an error in them names this rank, how far it was (``position``), and what it waited for (``purpose``)."""
     try:
         yield
     except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
         raise
     except RuntimeError as error:
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if world_size() == 1:
             raise
         raise RuntimeError(f"{position} waited for the other ranks to {purpose}, and they did not come: {error}") from error
 
 
 def gather(mine: Any) -> list[Any]:
     """An object of every rank, by rank. Collective when there is more than one."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         return [mine]
-    found: list[Any] = [None] * dist.get_world_size()
+    found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, mine)
     return found
 
@@ -41,24 +76,24 @@ def check_same_data(num_samples: int, fingerprint: str, position: str) -> None:
     Raises:
         ConflictError: on every rank, when they differ.
     """
-    with together("compare their data sets", position):
+    with collective("compare their data sets", position):
         found = gather((num_samples, fingerprint))
     if len(set(found)) > 1:
         raise ConflictError(
             f"the ranks hold different train data sets (lengths {[length for length, _ in found]}); give every rank the whole "
-            "data set, the selection deals it"
+            "data set, the selection shards it"
         )
 
 
-def check_equal_plans(plan: EpochPlan, device: torch.device, method: str, epoch: int, position: str, further: int = 0) -> None:
-    """Compare the ranks' plans by a checksum, with a ``further`` one of what they are drawn by; one small collective.
+def check_equal_plans(checksum: int, device: torch.device, method: str, epoch: int, position: str) -> None:
+    """Compare the ranks' plans by a checksum of 63 bits; one small collective.
 
     Raises:
         RuntimeError: on every rank, when they differ.
     """
-    mine = torch.tensor([plan.checksum() ^ further], device=device)
+    mine = torch.tensor([checksum], device=device)
     gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    with together("compare their plans", position):
+    with collective("compare their plans", position):
         dist.all_gather(gathered, mine)
     sums = [int(value) for value in gathered]
     if len(set(sums)) > 1:

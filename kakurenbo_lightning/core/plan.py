@@ -1,12 +1,16 @@
-"""What an epoch trains on (:class:`EpochPlan`) and which rank trains it in which step (:func:`deal`)."""
+"""What an epoch trains on: a fixed set of samples (:class:`EpochPlan`), or draws while it is trained (:class:`StreamPlan`)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from kakurenbo_lightning.core.shard import EpochShard, Layout, epoch_shard
+from kakurenbo_lightning.core.stream_shard import DrawSource, StreamShard, UniformDraws
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,11 @@ class EpochPlan:
         total = len(self.indices) + len(self.hidden)
         return len(self.hidden) / total if total else 0.0
 
-    def is_complement(self) -> bool:
-        """Whether ``indices`` are those that are not hidden, ascending, as :meth:`hide` makes them."""
-        total = len(self.indices) + len(self.hidden)
-        if total and int(max(self.indices.max(), self.hidden.max() if len(self.hidden) else 0)) >= total:
+    def is_complement(self, num_samples: int) -> bool:
+        """Whether ``indices`` are those of ``num_samples`` that are not hidden, ascending, as :meth:`hide` makes them."""
+        if len(self.indices) + len(self.hidden) != num_samples:
             return False
-        kept = torch.ones(total, dtype=torch.bool).index_fill_(0, self.hidden, False)
+        kept = torch.ones(num_samples, dtype=torch.bool).index_fill_(0, self.hidden, False)
         return torch.equal(self.indices, _where(kept))
 
     def checksum(self) -> int:
@@ -72,6 +75,45 @@ class EpochPlan:
         parts = (self.indices, self.hidden, weights, factor)
         sums = [int((part * torch.arange(1, 2 * len(part) + 1, 2)).sum()) for part in parts]
         return sum(value * 0x9E3779B1**power for power, value in enumerate(sums)) % (1 << 63)
+
+    def shard(self, layout: Layout, draws: DrawSource | None = None) -> EpochShard:
+        """One rank's part of it, see :func:`~kakurenbo_lightning.core.shard.epoch_shard`; ``draws`` are for a :class:`StreamPlan`.
+
+        Raises:
+            ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
+        """
+        return epoch_shard(self.indices, self.weights, layout)
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """An epoch whose batches are drawn, with replacement, while it is trained: which samples those are is not known before.
+
+    Attributes:
+        num_samples: N; any of them may be drawn.
+        samples: how many draws the epoch has, of all ranks together.
+        metrics: what the method wants logged, as ``selection/<key>``.
+        hidden: ``int64[0]``: no sample is left out for certain.
+    """
+
+    num_samples: int
+    samples: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    hidden: ClassVar[Tensor] = torch.empty(0, dtype=torch.int64)
+    hidden_fraction: ClassVar[float] = 0.0
+    lr_factor: ClassVar[float] = 1.0
+
+    def checksum(self) -> int:
+        """A number that differs when the plan does."""
+        return self.num_samples * 0x9E3779B1 + self.samples
+
+    def shard(self, layout: Layout, draws: DrawSource | None = None) -> StreamShard:
+        """One rank's part of it, whose batches come from ``draws`` (uniform ones where only the length counts)."""
+        return StreamShard(self.samples, layout, draws or UniformDraws(self.num_samples, layout.batch_size))
+
+
+Plan = EpochPlan | StreamPlan
 
 
 def _where(mask: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,19 @@ import torch
 
 
 def rng_state() -> dict[str, Any]:
-    """State of Python's, NumPy's, torch's and (where used) CUDA's global generators; loads with ``weights_only=True``."""
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    """State of Python's, NumPy's and torch's global generators and that of the current CUDA device.
+
+    Loads with ``weights_only=True``. CUDA's is left out while nothing has used CUDA: asking for it would start CUDA.
+    """
+    numpy: Any = np.random.get_state(legacy=False)
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": [torch.from_numpy(keys.astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "numpy": [
+            torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            int(numpy["state"]["pos"]),
+            int(numpy["has_gauss"]),
+            float(numpy["gauss"]),
+        ],
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -34,11 +44,26 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+@contextlib.contextmanager
+def isolated_rng() -> Iterator[None]:
+    """The global streams are afterwards what they were before."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
 def seed_everything(seed: int) -> None:
-    """Seed all of them from one 63-bit number."""
+    """Seed the generators of :func:`rng_state` from one 63-bit number.
+
+    Not by ``torch.manual_seed``: it also seeds what is not in the state, now the other devices and later, when CUDA starts, this one.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed(seed)
 
 
 def stream_seed(seed: int, epoch: int, stream: str) -> int:

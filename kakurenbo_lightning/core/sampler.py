@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.shard import EpochShard, deal
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
+from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
 class SelectionSampler(DistributedSampler):
@@ -57,31 +58,30 @@ class SelectionSampler(DistributedSampler):
         extra: bool = False,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        super().__init__(range(num_samples), num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
+        data = cast(Dataset, range(num_samples))  # only the length of the data set is read
+        super().__init__(data, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
         self.batch_size = batch_size
         self.start = 0
         self.extra = extra
         self._on_set_epoch = on_set_epoch
+        self._begun: tuple[Shard, int, bool] | None = None
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
-    def deal(self, plan: EpochPlan, epoch: int, done: tuple[int, int] = (0, 0)) -> EpochShard:
-        """This rank's share of ``plan``, of which ``done`` (steps, samples) are behind."""
-        return deal(
-            plan,
-            self.batch_size,
-            self.num_replicas,
-            self.rank,
-            drop_last=self.drop_last,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            epoch=epoch,
-            done=done,
-        )
+    def layout(self, epoch: int, done: tuple[int, int] = (0, 0)) -> Layout:
+        """How ``epoch`` is laid out, of which ``done`` (steps, samples) are trained already."""
+        return Layout(self.batch_size, self.num_replicas, self.rank, self.drop_last, self.shuffle, self.seed, epoch, done)
 
-    def follow(self, plan: EpochPlan | EpochShard, epoch: int = 0, start: int = 0) -> None:
-        """Make ``plan`` the current epoch; iteration begins at step ``start``."""
-        self.shard = self.deal(plan, epoch) if isinstance(plan, EpochPlan) else plan
+    def follow(self, plan: Plan | Shard, epoch: int = 0, start: int = 0) -> None:
+        """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""
+        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, StreamPlan)) else plan
         self.start = start
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the iterator that was made last goes over the batches that are followed now."""
+        if self._begun is None or self._begun[1:] != (self.start, self.extra):
+            return False
+        return same_batches(self._begun[0], self.shard)
 
     def step(self, number: int) -> Tensor:
         """The data set indices that step ``number`` trains, ``int64[b]`` on the CPU."""
@@ -97,7 +97,11 @@ class SelectionSampler(DistributedSampler):
         return self.shard.steps + self.extra
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A fresh iterator each time: DataLoader asks twice when it has workers.
-        # any sample: it is not looked at
-        end = [self.shard.indices[-1:].tolist() or [0]] if self.extra and self.start <= self.shard.steps else []
-        return itertools.chain(self.shard.batches(self.start), end)
+        self._begun = self.shard, self.start, self.extra
+        # a fresh iterator each time: DataLoader asks twice when it has workers
+        batches = self.shard.batches(self.start)
+        return itertools.chain(batches, [self._filler()]) if self.extra and self.start <= self.shard.steps else batches
+
+    def _filler(self) -> list[int]:
+        """What the extra batch loads: any sample will do, because the step trains chosen ones in its place."""
+        return self.shard.step(self.shard.steps - 1)[-1:].tolist() or [0]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sized
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from kakurenbo_lightning.core.random import stream_seed
+
+
+def num_samples(dataset: Dataset) -> int:
+    """``len(dataset)``: torch's ``Dataset`` does not declare the length that map-style data sets have."""
+    return len(cast(Sized, dataset))
 
 
 def set_dataset_epoch(dataset: Dataset, epoch: int) -> None:
@@ -50,7 +56,7 @@ class SeededDataset(Dataset):
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return num_samples(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()

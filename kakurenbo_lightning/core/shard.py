@@ -1,31 +1,107 @@
-"""One rank's part of an :class:`~kakurenbo_lightning.core.plan.EpochPlan`."""
+"""One rank's part of an epoch: which samples it trains in which step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.permutation import shuffled
-from kakurenbo_lightning.core.plan import EpochPlan
 from kakurenbo_lightning.core.random import stream_generator
 
 
 @dataclass(frozen=True)
-class EpochShard:
-    """One rank's share of an epoch. All ranks have the same number of steps, and in each their sizes differ by at most one.
+class Layout:
+    """How an epoch is laid out over ranks, steps and batches.
 
     Attributes:
-        indices: ``int64[n_rank]`` on the CPU, in training order: this rank's of a global order strided over the ranks.
+        batch_size: samples per rank and step.
+        world_size: number of ranks.
+        rank: this one.
+        drop_last: drop an incomplete last step.
+        shuffle: random order, else as in the plan.
+        seed: of the order; the same on every rank.
+        epoch: of the order.
+        done: how many steps and how many samples of the epoch were trained already, by other ranks or in other batches.
+    """
+
+    batch_size: int
+    world_size: int = 1
+    rank: int = 0
+    drop_last: bool = False
+    shuffle: bool = True
+    seed: int = 0
+    epoch: int = 0
+    done: tuple[int, int] = (0, 0)
+
+
+class Shard(Protocol):
+    """What engines, samplers and schedules ask of one rank's part of an epoch. All ranks have the same number of steps."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a full step, per rank."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Number of the epoch's steps, those that are done included."""
+        ...
+
+    @property
+    def total(self) -> int:
+        """Samples of all ranks together, without those that are done."""
+        ...
+
+    def step(self, number: int) -> Tensor:
+        """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
+        ...
+
+    def step_weights(self, number: int) -> Tensor | None:
+        """The loss weights of step ``number``, ``float32[b]``, or ``None`` for 1 everywhere."""
+        ...
+
+    def step_total(self, number: int) -> int:
+        """Samples of step ``number`` on all ranks together, without padding."""
+        ...
+
+    def batch_length(self, number: int) -> int:
+        """Samples of step ``number`` on this rank, padding included."""
+        ...
+
+    def loss_scale(self, number: int) -> float:
+        """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
+        ...
+
+    def samples_until(self, step: int) -> int:
+        """Samples trained by all ranks together in the first ``step`` steps of the epoch."""
+        ...
+
+    def batches(self, start: int = 0) -> Iterator[list[int]]:
+        """The batches of index lists from step ``start`` of the epoch on, padding included."""
+        ...
+
+    def to(self, device: torch.device | str) -> Shard:
+        """The same with its indices on ``device``."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpochShard:
+    """One rank's part of a fixed set of samples. In each step the ranks' sizes differ by at most one.
+
+    Attributes:
+        indices: ``int64[n_rank]``, in training order: this rank's of a global order strided over the ranks.
         batch_size: samples of a full step, per rank.
         steps: number of the epoch's steps.
         world_size: number of ranks that share the epoch.
         rank: this one.
         total: samples of all ranks together.
         last_start: place in the global order where the last step begins.
-        first: number of the first step that is dealt here; the steps before it were dealt otherwise (another world size).
+        first: number of the first step of this layout; the steps before it had another one (another world size).
         samples_before: samples that all ranks trained in those.
         weights: ``float32[n_rank]`` loss weights in the same order, or ``None`` for 1 everywhere.
         padding: how many indices at the end are duplicates, there only to give every rank the same number of
@@ -55,57 +131,54 @@ class EpochShard:
         return (place - self.rank + self.world_size - 1) // self.world_size
 
     def step(self, number: int) -> Tensor:
-        """The indices of step ``number``, ``int64[b]``, without those that are only padding."""
+        """See :meth:`Shard.step`; a slice, so nothing waits for the device."""
         return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
     def step_weights(self, number: int) -> Tensor | None:
-        """The loss weights of step ``number``, ``float32[b]``, or ``None`` for 1 everywhere."""
+        """See :meth:`Shard.step_weights`."""
         if self.weights is None:
             return None
         return self.weights[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
     def step_total(self, number: int) -> int:
-        """Samples of step ``number`` on all ranks together, without padding."""
+        """See :meth:`Shard.step_total`."""
         return self._begin(number + 1) - self._begin(number)
 
     def batch_length(self, number: int) -> int:
-        """Samples of step ``number`` on this rank, padding included."""
+        """See :meth:`Shard.batch_length`."""
         end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
         return end - self._mine(self._begin(number))
 
     def to(self, device: torch.device | str) -> EpochShard:
-        """The same with the indices on ``device``."""
+        """See :meth:`Shard.to`."""
         weights = None if self.weights is None else self.weights.to(device)
         return replace(self, indices=self.indices.to(device), weights=weights)
 
-    def batches(self, first: int = 0) -> Iterator[list[int]]:
-        """The batches of index lists from step ``first`` of the epoch on, padding included."""
-        for number in range(max(first, self.first), self.steps):
-            start = self._mine(self._begin(number))
-            yield self.indices[start : start + self.batch_length(number)].tolist()
+    def batches(self, start: int = 0) -> Iterator[list[int]]:
+        """See :meth:`Shard.batches`."""
+        for number in range(max(start, self.first), self.steps):
+            begin = self._mine(self._begin(number))
+            yield self.indices[begin : begin + self.batch_length(number)].tolist()
 
     def loss_scale(self, number: int) -> float:
-        """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
+        """See :meth:`Shard.loss_scale`."""
         return len(self.step(number)) * self.world_size / self.step_total(number)
 
     def samples_until(self, step: int) -> int:
-        """Samples trained by all ranks together in the first ``step`` steps of the epoch; ``step >= first``."""
+        """See :meth:`Shard.samples_until`; ``step >= first``."""
         return self.samples_before + self._begin(step)
 
 
-def deal(
-    plan: EpochPlan,
-    batch_size: int,
-    world_size: int = 1,
-    rank: int = 0,
-    *,
-    drop_last: bool = False,
-    shuffle: bool = True,
-    seed: int = 0,
-    epoch: int = 0,
-    done: tuple[int, int] = (0, 0),
-) -> EpochShard:
-    """Deal a plan, or what is left of it, to one rank.
+def same_batches(one: Shard, other: Shard) -> bool:
+    """Whether both are the same batches; ``False`` for those that are drawn, each time others."""
+    if not isinstance(one, EpochShard) or not isinstance(other, EpochShard):
+        return False
+    numbers = [field.name for field in fields(EpochShard) if field.name not in ("indices", "weights")]
+    return all(getattr(one, name) == getattr(other, name) for name in numbers) and torch.equal(one.indices, other.indices)
+
+
+def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> EpochShard:
+    """Lay out ``indices``, or what is left of them, for one rank.
 
     The order is a permutation from its own generator, seeded by ``(seed, epoch)``. A step takes the next
     ``batch_size * world_size`` indices, strided over the ranks, so that sizes differ by at most one. A tail of less than half a
@@ -114,57 +187,52 @@ def deal(
     unless ``drop_last`` drops the tail.
 
     Args:
-        plan: of the epoch.
-        batch_size: samples per rank and step.
-        world_size: number of ranks.
-        rank: which one.
-        drop_last: drop an incomplete last step.
-        shuffle: random order, else as in the plan.
-        seed: of the order.
-        epoch: of the order.
-        done: how many steps and how many samples of the order were trained already, by other ranks or in other batches.
+        indices: ``int64[n]`` on the CPU, to be trained in the epoch.
+        weights: ``float32[N]`` loss weight of every data set index, or ``None`` for 1 everywhere.
+        layout: ranks and batches.
 
     Raises:
         ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
     """
-    indices = plan.indices
-    if shuffle:
-        indices = shuffled(indices, stream_generator(seed, epoch, "deal"))
-    first, samples_before = done
+    if layout.shuffle:  # "deal" names this random stream since the first release: another name would be another order
+        indices = shuffled(indices, stream_generator(layout.seed, layout.epoch, "deal"))
+    first, samples_before = layout.done
     indices = indices[samples_before:]
-    total, full = len(indices), batch_size * world_size
+    world_size = layout.world_size
+    total, full = len(indices), layout.batch_size * world_size
     steps, tail = divmod(total, full)
-    _check_enough(total, batch_size, world_size, drop_last, epoch, begun=samples_before > 0)
-    if drop_last:
+    _check_enough(total, layout)
+    if layout.drop_last:
         total, tail = total - tail, 0
         indices = indices[:total]
     steps, last_start = _cut(steps, tail, full, world_size)
-    indices = indices[rank::world_size].contiguous() if world_size > 1 else indices
+    indices = indices[layout.rank :: world_size].contiguous() if world_size > 1 else indices
     return EpochShard(
         indices=indices,
-        batch_size=batch_size,
+        batch_size=layout.batch_size,
         steps=first + steps,
         world_size=world_size,
-        rank=rank,
+        rank=layout.rank,
         total=total,
         last_start=last_start,
         first=first,
         samples_before=samples_before,
-        weights=None if plan.weights is None else plan.weights[indices],
+        weights=None if weights is None else weights[indices],
     )
 
 
-def _check_enough(total: int, batch_size: int, world_size: int, drop_last: bool, epoch: int, begun: bool) -> None:
-    """Raise ``ValueError`` when ``total`` samples do not make a step; an epoch that has ``begun`` may have none left."""
-    if drop_last and total < batch_size * world_size and not begun:
+def _check_enough(total: int, layout: Layout) -> None:
+    """Raise ``ValueError`` when ``total`` samples do not make a step; an epoch that has begun may have none left."""
+    begun, world_size = layout.done[1] > 0, layout.world_size
+    if layout.drop_last and total < layout.batch_size * world_size and not begun:
         raise ValueError(
-            f"epoch {epoch} has {total} samples to train, but one step takes batch_size * world_size = "
-            f"{batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
+            f"epoch {layout.epoch} has {total} samples to train, but one step takes batch_size * world_size = "
+            f"{layout.batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
             "hide fewer samples"
         )
-    if not drop_last and total < world_size and not (begun and total == 0):
+    if not layout.drop_last and total < world_size and not (begun and total == 0):
         raise ValueError(
-            f"epoch {epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
+            f"epoch {layout.epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
             "hide fewer samples or use fewer ranks"
         )
 
@@ -179,7 +247,7 @@ def _cut(steps: int, tail: int, full: int, world_size: int) -> tuple[int, int]:
 
 
 def scoring_shard(indices: Tensor, batch_size: int, world_size: int = 1, rank: int = 0) -> EpochShard:
-    """Deal ``indices`` (``int64[h]``, at least one) for a pass without training: the same number of batches on every rank.
+    """Lay out ``indices`` (``int64[h]``, at least one) for a scoring pass: the same number of batches on every rank.
 
     A rank that would come one sample short is padded with a duplicate, see :attr:`EpochShard.padding`.
     """

@@ -1,4 +1,4 @@
-"""One row per data set index: what was last seen of every sample."""
+"""One row per data set index: the last values of every sample."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Column:
     Attributes:
         name: key in :attr:`SampleStatistics.extra`.
         dtype: a float of 32 bits, or an integer of at most 32, or bool.
-        initial: of samples not seen yet.
+        initial: value of samples that were never measured.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Column:
     initial: float
 
 
-TARGET = Column("target", torch.int32, -1)  # the class of each sample, where the data set or the outputs tell
+TARGET = Column("target", torch.int32, -1)  # the class of each sample, where the data set or the outputs say it
 
 Observer = Callable[["SampleStatistics", Tensor, Mapping[str, Tensor], int], None]
 
@@ -106,7 +106,7 @@ class SampleStatistics:
 
     @property
     def measured(self) -> Tensor:
-        """``bool[N]``: seen at least once."""
+        """``bool[N]``: recorded at least once."""
         return self.epoch_seen >= 0
 
     @property
@@ -133,7 +133,7 @@ class SampleStatistics:
         return part
 
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
-        """Write what was seen of ``indices`` in ``epoch``; no host synchronisation.
+        """Write the values of ``indices`` in ``epoch``; no host synchronisation.
 
         Args:
             indices: ``int64[b]`` on :attr:`device`, without duplicates (unless ``repeats``: the last of them counts).
@@ -170,7 +170,7 @@ class SampleStatistics:
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             if self._when is not None:
-                self._keep_last()
+                self._keep_last(self._when)
             packed = self._pack()
             dist.all_reduce(packed)
             self._unpack(packed)
@@ -178,10 +178,10 @@ class SampleStatistics:
         self._touched.zero_()
         self._records = 0
 
-    def _keep_last(self) -> None:
+    def _keep_last(self, when: Tensor) -> None:
         """Of the ranks that wrote a row only the last one goes on as its writer; collective."""
         self._columns()  # writes what is pending
-        place = self._when * dist.get_world_size() + dist.get_rank() + 1
+        place = when * dist.get_world_size() + dist.get_rank() + 1
         mine = torch.where(self._touched, place, 0)
         last = mine.clone()
         dist.all_reduce(last, dist.ReduceOp.MAX)

@@ -1,12 +1,16 @@
-"""An epoch whose batches are drawn when they are asked for."""
+"""One rank's part of an epoch whose batches are drawn while it is trained."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from kakurenbo_lightning.core.shard import Layout
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Drawn:
     Attributes:
         indices: ``int64[B]`` on the CPU.
         weights: ``float32[B]`` on the CPU, 1 / (N p) with the p it was drawn with; ``None`` for 1.
-        written: how many steps' observations the table held.
+        written: how many steps' observations the sum tree held.
     """
 
     indices: Tensor
@@ -24,73 +28,104 @@ class Drawn:
     written: int
 
 
-class StreamShard:
-    """One rank's share of a drawn epoch, with what a run asks of a :class:`~kakurenbo_lightning.plan.EpochShard`. All batches are full.
+class DrawSource(Protocol):
+    """Where the batches of a stream come from."""
+
+    def draw(self, number: int) -> Drawn:
+        """Batch ``number`` of this rank, drawn if need be."""
+        ...
+
+    def drawn(self, number: int) -> Drawn:
+        """Batch ``number``, which was drawn before."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformDraws:
+    """Draws that only fill an epoch: one random order again and again, which Lightning's learning-rate finder trains on.
 
     Args:
-        samples: that the epoch draws, on all ranks together; the last step may draw a few more.
         num_samples: N.
         batch_size: samples of a batch.
-        world_size: number of ranks.
-        rank: this one.
-        draw: gives batch ``number`` of this rank, drawn if need be; ``None`` where only the length counts.
-        drawn: gives a batch that was drawn.
-        device: of what :meth:`step` returns.
-        done: steps and samples that other ranks, or other batches, have behind them.
-
-    Attributes:
-        steps: number of the epoch's steps.
     """
 
-    def __init__(
-        self,
-        samples: int,
-        num_samples: int,
-        batch_size: int,
-        world_size: int,
-        rank: int,
-        draw: Callable[[int], Drawn] | None = None,
-        drawn: Callable[[int], Drawn] | None = None,
-        device: torch.device | str = "cpu",
-        done: tuple[int, int] = (0, 0),
-    ) -> None:
-        self.batch_size, self.world_size, self.rank = batch_size, world_size, rank
-        self._num_samples, self._draw, self._drawn, self._device = num_samples, draw, drawn, device
-        self._first, self._samples_before = done
-        self.steps = self._first + max(0, -(-(samples - self._samples_before) // (batch_size * world_size)))
+    num_samples: int
+    batch_size: int
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(0))
+
+    def draw(self, number: int) -> Drawn:
+        """The next ``batch_size`` of the order."""
+        places = torch.arange(number * self.batch_size, (number + 1) * self.batch_size) % self.num_samples
+        return Drawn(self._order[places], None, 0)
+
+    drawn = draw
+
+
+@dataclass(frozen=True)
+class StreamShard:
+    """One rank's part of a drawn epoch; all batches are full, so the last step may draw a few samples more than the plan says.
+
+    Attributes:
+        samples: that the epoch draws, on all ranks together.
+        layout: ranks and batches.
+        draws: where batches come from.
+        device: of what :meth:`step` returns.
+    """
+
+    samples: int
+    layout: Layout
+    draws: DrawSource
+    device: torch.device | str = field(default="cpu")
+
+    @property
+    def batch_size(self) -> int:
+        """See :attr:`Shard.batch_size`."""
+        return self.layout.batch_size
+
+    @property
+    def steps(self) -> int:
+        """See :attr:`Shard.steps`."""
+        done_steps, done_samples = self.layout.done
+        return done_steps + max(0, -(-(self.samples - done_samples) // (self.batch_size * self.layout.world_size)))
+
+    @property
+    def total(self) -> int:
+        """See :attr:`Shard.total`."""
+        return (self.steps - self.layout.done[0]) * self.batch_size * self.layout.world_size
 
     def to(self, device: torch.device | str) -> StreamShard:
-        """Itself: it knows where its indices go."""
-        return self
+        """See :meth:`Shard.to`."""
+        return replace(self, device=device)
 
-    def batches(self, first: int = 0) -> Iterator[list[int]]:
-        """The batches of index lists from step ``first`` on, each drawn when it is asked for; in random order where only the length counts,
-        which a learning-rate finder trains on."""
-        order = torch.randperm(self._num_samples, generator=torch.Generator().manual_seed(0)) if self._draw is None else None
-        for number in range(max(first, self._first), self.steps):
-            if order is None:
-                yield self._draw(number).indices.tolist()
-            else:
-                places = torch.arange(number * self.batch_size, (number + 1) * self.batch_size) % self._num_samples
-                yield order[places].tolist()
+    def batches(self, start: int = 0) -> Iterator[list[int]]:
+        """See :meth:`Shard.batches`; each is drawn when it is asked for."""
+        for number in range(max(start, self.layout.done[0]), self.steps):
+            yield self.draws.draw(number).indices.tolist()
 
     def step(self, number: int) -> Tensor:
-        """The indices of step ``number``, ``int64[B]``: of the one that is trained, or of those drawn ahead."""
-        return self._drawn(number).indices.to(self._device, non_blocking=True)
+        """See :meth:`Shard.step`: of the step that is trained, or of those drawn ahead."""
+        return self.draws.drawn(number).indices.to(self.device, non_blocking=True)
 
     def step_weights(self, number: int) -> Tensor | None:
-        """The loss weights of step ``number``, ``float32[B]``, or ``None`` for 1 everywhere."""
-        weights = self._drawn(number).weights
-        return None if weights is None else weights.to(self._device, non_blocking=True)
+        """See :meth:`Shard.step_weights`."""
+        weights = self.draws.drawn(number).weights
+        return None if weights is None else weights.to(self.device, non_blocking=True)
+
+    def step_total(self, number: int) -> int:
+        """See :meth:`Shard.step_total`."""
+        return self.batch_size * self.layout.world_size
 
     def batch_length(self, number: int) -> int:
-        """Samples of step ``number`` on this rank."""
+        """See :meth:`Shard.batch_length`."""
         return self.batch_size
 
     def loss_scale(self, number: int) -> float:
-        """Factor on this rank's mean loss: every rank has as many samples."""
+        """See :meth:`Shard.loss_scale`: every rank has as many samples."""
         return 1.0
 
     def samples_until(self, step: int) -> int:
-        """Samples trained by all ranks together in the first ``step`` steps; ``step >= first``."""
-        return self._samples_before + (step - self._first) * self.batch_size * self.world_size
+        """See :meth:`Shard.samples_until`; ``step >= layout.done[0]``."""
+        return self.layout.done[1] + (step - self.layout.done[0]) * self.batch_size * self.layout.world_size

@@ -1,8 +1,8 @@
-"""Draw indices in proportion to values that keep changing: a table of sums of sums.
+"""Draw indices in proportion to values that keep changing.
 
 The values are the leaves of a tree with :data:`FAN_OUT` children per node; a node holds the sum of its children in float64. A draw goes
-down from the root, choosing a child in proportion to its sum; an update writes leaves and adds up the nodes above them anew. Both
-cost O(log N), and because sums are added up anew rather than corrected, nothing drifts however many updates there are.
+down from the root, choosing a child in proportion to its sum; an update writes leaves and sums the nodes above them. Both cost
+O(log N), and because a sum is recomputed from its children rather than corrected, nothing drifts however many updates there are.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SumTree:
             generator: on the CPU; the same one draws the same on every device.
 
         Returns:
-            ``int64[count]`` on the device of the values. Nothing can be drawn of a table whose values have all become 0: all are N - 1.
+            ``int64[count]`` on the device of the values. When all values have become 0 nothing can be drawn: all are N - 1.
         """
         uniform = torch.rand(len(self._levels), count, dtype=torch.float64, generator=generator) * _BELOW_ONE
         uniform = uniform.to(self._flat[0].device, non_blocking=True)
@@ -91,7 +91,7 @@ class SumTree:
         return node.clamp_(max=self._size - 1)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Write values; of an index that is there more than once the last one counts.
+        """Write values; of an index given more than once the last value counts.
 
         Args:
             indices: ``int64[k]``.
@@ -125,7 +125,7 @@ class SumTree:
             ValueError: it is of another number of values.
         """
         if len(state["values"]) != self._size:
-            raise ValueError(f"the saved table has {len(state['values'])} values, this one {self._size}")
+            raise ValueError(f"the saved sum tree has {len(state['values'])} values, this one {self._size}")
         self.values.copy_(state["values"])
         for level, saved in zip(self._levels[1:], state["sums"], strict=True):
             level.copy_(saved)

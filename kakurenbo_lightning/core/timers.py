@@ -1,4 +1,4 @@
-"""Where the seconds of an epoch go."""
+"""Where the seconds of an epoch go: :class:`PhaseTimer` for work on a device, :class:`Stopwatch` for wall time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -16,20 +17,23 @@ class PhaseTimer:
 
     Args:
         device: that does the work.
+        enabled: ``False`` measures nothing and costs nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._cuda = device.type == "cuda"
-        self._begun: dict[str, float | torch.cuda.Event] = {}
+        self._begun: dict[str, Any] = {}  # phase -> seconds of the clock, or a torch.cuda.Event
         self._seconds: dict[str, float] = defaultdict(float)
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
 
     def start(self, phase: str) -> None:
-        """The phase begins."""
-        self._begun[phase] = self._now()
+        """Begin a phase; one that had begun begins again and loses its first part."""
+        if self._enabled:
+            self._begun[phase] = self._now()
 
     def stop(self, phase: str) -> None:
-        """The phase ends, if it had begun."""
+        """End a phase; nothing happens when it had not begun."""
         begun = self._begun.pop(phase, None)
         if begun is None:
             return
@@ -39,12 +43,12 @@ class PhaseTimer:
             self._seconds[phase] += self._now() - begun
 
     def drop(self, phase: str) -> None:
-        """The phase, if it had begun, is not counted."""
+        """Forget a phase that has begun, as if :meth:`start` had not been called."""
         self._begun.pop(phase, None)
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """The phase is what happens inside."""
+        """A phase around a ``with`` block."""
         self.start(phase)
         try:
             yield
@@ -62,7 +66,7 @@ class PhaseTimer:
         self._begun.clear()
         return seconds
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -80,12 +84,12 @@ class Stopwatch:
             self.start()
 
     def start(self) -> None:
-        """Run, if it does not already."""
+        """Begin or go on; a running stopwatch is left alone."""
         if self._since is None:
             self._since = time.perf_counter()
 
     def pause(self) -> None:
-        """Stop running and keep what has elapsed."""
+        """Stop and keep what has elapsed."""
         if self._since is not None:
             self._elapsed += time.perf_counter() - self._since
             self._since = None

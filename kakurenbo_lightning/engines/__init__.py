@@ -15,11 +15,14 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 
 
 def engine_for(
-    trainer: pl.Trainer, adapter: TrainerAdapter, method: Method, statistics: SampleStatistics, scorer: pl.LightningModule | None
-) -> Engine | None:
-    """The engine of a method that does something within the epoch; ``None`` for one that only plans it."""
+    adapter: TrainerAdapter,
+    method: Method,
+    statistics: SampleStatistics,
+    scorer: pl.LightningModule | None,
+) -> Engine:
+    """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks what a method is."""
     if isinstance(method, BackpropMethod):
-        return BackpropEngine(trainer, adapter, method, statistics, scorer)
+        return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):
-        return StreamEngine(method, statistics, trainer.world_size, trainer.global_rank)
-    return None
+        return StreamEngine(adapter, method, statistics)
+    return Engine(adapter, statistics)

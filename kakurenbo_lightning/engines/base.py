@@ -1,86 +1,139 @@
-"""What a run asks of a family that does something within the epoch."""
+"""What happens within an epoch. The base engine trains every loaded batch as it is and records what its step saw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.shard import EpochShard
+from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.core.shard import Shard
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.timers import PhaseTimer
 from kakurenbo_lightning.methods.base import Epoch
-from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
+from kakurenbo_lightning.signals.outputs import SampleOutputs, Values, scaled
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.forward_pass import scoring
 
 PHASES = ("score", "forward", "backward", "data")
 Counts = dict[str, float]
-ScorePass = Callable[[Tensor, Callable[[Tensor, Values], None]], None]
+RecordValues = Callable[[Tensor, Values], None]
+ScorePass = Callable[[Tensor, RecordValues], None]
 
 
 class Engine:
-    """Hooks in the order of the loop; by default nothing happens in them.
+    """Hooks in the order of the loop. A family that does something within the epoch derives from this one.
 
     Args:
-        device: that trains.
+        adapter: of the Trainer.
+        statistics: of all samples, on the device that trains.
 
     Attributes:
         skips: leaves out optimizer steps.
-        trains_batch: the next step trains the loaded batch as it is; else :meth:`training_step` says what.
-        chosen: indices of the samples it trains then, ``int64[b]``, or ``None`` when it trains none.
-        phases: seconds of looking, forward, backward and data.
+        timed: measures the phases of a step: scoring, forward, backward and waiting for data.
+        timer: of the phases.
     """
 
     skips: ClassVar[bool] = False
-    trains_batch: bool = True
-    chosen: Tensor | None = None
+    timed: ClassVar[bool] = False
 
-    def __init__(self, device: torch.device) -> None:
-        self.phases = PhaseTimer(device)
+    def __init__(self, adapter: TrainerAdapter, statistics: SampleStatistics) -> None:
+        self._adapter, self._trainer, self._statistics = adapter, adapter.trainer, statistics
+        self.timer = PhaseTimer(statistics.device, enabled=self.timed)
+        self._number = 0  # of the batch that is, or was last, trained
 
-    def prepare(self, epoch: Epoch, scored: Tensor) -> None:
-        """An epoch is planned; ``scored`` (``int64[n]``) were looked at since the last step. The same on every rank."""
+    @property
+    def draws(self) -> DrawSource | None:
+        """Where the batches of a drawn epoch come from; ``None`` for a family that draws none."""
+        return None
+
+    # --- before an epoch
+
+    def prepare(self, epoch: Epoch, plan: Plan, scored: Tensor) -> None:
+        """An epoch is planned; ``scored`` (``int64[n]``) were scored since the last step. The same on every rank."""
 
     def checksum(self) -> int:
         """Of what must be equal on all ranks."""
         return 0
 
-    def diagnosed(self, epoch: Epoch, score: ScorePass) -> Counts:
-        """What to log of the state an epoch begins with; ``score(rows, record)`` makes a forward-only pass. Collective."""
+    def diagnosed(self, epoch: Epoch, plan: Plan, score: ScorePass) -> Counts:
+        """What to log of the state an epoch begins with; ``score(rows, record)`` makes a scoring pass. Collective."""
         return {}
 
-    def begin_epoch(self, epoch: Epoch, dealt: EpochShard, start: int, outputs: SampleOutputs) -> None:
+    def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
         """An epoch begins, or goes on, at step ``start``.
 
         Args:
             epoch: which epoch.
-            dealt: its batches, on the device.
+            plan: of it.
+            shard: this rank's part of the plan, on the device.
             start: the first step.
-            outputs: where per-sample values come from.
+            outputs: where sample values come from.
         """
+        self._epoch, self._plan, self._shard, self._outputs = epoch, plan, shard, outputs
 
-    def score(self, batch: Any, number: int) -> None:
-        """Batch ``number`` is there."""
+    # --- a step
 
-    def learn(self, values: Values | None, batch: Any, number: int, scale: float) -> None:
-        """Step ``number`` has trained ``batch`` as it is, and seen these."""
+    def begin_batch(self, batch: Any, number: int) -> None:
+        """Batch ``number`` of the epoch is there."""
+        self._number = number
+
+    def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
+        """Run the user's training step, record what was seen of its samples, and scale its loss by the size of this rank's batch.
+
+        Args:
+            step: the strategy's training step.
+            args: of the step: the batch, and its number where the user's takes one.
+
+        Returns:
+            The outputs of the step, and the indices that this rank trains in it, ``int64[b]``; ``None`` for none.
+        """
+        shard, number = self._shard, self._number
+        with self.timer.during("forward"):
+            outputs, values = self._observe(partial(step, *args), args[0], shard.batch_length(number), shard.step_weights(number))
+        indices = shard.step(number)
+        if values is not None:
+            self._statistics.record(indices, values, self._epoch.index)
+        self.trained_batch(values, args[0])
+        if self._trainer.lightning_module.automatic_optimization:
+            outputs = scaled(outputs, shard.loss_scale(number))
+        return outputs, indices
+
+    def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
+        return self._outputs.observe(step, batch, size, partial(scoring, self._adapter), weights)
+
+    def trained_batch(self, values: Values | None, batch: Any) -> None:
+        """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""
 
     def end_batch(self, number: int) -> None:
         """Step ``number`` is done."""
+        self._outputs.check_weighed()
+
+    # --- after an epoch
 
     def end_epoch(self, last: bool) -> tuple[Counts, Counts]:
-        """What to log of the epoch, with counts of samples, and seconds of the phases; ``last``: of the run."""
-        seconds = self.phases.take()
+        """What to log of the epoch, with counts of samples, and seconds of the phases; ``last``: of the session."""
+        if not self.timed:
+            return {}, {}
+        seconds = self.timer.take()
         return {}, {f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES}
 
-    def state_dict(self, alone: bool, done: int) -> dict[str, Any]:
-        """Of this rank; loads with ``weights_only=True``.
+    def release(self) -> None:
+        """Let go of the Trainer."""
+
+    # --- state
+
+    def state_dict(self, alone: bool, done: int) -> dict[str, Any] | None:
+        """Of this rank; loads with ``weights_only=True``. ``None`` for an engine that remembers nothing.
 
         Args:
             alone: the other ranks save nothing.
-            done: steps of the epoch that a resumed run does not make again.
+            done: steps of the epoch that a resumed session does not make again.
         """
-        return {}
+        return None
 
     def shared_state(self) -> Any:
         """What is the same on every rank, after :meth:`state_dict`."""
@@ -88,3 +141,8 @@ class Engine:
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: Any, rank: int, world_size: int) -> None:
         """Take over :meth:`state_dict` of every rank and :meth:`shared_state`, for rank ``rank`` of ``world_size``."""
+
+
+def no_engine(adapter: TrainerAdapter) -> Engine:
+    """The engine of a session whose data and device are not known yet."""
+    return Engine(adapter, SampleStatistics(0))

@@ -12,10 +12,10 @@ from kakurenbo_lightning.engines.batch_rows import join_rows, move, take_rows
 
 
 class Samples:
-    """Some samples of batches, with what they are: a batch of any structure, cut and joined by rows.
+    """Some samples of batches, with what they are: a batch that is cut and joined by rows.
 
     Args:
-        batch: of ``size`` samples.
+        batch: of ``size`` samples, as :func:`~kakurenbo_lightning.engines.batch_rows.plain` makes it.
         indices: ``int64[size]``, which samples of the data set they are.
         weights: ``float32[size]`` or ``None``.
     """
@@ -45,7 +45,8 @@ class Samples:
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
         """All samples of ``parts``, of which there is at least one, in order."""
-        weights = None if parts[0].weights is None else torch.cat([part.weights for part in parts])
+        known = [part.weights for part in parts if part.weights is not None]  # of all parts, or of none
+        weights = torch.cat(known) if known else None
         batch = join_rows([part.batch for part in parts], [len(part) for part in parts])
         return Samples(batch, torch.cat([part.indices for part in parts]), weights)
 

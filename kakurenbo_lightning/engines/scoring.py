@@ -1,4 +1,4 @@
-"""The selecting forward pass of a backprop method, and ways to make it cheaper."""
+"""The scoring pass of a backprop method over a loaded batch, and ways to make it cheaper."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kakurenbo_lightning.engines.batch_rows import map_tensors
+from kakurenbo_lightning.engines.batch_rows import like, map_tensors, plain
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
-from kakurenbo_lightning.trainer.forward_pass import call_training_step, equalise_buffers, forward_only
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only
 from kakurenbo_lightning.trainer.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ScoringPass:
-    """Looks at batches with the module, or with a small network in its place that is trained alongside.
+    """Scores batches with the module, or with a small network in its place that is trained alongside.
 
     Args:
-        trainer: the Trainer.
-        method: says how to look.
-        scorer: looks in the module's place: a LightningModule with ``training_step`` and ``configure_optimizers`` (one optimizer) of
+        adapter: of the Trainer.
+        method: says how to score.
+        scorer: scores in the module's place: a LightningModule with ``training_step`` and ``configure_optimizers`` (one optimizer) of
             its own. It is trained on what the module is trained on, in float32, with the mean gradient of all ranks.
     """
 
-    def __init__(self, trainer: pl.Trainer, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
-        self._trainer, self._method, self._scorer = trainer, method, scorer
+    def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
+        self._adapter, self._trainer, self._method, self._scorer = adapter, adapter.trainer, method, scorer
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
         if scorer is None:
             return
-        scorer.to(trainer.strategy.root_device)
+        device = self._trainer.strategy.root_device
+        scorer.to(device)
         made = scorer.configure_optimizers()
         if not isinstance(made, torch.optim.Optimizer):
             raise ConflictError(
@@ -46,15 +48,20 @@ class ScoringPass:
             )
         self._optimizer = made
         for tensor in [*scorer.parameters(), *scorer.buffers()]:  # every rank begins with the same
-            if trainer.world_size > 1:
+            if adapter.world_size > 1:
                 dist.broadcast(tensor.data, src=0)
         self._outputs = SampleOutputs(method.reads, getattr(scorer, "sample_outputs", None))
-        self._outputs.device = trainer.strategy.root_device
+        self._outputs.device = device
+
+    def check(self, batch: Any) -> None:
+        """Raise ``ConflictError`` for a first batch that cannot be scored as the settings say."""
+        if self._method.scale != 1.0:
+            scaled_images(batch, self._method.scale)
 
     def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
         """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
         module = self._trainer.lightning_module if self._scorer is None else self._scorer
-        equalise_buffers(module)
+        broadcast_buffers(module)
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
         with self._context(module):
@@ -63,7 +70,11 @@ class ScoringPass:
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:
-        with forward_only(module), self._trainer.precision_plugin.train_step_context(), contextlib.ExitStack() as stack:
+        with (
+            forward_only(self._adapter, module),
+            self._trainer.precision_plugin.train_step_context(),
+            contextlib.ExitStack() as stack,
+        ):
             if self._method.inference_mode:
                 stack.enter_context(torch.inference_mode())
             if self._method.autocast is not None:
@@ -98,17 +109,17 @@ class ScoringPass:
         scorer = self._scorer
         if scorer is None:
             return
-        outputs = call_training_step(scorer, batch, number)
+        outputs: Any = call_training_step(scorer, batch, number)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         self._optimizer.zero_grad()
         (loss * scale).backward()
-        if self._trainer.world_size > 1:
+        if self._adapter.world_size > 1:
             for parameter in scorer.parameters():
                 if parameter.requires_grad:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)
-                    parameter.grad /= self._trainer.world_size
+                    parameter.grad /= self._adapter.world_size
         self._optimizer.step()
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -137,12 +148,14 @@ def scaled_images(batch: Any, scale: float) -> Any:
         if tensor.dim() != 4 or not tensor.is_floating_point():
             return tensor
         found = True
+        if min(tensor.shape[2:]) * scale < 1:
+            raise ConflictError(f"scale={scale}: images of {list(tensor.shape[2:])} pixels have none left; use a larger scale")
         return F.interpolate(tensor, scale_factor=scale, mode="bilinear", antialias=scale < 1)
 
-    scaled = map_tensors(resize, batch)
+    scaled = like(batch, map_tensors(resize, plain(batch)))
     if not found:
         raise ConflictError(
-            f"scale={scale}: the batch that training_step gets holds no float images [B, C, H, W] to look at in a lower resolution; "
+            f"scale={scale}: the batch that training_step gets holds no float images [B, C, H, W] to score in a lower resolution; "
             "use scale=1"
         )
     return scaled

@@ -10,9 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
+from kakurenbo_lightning.methods.settings import settings_of
 
 RefreshMode = Literal["eval", "train"]
 
@@ -45,7 +47,10 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What methods of every family have. A method is a frozen dataclass: its fields are its settings, checked in ``__post_init__``.
+    """What methods of every family have. A method is a frozen dataclass whose fields are its settings.
+
+    Fields made by :func:`~kakurenbo_lightning.methods.settings.setting` are converted to plain Python values and checked; then
+    :meth:`check_settings` is called.
 
     Attributes:
         name: as registered.
@@ -68,9 +73,23 @@ class Method(ABC):
     refresh_mode = None  # a setting of some methods
     weighs = False
     needs_classes = False
+    draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
+    ends_short = False  # whether an epoch ends with one more step, for what is left
+
+    def __post_init__(self) -> None:
+        for name, declared in settings_of(type(self)).items():
+            if declared is not None:
+                object.__setattr__(self, name, declared.checked(self.name, name, getattr(self, name)))
+        self.check_settings()
+
+    def check_settings(self) -> None:  # noqa: B027
+        """Raise ``ValueError`` when settings do not fit each other or the method; each of them alone is allowed already.
+
+        Call ``super().check_settings()`` first.
+        """
 
     @abstractmethod
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
         """What ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
 
         Args:
@@ -79,7 +98,11 @@ class Method(ABC):
             previous: the plan of the epoch before, which some epochs keep.
         """
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def within(self, universe: Universe) -> Method:
+        """The same method for the samples of ``universe``, known by their place in it: settings that name samples are translated."""
+        return self
+
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.
 
         Args:
@@ -92,7 +115,7 @@ class Method(ABC):
         return previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
-        """Whether the plan of ``epoch`` goes by what was last seen of the samples, so that the hidden ones are looked at before."""
+        """Whether the plan of ``epoch`` goes by what was last recorded of the samples, so that the hidden ones are scored before."""
         return False
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
@@ -100,7 +123,7 @@ class Method(ABC):
 
         Args:
             statistics: of all samples; its ``extra`` holds the columns.
-            rows: ``int64[b]``, the samples seen, no duplicates.
+            rows: ``int64[b]``, the samples that were recorded, no duplicates.
             values: of them, each ``[b]``: ``loss`` and what the method reads.
             epoch: which epoch.
         """
@@ -108,6 +131,10 @@ class Method(ABC):
     def scoring_epochs(self, max_epochs: int | None) -> int:
         """A static method trains so many epochs on everything, chooses once, and starts a training of ``max_epochs`` again; else 0."""
         return 0
+
+    def stream_samples(self, num_samples: int, batch_size: int) -> int | None:
+        """How many draws an epoch has that is drawn while it is trained; ``None`` when every epoch is a fixed set."""
+        return None
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:  # noqa: B027
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""

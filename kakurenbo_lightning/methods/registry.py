@@ -10,16 +10,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.statistics import BYTES_PER_SAMPLE
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.settings import shown
 
 ENTRY_POINTS = "kakurenbo_lightning.methods"
 
 _METHODS: dict[str, type[Method]] = {}
 _ASKED: set[str] = set()  # entry points that were loaded, or could not be
-M = TypeVar("M", bound=type)
+M = TypeVar("M", bound=type[Method])
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,21 @@ def available_methods() -> dict[str, MethodInfo]:
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
+def method_class(name: str) -> type[Method]:
+    """The settings dataclass that is registered by ``name``.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if name not in _METHODS:
+        _load_entry_points()
+    if name not in _METHODS:
+        raise ValueError(
+            f"method={shown(name)} is not known; {_suggest(name, sorted(_METHODS))} (one of your own: import its module first)"
+        )
+    return _METHODS[name]
+
+
 def get_method(name: str, **settings: Any) -> Method:
     """The method ``name`` with these settings.
 
@@ -86,17 +101,11 @@ def get_method(name: str, **settings: Any) -> Method:
         ValueError: unknown method, or a setting out of range.
         TypeError: a setting the method does not have.
     """
-    if name not in _METHODS:
-        _load_entry_points()
-    if name not in _METHODS:
-        raise ValueError(
-            f"method={name!r} is not known; {_suggest(name, sorted(_METHODS))} (one of your own: import its module first)"
-        )
-    cls = _METHODS[name]
+    cls = method_class(name)
     known = [field.name for field in fields(cls)]
     for setting in settings:
         if setting not in known:
-            raise TypeError(f"{name} has no setting {setting!r}; {_suggest(setting, known)}")
+            raise TypeError(f"{name} has no setting {shown(setting)}; {_suggest(setting, known)}")
     return cls(**settings)
 
 
@@ -110,7 +119,7 @@ def check_method(method: Any) -> Method:
         raise TypeError(f"method={method.__name__} is a class; pass {method.__name__}(...)")
     if not isinstance(method, Method):
         raise TypeError(
-            f"method={method!r} is neither a registered name nor a method object; its class must derive from HideMethod, "
+            f"method={shown(method)} is neither a registered name nor a method object; its class must derive from HideMethod, "
             "BackpropMethod, DrawMethod or StreamMethod"
         )
     return method

@@ -1,69 +1,283 @@
-"""Checks of settings, with the error every bad one gets: the setting, its value, what is allowed, the fix."""
+"""Settings of methods: declared once, as dataclass fields, from which checks, tables and Hydra configs are made.
+
+A field that is made by :func:`setting` says which values it takes (a :class:`Kind`), in which unit, and what it means::
+
+    pool: float = setting(0.6, number(0, 1, below=True), "share of lowest mean loss, from which half is hidden", unit="share of N")
+
+A bad value gets an error with the setting, its value, what is allowed, and the fix. A good one becomes a plain Python value: scalars of
+NumPy and torch become int, float, bool or str; arrays, lists and OmegaConf's lists become tuples.
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Optional, Union
+
+import numpy as np
+import torch
+from torch import Tensor
 
 Check = Callable[[bool, str, str, str], None]
+SETTING = "setting"  # the key of a Setting in a field's metadata
+SHOWN = 80  # characters of a value in an error
 
 
-def require(condition: bool, method: str, setting: str, value: object, allowed: str, fix: str) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """Which values a setting takes.
+
+    Attributes:
+        allowed: in words; an error says "must be" before it.
+        type: annotation of the setting in a Hydra config, as OmegaConf knows it.
+        convert: the plain Python value of what a user gave; ``ValueError`` or ``TypeError`` when it is not allowed, with what is wrong
+            beyond :attr:`allowed`, if anything.
+    """
+
+    allowed: str
+    type: Any
+    convert: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is declared of a setting.
+
+    Attributes:
+        kind: which values it takes.
+        meaning: what it does; tables show it.
+        unit: of its values, such as "epochs"; "" for none.
+        fix: a sentence that an error ends with.
+    """
+
+    kind: Kind
+    meaning: str
+    unit: str
+    fix: str
+
+    def checked(self, method: str, name: str, value: object) -> Any:
+        """``value`` as a plain Python value.
+
+        Raises:
+            ValueError: the kind does not allow it.
+        """
+        try:
+            return self.kind.convert(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # tensors raise RuntimeError
+            wrong = f"; {error}" if str(error) and type(error) is ValueError else ""
+        require(False, method, name, value, self.kind.allowed + wrong, self.fix)
+
+
+def setting(default: Any, kind: Kind, meaning: str, *, unit: str = "", fix: str = "") -> Any:
+    """A dataclass field that is a setting.
+
+    A subclass that only changes the default writes a plain field of the same name, ``start_epoch: int = 1``.
+
+    Args:
+        default: ``dataclasses.MISSING`` for a setting that must be given.
+        kind: which values it takes.
+        meaning: what it does, in a few words.
+        unit: of its values.
+        fix: a sentence that helps who gave a bad value; without it the default is the example.
+    """
+    fix = fix or ("" if default is MISSING else f"For example: {default!r}.")
+    return field(default=default, metadata={SETTING: Setting(kind, meaning, unit, fix)})
+
+
+def settings_of(cls: type) -> dict[str, Setting | None]:
+    """What is declared of each field of a method class, by name, in the order of the fields; ``None`` for a plain field.
+
+    A plain field that only changes the default of an inherited setting is that setting.
+    """
+    declared: dict[str, Setting | None] = {}
+    for each in fields(cls):
+        here = (vars(base).get("__dataclass_fields__", {}).get(each.name) for base in cls.__mro__)
+        declared[each.name] = next((found.metadata[SETTING] for found in here if found and SETTING in found.metadata), None)
+    return declared
+
+
+# --- kinds
+
+
+def number(
+    low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False, infinite: bool = False
+) -> Kind:
+    """A float from ``low`` to ``high``; NaN never.
+
+    Args:
+        low: least value.
+        high: largest value.
+        above: ``low`` itself is not allowed.
+        below: ``high`` itself is not allowed.
+        infinite: infinity is allowed where the ends allow it.
+    """
+
+    def convert(value: object) -> float:
+        value = plain(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError
+        value = float(value)
+        within = (low < value if above else low <= value) and (value < high if below else value <= high)
+        if not within or (math.isinf(value) and not infinite):
+            raise ValueError
+        return value
+
+    if math.isfinite(low) and math.isfinite(high):
+        return Kind(f"a number in {'(' if above else '['}{low:g}, {high:g}{')' if below else ']'}", float, convert)
+    ends = [f"{'>' if above else '>='} {low:g}"] * math.isfinite(low) + [f"{'<' if below else '<='} {high:g}"] * math.isfinite(
+        high
+    )
+    return Kind(" ".join(["a number", *ends, *["or infinity"] * infinite]), float, convert)
+
+
+def proportion() -> Kind:
+    """A share that leaves something: a number in [0, 1)."""
+    return number(0, 1, below=True)
+
+
+def integer(least: int = 0) -> Kind:
+    """An int of at least ``least``; 2.0 is none."""
+
+    def convert(value: object) -> int:
+        value = plain(value)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError
+        if value < least:
+            raise ValueError
+        return int(value)
+
+    return Kind(f"an integer >= {least}", int, convert)
+
+
+def flag() -> Kind:
+    """``True`` or ``False``; 1 is none."""
+
+    def convert(value: object) -> bool:
+        value = plain(value)
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return Kind("True or False", bool, convert)
+
+
+def choice(*options: str) -> Kind:
+    """One of these strings."""
+
+    def convert(value: object) -> str:
+        value = plain(value)
+        if not isinstance(value, str) or value not in options:
+            raise ValueError
+        return options[options.index(value)]
+
+    return Kind(" or ".join(map(repr, options)), str, convert)
+
+
+def optional(kind: Kind) -> Kind:
+    """``None``, or what ``kind`` allows."""
+    return Kind(f"None or {kind.allowed}", Optional[kind.type], lambda value: None if value is None else kind.convert(value))  # noqa: UP045
+
+
+def several(kind: Kind, allowed: str) -> Kind:
+    """A list, range, set, array or tensor of what ``kind`` allows; becomes a tuple.
+
+    Args:
+        kind: of each item.
+        allowed: in words, "a list of ...".
+    """
+
+    def convert(values: object) -> tuple:
+        values = plain(values)
+        if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+            raise TypeError
+        found = []
+        for place, value in enumerate(values):
+            try:
+                found.append(kind.convert(value))
+            except (TypeError, ValueError):
+                raise ValueError(f"item {place} is {shown(value)}") from None
+        return tuple(found)
+
+    return Kind(allowed, list[kind.type], convert)
+
+
+def epoch_or_share(least: int = 0) -> Kind:
+    """An int, so many epochs, or a float in (0, 1), a share of ``max_epochs``."""
+    epochs, share = integer(least), number(0, 1, above=True, below=True)
+
+    def convert(value: object) -> int | float:
+        value = plain(value)
+        return (share if isinstance(value, float) else epochs).convert(value)
+
+    return Kind(f"epochs (an integer >= {least}) or a share of max_epochs (a float in (0, 1))", Union[int, float], convert)  # noqa: UP007
+
+
+def path() -> Kind:
+    """The path of a file, as a str."""
+
+    def convert(value: object) -> str:
+        value = os.fspath(plain(value))
+        if not isinstance(value, str):
+            raise TypeError
+        return str(value)
+
+    return Kind("the path of a file", str, convert)
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy or torch as Python's own, an array or tensor as (nested) tuples; anything else as it is.
+
+    A float of fewer than 64 bits becomes the decimal it is written as: ``np.float32(0.29)`` is 0.29, not 0.28999999165534973.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
+    if isinstance(value, np.ndarray):
+        return tuple(map(plain, value)) if value.ndim else plain(value[()])
+    if type(value).__module__.startswith("omegaconf.") and type(value).__name__.endswith("Node"):
+        return plain(value._value())  # an item of OmegaConf's list of unions
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# --- errors
+
+
+def require(condition: bool, method: str, name: str, value: object, allowed: str, fix: str) -> None:
     """Raise ``ValueError`` unless ``condition``."""
     if not condition:
-        raise ValueError(f"{method}: {setting}={value!r} is not allowed; {setting} must be {allowed}. {fix}")
+        raise ValueError(f"{method}: {name}={shown(value)} is not allowed; {name} must be {allowed}. {fix}")
 
 
 def checker(method: Any) -> Check:
     """``check(condition, setting, allowed, fix)`` for the settings of one method object."""
 
-    def check(condition: bool, setting: str, allowed: str, fix: str) -> None:
-        require(condition, method.name, setting, getattr(method, setting), allowed, fix)
+    def check(condition: bool, name: str, allowed: str, fix: str) -> None:
+        require(condition, method.name, name, getattr(method, name), allowed, fix)
 
     return check
 
 
-def require_fraction(method: str, setting: str, value: object) -> None:
-    """A share of the data set: a number in [0, 1)."""
-    require(is_number(value) and 0 <= value < 1, method, setting, value, "a number in [0, 1)", "For example: 0.3 hides 30 %.")
-
-
-def require_epochs(check: Check, setting: str, values: Sequence[object], max_epochs: int | None) -> None:
+def require_epochs(check: Check, name: str, values: Sequence[int | float], max_epochs: int | None) -> None:
     """``values`` are epochs of a run of ``max_epochs``, or shares of it."""
     check(
         max_epochs is not None or not any(isinstance(value, float) for value in values),
-        setting,
+        name,
         "epochs (integers) in a run without an end",
         "Set Trainer(max_epochs=...), of which it is a share, or give epochs.",
     )
     check(
         max_epochs is None or all(value <= max_epochs for value in values),
-        setting,
+        name,
         f"at most max_epochs={max_epochs}",
         "Give fewer epochs, or a share such as 0.1.",
     )
 
 
-def is_epoch_or_share(value: object) -> bool:
-    """An epoch >= 0, or a float in (0, 1)."""
-    return is_count(value) or (isinstance(value, float) and 0 < value < 1)
-
-
-def is_number(value: object) -> bool:
-    """An int or a float, and no bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def is_count(value: object, least: int = 0) -> bool:
-    """An int of at least ``least``."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def whole_numbers(values: object) -> tuple[int, ...] | None:
-    """A list, range, array or tensor of integers >= 0 as a tuple; ``None`` when it is something else."""
-    try:
-        found = tuple(operator.index(value) for value in values) if not isinstance(values, (str, bytes)) else (-1,)
-    except TypeError:
-        return None
-    return found if all(value >= 0 for value in found) else None
+def shown(value: object) -> str:
+    """``repr(value)`` in one line of at most :data:`SHOWN` characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-17:]}"

@@ -1,76 +1,70 @@
 """The rows of selection.parquet: what was planned, counted and logged in each epoch."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 
-from kakurenbo_lightning import EpochPlan, SampleSelection
-from kakurenbo_lightning.record.files import histogram
-
-# parts of the totals, by when an epoch adds to them
-PLANNED = ("samples_refreshed", "refresh_seconds", "select_seconds")
-TRAINED = (
-    *("samples_trained", "samples_scored", "samples_rejected"),
-    *(f"{phase}_seconds" for phase in ("train", "score", "forward", "backward", "data")),
-)
+from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.record.schema import HISTOGRAM, LOSS_EDGES, PLANNED, TRAINED, renamed
+from kakurenbo_lightning.record.selection_view import SelectionView
 
 
 class EpochRows:
-    """A row per epoch that is over, and the one of the epoch that is trained.
+    """A row per epoch that is over, and an open one for the epoch that is trained.
 
     Args:
-        selection: whose.
+        selection: that plans the epochs.
+        view: its session.
 
     Attributes:
-        epoch: of the open row; None when there is none.
+        validation: names of what validation logs.
     """
 
-    def __init__(self, selection: SampleSelection) -> None:
-        self._selection = selection
+    def __init__(self, selection: SampleSelection, view: SelectionView) -> None:
+        self._selection, self._view = selection, view
         self._rows: list[dict[str, Any]] = []
-        self._open: dict[str, Any] | None = None
+        self._open: dict[str, Any] = {}
         self._before: dict[str, float] = {}  # totals that are in rows
-        self._validation: set[str] = set()  # names of what validation logs
         self._late: set[str] = set()  # names of what is logged when an epoch's row is closed
+        self.validation: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     @property
     def epoch(self) -> int | None:
-        """Epoch of the open row."""
-        return None if self._open is None else self._open["epoch"]
-
-    @property
-    def validation(self) -> set[str]:
-        """Names of what validation logs."""
-        return self._validation
+        """Epoch of the open row; ``None`` when there is none."""
+        return self._open.get("epoch")
 
     @property
     def outdated(self) -> bool:
-        """Whether the selection has begun anew since."""
+        """Whether the selection has started over since, which ``on_mismatch="reset"`` makes it do."""
         return self._selection.totals.samples_trained < self._before.get("samples_trained", 0)
 
     def open(self, epoch: int) -> None:
         """Begin the row of an epoch that is planned."""
         if not self._before and self._selection.totals.samples_trained:  # earlier epochs had no recorder
             self._added((*PLANNED, *TRAINED))
-        plan, run = self._selection.plan, self._selection.session
         self._open = {
             "epoch": epoch,
-            **_floats(run.metrics),
-            "threshold": self._threshold(plan),
-            "loss_histogram": histogram(run.statistics.loss),
-            "samples_hidden": len(plan.hidden),
+            **_floats(self._view.metrics),
+            "threshold": _threshold(self._view.plan, self._view.statistics),
+            HISTOGRAM: histogram(self._view.statistics.loss),
+            "samples_hidden": len(self._view.plan.hidden),
             **self._added(PLANNED),
             "logged": {},
         }
 
     def close(self) -> None:
         """End the row of an epoch that is trained."""
-        row, self._open = self._open, None
+        row, self._open = self._open, {}
         row |= self._added(TRAINED)
         seconds = sum(row[f"{phase}_seconds"] for phase in ("train", "refresh", "select"))
         row["elapsed_seconds"] = seconds + (self._rows[-1]["elapsed_seconds"] if self._rows else 0.0)
@@ -83,67 +77,73 @@ class EpochRows:
         self._before |= now
         return added
 
-    def _threshold(self, plan: EpochPlan) -> float:
-        """The largest loss among the hidden samples that were predicted correctly."""
-        statistics = self._selection.statistics
-        rows = plan.hidden.to(statistics.device)
-        losses = statistics.loss[rows][statistics.correct[rows]]
-        return losses.max().item() if len(losses) else math.nan
-
-    # --- what the module logged
+    # --- what was logged
 
     def take_validation(self, trainer: L.Trainer, before: set[str]) -> None:
-        """A validation is over, and what it logged goes into the open row; `before`: names that were there when it began."""
-        self._validation |= set(trainer.callback_metrics) - before
-        self._open["logged"].update(_values(trainer, self._validation))
+        """Put what a validation logged into the open row; ``before``: names that were there when it began."""
+        self.validation |= set(trainer.callback_metrics) - before
+        self._open["logged"].update(_logged(trainer, self.validation))
 
     def take_training(self, trainer: L.Trainer) -> None:
-        """The epoch is trained: what the selection and the module logged goes into the open row."""
-        self._open |= _floats(self._selection.session.metrics)
-        self._open["logged"].update(_values(trainer, set(trainer.callback_metrics) - self._validation - self._late))
+        """Put what the selection and the module logged of a trained epoch into the open row."""
+        self._open |= _floats(self._view.metrics)
+        self._open["logged"].update(_logged(trainer, set(trainer.callback_metrics) - self.validation - self._late))
 
     def take_ended(self) -> None:
-        """The epoch was trained before a checkpoint, which Lightning does not end: what the selection counted goes into the open row."""
-        self._open |= _floats(self._selection.session.ended)
+        """Put what the selection counted into the open row of an epoch that was trained before a checkpoint: Lightning does not end it."""
+        self._open |= _floats(self._view.last_metrics)
 
     def take_late(self, trainer: L.Trainer) -> None:
-        """What was logged after `take_training` goes into the last row: the module's own `on_train_epoch_end` comes after a callback's."""
-        if self._open is None and self._rows:
-            last, names = self._rows[-1], set(trainer.callback_metrics) - self._validation
+        """Put what was logged after ``take_training`` into the last row: the module's ``on_train_epoch_end`` comes after a callback's."""
+        if not self._open and self._rows:
+            last, names = self._rows[-1], set(trainer.callback_metrics) - self.validation
             self._late |= names - last["logged"].keys()
-            self._rows[-1] = {**last, "logged": last["logged"] | _values(trainer, names)}
+            self._rows[-1] = {**last, "logged": last["logged"] | _logged(trainer, names)}
 
     def logged(self, name: str | None) -> list[float]:
-        """Return what was logged as `name`, by epoch."""
+        """What was logged as ``name``, by epoch."""
         return [row["logged"][name] for row in self._rows if name in row["logged"]]
 
     # --- out and in
 
     def flat(self) -> list[dict[str, Any]]:
-        """Return the rows with what was logged, where no column of ours has that name."""
-        flat = []
-        for row in self._rows:
-            ours = {name: value for name, value in row.items() if name != "logged"}
-            flat.append({**ours, **{name: value for name, value in row["logged"].items() if name not in ours}})
-        return flat
+        """The closed rows; what was logged under the name of another column is left out."""
+        rows = [({name: value for name, value in row.items() if name != "logged"}, row["logged"]) for row in self._rows]
+        return [ours | logged | ours for ours, logged in rows]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "rows": [dict(row) for row in self._rows],
-            "open": None if self._open is None else {**self._open, "logged": dict(self._open["logged"])},
+            "open": {**self._open, "logged": dict(self._open["logged"])} if self._open else None,
             "before": dict(self._before),
-            "validation": sorted(self._validation),
+            "validation": sorted(self.validation),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over `state_dict`."""
-        self._rows, self._before, self._validation = list(state["rows"]), dict(state["before"]), set(state["validation"])
-        self._open = None if state["open"] is None else {**state["open"], "logged": dict(state["open"]["logged"])}
+        """Take over ``state_dict``, also of a checkpoint with the names of format 1."""
+        self._rows, self._before = [renamed(row) for row in state["rows"]], renamed(state["before"])
+        self._open = {**renamed(state["open"]), "logged": dict(state["open"]["logged"])} if state["open"] else {}
+        self.validation = set(state["validation"])
 
 
-def _values(trainer: L.Trainer, names: set[str]) -> dict[str, float]:
-    """Return logged values but those of the selection."""
+def histogram(loss: Tensor) -> list[int]:
+    """Count losses (float ``[N]``) between ``LOSS_EDGES``: those beyond are in the outer bins, those that are not finite in none."""
+    finite = loss[loss.isfinite()]
+    low, high, bins = math.log10(LOSS_EDGES[0]), math.log10(LOSS_EDGES[-1]), len(LOSS_EDGES) - 1
+    places = (finite.clamp_min(1e-30).log10() - low) * (bins / (high - low))
+    return torch.bincount(places.long().clamp(0, bins - 1), minlength=bins).tolist()
+
+
+def _threshold(plan: Plan, statistics: SampleStatistics) -> float:
+    """The largest loss among the hidden samples that were predicted correctly; NaN when there are none."""
+    rows = plan.hidden.to(statistics.device)
+    losses = statistics.loss[rows][statistics.correct[rows]]
+    return losses.max().item() if len(losses) else math.nan
+
+
+def _logged(trainer: L.Trainer, names: set[str]) -> dict[str, float]:
+    """Logged values by name, without those of the selection."""
     there = trainer.callback_metrics
     return {name: float(there[name]) for name in sorted(names & there.keys()) if not name.startswith("selection/")}
 

@@ -1,47 +1,46 @@
-"""What loggers that show more than numbers get: histograms of the samples, and images of the most and the least hidden."""
+"""Histograms of the samples, and images of the most and the least hidden, for loggers that can show them."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+
+from kakurenbo_lightning.record.schema import Thumbnails
 
 HISTOGRAMS = ("loss", "confidence", "times_trained", "times_hidden")
 BINS = 64
-Shown = tuple[dict[int, np.ndarray], list[int], list[int]]
 
 
-def show(trainer: L.Trainer, columns: Mapping[str, np.ndarray], shown: Shown | None, epochs: int) -> None:
-    """Give each logger that can show them histograms of the samples' values and, where there are any, images.
+def log_samples(trainer: L.Trainer, columns: Mapping[str, np.ndarray], thumbnails: Thumbnails | None, epochs: int) -> None:
+    """Give histograms and images to the TensorBoard and Weights & Biases loggers of the Trainer.
 
     Args:
         trainer: with the loggers.
-        columns: values by name, [N] each.
-        shown: images (uint8 [h, w, 3]) by data set index, and the indices of the most and of the least hidden samples.
+        columns: values by name, each ``[N]``; values that are not finite are left out.
+        thumbnails: images, where the data set has any.
         epochs: how many are over.
     """
-    values = {name: columns[name][np.isfinite(columns[name])] for name in HISTOGRAMS}
+    values = {f"selection/{name}": columns[name][np.isfinite(columns[name])] for name in HISTOGRAMS}
     values = {name: column for name, column in values.items() if len(column)}
-    grids = {} if shown is None else {"most_hidden": shown[1], "least_hidden": shown[2]}
+    shown = thumbnails or Thumbnails({}, [], [])
+    grids = {"most_hidden": shown.most_hidden, "least_hidden": shown.least_hidden}
+    images = {name: [shown.images[index] for index in indices] for name, indices in grids.items() if indices}
     for logger in trainer.loggers:
-        for name, column in values.items():
-            _histogram(logger, f"selection/{name}", column, epochs, trainer.global_step)
-        for name, indices in grids.items():
-            _images(logger, f"selection/{name}", [shown[0][index] for index in indices], indices, epochs, trainer.global_step)
+        if isinstance(logger, TensorBoardLogger):
+            for name, column in values.items():
+                logger.experiment.add_histogram(name, column, epochs)
+            for name, found in images.items():
+                logger.experiment.add_images(f"selection/{name}", np.stack(found), epochs, dataformats="NHWC")
+        elif isinstance(logger, WandbLogger):
+            import wandb
 
-
-def _histogram(logger: Logger, name: str, values: np.ndarray, epochs: int, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_histogram(name, values, epochs)
-    elif isinstance(logger, WandbLogger):
-        import wandb
-
-        counts = np.histogram(values, BINS)
-        logger.experiment.log({name: wandb.Histogram(np_histogram=counts), "trainer/global_step": step})
-
-
-def _images(logger: Logger, name: str, images: list[np.ndarray], indices: list[int], epochs: int, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_images(name, np.stack(images), epochs, dataformats="NHWC")
-    elif isinstance(logger, WandbLogger):
-        logger.log_image(name, images, step=step, caption=[f"sample {index}" for index in indices])
+            step = trainer.global_step
+            for name, column in values.items():
+                histogram = wandb.Histogram(np_histogram=np.histogram(column, BINS))
+                logger.experiment.log({name: histogram, "trainer/global_step": step})
+            for name, found in images.items():
+                captions = [f"sample {index}" for index in grids[name]]
+                logger.log_image(f"selection/{name}", found, step=step, caption=captions)

@@ -1,6 +1,8 @@
-"""How often each sample was trained and hidden in a run."""
+"""How often each sample was trained and hidden."""
 
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
@@ -11,12 +13,12 @@ class SampleCounts:
     """Counts by data set index: 4 bytes per sample on the device, 7 on the host.
 
     Args:
-        count: N.
+        count: N; 0 before it is known.
         device: that trains.
 
     Attributes:
-        hidden: int32 [N], epochs whose plan left the sample out.
-        changed: int16 [N], epoch in which it last changed between trained and hidden, -1 for never.
+        hidden: ``int32[N]``, epochs whose plan left the sample out.
+        changed: ``int16[N]``, epoch in which the sample was hidden or came back, -1 for never.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -26,28 +28,31 @@ class SampleCounts:
         self.hidden = torch.zeros(count, dtype=torch.int32)
         self.changed = torch.full((count,), -1, dtype=torch.int16)
 
+    def __len__(self) -> int:
+        return len(self.hidden)
+
     def begin_step(self, number: int, indices: Tensor) -> None:
-        """Count what this rank trains in step `number` of the epoch (int64 [b] on the device); waits for nothing."""
+        """Count what this rank trains in step ``number`` of the epoch (``int64[b]`` on the device); never waits for the device."""
         self._step = number, indices
         self._trained.index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
 
     def end_step(self) -> None:
-        """The step is made."""
+        """The step is complete."""
         self._step = None
 
     def hide(self, indices: Tensor, epoch: int) -> None:
-        """Count what `epoch` leaves out (int64 [h] on the host)."""
+        """Count what ``epoch`` leaves out (``int64[h]`` on the host)."""
         now = torch.zeros_like(self._now).index_fill_(0, indices, True)
         self.hidden += now
         self.changed.masked_fill_(now ^ self._now, epoch)
         self._now = now
 
     def trained(self, done: int, alone: bool = False) -> Tensor:
-        """Return how often each sample was trained, int32 [N] on the device, on all ranks together; collective unless `alone`.
+        """How often each sample was trained on all ranks together, ``int32[N]`` on the device; collective unless ``alone``.
 
         Args:
-            done: steps of the epoch that a resumed run does not make again; one that it makes again does not count.
-            alone: count this rank's.
+            done: steps of the epoch that a resumed run does not repeat; a step that it repeats is not counted.
+            alone: count this rank's only.
         """
         total = self._trained.clone()
         if self._step is not None and self._step[0] >= done:
@@ -57,12 +62,12 @@ class SampleCounts:
         return total
 
     def state_dict(self, done: int, alone: bool) -> dict[str, Tensor]:
-        """Return copies; the arguments are those of `trained`."""
+        """Copies on the host; the arguments are those of ``trained``."""
         trained = self.trained(done, alone).cpu()
         return {"trained": trained, "hidden": self.hidden.clone(), "changed": self.changed.clone(), "now": self._now.clone()}
 
-    def load_state_dict(self, state: dict[str, Any], first: bool) -> None:
-        """Take over `state_dict`; the `first` rank does so for all."""
+    def load_state_dict(self, state: Mapping[str, Tensor], first: bool) -> None:
+        """Take over ``state_dict``; the ``first`` rank does so for all."""
         self._trained.copy_(state["trained"]) if first else self._trained.zero_()
         self.hidden.copy_(state["hidden"])
         self.changed.copy_(state["changed"])

@@ -1,110 +1,75 @@
-"""Figures of what happens epoch by epoch: shares, accuracy, learning rate."""
+"""Figures of what happens epoch by epoch: shares, scores, learning rate."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from typing import Any, cast
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.reading import Run
-from kakurenbo_lightning.report.style import Look, Picture, legend, looks, new_figure, whole_epochs
+from kakurenbo_lightning.report.style import Picture, legend, new_figure, styles, whole_epochs
 from kakurenbo_lightning.report.tables import is_share, metric_name
 
 FEW = 30  # epochs that are drawn as dots too
 HIDDEN = "hidden or rejected (%)"
-
-Column = Callable[[Run], pd.Series]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart: the groups in it, what it shows of each of their runs, and the name of that."""
-
-    groups: list[Group]
-    column: Column
-    label: str
+Panel = tuple[list[Group], str, str]  # the groups in a chart, the column of `curves` that it shows, and the name of that
 
 
-def epochs(run: Run) -> pd.Series:
-    """Return the epochs of a run, counted from 1."""
-    index = run.history.columns.index
-    return pd.Series(index + 1.0, index)
+def curves(run: Run) -> pd.DataFrame:
+    """What a run did by epoch, NaN where it is not known: epoch (from 1), hidden (%), score, seconds, trained, moved_back, lr_factor."""
+
+    def column(name: str | None) -> pd.Series:
+        return run.history[name] if name in run.history else pd.Series(math.nan, run.history.index)
+
+    left_out = column("samples_hidden") + column("samples_rejected").fillna(0)
+    share = left_out / (left_out + column("samples_trained")).clip(lower=1)
+    return pd.DataFrame(
+        {
+            "epoch": run.history.index + 1.0,
+            "hidden": 100 * share.fillna(column("hidden_fraction")),
+            "score": column(run.metric),
+            "seconds": column("elapsed_seconds"),
+            "trained": column("samples_trained").cumsum(),
+            "moved_back": column("moved_back"),
+            "lr_factor": column("lr_factor"),
+        }
+    )
 
 
-def hidden_share(run: Run) -> pd.Series:
-    """Return the percentage of each epoch's presentations that were hidden, or looked at and rejected."""
-    history = run.history
-    left_out = history.column("samples_hidden") + history.column("samples_rejected").fillna(0)
-    share = left_out / (left_out + history.column("samples_trained")).clip(lower=1)
-    return 100 * share.fillna(history.column("hidden_fraction"))
-
-
-def score(run: Run, scale: float) -> pd.Series:
-    """Return the validation metric of each epoch."""
-    return scale * run.history.column(run.metric or "")
-
-
-def elapsed(run: Run, unit: float) -> pd.Series:
-    """Return the time at the end of each epoch."""
-    return run.history.column("elapsed_seconds") / unit
-
-
-def trained(run: Run) -> pd.Series:
-    """Return the samples trained by the end of each epoch."""
-    return run.history.column("samples_trained").cumsum()
-
-
-def plain(run: Run, name: str) -> pd.Series:
-    """Return a column as it is."""
-    return run.history.column(name)
-
-
-def lines_of(runs: list[Run], x: Column, y: Column) -> list[pd.DataFrame]:
-    """Return a line for each run that has one: columns x and y, the index is the epoch."""
-    lines = [pd.DataFrame({"x": x(run), "y": y(run)}).dropna() for run in runs]
+def lines_of(runs: list[Run], x: str, y: str) -> list[pd.DataFrame]:
+    """A line for each run that has one: columns x and y, the index is the epoch."""
+    lines: list[Any] = [curves(run)[[x, y]].set_axis(["x", "y"], axis=1).dropna() for run in runs]
     return [line for line in lines if len(line)]
 
 
-def draw_group(axes: Axes, look: Look, counted: list[pd.DataFrame], others: list[pd.DataFrame]) -> None:
+def has(groups: list[Group], x: str, y: str) -> bool:
+    return any(lines_of(group.runs, x, y) for group in groups)
+
+
+def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: str, scale: tuple[float, float] = (1, 1)) -> None:
     """Draw the seeds thin and the mean of those that count thick, over the epochs that all of these have."""
-    if len(counted) + len(others) > 1:
-        for line in [*counted, *others]:
-            axes.plot(line["x"], line["y"], **look.line(linewidth=0.7, alpha=0.45))
-    if not counted:
-        return
-    stacked = pd.concat(counted).groupby(level=0)
-    mean = stacked.mean()[stacked.size() == len(counted)]
-    marker = "." if len(mean) <= FEW else None
-    axes.plot(mean["x"], mean["y"], **look.line(linewidth=1.8, marker=marker, markersize=5))
-
-
-def draw(axes: Axes, groups: list[Group], known: dict[str, Look], x: Column, y: Column) -> None:
-    """Draw the groups that have this line."""
     for group in groups:
-        counted = group.counted
-        others = [run for run in group.runs if run not in counted]
-        draw_group(axes, known[group.name], lines_of(counted, x, y), lines_of(others, x, y))
+        counted: list[Any] = [line * list(scale) for line in lines_of(group.counted, x, y)]
+        others: list[Any] = [
+            line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)
+        ]
+        for line in [*counted, *others] if len(counted) + len(others) > 1 else []:
+            axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.7, alpha=0.45)
+        if counted:
+            stacked = pd.concat(counted).groupby(level=0)
+            mean = cast(Any, stacked.mean())[stacked.size() == len(counted)]
+            marker = "." if len(mean) <= FEW else None
+            axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
 
 
-def has(groups: list[Group], x: Column, y: Column, worth: Callable[[pd.Series], bool] = len) -> bool:
-    """Tell whether any run has a line that is worth drawing."""
-    return any(worth(line["y"]) for group in groups for line in lines_of(group.runs, x, y))
-
-
-def focus(axes: Axes, lines: list[pd.DataFrame]) -> None:
-    """Let the lower end of the axis be that of the later two thirds of all lines, where the differences are."""
-    later = [line["y"].iloc[len(line) // 3 :] for line in lines]
-    low, high = min(line.min() for line in later), max(line.max() for line in later)
-    margin = 0.06 * max(high - low, 0.005 * abs(high))  # lines that are equal do not fill the axis with their rounding
-    axes.set_ylim(low - margin, high + margin)
-
-
-def scored(groups: list[Group]) -> dict[str, list[Group]]:
-    """Return the groups by their metric, those without any left out."""
+def by_metric(groups: list[Group]) -> dict[str, list[Group]]:
+    """The groups by their metric, those without any left out."""
     found: dict[str, list[Group]] = {}
     for group in groups:
         if group.metric:
@@ -113,106 +78,60 @@ def scored(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def score_axis(groups: list[Group]) -> tuple[float, str]:
-    """Return the factor and the label of a validation metric."""
+    """Factor and label of a validation metric."""
     return (100.0, f"validation {metric_name(groups)} (%)") if is_share(groups) else (1.0, f"validation {metric_name(groups)}")
 
 
-def panels_by_epoch(groups: list[Group], panels: list[Panel], height: float, labels: dict[str, str]) -> Figure:
-    """Return a figure of charts below each other over the epochs, and a legend of the groups that are in any of them."""
-    known, drawn = looks(groups), {group.name for panel in panels for group in panel.groups}
-    named = {name: look for name, look in known.items() if name in drawn}
-    figure, axes = new_figure(len(panels), height, [labels.get(name, name) for name in named], sharex=True)
-    for place, panel in zip(axes[:, 0], panels, strict=True):
-        draw(place, panel.groups, known, epochs, panel.column)
-        place.set_ylabel(panel.label)
-        if panel.column is hidden_share:
+def charts_by_epoch(groups: list[Group], panels: list[Panel], height: float, scale: float, ends: Mapping[str, str]) -> Figure:
+    """Charts below each other over the epochs, and a legend of the groups that are in any of them, their names with `ends`."""
+    known, drawn = styles(groups), {group.name for own, _, _ in panels for group in own}
+    labels = {name + ends.get(name, ""): style for name, style in known.items() if name in drawn}
+    figure, axes = new_figure(len(panels), height, labels, sharex=True)
+    for place, (own, column, label) in zip(axes[:, 0], panels, strict=True):
+        draw(place, own, known, "epoch", column, (1, scale if column == "score" else 1))
+        place.set_ylabel(label)
+        if column == "hidden":
             place.set_ylim(bottom=-1)  # a run that leaves nothing out shows as a line, not as the axis
         whole_epochs(place)
     axes[-1, 0].set_xlabel("epoch")
-    legend(figure, named, labels)
+    legend(figure, labels)
     return figure
 
 
 def overview(groups: list[Group]) -> list[Picture]:
-    """Return the picture for a README: the share left out above, the metric of most groups below."""
-    kinds = scored(groups)
-    own = max(kinds.values(), key=len, default=[])
+    """The picture for a README: the share left out above, the metric of most groups below."""
+    own = max(by_metric(groups).values(), key=len, default=[])
     scale, label = score_axis(own)
-    panels = [Panel(groups, hidden_share, HIDDEN), Panel(own, partial(score, scale=scale), label)]
-    panels = [panel for panel in panels if has(panel.groups, epochs, panel.column)]
+    wanted: list[Panel] = [(groups, "hidden", HIDDEN), (own, "score", label)]
+    panels = [panel for panel in wanted if has(panel[0], "epoch", panel[1])]
     if not panels:
         return []
-    figure = panels_by_epoch(groups, panels, 2.3, {group.name: group.name + last(group, scale) for group in own})
+    figure = charts_by_epoch(groups, panels, 2.3, scale, {group.name: last_score(group, scale) for group in own})
     caption = (
         "Above, what each epoch did not train; below, what came of it. Good: the lower lines lie together although the upper "
         "ones are high. Bad: a line that stays below the baseline's to the end. Thin lines are seeds, thick ones the mean "
         "of the finished ones; figures in the legend are of the last epoch."
     )
-    alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(panel.label for panel in panels)}."
+    alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(label for _, _, label in panels)}."
     return [Picture("overview", "Hidden share and validation by epoch", caption, alt, figure)]
 
 
-def last(group: Group, scale: float) -> str:
-    """Return the last value of a group's metric, for the legend."""
-    value = scale * group.by_seed(lambda run: run.score, bool(group.finished)).mean()
+def last_score(group: Group, scale: float) -> str:
+    """The last value of a group's metric, for the legend."""
+    value = scale * group.seeds["score"].mean()
     return "" if math.isnan(value) else f" ({value:.1f} %)" if scale == 100 else f" ({value:.3g})"
 
 
-def time_unit(groups: list[Group]) -> tuple[str, float]:
-    """Return the unit in which the longest run is a number of two or three digits, and its seconds."""
-    longest = max((run.history.column("elapsed_seconds").max() for group in groups for run in group.runs), default=0)
-    return ("hours", 3600.0) if longest > 3 * 3600 else ("minutes", 60.0) if longest > 600 else ("seconds", 1.0)
-
-
-def amount(value: float) -> str:
-    """Return the text of a tick at a round number."""
-    if value >= 1e6:
-        return f"{value / 1e6:g}M"
-    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
-
-
-def scores(groups: list[Group]) -> list[Picture]:
-    """Return the validation metric against time and against samples trained, a picture for each metric."""
-    pictures, kinds, known = [], scored(groups), looks(groups)
-    for metric, own in kinds.items():
-        scale, label = score_axis(own)
-        y, (name, unit) = partial(score, scale=scale), time_unit(own)
-        costs: list[tuple[Column, str]] = [
-            (partial(elapsed, unit=unit), f"{name} of training, refreshing and selecting"),
-            (trained, "samples trained"),
-        ]
-        costs = [cost for cost in costs if has(own, cost[0], y)]
-        if not costs:
-            continue
-        figure, axes = new_figure(len(costs), 2.6, [group.name for group in own])
-        for place, (x, x_label) in zip(axes[:, 0], costs, strict=True):
-            draw(place, own, known, x, y)
-            focus(place, [line for group in own for line in lines_of(group.runs, x, y)])
-            place.set(xlabel=x_label, ylabel=label)
-            place.locator_params(axis="x", nbins=6)
-            place.xaxis.set_major_formatter(lambda value, _: amount(value))
-        legend(figure, {group.name: known[group.name] for group in own})
-        caption = (
-            "The same scores over the time they took and over the samples they took. Good: a line further to the left at the "
-            "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves. "
-            "The first epochs may lie below the axis."
-        )
-        alt = f"Charts of {label} against {' and '.join(cost for _, cost in costs)}, one line for each of {len(own)} groups."
-        file = "scores" if len(kinds) == 1 else f"scores_{metric.replace('/', '_')}"
-        title = f"{metric_name(own).capitalize()} against time and samples"
-        pictures.append(Picture(file, title, caption, alt, figure))
-    return pictures
-
-
-def by_epoch(groups: list[Group]) -> list[Picture]:
-    """Return hidden share, candidates moved back and learning-rate factor by epoch, as far as there are any."""
-    wanted: list[tuple[Column, str, Callable[[pd.Series], bool]]] = [
-        (hidden_share, HIDDEN, lambda values: values.max() > 0),
-        (partial(plain, name="moved_back"), "samples moved back", lambda values: values.max() > 0),
-        (partial(plain, name="lr_factor"), "learning-rate factor", lambda values: (values != 1).any()),
-    ]
-    panels = [Panel([one for one in groups if has([one], epochs, y, worth)], y, label) for y, label, worth in wanted]
-    panels = [panel for panel in panels if panel.groups]
+def selection(groups: list[Group]) -> list[Picture]:
+    """Hidden share, candidates moved back and learning-rate factor by epoch, as far as there are any."""
+    panels: list[Panel] = []
+    for column, label, usual in (
+        ("hidden", HIDDEN, 0),
+        ("moved_back", "samples moved back", 0),
+        ("lr_factor", "learning-rate factor", 1),
+    ):
+        own = [one for one in groups if any((line["y"] != usual).any() for line in lines_of(one.runs, "epoch", column))]
+        panels += [(own, column, label)] if own else []
     if not panels:
         return []
     caption = (
@@ -221,6 +140,58 @@ def by_epoch(groups: list[Group]) -> list[Picture]:
         "(the network is not sure of anything: lower tau or hide less). "
         "The factor on the learning rate is 1 / (1 - hidden share)."
     )
-    alt = f"Charts by epoch: {', '.join(panel.label for panel in panels)}."
-    figure = panels_by_epoch(groups, panels, 2.0, {})
+    alt = f"Charts by epoch: {', '.join(label for _, _, label in panels)}."
+    figure = charts_by_epoch(groups, panels, 2.0, 1.0, {})
     return [Picture("selection", "What was left out, epoch by epoch", caption, alt, figure)]
+
+
+def scores(groups: list[Group]) -> list[Picture]:
+    """The validation metric against time and against samples trained, a picture for each metric."""
+    kinds, known = by_metric(groups), styles(groups)
+    pictures = {metric: score_figure(own, known) for metric, own in kinds.items()}
+    caption = (
+        "The same scores over the time they took and over the samples they took. Good: a line further to the left at the "
+        "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves. "
+        "The first epochs may lie below the axis."
+    )
+    return [
+        Picture(
+            "scores" if len(kinds) == 1 else f"scores_{metric.replace('/', '_')}",
+            f"{metric_name(kinds[metric]).capitalize()} against time and samples",
+            caption,
+            f"Charts of {score_axis(kinds[metric])[1]} against time and samples, one line for each of {len(kinds[metric])} groups.",
+            figure,
+        )
+        for metric, figure in pictures.items()
+        if figure is not None
+    ]
+
+
+def score_figure(groups: list[Group], known: Mapping[str, dict]) -> Figure | None:
+    """One metric against what it cost; None when that is not known."""
+    scale, label = score_axis(groups)
+    longest = max(curves(run)["seconds"].max() for group in groups for run in group.runs)
+    name, unit = ("hours", 3600) if longest > 3 * 3600 else ("minutes", 60) if longest > 600 else ("seconds", 1)
+    costs = {"seconds": (f"{name} of training, refreshing and selecting", 1 / unit), "trained": ("samples trained", 1.0)}
+    costs = {column: cost for column, cost in costs.items() if has(groups, column, "score")}
+    if not costs:
+        return None
+    figure, axes = new_figure(len(costs), 2.6, [group.name for group in groups])
+    for place, (column, (x_label, x_scale)) in zip(axes[:, 0], costs.items(), strict=True):
+        draw(place, groups, known, column, "score", (x_scale, scale))
+        focus(place, [scale * line["y"] for group in groups for line in lines_of(group.runs, column, "score")])
+        place.set(xlabel=x_label, ylabel=label)
+        place.locator_params(axis="x", nbins=6)
+        if column == "trained":
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
+    legend(figure, {group.name: known[group.name] for group in groups})
+    return figure
+
+
+def focus(axes: Axes, lines: list[pd.Series]) -> None:
+    """Let the lower end of the axis be that of the later two thirds of all lines, where the differences are."""
+    later = pd.concat([line.iloc[len(line) // 3 :] for line in lines])
+    margin = 0.06 * max(
+        later.max() - later.min(), 0.005 * abs(later.max())
+    )  # equal lines do not fill the axis with their rounding
+    axes.set_ylim(later.min() - margin, later.max() + margin)

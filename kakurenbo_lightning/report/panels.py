@@ -1,6 +1,8 @@
-"""Figures with one panel per group: loss histograms, where the time went, classes."""
+"""Figures with one panel per group: losses, where the time went, classes."""
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,100 +10,84 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from kakurenbo_lightning.record.schema import LOSS_EDGES
 from kakurenbo_lightning.report.groups import Group
-from kakurenbo_lightning.report.reading import History, Run
-from kakurenbo_lightning.report.style import RED, WIDTH, Picture, new_figure, plain_log, whole_epochs, wrapped
+from kakurenbo_lightning.report.reading import Run
+from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, tiles, whole_epochs, wrapped
 
+BLUE, RED = COLOURS[:2]
 PARTS = {  # of a run's seconds, in the order of their bars
     "forward pass": "#56B4E9",
-    "backward pass": "#0072B2",
-    "looking": "#E69F00",
+    "backward pass": BLUE,
+    "scoring": "#E69F00",
     "waiting for data": "#BBBBBB",
     "rest of training": "#8C6BB1",
     "refresh pass": "#009E73",
-    "selecting": "#D55E00",
+    "selecting": RED,
 }
+MEASURED = {"forward": "forward pass", "backward": "backward pass", "score": "scoring", "data": "waiting for data"}
 FEW_CLASSES, ENDS = 20, 10  # with more classes than the first: so many of either end
 
 
-def first_run(group: Group, has: Callable[[Run], bool]) -> Run | None:
-    """Return the first run, by seed, that has something to draw; an unfinished one only where none has finished."""
-    return next((run for run in group.counted if has(run)), None)
-
-
 def histograms(groups: list[Group]) -> list[Picture]:
-    """Return the samples by epoch and loss, a panel for each group's first seed, with the threshold of hiding."""
-    found = {group.name: first_run(group, lambda run: has_counts(run.history)) for group in groups}
-    runs = {name: run for name, run in found.items() if run is not None}
-    if not runs:
+    """The samples by epoch and loss, a panel for each group's first seed with any, and the threshold of hiding."""
+    found = []
+    for group in groups:
+        known = [(group.name, run.history, run.losses) for run in group.counted if run.losses is not None and run.losses.any()]
+        found += known[:1]
+    if not found:
         return []
-    most = max(run.history.counts.max() for run in runs.values())
-    columns = 1 if len(runs) == 1 else 2
-    rows = -(-len(runs) // columns)
-    figure, axes = new_figure(rows, 2.6 if columns == 1 else 2.1, columns=columns, sharey=True)
-    for place, (name, run) in zip(axes.flat, runs.items(), strict=False):
-        draw_histogram(place, run.history, LogNorm(1, max(2, most)))
-        place.set_title(wrapped(name, 54 if columns == 1 else 27), fontsize=9.5)
+    all_losses = np.concatenate([losses for _, _, losses in found])
+    most, bins = all_losses.max(), np.flatnonzero(all_losses.any(axis=0))
+    names = [name for name, _, _ in found]
+    figure, panels = tiles(names, 2.6 if len(names) == 1 else 2.1, sharey=True)
+    for place, (_, history, losses) in zip(panels, found, strict=True):
+        draw_losses(place, history, losses, LogNorm(1, max(2, most)))
         place.set_xlabel("epoch")
-    for place in axes.flat[len(runs) :]:
-        place.set_axis_off()
-    for place in axes[:, 0]:
+        place.set_ylim(LOSS_EDGES[bins[0]].item(), LOSS_EDGES[bins[-1] + 1].item())
+    for place in panels[::2]:
         place.set_ylabel("loss")
-    axes[0, 0].set_ylim(*loss_range([run.history for run in runs.values()]))
     caption = (
         "Each column is an epoch: how many samples had which loss when it was planned, the darker the more (on a logarithmic "
         f"scale, up to {most:,}). The orange line is the largest loss of a sample that was hidden and predicted correctly. "
         "Good: the cloud sinks, and hiding eats its lower edge. Bad: the line runs through the middle of the cloud (too much "
         "is hidden), or a second cloud stays at the top (samples that are never learned: look for wrong labels)."
     )
-    alt = f"Heat maps of samples by epoch and loss with the threshold of hiding, for {'; '.join(runs)}."
+    alt = f"Heat maps of samples by epoch and loss with the threshold of hiding, for {'; '.join(names)}."
     return [Picture("losses", "Losses and the threshold of hiding", caption, alt, figure)]
 
 
-def has_counts(history: History) -> bool:
-    """Tell whether any loss was counted."""
-    return history.counts is not None and bool(history.counts.any())
-
-
-def draw_histogram(axes: Axes, history: History, norm: LogNorm) -> None:
+def draw_losses(axes: Axes, history: pd.DataFrame, losses: np.ndarray, norm: LogNorm) -> None:
     """Draw a heat map, epoch by loss."""
-    epochs = history.columns.index.to_numpy() + 1.0
+    epochs = history.index.to_numpy() + 1.0
     edges = np.append(epochs - 0.5, epochs[-1] + 0.5)
-    counts = np.ma.masked_less_equal(history.counts, 0)
-    axes.pcolormesh(edges, history.edges, counts.T, norm=norm, cmap="Blues", rasterized=True)
-    threshold = history.column("threshold").to_numpy()
-    axes.stairs(threshold, edges, baseline=None, color=RED, linewidth=1.8)
+    axes.pcolormesh(edges, LOSS_EDGES, np.ma.masked_equal(losses, 0).T, norm=norm, cmap="Blues", rasterized=True)
+    if "threshold" in history:
+        axes.stairs(history["threshold"].to_numpy(), edges, baseline=None, color=RED, linewidth=1.8)
     axes.set_yscale("log")
-    plain_log(axes.yaxis)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.01 instead of powers of ten
+    axes.yaxis.set_minor_formatter(lambda value, _: "")
     whole_epochs(axes)
     axes.grid(False)
 
 
-def loss_range(histories: list[History]) -> tuple[float, float]:
-    """Return the smallest and largest loss that any histogram counted."""
-    counted = [history.counts.any(axis=0).nonzero()[0] for history in histories]
-    low = min(history.edges[bins.min()] for history, bins in zip(histories, counted, strict=True))
-    high = max(history.edges[bins.max() + 1] for history, bins in zip(histories, counted, strict=True))
-    return low, high
-
-
 def phases(groups: list[Group]) -> list[Picture]:
-    """Return where the seconds went: one stacked bar per group, of the mean over its finished runs."""
-    spent = {group.name: pd.DataFrame([parts(run) for run in group.counted]).mean() for group in groups}
-    bars = {name: seconds for name, seconds in spent.items() if seconds.sum() > 0}
-    if not bars:
+    """Where the seconds went: one stacked bar per group, of the mean over its finished runs."""
+    spent: Any = pd.DataFrame({group.name: pd.DataFrame([parts(run) for run in group.counted]).mean() for group in groups}).T
+    spent = spent[spent.sum(axis=1) > 0]
+    if not len(spent):
         return []
-    used = [part for part in PARTS if any(seconds.get(part, 0) > 0.001 * seconds.sum() for seconds in bars.values())]
-    figure = Figure(figsize=(WIDTH, 0.62 * len(bars) + 1.6), layout="constrained")
+    totals, longest = spent.sum(axis=1), spent.sum(axis=1).max()
+    spent = spent[[part for part in PARTS if (spent[part] > 0.001 * totals).any()]]
+    figure = Figure(figsize=(WIDTH, 0.62 * len(spent) + 1.6), layout="constrained")
     axes = figure.subplots()
-    longest = max(seconds.sum() for seconds in bars.values())
-    for row, (name, seconds) in enumerate(bars.items()):
-        lefts = np.cumsum([0, *(seconds.get(part, 0) for part in used)])
-        for part, left in zip(used, lefts, strict=False):
-            axes.barh(row, seconds.get(part, 0), left=left, height=0.42, color=PARTS[part], label=part if row == 0 else None)
-        axes.text(0, row - 0.27, wrapped(name), va="bottom", fontsize=9.5)
-        axes.text(lefts[-1] + 0.01 * longest, row, f"{seconds.sum():,.1f} s", va="center", fontsize=9.5)
-    axes.set(xlim=(0, 1.17 * longest), ylim=(len(bars) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the finished runs")
+    lefts = spent.cumsum(axis=1) - spent
+    for part in spent.columns.astype(str):
+        axes.barh(range(len(spent)), spent[part], left=lefts[part], height=0.42, color=PARTS[part], label=part)
+    for row, (name, seconds) in enumerate(totals.items()):
+        axes.text(0, row - 0.27, wrapped(str(name)), va="bottom", fontsize=9.5)
+        axes.text(seconds + 0.01 * longest, row, f"{seconds:,.1f} s", va="center", fontsize=9.5)
+    axes.set(xlim=(0, 1.17 * longest), ylim=(len(spent) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the finished runs")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
     figure.legend(loc="outside lower left", ncols=3, handlelength=1, columnspacing=1)
@@ -111,41 +97,28 @@ def phases(groups: list[Group]) -> list[Picture]:
         "refreshing, scoring and selecting take as much as the shorter training saves, or "
         "most of the time goes to waiting for data, which no hiding shortens."
     )
-    totals = "; ".join(f"{name}: {seconds.sum():.1f} s" for name, seconds in bars.items())
-    return [Picture("phases", "Where the time went", caption, f"Stacked bars of seconds by phase. {totals}.", figure)]
+    texts = "; ".join(f"{name}: {seconds:.1f} s" for name, seconds in totals.items())
+    return [Picture("phases", "Where the time went", caption, f"Stacked bars of seconds by phase. {texts}.", figure)]
 
 
 def parts(run: Run) -> dict[str, float]:
-    """Return the seconds of a run by the names of `PARTS`."""
+    """The seconds of a run by the names of `PARTS`."""
     seconds = {name: max(0.0, np.nan_to_num(run.total(f"{name}_seconds"))) for name in ("train", *MEASURED, "refresh", "select")}
     within = {part: seconds[name] for name, part in MEASURED.items()}
     rest = max(0.0, seconds["train"] - sum(within.values()))
     return {**within, "rest of training": rest, "refresh pass": seconds["refresh"], "selecting": seconds["select"]}
 
 
-MEASURED: Mapping[str, str] = {
-    "forward": "forward pass",
-    "backward": "backward pass",
-    "score": "looking",
-    "data": "waiting for data",
-}
-
-
 def classes(groups: list[Group]) -> list[Picture]:
-    """Return how much of each class was left out: a panel of bars for each group that left anything out."""
-    shares = {group.name: (group, class_shares(group)) for group in groups}
-    shown = {name: pair for name, pair in shares.items() if len(pair[1]) and (pair[1].abs() > 1e-9).any()}
+    """How much of each class was left out: a panel of bars for each group that left anything out."""
+    shares = {group.name: class_shares(group) for group in groups}
+    shown = {group.name: group for group in groups if (shares[group.name].abs() > 1e-9).any()}
     if not shown:
         return []
-    columns = 1 if len(shown) == 1 else 2
-    rows = -(-len(shown) // columns)
-    bars = max(min(len(share), FEW_CLASSES) for _, share in shown.values())
-    figure, axes = new_figure(rows, 0.17 * bars + 0.75, columns=columns, sharex=True)
-    for place, (name, (group, share)) in zip(axes.flat, shown.items(), strict=False):
-        draw_classes(place, group.counted[0], share)
-        place.set_title(wrapped(name, 54 if columns == 1 else 26), fontsize=9.5)
-    for place in axes.flat[len(shown) :]:
-        place.set_axis_off()
+    bars = max(min(len(shares[name]), FEW_CLASSES) for name in shown)
+    figure, panels = tiles(list(shown), 0.17 * bars + 0.75, sharex=True)
+    for place, (name, group) in zip(panels, shown.items(), strict=True):
+        draw_classes(place, group.counted[0], shares[name])
     figure.supxlabel("share of the epochs in which a sample was left out (%)", fontsize=10)
     caption = (
         "How often a sample of each class was hidden, on average; where a method does not hide, how often it was not trained, "
@@ -158,14 +131,16 @@ def classes(groups: list[Group]) -> list[Picture]:
 
 
 def class_shares(group: Group) -> pd.Series:
-    """Return the mean percentage of epochs in which a sample of each class was left out, over the finished runs that say so."""
+    """The mean percentage of epochs in which a sample of each class was left out, over the finished runs with samples of known class."""
     found = []
     for run in group.counted:
-        if run.samples is None or run.samples.epochs < 1 or not len(run.samples.classes):
-            continue
-        times = run.samples.classes / run.samples.epochs
-        found.append(times["times_hidden"] if run.family == "hide" else 1 - times["times_trained"])
-    return 100 * pd.concat(found).groupby(level=0).mean() if found else pd.Series(dtype="float64")
+        if run.samples is not None and run.samples.epochs >= 1 and len(run.samples.classes):
+            times = run.samples.classes / run.samples.epochs
+            found.append(times["times_hidden"] if run.family == "hide" else 1 - times["times_trained"])
+    if not found:
+        return pd.Series(dtype="float64")
+    mean: Any = pd.concat(found).groupby(level=0).mean()
+    return 100 * mean
 
 
 def draw_classes(axes: Axes, run: Run, share: pd.Series) -> None:
@@ -174,7 +149,7 @@ def draw_classes(axes: Axes, run: Run, share: pd.Series) -> None:
     if len(ordered) > FEW_CLASSES:
         ordered = pd.concat([ordered.iloc[:ENDS], ordered.iloc[-ENDS:]])
     places = np.arange(len(ordered)) + 0.6 * (len(share) > FEW_CLASSES) * (np.arange(len(ordered)) >= ENDS)
-    axes.barh(places, ordered.to_numpy(), height=0.7, color="#0072B2")
+    axes.barh(places, ordered.to_numpy(), height=0.7, color=BLUE)
     names = [run.class_name(int(target)) for target in ordered.index]
     axes.set_yticks(places, [name if len(name) <= 18 else f"{name[:17]}…" for name in names], fontsize=9.5)
     axes.invert_yaxis()

@@ -1,27 +1,23 @@
-"""Reads run folders, as `kakurenbo_lightning.record.recorder` writes them; what cannot be read is named instead of raised."""
+"""Reads run folders, as :class:`~kakurenbo_lightning.record.RunRecorder` writes them; what cannot be read is named instead of raised."""
+
+from __future__ import annotations
 
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pyarrow import parquet
 
-FORMAT = 1  # of run.json
-RUN, HISTORY, SAMPLES, THUMBNAILS = "run.json", "selection.parquet", "samples.parquet", "thumbnails.npz"
-OLD = ("results.json", "metrics.csv")  # what runs without run.json left
-PARTS = (HISTORY, SAMPLES, THUMBNAILS)  # what no folder has without run.json, unless that was lost
-STATUSES = ("running", "finished", "stopped")
-HISTOGRAM = "loss_histogram"
-COUNTED = ("times_trained", "times_hidden")
+from kakurenbo_lightning.record import schema
+from kakurenbo_lightning.record.schema import EPOCHS, HISTOGRAM, RUN, SAMPLES, THUMBNAILS, Thumbnails
 
-Read = TypeVar("Read")
+COUNTED = ["times_trained", "times_hidden"]
 
 
 @dataclass(frozen=True)
@@ -33,27 +29,8 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class History:
-    """One row per epoch.
-
-    Attributes:
-        columns: float64 by metric, NaN where an epoch has none; the index is the epoch, ascending.
-        edges: float64 [B + 1], edges of the loss histograms; None without them.
-        counts: int64 [epochs, B], samples by loss; None without them.
-    """
-
-    columns: pd.DataFrame = field(default_factory=pd.DataFrame)
-    edges: np.ndarray | None = None
-    counts: np.ndarray | None = None
-
-    def column(self, name: str) -> pd.Series:
-        """Return a column, all NaN where the run has none."""
-        return self.columns[name] if name in self.columns else pd.Series(np.nan, self.columns.index)
-
-
-@dataclass(frozen=True)
 class Samples:
-    """What samples.parquet says, summed up.
+    """A summary of samples.parquet.
 
     Attributes:
         epochs: how many epochs it covers.
@@ -67,77 +44,56 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Thumbnails:
-    """Pictures: uint8 [h, w, 3] by data set index, and the indices of the most and least hidden samples in order."""
-
-    images: dict[int, np.ndarray]
-    most_hidden: list[int]
-    least_hidden: list[int]
-
-
-@dataclass(frozen=True)
 class Run:
-    """One training run; figures that its folder does not have are NaN or None.
+    """One training run; numbers that its folder does not have are NaN.
 
     Attributes:
         folder: where it was read.
-        info: run.json as it is.
-        totals: sums over the run by name, as in `kakurenbo_lightning.totals.Totals`.
+        info: run.json in the current format.
+        totals: sums over the run by name, as in `SampleSelection.totals`.
+        metric: name of the validation metric, as it was logged: val/accuracy.
+        score: its last value.
+        seconds: of training, refreshing and selecting, without validation.
+        history: float64, one row per epoch, NaN where an epoch has no value.
+        losses: int64 [epochs, B], samples by loss when an epoch was planned, between `schema.LOSS_EDGES`.
     """
 
     folder: Path
     info: Mapping[str, Any]
-    history: History
-    samples: Samples | None
-    thumbnails: Thumbnails | None
+    method: str
+    status: str
+    family: str
+    settings: Mapping[str, Any]
+    config: Mapping[str, Any]
     totals: Mapping[str, float]
+    seed: int | None
+    metric: str | None
+    score: float
+    seconds: float
+    history: pd.DataFrame = field(default_factory=pd.DataFrame)
+    losses: np.ndarray | None = None
+    samples: Samples | None = None
+    thumbnails: Thumbnails | None = None
 
-    @property
-    def method(self) -> str:
-        """Name of the method."""
-        return self.info["method"]
-
-    @property
-    def family(self) -> str:
-        """Family of the method: hide, backprop or pod."""
-        return str(self.info.get("family") or "hide")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings of the method."""
-        return mapping(self.info.get("settings"))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The Hydra configuration, empty when the run had none."""
-        return mapping(self.info.get("config"))
-
-    @property
-    def seed(self) -> int | None:
-        """Seed of the run."""
-        seed = self.info.get("seed")
-        return seed if isinstance(seed, int) else None
-
-    @property
-    def status(self) -> str:
-        """One of running, finished, stopped."""
-        return self.info["status"]
-
-    @property
-    def metric(self) -> str | None:
-        """Name of the validation metric, as it was logged: val/accuracy."""
-        metric = self.info.get("metric")
-        return metric if isinstance(metric, str) and metric else None
-
-    @property
-    def score(self) -> float:
-        """Last value of the metric."""
-        return number(self.info.get("score"))
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training, refresh passes and selection, without validation."""
-        return number(self.info.get("seconds"))
+    @classmethod
+    def of(cls, folder: Path, info: Mapping[str, Any], **contents: Any) -> Run:
+        """The run that a run.json describes, any value of which may be of a kind that nobody thought of."""
+        seed, metric = info.get("seed"), info.get("metric")
+        return cls(
+            folder,
+            info,
+            method=info["method"],
+            status=info.get("status", "finished"),
+            family=str(info.get("family") or "hide"),
+            settings=mapping(info.get("settings")),
+            config=mapping(info.get("config")),
+            totals={str(name): number(value) for name, value in mapping(info.get("totals")).items()},
+            seed=seed if isinstance(seed, int) else None,
+            metric=metric if isinstance(metric, str) and metric else None,
+            score=number(info.get("score")),
+            seconds=number(info.get("seconds")),
+            **contents,
+        )
 
     @property
     def progress(self) -> str:
@@ -148,51 +104,67 @@ class Run:
     def class_name(self, target: int) -> str:
         """Name of a class, its number when it has none, `?` when it is unknown."""
         names = self.info.get("class_names")
-        if target < 0:
-            return "?"
-        known = isinstance(names, list) and target < len(names)
-        return " ".join(str(names[target]).split()) if known else str(target)
+        if isinstance(names, list) and 0 <= target < len(names):
+            return " ".join(str(names[target]).split())
+        return "?" if target < 0 else str(target)
 
-    def total(self, *names: str) -> float:
-        """Return the sum of totals, NaN when one is missing."""
-        return sum(self.totals.get(name, math.nan) for name in names)
+    def total(self, name: str) -> float:
+        """A sum over the run."""
+        return self.totals.get(name, math.nan)
 
     @property
-    def hidden_share(self) -> float:
-        """Share of all presentations that were hidden, or looked at and rejected."""
-        left_out, trained = self.total("samples_hidden", "samples_rejected"), self.total("samples_trained")
-        return left_out / max(1.0, left_out + trained) if not math.isnan(left_out + trained) else math.nan
+    def figures(self) -> dict[str, float]:
+        """What the run came to and what it cost.
+
+        `hidden_share` is that of all presentations that were hidden, or scored and rejected. `time_share` is the time that the run would
+        ideally take, relative to one that trains every sample: (1 - f) + g * forward, where f is the hidden share, g the share that went
+        through a forward-only pass, and `forward` what that pass costs relative to a training step, as measured in this run.
+        """
+        trained = self.total("samples_trained")
+        left_out = self.total("samples_hidden") + self.total("samples_rejected")
+        kept = 1 - left_out / np.maximum(1.0, left_out + trained)
+        scoring = self.total("refresh_seconds") + self.total("score_seconds")
+        training = self.total("train_seconds") - self.total("score_seconds")
+        return {
+            "score": self.score,
+            "seconds": self.seconds,
+            "samples_trained": trained,
+            "forwards": trained + self.total("samples_refreshed") + self.total("samples_scored"),
+            "backwards": trained,
+            "hidden_share": 1 - kept,
+            "time_share": kept * (1 + scoring / training) if training > 0 else kept,
+        }
 
 
-def number(value: object) -> float:
-    """Return a finite number as it is, NaN for everything else."""
+def number(value: Any) -> float:
+    """A finite number as it is, NaN for everything else."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
     return float(value) if is_number else math.nan
 
 
-def clean(text: str) -> str:
-    """Return text that can be written as UTF-8: names of files and half an emoji may hold what cannot."""
-    return text.encode(errors="replace").decode()
-
-
 def mapping(value: object) -> dict[str, Any]:
-    """Return a dict as it is, an empty one for everything else."""
+    """A dict as it is, an empty one for everything else."""
     return value if isinstance(value, dict) else {}
 
 
+def clean(text: str) -> str:
+    """Text that can be written as UTF-8: names of files and half an emoji may hold what cannot."""
+    return text.encode(errors="replace").decode()
+
+
+# --- folders
+
+
 def read_runs(folders: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
-    """Return the runs at any depth of the folders, each once and in the order of their paths, and what was left out."""
+    """The runs at any depth of the folders, each once and in the order of their paths, and what was left out."""
     problems: list[Problem] = []
-    found: dict[Path, None] = {}
-    for folder in folders:
-        for path in run_folders(folder, problems):
-            found[path] = None
+    found = dict.fromkeys(path for folder in folders for path in run_folders(folder, problems))
     runs = [read_run(folder, problems) for folder in found]
     return [run for run in runs if run is not None], list(dict.fromkeys(problems))
 
 
 def run_folders(folder: Path, problems: list[Problem]) -> list[Path]:
-    """Return the folders below (and including) `folder` that hold a run.json."""
+    """The folders at and below `folder` that hold a run.json."""
     try:
         if folder.name == RUN and folder.is_file():
             folder = folder.parent
@@ -200,29 +172,22 @@ def run_folders(folder: Path, problems: list[Problem]) -> list[Path]:
             problems.append(Problem(str(folder), "is not a folder" if folder.exists() else "is not there"))
             return []
     except OSError as error:  # a name that is too long, a folder above that may not be entered
-        problems.append(closed(error, str(folder)))
+        problems.append(_closed(error, str(folder)))
         return []
     found: list[Path] = []
-    old: list[Path] = []
     for path, files in walk(folder.resolve(), problems):
         if RUN in files:
             found.append(path)
-        elif lost := [name for name in PARTS if name in files]:
-            reason = f"is of a run whose {RUN} is missing, so that nothing tells what it was; copy that file too, or train again"
+        elif lost := [name for name in (EPOCHS, SAMPLES, THUMBNAILS) if name in files]:
+            reason = f"is of a run whose {RUN} is missing, so that nothing says what it was; copy that file too, or train again"
             problems.append(Problem(str(path / lost[0]), reason))
-        elif not any(other.parent in (path, *path.parents) for other in old):
-            old += [path / name for name in OLD if name in files][:1]
-    for path in old:
-        if not any(path.parent in run.parents or run in path.parents for run in found):
-            reason = f"is of a run without {RUN}: an older version made it, or it was made with record=none, or it ended at once"
-            problems.append(Problem(str(path), f"{reason}; train again to have it here"))
     return found
 
 
 def walk(top: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]:
     """Yield each folder at and below `top` once, with the names of its files; links are followed, but not upwards."""
     known: set[Path] = set()
-    opened = os.walk(top, followlinks=True, onerror=lambda error: problems.append(closed(error, error.filename)))
+    opened = os.walk(top, followlinks=True, onerror=lambda error: problems.append(_closed(error, error.filename)))
     for name, folders, files in opened:
         path = Path(name).resolve()
         if path in known or path in top.parents:
@@ -233,144 +198,114 @@ def walk(top: Path, problems: list[Problem]) -> Iterator[tuple[Path, list[str]]]
         yield path, files
 
 
-def closed(error: OSError, path: str) -> Problem:
-    """Return that a folder could not be looked into."""
+def _closed(error: OSError, path: str) -> Problem:
     return Problem(path, f"cannot be opened: {error.strerror or error}")
 
 
+# --- one run
+
+
 def read_run(folder: Path, problems: list[Problem]) -> Run | None:
-    """Return the run of a folder, with what is readable; None when run.json is not."""
-    info = attempt(folder / RUN, read_description, problems)
-    if info is None:
-        return None
-    begun = info["status"] == "finished" or number(info.get("epochs")) > 0
-    history = attempt(folder / HISTORY, read_history, problems, needed=begun)
-    if history is not None:  # apart from its columns, so that broken histograms leave these
-        counted = attempt(folder / HISTORY, lambda path: with_histograms(path, history), problems)
-        history = counted or history
-    thumbnails = attempt(folder / THUMBNAILS, read_thumbnails, problems, needed=False)
-    shown = list(thumbnails.images) if thumbnails else []
-    samples = attempt(folder / SAMPLES, lambda path: read_samples(path, shown), problems, needed=info["status"] == "finished")
-    totals = {str(name): number(value) for name, value in mapping(info.get("totals")).items()}
-    return Run(folder, info, history or History(), samples, thumbnails, totals)
+    """The run of a folder, with what is readable; None when run.json is not."""
 
-
-def attempt(path: Path, read: Callable[[Path], Read], problems: list[Problem], needed: bool = True) -> Read | None:
-    """Return what `read` makes of a file; None, with a problem noted, when the file is broken or `needed` and missing."""
-    try:
-        if not path.is_file():
+    def attempt(name: str, read: Callable[[Path], Any], needed: bool = True) -> Any:
+        """What `read` makes of a file; None, with a problem noted, when it is broken, or `needed` and missing."""
+        path = folder / name
+        try:
+            if path.is_file():
+                if path.stat().st_size == 0:
+                    raise ValueError("the file is empty")
+                return read(path)
             if needed:
                 problems.append(Problem(str(path), "is missing, and with it what the report shows of it"))
-            return None
-        if path.stat().st_size == 0:
-            raise ValueError("the file is empty")
-        return read(path)
-    except Exception as error:  # a broken file makes its reader raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        problems.append(Problem(str(path), f"cannot be read (half-written or changed?): {reason}"))
+        except Exception as error:  # a broken file makes its reader raise anything
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            problems.append(Problem(str(path), f"cannot be read (half-written or changed?): {reason}"))
         return None
 
+    info = attempt(RUN, read_info)
+    if info is None:
+        return None
+    finished = info["status"] == "finished"
+    history = attempt(EPOCHS, read_history, needed=finished or number(info.get("epochs")) > 0)
+    losses = None if history is None else attempt(EPOCHS, read_losses)  # apart: broken histograms leave the other columns
+    thumbnails = attempt(THUMBNAILS, read_thumbnails, needed=False)
+    shown = list(thumbnails.images) if thumbnails else []
+    samples = attempt(SAMPLES, lambda path: read_samples(path, shown), needed=finished)
+    history = pd.DataFrame() if history is None else history
+    return Run.of(folder, info, history=history, losses=losses, samples=samples, thumbnails=thumbnails)
 
-def read_description(path: Path) -> dict[str, Any]:
-    """Return run.json.
 
-    Raises:
-        ValueError: it is no JSON of this format.
-    """
+def read_info(path: Path) -> dict[str, Any]:
+    """The content of run.json, in the current format; a ValueError says what is wrong with it."""
     info = json.loads(clean(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False)))
     if not isinstance(info, dict):
         raise ValueError("it holds no JSON object")
-    if info.get("format") != FORMAT:
-        raise ValueError(f"format={info.get('format')!r}, and this version reads {FORMAT}: install the version that wrote it")
+    info = schema.upgraded(info)
     if not isinstance(info.get("method"), str) or not info["method"]:
         raise ValueError("it names no method")
-    if info.get("status") not in STATUSES:
-        raise ValueError(f"status={info.get('status')!r} is none of {', '.join(STATUSES)}")
+    if info.get("status") not in schema.STATUSES:
+        raise ValueError(f"status={info.get('status')!r} is none of {', '.join(schema.STATUSES)}")
     return info
 
 
-def read_history(path: Path) -> History:
-    """Return every column of numbers in selection.parquet.
+def read_history(path: Path) -> pd.DataFrame:
+    """Every column of numbers in selection.parquet, by epoch."""
+    frame = read_table(path)[0].drop(columns=HISTOGRAM, errors="ignore")
+    if "samples_looked" in frame:
+        frame = frame.rename(columns=schema.FORMAT_1)
+    frame = frame.apply(pd.to_numeric, errors="coerce").astype("float64").replace([np.inf, -np.inf], np.nan)
+    return frame.loc[_rows_by_epoch(frame)].astype({"epoch": int}).set_index("epoch")
 
-    Raises:
-        ValueError: it has no column `epoch`.
+
+def read_losses(path: Path) -> np.ndarray | None:
+    """The loss histograms in selection.parquet; None when it has none, a ValueError when an epoch lacks one."""
+    frame, _ = read_table(path)
+    if HISTOGRAM not in frame:
+        return None
+    counts, bins = frame[HISTOGRAM].loc[_rows_by_epoch(frame)].tolist(), len(schema.LOSS_EDGES) - 1
+    if any(one is None or len(one) != bins or np.isnan(one).any() for one in counts):
+        raise ValueError(f"{HISTOGRAM} has gaps or not {bins} bins, so that the losses are not drawn; the other columns are")
+    return np.array(counts, dtype=np.int64).reshape(len(counts), bins)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> tuple[pd.DataFrame, dict[bytes, bytes]]:
+    """A parquet file, or some columns of it, with its metadata; a ValueError names columns that it lacks.
+
+    The `read_table` of parquet would take a folder named F=0.2 for a column.
     """
-    table = read_table(path)
-    if "epoch" not in table.column_names:
-        raise ValueError("it has no column epoch")
-    names = [name for name in table.column_names if name != HISTOGRAM]
-    columns = table.select(names).to_pandas().apply(pd.to_numeric, errors="coerce").astype("float64")
-    columns = columns.replace([np.inf, -np.inf], np.nan)
-    return History(columns.loc[rows_by_epoch(columns["epoch"])].astype({"epoch": int}).set_index("epoch"))
+    with path.open("rb") as opened:
+        file = parquet.ParquetFile(opened)
+        missing = [name for name in columns or ["epoch"] if name not in file.schema_arrow.names]
+        if missing:
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        return file.read(columns=columns).to_pandas(), file.schema_arrow.metadata or {}
 
 
-def with_histograms(path: Path, history: History) -> History:
-    """Return the history with the loss histograms in selection.parquet, without them when it has none.
-
-    Raises:
-        ValueError: they do not fit their edges, or an epoch has none.
-    """
-    table = read_table(path)
-    edges = json.loads((table.schema.metadata or {}).get(b"loss_edges", b"null"))
-    if edges is None or HISTOGRAM not in table.column_names:
-        return history
-    rows = rows_by_epoch(pd.to_numeric(table["epoch"].to_pandas(), errors="coerce").replace([np.inf, -np.inf], np.nan))
-    histograms = [table[HISTOGRAM][row].as_py() for row in rows]
-    if any(one is None or None in one for one in histograms):
-        raise ValueError(f"{HISTOGRAM} has gaps, so that the losses are not drawn; the other columns are")
-    edges = np.asarray(edges, dtype=np.float64)
-    bins = {len(one) for one in histograms}
-    if bins - {len(edges) - 1}:
-        raise ValueError(f"its histograms have {', '.join(map(str, sorted(bins)))} bins and {len(edges)} edges")
-    return replace(history, edges=edges, counts=np.array(histograms, dtype=np.int64).reshape(len(rows), -1))
-
-
-def read_table(path: Path) -> pa.Table:
-    """Return a parquet file; the `read_table` of parquet would take a folder named F=0.2 for a column."""
-    with path.open("rb") as file:
-        return parquet.ParquetFile(file).read()
-
-
-def rows_by_epoch(epochs: pd.Series) -> pd.Index:
-    """Return the rows in the order of their epochs, of each epoch the last."""
+def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
+    """The rows in the order of their epochs, of each epoch the last."""
+    epochs: Any = pd.to_numeric(frame["epoch"], errors="coerce")
+    epochs = epochs.replace([np.inf, -np.inf], np.nan)
     return epochs.dropna().drop_duplicates(keep="last").sort_values().index
 
 
 def read_samples(path: Path, shown: list[int]) -> Samples:
-    """Return samples.parquet in sums, and in full the rows of the data set indices `shown`.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    wanted = ["index", "loss", "target", *COUNTED]
-    with path.open("rb") as opened:
-        file = parquet.ParquetFile(opened)
-        schema = file.schema_arrow
-        missing = [name for name in wanted if name not in schema.names]
-        if missing:
-            raise ValueError(f"it has no column {', '.join(missing)}")
-        rows = file.read(columns=wanted).to_pandas().apply(pd.to_numeric, errors="coerce").dropna(subset=["index", "target"])
-    rows = rows.astype({"index": int, "target": int}).drop_duplicates("index", keep="last").set_index("index")
-    epochs = int(json.loads((schema.metadata or {}).get(b"epochs", b"0")))
-    classes = rows[rows["target"] >= 0].groupby("target")[list(COUNTED)].mean()
+    """A summary of samples.parquet, with the rows of the data set indices `shown`."""
+    table, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
+    numbers: Any = table.apply(pd.to_numeric, errors="coerce")
+    rows: Any = numbers.dropna(subset=["index", "target"]).astype({"index": int, "target": int})
+    rows = rows.drop_duplicates("index", keep="last").set_index("index")
+    epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
+    classes = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()
     return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)])
 
 
 def read_thumbnails(path: Path) -> Thumbnails:
-    """Return thumbnails.npz.
-
-    Raises:
-        ValueError: its pictures are none, or not as many as their indices.
-    """
+    """The content of thumbnails.npz; a ValueError says what is wrong with its pictures."""
     with np.load(path, allow_pickle=False) as file:
         indices, images = file["indices"].tolist(), file["images"]
         orders = [[index for index in file[name].tolist() if index in indices] for name in ("most_hidden", "least_hidden")]
-    if (
-        images.ndim != 4
-        or images.shape[3] != 3
-        or images.dtype != np.uint8
-        or len(images) != len(indices)
-        or 0 in images.shape[1:]
-    ):
+    right = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and 0 not in images.shape[1:]
+    if not right or len(images) != len(indices):
         raise ValueError(f"its pictures are {images.dtype} of the shape {images.shape} for {len(indices)} samples")
     return Thumbnails(dict(zip(indices, images, strict=True)), *orders)

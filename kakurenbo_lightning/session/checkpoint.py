@@ -1,212 +1,327 @@
-"""What a checkpoint holds of a selection, and whether it belongs to the run that loads it."""
+"""What a checkpoint holds of a session: two pure functions, and whether it belongs to the session that loads it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
-from kakurenbo_lightning.core.distributed import gather, together
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.random import rng_state
-from kakurenbo_lightning.core.shard import deal
-from kakurenbo_lightning.errors import ConflictError, MismatchError
+from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
+from kakurenbo_lightning.core.shard import Layout
+from kakurenbo_lightning.errors import MismatchError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.draw.base import StreamMethod
+from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.trainer.lr_schedule import positions
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+READABLE = (1, STATE_VERSION)
+# names of version 1: of totals, of an epoch's counts, and of what is logged of it
+_RENAMED = {"samples_looked": "samples_scored", "look_seconds": "score_seconds", "looked": "scored"}
 
 
-def describe_method(method: Method) -> dict[str, Any]:
-    """Name and settings, as plain values."""
+@dataclass(frozen=True)
+class SessionState:
+    """Everything a checkpoint holds of a session.
+
+    Attributes:
+        method: name and settings of the method, see :func:`describe_method`.
+        fingerprint: of the data set, and of the part of it that can be trained.
+        seed: of order and choice.
+        epoch: where the session is.
+        layout: ranks and batches that trained it; its rank says nothing.
+        full_batches: batches of a full epoch that schedules were built for.
+        schedules: where the schedulers stood when the epoch, or this layout of it, began.
+        statistics: columns by name, each ``[N]`` on the CPU.
+        totals: sums over the epochs.
+        restart: of a static method.
+        rng: random streams by rank; none where ranks could not be asked.
+        engines: what the engine remembers, by rank; ``None`` for one that remembers nothing.
+        shared: what the engine remembers on every rank alike.
+    """
+
+    method: dict[str, Any]
+    fingerprint: str
+    seed: int
+    epoch: EpochState
+    layout: Layout
+    full_batches: int
+    schedules: dict[str, Any]
+    statistics: dict[str, Tensor]
+    totals: Totals
+    restart: dict[str, Any]
+    rng: list[dict[str, Any]]
+    engines: list[dict[str, Any]] | None
+    shared: Any
+
+    @property
+    def num_samples(self) -> int:
+        """Length of the data set."""
+        return len(self.statistics["loss"])
+
+
+def to_state(state: SessionState) -> dict[str, Any]:
+    """Plain tensors, numbers and strings, which load with ``weights_only=True``.
+
+    Raises:
+        TypeError: something else is in the state; named by its place.
+    """
+    epoch, layout = state.epoch, state.layout
+    plain = {
+        "version": STATE_VERSION,
+        **state.method,
+        "num_samples": state.num_samples,
+        "fingerprint": state.fingerprint,
+        "seed": state.seed,
+        "epoch": epoch.epoch,
+        "step": epoch.step,
+        "phase": epoch.phase.value,
+        "done": list(epoch.done),
+        "plan": _plan_state(epoch.plan, state.num_samples),
+        "metrics": dict(epoch.metrics),
+        "ended_metrics": dict(epoch.ended_metrics),
+        "world_size": layout.world_size,
+        "batch_size": layout.batch_size,
+        "drop_last": layout.drop_last,
+        "shuffle": layout.shuffle,
+        "full_batches": state.full_batches,
+        "schedules": state.schedules,
+        "statistics": state.statistics,
+        "totals": asdict(state.totals),
+        "rng": state.rng,
+        "engines": state.engines,
+        "shared": state.shared,
+    }
+    # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
+    return {**as_plain(plain, "selection"), "restart": state.restart}
+
+
+def from_state(state: Mapping[str, Any]) -> SessionState:
+    """Read a state of this release or of the one before.
+
+    Raises:
+        MismatchError: it is of a release that this one does not read.
+    """
+    version = state.get("version")
+    if version not in READABLE:
+        raise MismatchError(
+            f"the checkpoint's selection state has version {version!r}, this release reads {READABLE[0]} to {STATE_VERSION} (another "
+            "release of kakurenbo-lightning wrote it)"
+        )
+    if version == 1:
+        state = _from_version_1(state)
+    epoch = EpochState(
+        epoch=state["epoch"],
+        step=state["step"],
+        phase=Phase(state["phase"]),
+        plan=_plan_of(state["plan"], state["num_samples"]),
+        done=tuple(state["done"]),
+        metrics=dict(state["metrics"]),
+        ended_metrics=dict(state["ended_metrics"]),
+    )
+    layout = Layout(
+        state["batch_size"],
+        state["world_size"],
+        drop_last=state["drop_last"],
+        shuffle=state["shuffle"],
+        seed=state["seed"],
+        epoch=epoch.epoch,
+        done=epoch.done,
+    )
+    return SessionState(
+        method={"method": state["method"], "settings": dict(state["settings"])},
+        fingerprint=state["fingerprint"],
+        seed=state["seed"],
+        epoch=epoch,
+        layout=layout,
+        full_batches=state["full_batches"],
+        schedules=dict(state["schedules"]),
+        statistics=dict(state["statistics"]),
+        totals=Totals(**state["totals"]),
+        restart=dict(state["restart"]),
+        rng=list(state["rng"]),
+        engines=state["engines"],
+        shared=state["shared"],
+    )
+
+
+# --- the plan
+
+
+def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
+    if isinstance(plan, StreamPlan):
+        return {"samples": plan.samples, "metrics": dict(plan.metrics)}
     return {
-        "method": method.name,
-        "settings": {field.name: _plain(getattr(method, field.name)) for field in fields(method)} | method.contents(),
+        "hidden": plan.hidden.clone(),
+        # what is not hidden follows from what is, but for plans that draw
+        "indices": None if plan.is_complement(num_samples) else plan.indices.clone(),
+        "weights": None if plan.weights is None else plan.weights.clone(),
+        "lr_factor": plan.lr_factor,
+        "metrics": dict(plan.metrics),
     }
 
 
-def mismatches(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between the identities of a saved and the current selection, in words.
+def _plan_of(state: Mapping[str, Any], num_samples: int) -> Plan:
+    if "samples" in state:
+        return StreamPlan(num_samples, state["samples"], dict(state["metrics"]))
+    if state["indices"] is not None:
+        return EpochPlan(state["indices"], state["hidden"], state["weights"], state["lr_factor"], dict(state["metrics"]))
+    mask = torch.zeros(num_samples, dtype=torch.bool).index_fill_(0, state["hidden"], True)
+    return EpochPlan.hide(mask, state["lr_factor"], dict(state["metrics"]), state["weights"])
 
-    An identity has ``method``, ``settings``, ``num_samples``, ``fingerprint`` and ``seed`` (``None``: any).
+
+# --- version 1
+
+
+def _from_version_1(old: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of release 0.1 in the words of this one."""
+    started = Phase.TRAINED if old["ending"] else Phase.TRAINING if old["step"] else Phase.PLANNED
+    plan = {name: old[name] for name in ("hidden", "indices", "weights", "lr_factor")} | {"metrics": old["plan_metrics"]}
+    if old["shared"] is not None:  # the tree of a stream that has started
+        batches = old["settings"]["epoch_length"] or -(-old["num_samples"] // old["batch_size"])
+        plan = {"samples": old["epoch_samples"] or batches * old["batch_size"], "metrics": old["plan_metrics"]}
+    engines = old["driven"]
+    if engines is not None and all("counts" in engine for engine in engines):
+        engines = [{**engine, "counts": _renamed(engine["counts"])} for engine in engines]
+    return {
+        **old,
+        "phase": (Phase.ENDED if old["counted"] else started).value,
+        "plan": plan,
+        "metrics": _renamed(old["metrics"]),
+        "ended_metrics": {},
+        "schedules": old["paces"],
+        "totals": _renamed(old["totals"]),
+        "engines": engines,
+    }
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {_RENAMED.get(name, name): value for name, value in values.items()}
+
+
+# --- whose it is
+
+
+def describe_method(method: Method) -> dict[str, Any]:
+    """Name and settings of a method, as plain values."""
+    settings = {field.name: _listed(getattr(method, field.name)) for field in fields(method)}  # a loaded list equals a list
+    return {"method": method.name, "settings": as_plain(settings, method.name) | method.contents()}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint must share with the session that loads it.
+
+    Attributes:
+        method: name and settings, see :func:`describe_method`.
+        num_samples: of the data set.
+        fingerprint: of the data set.
+        seed: that the user gave; ``None`` fits any.
     """
-    if saved["method"] != current["method"]:
-        return [f"method={current['method']!r}, the checkpoint has {saved['method']!r}"]
+
+    method: dict[str, Any]
+    num_samples: int
+    fingerprint: str
+    seed: int | None
+
+
+def mismatches(saved: SessionState, current: Identity) -> list[str]:
+    """What differs between a saved session and the current one, in words."""
+    if saved.method["method"] != current.method["method"]:
+        return [f"method={current.method['method']!r}, the checkpoint has {saved.method['method']!r}"]
     differing = []
-    if saved["num_samples"] != current["num_samples"]:
-        differing.append(f"the data set has {current['num_samples']} samples, the checkpoint's had {saved['num_samples']}")
-    elif saved["fingerprint"] != current["fingerprint"]:
-        differing.append("the data set has other samples than the checkpoint's (compared by a hash of a few of them)")
-    names = sorted(saved["settings"].keys() | current["settings"].keys())
-    for name in names:
-        old, new = (identity["settings"].get(name, "not set") for identity in (saved, current))
+    if saved.num_samples != current.num_samples:
+        differing.append(f"the data set has {current.num_samples} samples, the checkpoint's had {saved.num_samples}")
+    elif saved.fingerprint != current.fingerprint:
+        same = saved.fingerprint.split("/")[0] == current.fingerprint.split("/")[0]
+        differing.append(
+            "the train loader's sampler yields other samples of the data set than the checkpoint's"
+            if same
+            else "the data set has other samples than the checkpoint's (compared by a hash of a few of them)"
+        )
+    settings = saved.method["settings"], current.method["settings"]
+    for name in sorted(settings[0].keys() | settings[1].keys()):
+        old, new = (there.get(name, "not set") for there in settings)
         if old != new:
             differing.append(f"{name}={brief(new)}, the checkpoint has {brief(old)}")
-    if current["seed"] is not None and saved["seed"] != current["seed"]:
-        differing.append(f"seed={current['seed']!r}, the checkpoint has {saved['seed']!r}")
+    if current.seed is not None and saved.seed != current.seed:
+        differing.append(f"seed={current.seed!r}, the checkpoint has {saved.seed!r}")
     return differing
 
 
-def check_version(state: dict[str, Any]) -> None:
-    """Raise :class:`MismatchError` for a state of another version."""
-    if state.get("version") != STATE_VERSION:
-        raise MismatchError(
-            f"the checkpoint's selection state has version {state.get('version')!r}, this release reads {STATE_VERSION} (another "
-            "release of kakurenbo-lightning wrote it)"
-        )
+def fitting_state(state: Mapping[str, Any], current: Identity, on_mismatch: Literal["error", "reset"]) -> SessionState | None:
+    """A checkpoint's state when it belongs to the current session; ``None`` when the user wants to forget one that does not.
+
+    Raises:
+        MismatchError: it does not, and the user did not say what to do then.
+    """
+    try:
+        saved = from_state(state)
+        if differing := mismatches(saved, current):
+            raise MismatchError(f"the checkpoint's selection does not fit this run: {'; '.join(differing)}")
+        return saved
+    except MismatchError as error:
+        if on_mismatch == "error":
+            raise MismatchError(
+                f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "
+                "statistics and start the selection from the beginning"
+            ) from None
+        rank_zero_warn(f"the selection starts from the beginning, nothing is hidden at first: {error}")
+        return None
 
 
-class Resumable:
-    """The part of :class:`~kakurenbo_lightning.run.Session` that writes its state and takes one over."""
+def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str, Any] | None]:
+    """Where a session with ``layout`` goes on, and the random streams it goes on with.
 
-    def state_dict(self, collective: bool) -> dict[str, Any]:
-        """See :meth:`SampleSelection.state_dict`; ``collective``: every rank is here."""
-        if self.plan is None:
-            return self._loaded or {}  # nothing has happened since it was loaded
-        rng_of_training = self._training_rng or rng_state()
-        driven = None if self.engine is None else self.engine.state_dict(not collective, self.adapter.done_batches())
-        if collective:
-            self.merge()
-            with together("save a checkpoint", self.position()):
-                rng, driven = gather(rng_of_training), gather(driven)
-        else:
-            rng, driven = ([rng_of_training], [driven]) if self._sampler.num_replicas == 1 else ([], [driven])
-        return {
-            "version": STATE_VERSION,
-            **self._identity(),
-            "seed": self._seed,
-            "epoch": self.epoch,
-            "step": self.step,
-            "done": list(self._done),
-            "epoch_samples": self._epoch_samples,
-            "counted": self._counted,
-            "ending": self._ending,
-            "world_size": self._sampler.num_replicas,
-            "batch_size": self._sampler.batch_size,
-            "paces": self._aligner.state_dict(),
-            "full_batches": self._schedule_batches or self._full_batches,
-            "drop_last": self._sampler.drop_last,
-            "shuffle": self._sampler.shuffle,
-            "hidden": self.plan.hidden.clone(),
-            "indices": None if self.plan.is_complement() else self.plan.indices.clone(),
-            "weights": None if self.plan.weights is None else self.plan.weights.clone(),
-            "lr_factor": self.plan.lr_factor,
-            "plan_metrics": dict(self.plan.metrics),
-            "metrics": dict(self.metrics),
-            "statistics": self.statistics.state_dict(),
-            "totals": asdict(self.totals),
-            "restart": self.restart.state_dict(),
-            "rng": rng,
-            "driven": None if self.engine is None else driven,
-            "shared": None if self.engine is None else self.engine.shared_state(),
-        }
+    With the ranks and batches that were saved it goes on exactly; with others, what is left of the epoch is sharded over these, and
+    random streams are none.
+    """
+    before, epoch = saved.layout, saved.epoch
+    if (before.world_size, before.batch_size) == (layout.world_size, layout.batch_size):
+        return epoch, saved.rng[layout.rank] if len(saved.rng) == layout.world_size else None
+    done = epoch.step, epoch.plan.shard(before).samples_until(epoch.step)
+    rank_zero_info(
+        f"SampleSelection: the checkpoint is of {before.world_size} ranks with batches of {before.batch_size}, this run has "
+        f"{layout.world_size} with batches of {layout.batch_size}; what is left of epoch {epoch.epoch} is resharded "
+        f"after {done[1]:,} samples, random streams start again, step schedules keep their pace per epoch"
+    )
+    return replace(epoch, done=done), None
 
-    def _identity(self) -> dict[str, Any]:
-        return {
-            **describe_method(self._method),
-            "num_samples": len(self.statistics),
-            "fingerprint": self.fingerprint,
-            "seed": self._given_seed,
-        }
 
-    @property
-    def saved_restart(self) -> dict[str, Any] | None:
-        """What a state that was loaded, and not taken over yet, says of the restart."""
-        return None if self._loaded is None or self._loaded.get("method") != self._method.name else self._loaded.get("restart")
+# --- plain values
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until the data set is there; within a run (the LR finder restores one) take it over at once."""
-        if self.plan is not None and self.loader is not None and state:
-            self._apply_state(state)
-            self._rng = None  # Lightning does not turn back the random streams then
-        else:
-            self._loaded = dict(state) or None
 
-    def _apply_state(self, state: dict[str, Any]) -> None:
-        self._loaded = None
-        try:
-            check_version(state)
-            differing = mismatches(state, self._identity())
-            if differing:
-                raise MismatchError(f"the checkpoint's selection does not fit this run: {'; '.join(differing)}")
-        except MismatchError as error:
-            if self._on_mismatch == "error":
-                raise MismatchError(
-                    f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "
-                    "statistics and select anew"
-                ) from None
-            rank_zero_warn(f"the selection begins anew, nothing is hidden at first: {error}")
-            return
-        self.statistics.load_state_dict(state["statistics"])
-        mask = torch.zeros(len(self.statistics), dtype=torch.bool).index_fill_(0, state["hidden"], True)
-        self.plan = EpochPlan.hide(mask, state["lr_factor"], dict(state["plan_metrics"]), state["weights"])
-        if state["indices"] is not None:
-            self.plan = replace(self.plan, indices=state["indices"], hidden=state["hidden"])
-        self.epoch, self.step = state["epoch"], state["step"]
-        self._counted, self._ending = state["counted"], state["ending"]
-        self.metrics, self.totals = dict(state["metrics"]), Totals(**state["totals"])
-        self._seed = self._sampler.seed = state["seed"]
-        self._sampler.shuffle = state["shuffle"]
-        self.restart.load_state_dict(state["restart"])
-        if self.engine is not None:
-            self.engine.load_state_dict(state["driven"], state["shared"], self._sampler.rank, self._sampler.num_replicas)
-        self._done, self._paces, self._epoch_samples = tuple(state["done"]), dict(state["paces"]), state["epoch_samples"]
-        self._take_share(state)
+def as_plain(value: Any, place: str) -> Any:
+    """``value`` with Python numbers for NumPy's, so that it loads with ``weights_only=True``.
 
-    def take_over_rest(self) -> None:
-        """Apply a loaded state that no epoch came to use."""
-        if self._loaded is not None and self._sampler is not None:
-            self._arrive()
-            if self.plan is not None:
-                self._close_epoch()
-            self._restore_rng()
+    Args:
+        value: of dicts, lists, tuples, tensors, numbers, strings and ``None``.
+        place: where it is, for the error.
 
-    def _resume_publicly(self) -> None:
-        """Plan before Lightning takes the first batch of a resumed run, which it does not take again."""
-        self._arrive()
-        if self.plan is None:
-            return
-        if self._ending:
-            raise ConflictError(
-                f"the checkpoint was saved between the last batch of epoch {self.epoch} and its validation, where selection.wrap(...) "
-                "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
-            )
-        if self.step >= self._sampler.deal(self.plan, self.epoch, self._done).steps:
-            if self.epoch + 1 == self._max_epochs():
-                self._close_epoch()
-                return
-            self._close_epoch()
-            self._plan_epoch(self.epoch + 1, self._score_rest(self.epoch + 1))
-            self.step = 0
-        self._sampler.follow(self._sampler.deal(self.plan, self.epoch, self._done), start=self.step)
+    Raises:
+        TypeError: it holds something else.
+    """
+    if type(value) in (dict, OrderedDict):
+        return type(value)((key, as_plain(part, f"{place}.{key}")) for key, part in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(as_plain(part, f"{place}[{number}]") for number, part in enumerate(value))
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor):
+        return value
+    raise TypeError(
+        f"{place} is a {type(value).__name__}, which a checkpoint cannot hold and load with weights_only=True; use tensors, numbers, "
+        "strings, and dicts and lists of them"
+    )
 
-    def _take_share(self, state: dict[str, Any]) -> None:
-        """Go on where the saved ranks were, or, when there are other ranks or batches now, deal what is left anew."""
-        world_size, batch_size = state["world_size"], state["batch_size"]
-        if (world_size, batch_size) == (self._sampler.num_replicas, self._sampler.batch_size):
-            if len(state["rng"]) == world_size:
-                self._rng = state["rng"][self._sampler.rank]
-            if state["full_batches"] != self._full_batches:
-                self._schedule_batches = state["full_batches"]
-            return
-        self._schedule_batches = state["full_batches"]
-        self._paces.update(anchor_step=self.step, anchors=positions(self._trainer.lr_scheduler_configs))
-        options = {"drop_last": state["drop_last"], "shuffle": state["shuffle"], "seed": self._seed, "epoch": self.epoch}
-        if isinstance(self._method, StreamMethod) and self._method.streams(self._epoch(self.epoch)):
-            before = self._streamed(batch_size, world_size, self._done)
-            self._epoch_samples = self._epoch_samples or self._method.epoch_batches(len(self.statistics), batch_size) * batch_size
-        else:
-            before = deal(self.plan, batch_size, world_size, 0, **options, done=self._done)
-        self._done = (self.step, before.samples_until(self.step))
-        rank_zero_info(
-            f"SampleSelection: the checkpoint is of {world_size} ranks with batches of {batch_size}, this run has "
-            f"{self._sampler.num_replicas} with batches of {self._sampler.batch_size}; what is left of epoch {self.epoch} is dealt anew "
-            f"after {self._done[1]:,} samples, random streams begin anew, step schedules keep their pace per epoch"
-        )
+
+def _listed(value: Any) -> Any:
+    return [_listed(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def brief(value: Any) -> str:
@@ -215,7 +330,3 @@ def brief(value: Any) -> str:
     return (
         text if len(text) <= 80 else f"{text[:60]}... ({len(value)} values)" if hasattr(value, "__len__") else f"{text[:77]}..."
     )
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(part) for part in value] if isinstance(value, tuple | list) else value

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import Plan
 
 
-def planned(plan: EpochPlan, nonfinite: int, optimizers: Sequence[Optimizer]) -> dict[str, float]:
+def planned_metrics(plan: Plan, nonfinite: int, optimizers: Sequence[Optimizer]) -> dict[str, float]:
     """What a plan says of its epoch; ``nonfinite`` samples have a loss that is not finite."""
     metrics = {
         "candidates": 0.0,
@@ -26,14 +25,6 @@ def planned(plan: EpochPlan, nonfinite: int, optimizers: Sequence[Optimizer]) ->
     if groups and groups[0].get("lr") is not None:
         metrics["lr"] = float(groups[0]["lr"]) * plan.lr_factor
     return metrics
-
-
-def warn_nonfinite(count: int, total: int) -> None:
-    """``count`` of ``total`` samples have a loss that is not finite."""
-    rank_zero_warn(
-        f"{count} of {total} samples have a NaN or infinite loss; a method that goes by the loss never hides them. selection/nonfinite "
-        "counts them each epoch"
-    )
 
 
 def log_directly(trainer: pl.Trainer, metrics: dict[str, float], epoch: int) -> None:

@@ -15,12 +15,12 @@ class Totals:
         samples_hidden: samples left out, summed over epochs.
         moved_back: candidates that stayed in training, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
-        samples_scored: samples that a backprop method looked at before it chose.
+        samples_scored: samples that a backprop method scored before it chose.
         samples_rejected: of these, the ones it did not train.
         scoring_epochs: epochs of a static method before it started again; their samples count as trained.
         train_seconds: training batches, their loading and what hooks do, without validation.
         refresh_seconds: the forward-only passes.
-        select_seconds: merging statistics, planning and dealing.
+        select_seconds: merging statistics, planning and sharding.
         score_seconds: of ``train_seconds``, selecting forward passes and choices.
         forward_seconds: of them, the forward passes of training steps (measured for backprop and streaming methods).
         backward_seconds: of them, the backward passes (likewise).
@@ -50,6 +50,10 @@ class Totals:
         for name, seconds in phases.items():
             setattr(self, name, getattr(self, name) + seconds)
 
+    def take_over(self, other: Totals) -> None:
+        """Go on from those of a checkpoint."""
+        vars(self).update(vars(other))
+
     @property
     def saved_seconds(self) -> float:
         """Estimated: what hidden and rejected samples would have cost to train, less refreshing, scoring and selecting."""
@@ -67,11 +71,13 @@ class Totals:
         scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
         done = f"trained {self.samples_trained:,} samples{scored}"
         if self.samples_scored:
-            done += f", looked at {self.samples_scored:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
+            done += (
+                f", scored {self.samples_scored:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
+            )
         if self.samples_hidden:
             done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
         if family == "draw":
-            return f"{done}, drawn by probability; looked at {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {spent:.1f} s"
+            return f"{done}, drawn by probability; scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {spent:.1f} s"
         if not self.samples_hidden and not self.samples_rejected:
             back = (
                 f": {self.moved_back:,} candidates were all moved back (wrong, or less sure than tau)" if self.moved_back else ""

@@ -7,12 +7,17 @@ Tested against the oldest and the newest supported Lightning (``make test-all``)
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch.utils._pytree import tree_map
+
+from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
+from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -49,47 +54,84 @@ def _has(root: object, path: str) -> bool:
 class TrainerAdapter:
     """Swaps the train loader, keeps the epoch's length true, repairs restarts and wraps the training step.
 
+    Args:
+        trainer: the Trainer.
+        owner: the callback whose selection the Trainer follows.
+
     Attributes:
+        trainer: the Trainer.
+        module_state: keeps what scoring passes must not change.
         missing: the private attributes this Lightning version lacks.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: AnyTrainer, owner: pl.Callback) -> None:
+        self.trainer = trainer
+        self._owner = owner
+        self.module_state = ModuleState()
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
         """What to do when :attr:`missing` is not empty."""
+        package = "lightning" if isinstance(self.trainer, pl.Trainer) else "pytorch_lightning"
         return (
-            f"Lightning {lightning.__version__} has no {', '.join(self.missing)}, which the loader swap needs. Return "
-            "selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
+            f"Lightning {sys.modules[package].__version__} ({package}) has no {', '.join(self.missing)}, which the loader swap needs. "
+            "Return selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
             "named in the README"
         )
+
+    # --- who and where
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self.trainer.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.trainer.world_size
+
+    @property
+    def passive(self) -> bool:
+        """Lightning's learning-rate finder or batch-size scaler has put our callback aside: every epoch is a full one."""
+        return not any(callback is self._owner for callback in self.trainer.callbacks)
+
+    @property
+    def is_apart(self) -> bool:
+        """This process was started for the training (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``), and ends with it: what callbacks know
+        is not brought back to the process that called ``fit``; Lightning brings back the weights and the logged metrics only."""
+        return is_instance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
+
+    @property
+    def other_callbacks(self) -> list[pl.Callback]:
+        """The Trainer's callbacks but ours."""
+        return [callback for callback in self.trainer.callbacks if callback is not self._owner]
 
     # --- the loader
 
     def install_loader_swap(self, swap: Callable[[Any], Any]) -> None:
         """From now on the train loader Lightning asks for passes through ``swap``; replaces an earlier one."""
-        source = self._trainer.fit_loop._data_source
+        source = self.trainer.fit_loop._data_source
         source.dataloader = lambda: swap(type(source).dataloader(source))
 
     def remove_loader_swap(self) -> None:
         """Undo :meth:`install_loader_swap`."""
-        vars(self._trainer.fit_loop._data_source).pop("dataloader", None)
+        vars(self.trainer.fit_loop._data_source).pop("dataloader", None)
 
     # --- the training step
 
     def wrap_training_step(self, wrapper: Callable[..., Any]) -> None:
         """``wrapper(step, *args)`` runs in place of ``strategy.training_step``, outside DDP's wrapper."""
-        strategy = self._trainer.strategy
+        strategy = self.trainer.strategy
         strategy.training_step = functools.partial(wrapper, functools.partial(type(strategy).training_step, strategy))
 
     def unwrap_training_step(self) -> None:
         """Undo :meth:`wrap_training_step`."""
-        vars(self._trainer.strategy).pop("training_step", None)
+        vars(self.trainer.strategy).pop("training_step", None)
 
     def hold_step(self, hold: bool) -> None:
         """``True``: the current batch makes no backward pass and no step, as if gradients were accumulated; ``False``: it does."""
-        fit_loop = self._trainer.fit_loop
+        fit_loop = self.trainer.fit_loop
         fit_loop._skip_backward = hold
         if hold:
             fit_loop.epoch_loop._should_accumulate = lambda: True
@@ -100,7 +142,7 @@ class TrainerAdapter:
 
     def wrap_validation(self, around: Callable[[], AbstractContextManager[None]]) -> None:
         """Validation during ``fit``, and what a resumed run does in its place, run inside ``around()``; replaces an earlier one."""
-        loop = self._trainer.fit_loop.epoch_loop.val_loop
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
 
         def inside(method: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
@@ -115,13 +157,19 @@ class TrainerAdapter:
     def unwrap_validation(self) -> None:
         """Undo :meth:`wrap_validation`."""
         for name in _VALIDATION:
-            vars(self._trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
+            vars(self.trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
+
+    def release(self) -> None:
+        """Undo every wrapping: training step, validation, loader."""
+        self.unwrap_training_step()
+        self.unwrap_validation()
+        self.remove_loader_swap()
 
     # --- the epoch
 
     def resumed_batches(self) -> int | None:
         """Batches of the current epoch done before the checkpoint this run resumes from, ``None`` when it does not."""
-        fit_loop = self._trainer.fit_loop
+        fit_loop = self.trainer.fit_loop
         epoch_loop = fit_loop.epoch_loop
         if fit_loop.restarted_on_epoch_start:  # its counters are still those of the epoch before
             epoch_loop.reset_restart_stage()
@@ -130,7 +178,7 @@ class TrainerAdapter:
 
     def done_batches(self) -> int:
         """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""
-        return self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
     def begin_fresh_epoch(self) -> None:
         """The checkpoint was taken when an epoch's batches were done: begin the next epoch as if nothing had been interrupted.
@@ -138,7 +186,7 @@ class TrainerAdapter:
         Lightning would compare the counters of the finished epoch with the length of the next one, and with ``max_steps`` it
         leaves an epoch that was saved at its end uncounted.
         """
-        fit_loop = self._trainer.fit_loop
+        fit_loop = self.trainer.fit_loop
         epoch_loop = fit_loop.epoch_loop
         if fit_loop.restarted_on_epoch_end:
             fit_loop.epoch_progress.increment_completed()
@@ -152,7 +200,7 @@ class TrainerAdapter:
 
     def refresh_lengths(self) -> None:
         """Tell Lightning the length of the epoch that is about to begin."""
-        trainer = self._trainer
+        trainer = self.trainer
         fit_loop = trainer.fit_loop
         combined = fit_loop._combined_loader
         combined.limits = [self.limited(len(loader)) for loader in combined.flattened]
@@ -165,20 +213,32 @@ class TrainerAdapter:
 
     def limited(self, batches: int) -> int:
         """``batches`` under the Trainer's ``limit_train_batches``."""
-        limit = self._trainer.limit_train_batches
+        limit = self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
-    def reiterate_if_needed(self) -> None:
-        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one."""
-        fit_loop = self._trainer.fit_loop
-        if self._trainer.current_epoch == 0 or getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting:
+    def reiterate_if_needed(self, has_begun: bool) -> None:
+        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one.
+
+        Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken: workers would be
+        started twice.
+        """
+        fit_loop = self.trainer.fit_loop
+        resumed = getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting
+        fresh = has_begun and fit_loop._data_fetcher.fetched == 0
+        if resumed or (self.trainer.current_epoch == 0 and not fresh):
             iter(fit_loop._data_fetcher)
 
     # --- batches outside the loop
 
     def to_device(self, batch: Any) -> Any:
-        """Everything Lightning does to a train batch between the loader and ``training_step``."""
-        trainer = self._trainer
+        """Everything Lightning does to a train batch between the loader and ``training_step``.
+
+        A loader that is alone in a list or a dict gives batches that are alone in one.
+        """
+        trainer = self.trainer
+        combined = trainer.fit_loop._combined_loader
+        if combined is not None:  # else a session with `wrap` resumes, before Lightning has its loader
+            batch = tree_map(lambda loader: batch, combined.iterables)
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kakurenbo_lightning.core.atomic import replacing
+from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
-
-_FIX = "resume from an earlier checkpoint"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -23,6 +23,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     byte, is refused with a :class:`DamagedCheckpointError`. Remote paths (``s3://...``) are left to Lightning.
     :class:`~kakurenbo_lightning.SampleSelection` puts it in place of the default plug-in; any other plug-in is kept.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        join(AtomicCheckpointIO)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write a checkpoint; the file appears under its name when all of it is on the disk.
@@ -34,16 +38,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        partial = path.with_name(f".{path.name}.partial")
         content = io.BytesIO()
         torch.save(checkpoint, content)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(path) as partial, partial.open("wb") as file:
                 file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -51,8 +52,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "already there are whole",
                 str(path),
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint.
@@ -68,19 +67,4 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (RuntimeError, UnicodeError) as error:
             if "PytorchStreamReader" not in str(error) and not isinstance(error, UnicodeError):
                 raise
-            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {_FIX}") from error
-
-
-def check_whole(path: Path) -> None:
-    """Compare every record of a checkpoint file with its checksum.
-
-    Raises:
-        DamagedCheckpointError: naming the file, what is wrong and what to do.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
-        raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {_FIX}") from error
-    if damaged is not None:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {_FIX}")
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {FIX}") from error

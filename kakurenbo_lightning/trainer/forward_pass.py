@@ -1,4 +1,4 @@
-"""Looking at samples without training on them."""
+"""Scoring passes: forward passes without training, which leave no trace."""
 
 from __future__ import annotations
 
@@ -6,43 +6,74 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from tqdm.auto import tqdm
 
+from kakurenbo_lightning.core.distributed import world_size
+from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.core.random import seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
 from kakurenbo_lightning.methods.base import RefreshMode
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import batch_hooks
+from kakurenbo_lightning.trainer.loader import seed_workers
 
 
 @contextlib.contextmanager
-def forward_only(module: pl.LightningModule, mode: Literal["eval", "train"] = "eval") -> Iterator[None]:
+def forward_only(
+    adapter: TrainerAdapter, module: pl.LightningModule, mode: RefreshMode = "eval", thorough: bool = False
+) -> Iterator[None]:
     """Run the module inside without a trace: no gradient, no random number taken from training, nothing logged.
 
-    Every submodule's train/eval flag and every torchmetrics state is as before afterwards. In eval mode buffers do not
-    change either; ``mode="train"`` leaves the flags alone, so that BatchNorm updates its running statistics.
+    Every submodule's train/eval flag, every buffer and every torchmetrics state is as before afterwards; see
+    :class:`~kakurenbo_lightning.trainer.module_state.ModuleState` for ``thorough`` and for what else may change. ``mode="train"``
+    leaves the flags alone, so that BatchNorm updates its running statistics. To the user's code it looks like validation:
+    ``trainer.training`` is False, ``trainer.validating`` is True.
     """
-    flags = {submodule: submodule.training for submodule in module.modules()}
-    metrics = {metric: _metric_state(metric) for metric in module.modules() if isinstance(metric, Metric)}
+    parts = list(module.modules())
+    with (
+        adapter.module_state.kept(module, parts, thorough, but_norms=mode == "train"),
+        _as_validation(adapter.trainer),
+        _flags_and_metrics(module, parts, mode),
+        torch.no_grad(),
+        isolate_rng(),
+        _silenced(module),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _as_validation(trainer: AnyTrainer) -> Iterator[None]:
+    stage = trainer.state.stage
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+
+
+@contextlib.contextmanager
+def _flags_and_metrics(module: pl.LightningModule, parts: list[nn.Module], mode: RefreshMode) -> Iterator[None]:
+    flags = {part: part.training for part in parts}
+    metrics = {part: _metric_state(part) for part in parts if isinstance(part, Metric)}
     if mode == "eval":
         module.eval()
     try:
-        with torch.no_grad(), isolate_rng(), _silenced(module):
-            yield
+        yield
     finally:
-        for submodule, training in flags.items():
-            submodule.training = training
+        for part, training in flags.items():
+            part.training = training
         for metric, state in metrics.items():
             vars(metric).update(state)
 
@@ -81,14 +112,14 @@ PROGRESS_AFTER_SECONDS = 2.0
 
 
 @contextlib.contextmanager
-def scoring(trainer: pl.Trainer, mode: RefreshMode = "eval") -> Iterator[None]:
+def scoring(adapter: TrainerAdapter, mode: RefreshMode = "eval", thorough: bool = False) -> Iterator[None]:
     """Run the module inside as training would, in its precision, but without a trace (see :func:`forward_only`)."""
-    with forward_only(trainer.lightning_module, mode), trainer.precision_plugin.train_step_context():
+    trainer = adapter.trainer
+    with forward_only(adapter, trainer.lightning_module, mode, thorough), trainer.precision_plugin.train_step_context():
         yield
 
 
-def refresh(
-    trainer: pl.Trainer,
+def score_samples(
     adapter: TrainerAdapter,
     loader: DataLoader,
     indices: Tensor,
@@ -97,14 +128,16 @@ def refresh(
     mode: RefreshMode,
     seed: int,
 ) -> float:
-    """Look at ``indices`` as the network is now; each rank looks at, and records, its share.
+    """Score ``indices`` with the network as it is now; each rank scores, and records, its shard.
 
     The module is called directly, never through DDP's wrapper, with the same number of batches on every rank. ``loader`` is the
     train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
 
     Args:
+        adapter: of the Trainer.
+        loader: the train loader.
         indices: ``int64[h]``, at least one, the same on every rank.
-        outputs: where per-sample values come from.
+        outputs: where sample values come from.
         record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.
         seed: of the random numbers the pass may draw (augmentation).
@@ -114,22 +147,24 @@ def refresh(
     """
     wait_for(outputs.device)
     started = time.perf_counter()
-    module, sampler = trainer.lightning_module, loader.sampler
+    trainer, sampler = adapter.trainer, loader.sampler
+    module = trainer.lightning_module
     assert isinstance(sampler, SelectionSampler)
-    equalise_buffers(module)
-    dealt = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
+    broadcast_buffers(module)
+    shard = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
     training, start = sampler.shard, sampler.start
-    sampler.follow(dealt)
-    on_device = dealt.to(outputs.device)
+    sampler.follow(shard)
+    on_device = shard.to(outputs.device)
     bar = trainer.progress_bar_callback
     try:
-        with scoring(trainer, mode):
+        with scoring(adapter, mode, thorough=True):
             seed_everything(seed)
+            seed_workers(loader, seed)
             for number, batch in enumerate(
                 tqdm(
                     loader,
-                    desc=f"Looking at {len(indices)} samples",
-                    total=dealt.steps,
+                    desc=f"Scoring {len(indices)} samples",
+                    total=shard.steps,
                     delay=PROGRESS_AFTER_SECONDS,
                     leave=False,
                     disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
@@ -137,8 +172,9 @@ def refresh(
             ):
                 batch = adapter.to_device(batch)
                 step = partial(call_training_step, module, batch, number)
-                size = dealt.batch_length(number)
-                values = outputs.score(step, batch, size)
+                size = shard.batch_length(number)
+                with _explained(trainer):
+                    values = outputs.score(step, batch, size)
                 rows = on_device.step(number)
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
@@ -147,8 +183,23 @@ def refresh(
     return time.perf_counter() - started
 
 
+@contextlib.contextmanager
+def _explained(trainer: AnyTrainer) -> Iterator[None]:
+    """An error inside says that hooks made the batch as they do for validation."""
+    try:
+        yield
+    except Exception as error:
+        hooks, add_note = batch_hooks(trainer), getattr(error, "add_note", None)  # since Python 3.11
+        if hooks and add_note is not None:
+            add_note(
+                f"SampleSelection: this was a scoring pass, whose batches {', '.join(hooks)} makes as for validation (trainer.training is "
+                "False). If training_step needs what it makes for training, give the module sample_outputs(batch)"
+            )
+        raise
+
+
 def wait_for(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told, between epochs, so that seconds are counted where they are spent."""
+    """Wait until a GPU has done its work, between epochs, so that seconds are counted where they are spent."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -159,9 +210,9 @@ def call_training_step(module: pl.LightningModule, batch: object, number: int) -
     return module.training_step(batch, number) if takes_index else module.training_step(batch)
 
 
-def equalise_buffers(module: pl.LightningModule) -> None:
-    """Every rank looks with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+def broadcast_buffers(module: pl.LightningModule) -> None:
+    """Every rank scores with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
+    if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers():

@@ -1,24 +1,76 @@
-"""The user's train loader: which can be followed, and the copy that follows."""
+"""A copy of the user's train loader that follows the selection."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import (
-    DataLoader,
-)
+from torch.utils.data import DataLoader
 
+from kakurenbo_lightning.core.plan import StreamPlan
 from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.loader_compatibility import LoaderOrder
 
 
-def follow_sampler(loader: DataLoader, sampler: SelectionSampler, *, sized: bool = True, ahead: int | None = None) -> DataLoader:
+def sampler_for(
+    loader: DataLoader,
+    order: LoaderOrder,
+    adapter: TrainerAdapter,
+    method: Method,
+    seed: int,
+    on_set_epoch: Callable[[int], None],
+) -> tuple[SelectionSampler, int]:
+    """The sampler that takes the place of the user's, and the steps of the longest epoch, whose length Lightning hears of first.
+
+    Args:
+        loader: the user's.
+        order: what :func:`read_loader` said of it.
+        adapter: of the Trainer.
+        method: the selection method.
+        seed: of the order.
+        on_set_epoch: called when Lightning sets the epoch.
+    """
+    batches: Any = loader.batch_sampler
+    universe = order.universe
+    sampler = SelectionSampler(
+        universe.num_samples,
+        batches.batch_size,
+        adapter.world_size,
+        adapter.rank,
+        drop_last=batches.drop_last,
+        shuffle=order.shuffle,
+        seed=seed,
+        extra=method.ends_short and not adapter.passive,
+        on_set_epoch=on_set_epoch,
+    )
+    sampler.follow(universe.everything())
+    longest = len(sampler)
+    samples = method.stream_samples(universe.num_samples, batches.batch_size)
+    if samples is not None:
+        stream = StreamPlan(universe.num_samples, samples).shard(sampler.layout(0))
+        longest = max(longest, stream.steps)
+        if stream.steps == longest and not adapter.passive:
+            sampler.follow(stream)
+    return sampler, longest
+
+
+def follow_sampler(
+    loader: DataLoader, sampler: SelectionSampler, seed: int, *, sized: bool = True, ahead: int | None = None
+) -> DataLoader:
     """A copy of ``loader`` that follows ``sampler``: same class, attributes, workers and collation, the user's is untouched.
+
+    It differs in its generator. An iterator of a DataLoader takes the seed of its workers from there, or from the global stream where there
+    is none; here it is seeded for each epoch and each scoring pass, so that workers draw the same in a resumed session, and that making an
+    iterator moves no random number of training.
 
     Args:
         loader: checked by :func:`read_loader`.
         sampler: becomes both sampler and batch sampler.
+        seed: of the first workers.
         sized: ``False`` hides the length, so that Lightning asks each epoch's iterator for its end instead.
         ahead: workers take at most so many batches of indices ahead; ``None``: as many as the loader has it.
     """
@@ -27,8 +79,7 @@ def follow_sampler(loader: DataLoader, sampler: SelectionSampler, *, sized: bool
         "batch_sampler": sampler,
         "sampler": sampler,
         "_iterator": None,
-        # its own stream: drawing worker seeds must not move the training's random numbers
-        "generator": torch.Generator(),
+        "generator": torch.Generator().manual_seed(seed),
     }
     workers = loader.num_workers
     if ahead is not None and workers * (loader.prefetch_factor or 0) > ahead:
@@ -36,13 +87,16 @@ def follow_sampler(loader: DataLoader, sampler: SelectionSampler, *, sized: bool
         changes.update(num_workers=workers, prefetch_factor=ahead // workers if workers else None)
         if not workers:
             changes.update(persistent_workers=False, timeout=0)
-    if workers > 0:
-        # one pool for all epochs and refresh passes: forking again under DDP can hang (CPython)
-        changes["persistent_workers"] = True
     vars(follower).update(changes)
     if not sized:
         follower.__class__ = type(f"Unsized{type(loader).__name__}", (type(loader),), {"__len__": _no_length})
     return follower
+
+
+def seed_workers(follower: DataLoader, seed: int) -> None:
+    """Workers that are started from now on draw other random numbers with another ``seed``."""
+    if follower.generator is not None:
+        follower.generator.manual_seed(seed)
 
 
 def _no_length(self: DataLoader) -> int:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable
 from math import ceil
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
+
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 
 class LearningRateFactor:
@@ -151,7 +153,7 @@ class ScheduleAligner:
             track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.config.frequency == 0, last)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the schedulers stood when the epoch, or this dealing of it, began."""
+        """Where the schedulers stood when the epoch, or this layout of it, began."""
         return {key: list(value) if isinstance(value, list) else value for key, value in self._paces.items()}
 
     def release(self) -> None:
@@ -185,6 +187,91 @@ class _Track:
             step_scheduler(scheduler)
             if scheduler.last_epoch == before:
                 break  # the user's lr_scheduler_step does not advance it
+
+
+class EpochSchedules:
+    """The user's step schedules through a session: which epochs they keep pace with, and where they stand when one is resumed.
+
+    Args:
+        trainer: the Trainer.
+        align: whether schedules are to keep pace with shortened epochs.
+
+    Attributes:
+        full_batches: batches of a full epoch of this session.
+        built_for: batches of a full epoch that the schedules were built for, where that was with other ranks or batches.
+    """
+
+    def __init__(self, trainer: pl.Trainer, align: bool) -> None:
+        self._trainer, self._align = trainer, align
+        self._aligner = ScheduleAligner()
+        self.full_batches = 0
+        self.built_for: int | None = None
+        self._start: int | None = None  # the step that an epoch begins or goes on with, until it does
+        self._resumed: dict[str, Any] | None = None  # where the schedules stood, in an epoch that goes on
+
+    @property
+    def full(self) -> int:
+        """Batches of a full epoch that the schedules were built for."""
+        return self.built_for or self.full_batches
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of a full epoch."""
+        return ceil(self.full_batches / self._trainer.accumulate_grad_batches)
+
+    def follow(self, start: int) -> None:
+        """An epoch begins, or goes on, at step ``start``."""
+        self._start = start
+
+    def go_on(
+        self, paces: dict[str, Any] | None = None, full_batches: int | None = None, resharded_at: int | None = None
+    ) -> None:
+        """The epoch goes on.
+
+        Args:
+            paces: a saved :meth:`state_dict`; by default where the schedules stand now.
+            full_batches: of a full epoch that the schedules were built for, as saved.
+            resharded_at: step after which other ranks or batches go on, so that what is left of the way is spread over what is left of
+                the epoch; ``None`` with the same ones.
+        """
+        self._resumed = self._aligner.state_dict() if paces is None else dict(paces)
+        if full_batches not in (None, self.full_batches):
+            self.built_for = full_batches
+        if resharded_at is not None:
+            self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._trainer.lr_scheduler_configs)}
+
+    def begin_batch(self, batches: int, skips: bool) -> bool:
+        """The first batch since :meth:`follow` tells (``True``) how long its epoch is, when every callback has set its accumulation.
+
+        Args:
+            batches: of the epoch.
+            skips: some batches make no step.
+        """
+        start, resumed, self._start, self._resumed = self._start, self._resumed, None, None
+        if start is not None and self._keep_pace():
+            trainer = self._trainer
+            accumulate = trainer.accumulate_grad_batches
+            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, self.full, accumulate, start, resumed, skips)
+        return start is not None
+
+    def _keep_pace(self) -> bool:
+        """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
+        trainer = self._trainer
+        if not self._align or not trainer.lightning_module.automatic_optimization:
+            return False
+        return trainer.max_steps < 0 or 0 < self.steps_per_epoch * (trainer.max_epochs or 0) <= trainer.max_steps
+
+    def end_batch(self, number: int) -> None:
+        """Take the steps that are due."""
+        self._aligner.after_batch(number, lambda scheduler: self._trainer.lightning_module.lr_scheduler_step(scheduler, None))
+
+    def release(self) -> None:
+        """Hand the schedulers back to Lightning."""
+        self._aligner.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedulers stood when the epoch, or this layout of it, began."""
+        return self._aligner.state_dict()
 
 
 def estimated_epochs(max_epochs: int, max_steps: int, steps_per_epoch: int) -> int | None:

@@ -9,16 +9,16 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from kakurenbo_lightning.core.distributed import gather
+from kakurenbo_lightning.core.distributed import gather, rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import check_restart
 
-# callbacks that keep weights, change optimizers or count epochs in ways that cannot be put back
-REFUSED = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
 
@@ -31,15 +31,15 @@ class Restart:
     training). Counters of epochs and steps go on. While it scores, nothing stops the training early.
 
     Args:
-        trainer: the Trainer.
+        adapter: of the Trainer.
         scoring_epochs: tells how many epochs are scored before a training of ``max_epochs``; 0: there is no restart.
 
     Attributes:
         epochs: that number, decided when the first training begins; a resumed one has the number of the checkpoint.
     """
 
-    def __init__(self, trainer: pl.Trainer, scoring_epochs: Callable[[int | None], int]) -> None:
-        self._trainer, self._scoring_epochs = trainer, scoring_epochs
+    def __init__(self, adapter: TrainerAdapter, scoring_epochs: Callable[[int | None], int]) -> None:
+        self._adapter, self._trainer, self._scoring_epochs = adapter, adapter.trainer, scoring_epochs
         self.epochs = 0
         self._extended: tuple[int, int | None] | None = None  # max_epochs and min_epochs as the user gave them
         self._initial: dict[str, Any] | None = None
@@ -54,17 +54,7 @@ class Restart:
         trainer = self._trainer
         if self._extended is not None or trainer.fast_dev_run or not self._scoring_epochs(trainer.max_epochs):
             return
-        if trainer.max_steps >= 0 or trainer.max_epochs is None or trainer.max_epochs < 0:
-            raise ConflictError(
-                f"Trainer(max_steps={trainer.max_steps}, max_epochs={trainer.max_epochs}): the method scores some epochs, chooses, "
-                "and starts again for max_epochs, so the run must be counted in epochs; set max_epochs and leave max_steps at -1"
-            )
-        for callback in self._others():
-            if any(base.__name__ in REFUSED for base in type(callback).__mro__):
-                raise ConflictError(
-                    f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
-                    "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
-                )
+        check_restart(trainer, self._adapter.other_callbacks)
         self._begun = self._begun or saved is not None
         self.epochs = saved["epochs"] if saved else self.epochs or self._scoring_epochs(trainer.max_epochs)
         if trainer.check_val_every_n_epoch and self.epochs % trainer.check_val_every_n_epoch:
@@ -102,7 +92,7 @@ class Restart:
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "precision": trainer.precision_plugin.state_dict(),
-                "callbacks": {callback.state_key: callback.state_dict() for callback in self._others()},
+                "callbacks": {callback.state_key: callback.state_dict() for callback in self._adapter.other_callbacks},
                 "rng": gather(rng_state()),
             }
         )
@@ -121,7 +111,7 @@ class Restart:
         for config, state in zip(trainer.lr_scheduler_configs, copied(initial["schedulers"]), strict=True):
             config.scheduler.load_state_dict(state)
         trainer.precision_plugin.load_state_dict(initial["precision"])
-        for callback in self._others():
+        for callback in self._adapter.other_callbacks:
             if state := copied(initial["callbacks"].get(callback.state_key)):
                 _put_back(callback, state)
         if trainer.global_rank < len(initial["rng"]):
@@ -167,9 +157,6 @@ class Restart:
                     "some); remove what does, or use a method that does not start again, for example forget_online"
                 )
 
-    def _others(self) -> list[pl.Callback]:
-        return [c for c in self._trainer.callbacks if getattr(getattr(c, "session", None), "restart", None) is not self]
-
     def state_dict(self) -> dict[str, Any]:
         """How many epochs are scored, and the initial state, until it is put back."""
         return {"epochs": self.epochs, "initial": self._initial}
@@ -184,10 +171,11 @@ def _put_back(callback: pl.Callback, state: dict[str, Any]) -> None:
     now = callback.state_dict()
     files = _FILES if getattr(callback, "monitor", None) is not None else (*_FILES, *_ONLY_FILES)
     callback.load_state_dict({**state, **{key: now[key] for key in files if key in now}})
-    if isinstance(callback, ModelCheckpoint) and callback.monitor is not None and now.get("best_k_models"):
-        worst = torch.tensor(float("inf") if callback.mode == "min" else -float("inf"))
-        callback.best_k_models = dict.fromkeys(now["best_k_models"], worst)
-        callback.kth_best_model_path, callback.kth_value = now["kth_best_model_path"], worst
+    checkpoint: Any = callback  # of either name of Lightning
+    if is_instance(callback, ModelCheckpoint) and checkpoint.monitor is not None and now.get("best_k_models"):
+        worst = torch.tensor(float("inf") if checkpoint.mode == "min" else -float("inf"))
+        checkpoint.best_k_models = dict.fromkeys(now["best_k_models"], worst)
+        checkpoint.kth_best_model_path, checkpoint.kth_value = now["kth_best_model_path"], worst
 
 
 def copied(state: Any) -> Any:

@@ -1,20 +1,20 @@
-"""What looking before training saves: epochs of the backprop family against ordinary ones over the same samples.
+"""What scoring before training saves: epochs of the backprop family against ordinary ones over the same samples.
 
 All fits train in one process and take turns of an epoch, so that other load on the machine meets them alike, and are
 compared turn by turn. `plain` has no callback, `baseline` is `SampleSelection("baseline")`; the loops by hand are plain
 PyTorch with the same two passes, and show what the engine adds to them. Beside that, the time of a percentile.
 
-To measure another way of looking, add it to `VARIANTS`.
+To measure another way of scoring, add it to `VARIANTS`.
 """
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import lcm
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -28,12 +28,13 @@ from tqdm import tqdm
 from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.methods.backprop.selective_backprop import percentile
 from recipes.benchmarks import report
-from recipes.benchmarks.training import Classifier, images, prepare, trainer
+from recipes.benchmarks.report import Row, in_units, interval, seconds_of, verdict
+from recipes.benchmarks.training import Classifier, described, image_options, images, prepare, trainer
 from recipes.benchmarks.turns import TakeEpochs, take_turns
 
 OVERHEAD, PERCENTILE_SECONDS, HISTORY = 0.03, 1e-4, 1024  # targets, and of how many of the last losses
 SMALLEST = 2  # samples of a short batch, as in the engine
-QUICK = {"samples": 256, "rounds": 1, "depth": 8, "percentiles": 50}
+PHASES = ("score", "forward", "backward")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Variant:
 
     Attributes:
         method: its name.
-        settings: of it; a value that is a `partial` is called for each fit (a network is made anew).
+        settings: of it; a value that is a `partial` is called for each fit, which gets a network of its own.
         target: largest ratio to the baseline, for the network of the issue.
         cycle: epochs that belong together.
         keep: share of each batch that a loop by hand chooses, to compare with; None for no such loop.
@@ -86,7 +87,7 @@ def by_hand(name: str) -> str:
 
 
 class Loop:
-    """Selective-Backprop in plain PyTorch: look, choose the highest losses of each batch, and train full batches of them.
+    """Selective-Backprop in plain PyTorch: score, choose the highest losses of each batch, and train full batches of them.
 
     Args:
         data: its loader, augmentation and batch size.
@@ -175,9 +176,7 @@ class Arms:
         """Train all of them."""
         settings = self._settings
         torch.manual_seed(settings.seed)
-        data = images(settings.data_root, settings.samples, settings.batch_size, settings.seed)
-        data.prepare_data()
-        data.setup("fit")
+        data = images(settings)
         by_hands = {PLAIN: None, **{name: variant.keep for name, variant in self._chosen.items() if variant.keep}}
         with tqdm(total=self.epochs * (1 + len(self._chosen) + len(by_hands)), desc="backprop", unit="epoch") as bar:
             timers, fits = {}, []
@@ -215,7 +214,7 @@ class Arms:
         arms = [self.seconds[arm] for arm in (name, by_hand(name), PLAIN, by_hand(PLAIN))]
         in_all = [mine / hand - 1 for mine, hand, _, _ in zip(*arms, strict=True)]
         own = [(mine - hand - (plain - plain_hand)) / hand for mine, hand, plain, plain_hand in zip(*arms, strict=True)]
-        return {"overhead": report.median_of(in_all), "overhead_of_the_driver": report.median_of(own)}
+        return {"overhead": report.median_of(in_all), "overhead_of_the_engine": report.median_of(own)}
 
 
 def cycles(seconds: list[float], length: int) -> list[float]:
@@ -223,19 +222,17 @@ def cycles(seconds: list[float], length: int) -> list[float]:
     return [sum(seconds[first : first + length]) for first in range(0, len(seconds), length)]
 
 
-def row_of(name: str, arms: Arms, samples: int) -> dict[str, Any]:
+def row_of(name: str, arms: Arms, samples: int) -> Row:
     """Return what is written down of a variant."""
     variant, totals = VARIANTS[name], arms.selections[name].totals
     seconds = report.median_of([cycle / variant.cycle for cycle in cycles(arms.seconds[name], variant.cycle)])
     to_baseline = arms.ratio(name, "baseline", variant.cycle)
-    phases = {phase: getattr(totals, f"{phase}_seconds") / arms.epochs for phase in ("score", "forward", "backward")}
+    phases = {phase: getattr(totals, f"{phase}_seconds") / arms.epochs for phase in PHASES}
     rest = arms.mean_seconds[name] - sum(phases.values()) if arms.clock == "wall" else None
     return {
         "variant": name,
         "method": variant.method,
-        "settings": {
-            key: value if isinstance(value, int | float | str) else str(value) for key, value in variant.settings.items()
-        },
+        "settings": json.loads(json.dumps(variant.settings, default=str)),
         "trained_share": totals.samples_trained / (arms.epochs * samples),
         "epoch_s": seconds,
         "ratio": to_baseline,
@@ -250,93 +247,58 @@ def row_of(name: str, arms: Arms, samples: int) -> dict[str, Any]:
 def percentile_seconds(repeats: int, seed: int) -> dict[str, float]:
     """Return the median time of the percentiles of `HISTORY` losses in as many, and its interval."""
     losses, history = torch.rand(2, HISTORY, generator=torch.Generator().manual_seed(seed))
-    seconds = []
-    for _ in range(repeats + repeats // 10 + 1):
-        started = time.perf_counter()
-        percentile(losses, history)
-        seconds.append(time.perf_counter() - started)
+    seconds = [seconds_of(time.perf_counter, percentile, losses, history)[0] for _ in range(repeats + repeats // 10 + 1)]
     return report.median_of(seconds[-repeats:])
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: Row) -> None:
     """Print one row per variant."""
-
-    def interval(figure: dict[str, float] | None, form: str = ".3f") -> str:
-        return "-" if figure is None else f"{figure['median']:{form}} ({figure['low']:{form}} - {figure['high']:{form}})"
-
-    def seconds(value: float | None) -> str:
-        return "-" if value is None else report.in_units(value)
-
     title = f"{result['network']}, {result['samples']:,} samples of {result['data']}"
     report.print_table(
-        f"{title}: an epoch that looks before it trains",
-        ["variant", "trained", "to baseline", "target", "to plain", "more than by hand", "of it the engine's"],
-        [
-            [
-                row["variant"],
-                f"{row['trained_share']:.1%}",
-                interval(row["ratio"]),
-                "-" if row["target"] is None else f"{row['target']:.2f} {'met' if row['met'] else 'MISSED'}",
-                f"{row['ratio_to_plain']['median']:.3f}",
-                interval(row.get("overhead"), ".1%"),
-                interval(row.get("overhead_of_the_driver"), ".1%"),
-            ]
-            for row in result["variants"]
-        ],
+        f"{title}: an epoch that scores before it trains",
+        result["variants"],
+        {
+            "variant": lambda row: row["variant"],
+            "trained": lambda row: f"{row['trained_share']:.1%}",
+            "to baseline": lambda row: interval(row["ratio"], ".3f"),
+            "target": lambda row: "-" if row["target"] is None else f"{row['target']:.2f} {verdict(row['met'])}",
+            "to plain": lambda row: f"{row['ratio_to_plain']['median']:.3f}",
+            "more than by hand": lambda row: interval(row.get("overhead"), ".1%"),
+            "of it the engine's": lambda row: interval(row.get("overhead_of_the_engine"), ".1%"),
+        },
         f"Medians of {result['rounds']} rounds, compared turn by turn, and their intervals of 95 %. Targets are for ResNet-20 of width 16 "
         f"and batches of 128; target of what the engine adds: {OVERHEAD:.0%}.",
     )
+    phases = {"score": "score", "forward": "forward", "backward": "backward", "data and other": "data_and_other"}
     report.print_table(
         f"{title}: where an epoch goes",
-        ["variant", "median epoch", "score", "forward", "backward", "data and other"],
-        [
-            [row["variant"], *map(seconds, [row["epoch_s"]["median"], *row["phases_s"].values()])]
-            for row in result["variants"]
-            if any(row["phases_s"][phase] for phase in ("score", "forward", "backward"))
-        ],
+        [row for row in result["variants"] if any(row["phases_s"][phase] for phase in PHASES)],
+        {
+            "variant": lambda row: row["variant"],
+            "median epoch": lambda row: in_units(row["epoch_s"]["median"]),
+            **{head: partial(lambda phase, row: in_units(row["phases_s"][phase]), phase) for head, phase in phases.items()},
+        },
         "PhaseTimer: means of all epochs, by the wall clock; the last column is what is left of the mean epoch (not with --clock cpu).",
     )
-    took = result["percentile_s"]
-    met = "met" if took["median"] <= PERCENTILE_SECONDS else "MISSED"
-    print(f"percentiles of {HISTORY} losses in {HISTORY}: {report.in_units(took['median'])}, target 100 us {met}")
+    took = result["percentile_s"]["median"]
+    print(f"percentiles of {HISTORY} losses in {HISTORY}: {in_units(took)}, target 100 us {verdict(took <= PERCENTILE_SECONDS)}")
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure the chosen variants."""
-    options = report.parser("backprop", __doc__)
-    options.add_argument("--data-root", type=Path, help="folder of CIFAR-10; without it, random images of that shape")
-    options.add_argument("--samples", type=report.count, default=2048, help="training images")
-    options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
-    options.add_argument("--depth", type=report.count, default=20, help="layers of the CIFAR ResNet")
-    options.add_argument("--width", type=report.count, default=16, help="channels of its first stage")
+    options = report.parser("backprop", __doc__, devices=["cpu"])  # which the targets, and the loops by hand, are for
+    image_options(options, samples=2048, depth=20)
     options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which; baseline always")
     options.add_argument("--rounds", type=report.count, default=8, help="of as many epochs as the longest cycle has (3)")
     options.add_argument("--percentiles", type=report.count, default=2000, help="how many to time")
-    options.add_argument("--quick", action="store_true", help=f"a look at whether it runs: {QUICK}")
-    settings = options.parse_args(arguments)
-    if settings.device != "cpu":
-        options.error("--device cuda is not allowed: the targets, and the loops by hand, are for the CPU")
-    if settings.quick:
-        vars(settings).update(QUICK)
+    settings = report.parse(options, arguments)
     settings.variants = list(dict.fromkeys(["baseline", *settings.variants]))
-    prepare(settings)
-    machine, arms = report.machine(settings.device), Arms(settings)
-    took = percentile_seconds(settings.percentiles, settings.seed)
+    prepare()
+    took, arms = percentile_seconds(settings.percentiles, settings.seed), Arms(settings)
     arms.train()
-    result = {
-        "benchmark": "backprop",
-        "machine": machine,
-        "clock": settings.clock,
-        "network": f"CIFAR ResNet-{settings.depth}, width {settings.width}",
-        "data": "random images" if settings.data_root is None else "CIFAR-10",
-        **{name: getattr(settings, name) for name in ("samples", "batch_size", "rounds")},
-        "percentile_s": took,
-        "targets": {"overhead_of_the_driver": OVERHEAD, "percentile_s": PERCENTILE_SECONDS},
-        "variants": [row_of(name, arms, settings.samples) for name in settings.variants],
-        "epochs_s": {name: [round(value, 5) for value in seconds] for name, seconds in arms.seconds.items()},
-    }
+    variants = [row_of(name, arms, settings.samples) for name in settings.variants]
+    result = report.write(settings, **described(settings), percentile_s=took, variants=variants)
     show(result)
-    report.write(settings.json, result)
     return result
 
 

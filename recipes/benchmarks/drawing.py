@@ -1,4 +1,4 @@
-"""What drawing by probability costs: a draw and an update of the sum table, against `torch.multinomial` with a dense update.
+"""What drawing by probability costs: a draw and an update of the sum tree, against `torch.multinomial` with a dense update.
 
 Both take turns in one process, so that other load on the machine meets them alike, with the same values. What the whole
 stream adds to a training step: `python -m recipes.benchmarks.overhead --method plb --cases resnet8`.
@@ -6,8 +6,6 @@ stream adds to a training step: `python -m recipes.benchmarks.overhead --method 
 
 import argparse
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning.core.sum_tree import SumTree
 from recipes.benchmarks import report
+from recipes.benchmarks.report import Row, in_units, seconds_of, verdict
 
 SIZES = (50_000, 1_280_000, 10_000_000, 100_000_000)
 TARGETS = {1_280_000: 0.35e-3, 100_000_000: 0.8e-3}  # seconds of a draw and an update
@@ -34,19 +33,12 @@ class Dense:
         return torch.multinomial(self.probability, count, replacement=True)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Write values and normalise anew."""
+        """Write values and normalise again."""
         self.values[indices] = values
         torch.div(self.values, self.values.sum(), out=self.probability)
 
 
-def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds and what came out."""
-    started = time.perf_counter()
-    found = action()
-    return time.perf_counter() - started, found
-
-
-def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any]:
+def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> Row:
     """Return medians over rounds, each with the table and, where it can, the dense version."""
     generator = torch.Generator().manual_seed(settings.seed)
     values = torch.rand(size, generator=generator) + 0.1
@@ -54,12 +46,12 @@ def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any
     seconds: dict[str, list[float]] = {"draw": [], "update": [], "both": [], "dense": []}
     for _ in range(settings.rounds + settings.rounds // 10 + 1):
         written = torch.rand(settings.draws, generator=generator) + 0.1
-        draw, indices = timed(lambda: table.draw(settings.draws, generator))
-        update, _ = timed(lambda: table.update(indices, written))  # noqa: B023
+        draw, indices = seconds_of(time.perf_counter, table.draw, settings.draws, generator)
+        update, _ = seconds_of(time.perf_counter, table.update, indices, written)
         row = {"draw": draw, "update": update, "both": draw + update}
         if dense is not None:
-            first, indices = timed(lambda: dense.draw(settings.draws))
-            row["dense"] = first + timed(lambda: dense.update(indices, written))[0]  # noqa: B023
+            first, indices = seconds_of(time.perf_counter, dense.draw, settings.draws)
+            row["dense"] = first + seconds_of(time.perf_counter, dense.update, indices, written)[0]
         for name, value in row.items():
             seconds[name].append(value)
         bar.update()
@@ -71,7 +63,6 @@ def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any
     faster = [old / new for old, new in zip(seconds["dense"], seconds["both"], strict=True)] if dense else []
     return {
         "samples": size,
-        "draws": settings.draws,
         "draw_s": report.median_of(seconds["draw"]),
         "update_s": report.median_of(seconds["update"]),
         "both_s": both,
@@ -83,48 +74,32 @@ def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print one row per size."""
-    rows = result["sizes"]
-    report.print_table(
-        f"Draw {result['draws']} and update {result['draws']}",
-        ["samples", "draw", "update", "both", "target", "multinomial", "times faster", "bytes per sample"],
-        [
-            [
-                f"{row['samples']:,}",
-                report.in_units(row["draw_s"]["median"]),
-                report.in_units(row["update_s"]["median"]),
-                report.in_units(row["both_s"]["median"]),
-                "-" if row["target_s"] is None else f"{report.in_units(row['target_s'])} {'met' if row['met'] else 'MISSED'}",
-                report.in_units(row["dense_s"]["median"]) if row["dense_s"] else "takes at most 2^24",
-                f"{row['times_faster']['median']:.1f}" if row["times_faster"] else "-",
-                f"{row['bytes_per_sample_beyond_the_values']:.3f}",
-            ]
-            for row in rows
-        ],
-        f"Medians of {result['rounds']} rounds. Targets: {FASTER:.0f} times faster at 1.28 million, {BYTES:.0f} bytes per sample beyond "
-        "the float32 values.",
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure the sizes."""
-    options = report.parser("drawing", __doc__)
+    options = report.parser("drawing", __doc__, devices=["cpu"], threads=1)  # where the stream keeps its table
     options.add_argument("--sizes", nargs="+", type=report.count, default=list(SIZES), help="numbers of samples")
     options.add_argument("--draws", type=report.count, default=256, help="of a batch")
     options.add_argument("--rounds", type=report.count, default=500, help="draws and updates to time")
-    options.set_defaults(threads=1)
-    settings = options.parse_args(arguments)
-    if settings.device != "cpu":
-        options.error("--device cuda is not allowed: the stream keeps its table on the CPU")
-    torch.set_num_threads(settings.threads)
-    machine = report.machine(settings.device)
+    settings = report.parse(options, arguments)
     with tqdm(total=len(settings.sizes) * (settings.rounds + settings.rounds // 10 + 1), desc="drawing", unit="round") as bar:
         rows = [measure(size, settings, bar) for size in settings.sizes]
-    result = {"benchmark": "drawing", "machine": machine, "draws": settings.draws, "rounds": settings.rounds, "sizes": rows}
-    show(result)
-    report.write(settings.json, result)
-    return result
+    report.print_table(
+        f"Draw {settings.draws} and update {settings.draws}",
+        rows,
+        {
+            "samples": lambda row: f"{row['samples']:,}",
+            "draw": lambda row: in_units(row["draw_s"]["median"]),
+            "update": lambda row: in_units(row["update_s"]["median"]),
+            "both": lambda row: in_units(row["both_s"]["median"]),
+            "target": lambda row: f"{in_units(row['target_s'])} {verdict(row['met'])}",
+            "multinomial": lambda row: in_units(row["dense_s"]["median"]) if row["dense_s"] else "takes at most 2^24",
+            "times faster": lambda row: f"{row['times_faster']['median']:.1f}" if row["times_faster"] else "-",
+            "bytes per sample": lambda row: f"{row['bytes_per_sample_beyond_the_values']:.3f}",
+        },
+        f"Medians of {settings.rounds} rounds. Targets: {FASTER:.0f} times faster at 1.28 million, {BYTES:.0f} bytes per sample beyond "
+        "the float32 values.",
+    )
+    return report.write(settings, draws=settings.draws, rounds=settings.rounds, sizes=rows)
 
 
 if __name__ == "__main__":

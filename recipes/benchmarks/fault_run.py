@@ -263,7 +263,9 @@ class MemoryLogger(Logger):
 
 
 def checkpoints(folder: Path, every: int) -> list[ModelCheckpoint]:
-    """Return callbacks that save every `every` steps, after each validation and after each epoch."""
+    """Return callbacks that save every `every` steps, after each validation and after each epoch; none for 0."""
+    if not every:
+        return []
     plain = {"auto_insert_metric_name": False}
     return [
         ModelCheckpoint(folder, filename="after-{step}", every_n_train_steps=every, save_last=True, **plain),
@@ -304,40 +306,48 @@ def train(
         **settings: of the Trainer.
     """
     torch.set_num_threads(1)
+    seed_streams(seed)
+    selection, record, logger = SampleSelection(method, seed=3, **settings_of(method)), Record(folder, kill), MemoryLogger()
+    module, resumed = RestlessNet(one_cycle), position(resume) if isinstance(resume, Path) else None
+    trainer = quiet_trainer(epochs, [selection, record, *callbacks, *checkpoints(folder, every)], **{"logger": logger} | settings)
+    points = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
+    trainer.fit(module, points, DataLoader(Points(24), 6), ckpt_path=resume)
+    selection.statistics.merge()  # of the last epoch
+    return {"resumed": resumed, "logged": logger.epochs, **describe(trainer, selection, record, module)}
+
+
+def seed_streams(seed: int) -> None:
+    """Seed the random streams, but not Lightning's environment variable."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """Return the settings that a method, by name or as an object, has in these trainings."""
+    if method == "rho_loss":
+        return {"fraction": 0.5, "irreducible": irreducible_table(SAMPLES)}
+    return SETTINGS.get(method, {}) if isinstance(method, str) else {}
+
+
+def quiet_trainer(epochs: int, callbacks: list[L.Callback], **settings: Any) -> L.Trainer:
+    """Return the Trainer of one rank, which saves checkpoints when a callback does."""
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    table = {"fraction": 0.5, "irreducible": irreducible_table(SAMPLES)} if method == "rho_loss" else {}
-    selection, record = SampleSelection(method, seed=3, **SETTINGS.get(method, {}), **table), Record(folder, kill)
-    logger, resumed = MemoryLogger(), position(resume) if isinstance(resume, Path) else None
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=world_size,
-        callbacks=[selection, record, *callbacks, *(checkpoints(folder, every) if every else [])],
-        max_epochs=epochs,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{
-            "strategy": "ddp" if world_size > 1 else "auto",
-            "logger": logger,
-            "enable_checkpointing": every > 0 or any(isinstance(callback, Checkpoint) for callback in callbacks),
-            **settings,
-        },
-    )
-    module = RestlessNet(one_cycle)
-    loader = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
-    trainer.fit(module, loader, DataLoader(Points(24), 6), ckpt_path=resume)
-    selection.statistics.merge()  # of the last epoch
-    return {"resumed": resumed, "logged": logger.epochs, **describe(trainer, selection, record, module)}
+    usual = {
+        "strategy": "ddp" if world_size > 1 else "auto",
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(max_epochs=epochs, accelerator="cpu", devices=world_size, callbacks=callbacks, **(usual | settings))
 
 
 def position(checkpoint: Path) -> dict[str, int]:
     """Return how far the run was when it was saved: `epoch`, `step` in it, and `ended`, whether the epoch was logged."""
     state = torch.load(checkpoint, weights_only=True)["callbacks"]["SampleSelection"]
-    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["counted"])}
+    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["phase"] == "ended")}
 
 
 def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, module: L.LightningModule) -> dict[str, Any]:

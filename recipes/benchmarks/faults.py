@@ -24,15 +24,16 @@ import torch
 from tqdm import tqdm
 
 from kakurenbo_lightning import DamagedCheckpointError, available_methods
-from kakurenbo_lightning.trainer.checkpoint_io import check_whole
+from kakurenbo_lightning.core.checkpoint_file import check_whole
 from recipes.benchmarks import report
 from recipes.benchmarks.fault_run import MOMENTS, WRITES, Event, Kill, differences, position, train_to_file
 from recipes.benchmarks.forked import printed, run_ranks
+from recipes.benchmarks.report import Row
 
 EVERY = (1, 5)  # steps between checkpoints
 LIVES = (1, 1, 2)  # kills of one training
 LIMIT_SECONDS = 60  # of one life
-Results = list[dict[str, Any]]
+Results = list[Row]
 
 
 class FaultError(RuntimeError):
@@ -90,12 +91,12 @@ class Training:
 
     def die(self, kill: Kill, **options: Any) -> str:
         """Run until `kill` and return where that was."""
-        told = self.folder / "killed.json"
-        told.unlink(missing_ok=True)
+        place = self.folder / "killed.json"
+        place.unlink(missing_ok=True)
         codes = self._run("killed", kill=kill, **options)
-        if codes[kill.rank] != -SIGKILL or not told.exists():
+        if codes[kill.rank] != -SIGKILL or not place.exists():
             raise FaultError(f"rank {kill.rank} did not reach {kill}: exit codes {codes}\n{self._printed('killed')}")
-        where = json.loads(told.read_text())
+        where = json.loads(place.read_text())
         return f"epoch {where['epoch']}, batch {where['batch'] + 1} of {where['of']}"
 
     def _run(self, name: str, **options: Any) -> list[int]:
@@ -155,7 +156,7 @@ class Faults:
             self._whole[method, world_size] = training.finish("whole")
         return self._whole[method, world_size]
 
-    def next(self, most: int) -> dict[str, Any]:
+    def next(self, most: int) -> Row:
         """Kill one training once or more, at most `most` times, resume it each time and compare in the end."""
         self._number += 1
         draws, (method, world_size) = random.Random(f"{self.seed}:{self._number}"), next(self._pairs)
@@ -168,12 +169,12 @@ class Faults:
                 kill = self._draw(whole[0]["events"], training, resume, draws)
                 if kill is None:
                     break
-                told = asdict(kill) | {"at": "-", "resumed_from": "-"}
-                row["kills"].append(told)
-                told["at"] = training.die(kill, resume=resume, seed=seed)
+                killed = asdict(kill) | {"at": "-", "resumed_from": "-"}
+                row["kills"].append(killed)
+                killed["at"] = training.die(kill, resume=resume, seed=seed)
                 resume, seed = newest(training.folder), seed + 1
                 where = position(resume)
-                told["resumed_from"] = f"{resume.stem}, epoch {where['epoch']} after {where['step']}"
+                killed["resumed_from"] = f"{resume.stem}, epoch {where['epoch']} after {where['step']}"
             results = training.finish("resumed", resume=resume, seed=seed)
             names = [differences(mine, its) for mine, its in zip(whole, results, strict=True)]
             row["differs"] = [f"rank {rank}: {name}" for rank in range(world_size) for name in names[rank]]
@@ -194,15 +195,19 @@ class Faults:
         return None
 
 
-def show(rows: list[dict[str, Any]]) -> None:
+def show(rows: list[Row]) -> None:
     """Print one row per kill, and what went wrong."""
-    cells = []
-    for row in rows:
-        for kill in row["kills"]:
-            verdict = ("yes" if row["exact"] else "NO") if kill is row["kills"][-1] else "again"
-            name = f"{row['method']} on {row['world_size']}"
-            cells.append([name, kill["moment"], kill["at"], kill["resumed_from"], verdict])
-    report.print_table("Killed and resumed", ["method and ranks", "killed", "at", "resumed from", "exact"], cells)
+    report.print_table(
+        "Killed and resumed",
+        [kill | {"row": row, "last": kill is row["kills"][-1]} for row in rows for kill in row["kills"]],
+        {
+            "method and ranks": lambda kill: f"{kill['row']['method']} on {kill['row']['world_size']}",
+            "killed": lambda kill: kill["moment"],
+            "at": lambda kill: kill["at"],
+            "resumed from": lambda kill: kill["resumed_from"],
+            "exact": lambda kill: ("yes" if kill["row"]["exact"] else "NO") if kill["last"] else "again",
+        },
+    )
     for row in rows:
         if not row["exact"]:
             print(f"{row['method']} on {row['world_size']} ranks, {row['kills']}: {row.get('error') or row['differs']}")
@@ -213,23 +218,14 @@ def numbers(text: str) -> list[int]:
     return [report.count(part) for part in text.split(",")]
 
 
-def options() -> argparse.ArgumentParser:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.benchmarks.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--kills", type=report.count, default=30, help="how many (default 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
-    parser.add_argument("--world-sizes", type=numbers, default=[1, 2], help="numbers of ranks (default 1,2)")
-    parser.add_argument("--methods", nargs="+", choices=available_methods(), default=available_methods(), help="(default all)")
-    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS), help="(default all)")
-    parser.add_argument("--json", type=Path, default=Path("outputs/bench/faults.json"), help="file to write")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Kill, resume, compare."""
-    settings = options().parse_args(arguments)
+    options = report.parser("faults", __doc__, devices=["cpu"])
+    options.add_argument("--kills", type=report.count, default=30, help="how many")
+    options.add_argument("--world-sizes", type=numbers, default=[1, 2], help="numbers of ranks, separated by commas")
+    options.add_argument("--methods", nargs="+", choices=available_methods(), default=available_methods(), help="which")
+    options.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS), help="of the kills")
+    settings = report.parse(options, arguments)
     started, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, tqdm(total=settings.kills, desc="faults", unit="kill") as bar:
         faults = Faults(Path(folder), settings)
@@ -240,20 +236,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     kills = sum(len(row["kills"]) for row in rows)
     exact = sum(len(row["kills"]) for row in rows if row["exact"])
     print(f"{kills} kills, {exact} exact resumes, {kills - exact} failures")
-    result = {
-        "benchmark": "faults",
-        "machine": report.machine("cpu"),
-        "seed": settings.seed,
-        "kills": kills,
-        "exact": exact,
-        "failures": kills - exact,
-        "seconds": time.perf_counter() - started,
-        "trainings": rows,
-    }
-    report.write(settings.json, result)
+    counts = {"seed": settings.seed, "kills": kills, "exact": exact, "failures": kills - exact}
+    result = report.write(settings, **counts, seconds=time.perf_counter() - started, trainings=list(map(brief, rows)))
     if kills != exact or not all(row["exact"] for row in rows):
         raise SystemExit(1)
     return result
+
+
+def brief(row: Row) -> Row:
+    """Return what is written down of a training: of an exact one not where, but at which moments it was killed."""
+    moments = [kill["moment"] for kill in row["kills"]]
+    return (
+        {key: row[key] for key in ("method", "world_size", "every_n_train_steps")}
+        | {"moments": moments, "exact": row["exact"]}
+        | ({} if row["exact"] else {key: row[key] for key in ("kills", "differs", "error") if key in row})
+    )
 
 
 if __name__ == "__main__":

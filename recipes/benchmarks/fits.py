@@ -6,12 +6,14 @@ seconds in units of that step.
 """
 
 import argparse
-import json
-import os
+import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -19,36 +21,28 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from kakurenbo_recipes.data import ImageData, InMemoryImages
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
 from kakurenbo_recipes.parquet_data import CIFAR10
 from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks import report
-from recipes.benchmarks.training import trainer
+from recipes.benchmarks.report import Row
+from recipes.benchmarks.training import prepare, trainer
 
 STEPS_BETWEEN = 16  # reference steps
 CLOCKS = {"wall_s": time.perf_counter, "cpu_s": time.process_time}
-LOOKED = ("samples_scored", "samples_rejected", "score_seconds", "forward_seconds", "backward_seconds", "data_seconds")
+OfASeed = Callable[[argparse.Namespace, int], list[Row]]
 SETTINGS = ("samples", "batch_size", "learning_rate", "epochs", "seeds")
-Row = dict[str, Any]
 
 
-class EpochCounter(L.Callback):
-    """Shows in a progress bar which epoch of a run is over."""
-
-    def __init__(self, bar: tqdm, name: str) -> None:
-        self._bar = bar
-        self._name = name
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show it."""
-        self._bar.set_postfix_str(f"{self._name}, epoch {trainer.current_epoch + 1} of {trainer.max_epochs}")
+def now() -> dict[str, float]:
+    """Read the clocks."""
+    return {name: clock() for name, clock in CLOCKS.items()}
 
 
 class Reference(L.Callback):
-    """Tells how fast the machine is while a run goes on: trains a step of a network of its own every `STEPS_BETWEEN` steps.
+    """Shows how fast the machine is while a run goes on: trains a step of a network of its own every `STEPS_BETWEEN` steps.
 
     Args:
         batch_size: samples of its step.
@@ -69,12 +63,12 @@ class Reference(L.Callback):
         if batch_idx % STEPS_BETWEEN:
             return
         images, labels = self._batch
-        started = {name: clock() for name, clock in CLOCKS.items()}
+        started = now()
         F.cross_entropy(self._network(images), labels).backward()
         self._network.zero_grad()
         self.steps += 1
-        for name, clock in CLOCKS.items():
-            self.seconds[name] += clock() - started[name]
+        for name, time_ in now().items():
+            self.seconds[name] += time_ - started[name]
 
 
 class Curve(L.Callback):
@@ -95,11 +89,11 @@ class Curve(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The clocks run from here."""
-        self._started = {name: clock() for name, clock in CLOCKS.items()}
+        self._started = now()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Stop the clocks."""
-        self._stopped = {name: clock() for name, clock in CLOCKS.items()}
+        self._stopped = now()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write down the error, and let the clocks go on."""
@@ -109,114 +103,110 @@ class Curve(L.Callback):
         past = {name: self._stopped[name] - self._started[name] - aside[name] for name in CLOCKS}
         error = 1 - trainer.callback_metrics["val/accuracy"].item()
         self.points.append({"epoch": trainer.current_epoch + 1, **past, "error": error})
-        for name, clock in CLOCKS.items():
-            self.seconds[name] += clock() - self._stopped[name]
+        for name, time_ in now().items():
+            self.seconds[name] += time_ - self._stopped[name]
 
 
 class Fits:
     """Trains runs on the same data with the same settings.
 
     Args:
-        data: already set up.
         settings: the command line.
-        bar: shows the progress.
         each_epoch: validate after each epoch and keep the curve of the test error, instead of once after the last.
+        options: of the data.
     """
 
-    def __init__(self, data: ImageData, settings: argparse.Namespace, bar: tqdm, each_epoch: bool = False) -> None:
-        self._data = data
-        self._settings = settings
-        self._bar = bar
-        self._each_epoch = each_epoch
+    def __init__(self, settings: argparse.Namespace, each_epoch: bool = False, **options: Any) -> None:
+        self._settings, self._each_epoch = settings, each_epoch
+        self._data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size, **options)
+        self._data.prepare_data()
+        self._data.setup("fit")
+        few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation
+        few._data = copy.copy(self._data)
+        few._data.train_images = few._data.test_images = self._data.train_images.part(torch.arange(2 * settings.batch_size))
+        few.run("warm-up", 0, "baseline", epochs=1)
 
-    def warm_up(self) -> None:
-        """Train a few batches, so that the first run does not pay for imports and the first look at a network."""
-        data = CIFAR10(str(self._settings.data_root), batch_size=self._settings.batch_size)
-        images = self._data.train_images
-        data.train_images = InMemoryImages(*(part[: 2 * data.batch_size] for part in (images.images, images.labels)))
-        data.test_images = data.train_images
-        Fits(data, self._settings, self._bar).run("warm-up", 0, 1, "baseline")
+    def run(self, name: str, seed: int, method: str, epochs: int | None = None, callbacks: Sequence = (), **options: Any) -> Row:
+        """Train, with `callbacks` after the selection, validate, and return what is written down of a run.
 
-    def run(self, name: str, seed: int, epochs: int, method: str, callbacks: Sequence[L.Callback] = (), **options: Any) -> Row:
-        """Train, with `callbacks` after the selection, validate, and return what is written down of a run."""
+        Args:
+            name: of the run.
+            seed: of the weights and the order of samples.
+            method: how samples are chosen.
+            epochs: how many; None for those of the command line.
+            callbacks: of the Trainer, after the selection.
+            options: of the method.
+        """
         settings, reference = self._settings, Reference(self._settings.batch_size)
-        curve = Curve(reference)
+        epochs, curve = epochs or settings.epochs, Curve(reference)
         L.seed_everything(seed, verbose=False)
         optimizer = partial(torch.optim.SGD, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
         model = ImageClassifier(CifarResNet().to(memory_format=torch.channels_last), optimizer, num_classes=10)
         selection = SampleSelection(method, **options)
-        watching = [selection, EpochCounter(self._bar, name), reference, curve, *callbacks]
         within = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
-        training = trainer("cpu", watching, epochs, **within)
-        started = {name: clock() for name, clock in CLOCKS.items()}
+        training = trainer("cpu", [selection, reference, curve, *callbacks], epochs, **within)
+        started = now()
         training.fit(model, datamodule=self._data)
-        seconds = {
-            name: clock() - started[name] - reference.seconds[name] - curve.seconds[name] for name, clock in CLOCKS.items()
-        }
+        ended = now()
+        seconds = {clock: ended[clock] - started[clock] - reference.seconds[clock] - curve.seconds[clock] for clock in CLOCKS}
         if not self._each_epoch:
             training.validate(model, datamodule=self._data, verbose=False)
         step = reference.seconds["cpu_s"] / reference.steps
-        totals = asdict(selection.totals)
-        trained, hidden = totals["samples_trained"], totals["samples_hidden"]
-        row = {
-            "run": name,
-            "seed": seed,
-            "method": method,
-            "settings": options,
-            "epochs": epochs,
-            "samples_trained": trained,
-            "samples_hidden": hidden,
-            "samples_refreshed": totals["samples_refreshed"],
-            "hidden_share": hidden / (trained + hidden),
-            **seconds,
-            "reference_step_s": step,
-            "cost": seconds["cpu_s"] / step,
-            "accuracy": training.callback_metrics["val/accuracy"].item(),
+        totals, accuracy = asdict(selection.totals), training.callback_metrics["val/accuracy"].item()
+        tqdm.write(f"seed {seed}, {name}: {accuracy:.1%} after {epochs} epochs, {seconds['cpu_s']:.1f} CPU s")
+        return {
+            **{"run": name, "seed": seed, "epochs": epochs, **seconds, "cost": seconds["cpu_s"] / step, "accuracy": accuracy},
+            **{count: totals[count] for count in totals if count.startswith("samples_")},
+            "hidden_share": totals["samples_hidden"] / (totals["samples_trained"] + totals["samples_hidden"]),
+            "curve": [point | {"cost": point["cpu_s"] / step} for point in curve.points],
         }
-        if self._each_epoch:
-            row |= {name: totals[name] for name in LOOKED}
-            row["curve"] = [point | {"cost": point["cpu_s"] / step} for point in curve.points]
-        return row
 
 
-def parser(name: str, description: str, data_required: bool = True) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark of runs."""
-    options = report.parser(name, description)
-    options.add_argument("--data-root", type=Path, required=data_required, help="folder of CIFAR-10")
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here."""
+    options = report.parser(name, description, devices=["cpu"], clocks=["cpu"], threads=1)
+    options.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
     options.add_argument("--samples", type=report.count, default=12_500, help="training images")
     options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
     options.add_argument("--learning-rate", type=float, default=0.1, help="at the start of the cosine schedule")
     options.add_argument("--epochs", type=report.count, default=12, help="of a run that is not of equal time")
     options.add_argument("--seeds", type=report.count, default=3, help="how many, from --seed on")
-    options.set_defaults(threads=1, clock="cpu")
+    options.add_argument("--processes", type=report.count, default=1, help="that train seeds at one time")
     return options
 
 
-def parse(options: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line; exit when it asks for what equal time does not mean."""
-    settings = options.parse_args(arguments)
-    if settings.clock != "cpu" or settings.device != "cpu":
-        options.error("--clock wall and --device cuda are not allowed: equal time means CPU seconds here")
-    return settings
+def measured(settings: argparse.Namespace, of_a_seed: OfASeed, keys: Sequence[str], **more: Any) -> tuple[list[Row], list[Row]]:
+    """Train the runs of all seeds, write what there is after each seed, and return the rows and their summary.
+
+    Args:
+        settings: the command line.
+        of_a_seed: a function of the settings and a seed that a new process can import; returns the rows of its runs.
+        keys: what to summarise of them.
+        more: what to write beside the summary.
+    """
+    rows, started = [], time.perf_counter()
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    several = settings.processes > 1
+    pool = ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn")) if several else nullcontext()
+    with pool:
+        for found in (pool.map if several else map)(partial(_prepared, of_a_seed, settings), seeds):
+            rows += found
+            described = {"network": "CIFAR ResNet-8", **{name: getattr(settings, name) for name in SETTINGS}}
+            result = report.write(
+                settings, **described, **more, wall_s=time.perf_counter() - started, summary=summarise(rows, *keys)
+            )
+    return rows, result["summary"]
 
 
-def described(name: str, settings: argparse.Namespace) -> Row:
-    """Return what begins the JSON file."""
-    return {
-        "benchmark": name,
-        "machine": report.machine(settings.device),
-        "clock": settings.clock,
-        "network": "CIFAR ResNet-8",
-        **{name: getattr(settings, name) for name in SETTINGS},
-    }
+def _prepared(of_a_seed: OfASeed, settings: argparse.Namespace, seed: int) -> list[Row]:
+    prepare()
+    torch.set_num_threads(settings.threads)
+    return of_a_seed(settings, seed)
 
 
-def training_data(settings: argparse.Namespace, **options: Any) -> ImageData:
-    """Return the images, decoded; `options` are of the data."""
-    data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size, **options)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+def compared(row: Row, baseline: Row) -> Row:
+    """Return a row with its accuracy and its cost against those of the baseline of its seed."""
+    return row | {"difference": row["accuracy"] - baseline["accuracy"], "time_ratio": row["cost"] / baseline["cost"]}
 
 
 def shorter(epochs: int, row: Row, baseline: Row) -> int:
@@ -224,19 +214,36 @@ def shorter(epochs: int, row: Row, baseline: Row) -> int:
     return max(1, round(epochs * row["cost"] / baseline["cost"]))
 
 
-def spread(values: list[float]) -> dict[str, float | None]:
+def summarise(rows: Iterable[Row], *keys: str) -> list[Row]:
+    """Return mean and deviation over the seeds of each run, of what all of its rows have."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(row["run"], []).append(row)
+    return [
+        {"run": name, "seeds": len(mine), "epochs": sorted({row["epochs"] for row in mine})}
+        | {key: None if None in (values := [row[key] for row in mine]) else spread(values) for key in keys}
+        for name, mine in runs.items()
+    ]
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
     """Return mean and sample standard deviation; there is none of one value."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
-def written(value: dict[str, float | None], form: str, scale: float = 1) -> str:
-    """Write mean and deviation."""
-    return " +- ".join(format(part * scale, form) for part in value.values() if part is not None)
+def written(value: dict[str, float | None] | None, form: str, scale: float = 1) -> str:
+    """Write mean and deviation, as 1.2 +- 0.3; a dash for None."""
+    if value is None:
+        return "-"
+    middle, deviation = value["mean"] * scale, value["std"]
+    return format(middle, form) + ("" if deviation is None else f" +- {format(deviation * scale, form.lstrip('+'))}")
 
 
-def save(path: Path, result: dict[str, Any]) -> None:
-    """Write what there is so far; a kill leaves the last whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=2) + "\n")
-    os.replace(part, path)
+def cell(key: str, form: str, scale: float = 1) -> Callable[[Row], str]:
+    """Return what writes a figure of `summarise` in a table."""
+    return lambda row: written(row[key], form, scale)
+
+
+def title(settings: argparse.Namespace) -> str:
+    """Return what is above the table."""
+    return f"CIFAR ResNet-8, {settings.samples:,} images of CIFAR-10, {settings.epochs} epochs, {settings.seeds} seeds"

@@ -16,6 +16,7 @@ from kakurenbo_recipes import fractal
 from tqdm import tqdm
 
 from recipes.benchmarks import report
+from recipes.benchmarks.report import Row, interval, seconds_of, verdict
 
 SIZES, INSTANCES = (32, 224), (100, fractal.INSTANCES)
 TARGETS = {32: 300.0, 224: 60.0}  # images per second
@@ -24,10 +25,7 @@ WRITTEN = ("array", "folder")
 
 def seconds(action: Callable[[int], Any], categories: int, clock: Callable[[], float]) -> float:
     """Return the seconds that an action takes for some categories."""
-    started = clock()
-    for number in range(categories):
-        action(number)
-    return clock() - started
+    return seconds_of(clock, lambda: [action(number) for number in range(categories)])[0]
 
 
 def speeds(size: int, instances: int, seed: int, settings: argparse.Namespace, clock: Callable[[], float]) -> dict[str, float]:
@@ -57,7 +55,7 @@ def measure(settings: argparse.Namespace) -> tuple[list[float], dict[tuple[int, 
     return searched, found
 
 
-def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> dict[str, Any]:
+def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> Row:
     """Return the medians of a case, and whether they reach the target."""
     medians = {name: report.median_of([one[name] for one in rounds]) for name in WRITTEN}
     target = TARGETS.get(size)
@@ -65,61 +63,33 @@ def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> dict[s
     return {"size": size, "instances": instances, "images_per_s": medians, "target_per_s": target, "met": met}
 
 
-def written(value: dict[str, float], form: str = ",.0f") -> str:
-    """Write a median and its interval."""
-    return f"{value['median']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
-
-
-def show(result: dict[str, Any]) -> None:
-    """Print one row per case."""
-    search = {name: 1e3 * value for name, value in result["search_s"].items()}
-    report.print_table(
-        "Fractal images per second on one core",
-        ["pixels", "images per category", "array", "PNG files", "target"],
-        [
-            [
-                str(row["size"]),
-                str(row["instances"]),
-                *(written(row["images_per_s"][name]) for name in WRITTEN),
-                "-" if row["target_per_s"] is None else f"{row['target_per_s']:.0f} {'met' if row['met'] else 'MISSED'}",
-            ]
-            for row in result["cases"]
-        ],
-        f"Medians of {result['rounds']} rounds of {result['categories']} categories, with their interval of 95 %. To find a category takes "
-        f"{written(search)} ms of it. Load when it began: {result['machine']['load_before']}.",
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure sizes and numbers of images per category."""
-    options = report.parser("fractal", __doc__)
+    options = report.parser("fractal", __doc__, devices=["cpu"], threads=1)
     options.add_argument("--sizes", nargs="+", type=report.count, default=list(SIZES), help="pixels of a side")
     options.add_argument("--instances", nargs="+", type=report.count, default=list(INSTANCES), help="images per category")
     options.add_argument("--categories", type=report.count, default=2, help="of a round")
     options.add_argument("--rounds", type=report.count, default=15, help="of all cases")
-    options.add_argument(
-        "--folder", type=Path, help="where images are written and deleted; by default the system's temporary folder"
-    )
-    options.set_defaults(threads=1)
-    settings = options.parse_args(arguments)
-    if settings.device != "cpu":
-        options.error("--device cuda is not allowed: fractals are made on the CPU")
+    options.add_argument("--folder", type=Path, help="where images are written and deleted; by default where temporary files are")
+    settings = report.parse(options, arguments)
     if max(settings.instances) > fractal.INSTANCES:
         options.error(f"--instances {max(settings.instances)} is not possible: at most {fractal.INSTANCES}")
-    machine = report.machine(settings.device)
     searched, found = measure(settings)
-    result = {
-        "benchmark": "fractal",
-        "machine": machine,
-        "clock": settings.clock,
-        "rounds": settings.rounds,
-        "categories": settings.categories,
-        "search_s": report.median_of(searched),
-        "cases": [summary(*case, rounds) for case, rounds in found.items()],
-    }
-    show(result)
-    report.write(settings.json, result)
-    return result
+    cases, search = [summary(*case, rounds) for case, rounds in found.items()], report.median_of(searched)
+    report.print_table(
+        "Fractal images per second on one core",
+        cases,
+        {
+            "pixels": lambda row: str(row["size"]),
+            "images per category": lambda row: str(row["instances"]),
+            "array": lambda row: interval(row["images_per_s"]["array"], ",.0f"),
+            "PNG files": lambda row: interval(row["images_per_s"]["folder"], ",.0f"),
+            "target": lambda row: "-" if row["met"] is None else f"{row['target_per_s']:.0f} {verdict(row['met'])}",
+        },
+        f"Medians of {settings.rounds} rounds of {settings.categories} categories, with their interval of 95 %. To find a category takes "
+        f"{interval(search, '.4f')} s of it. Load when it began: {settings.machine['load_before']}.",
+    )
+    return report.write(settings, rounds=settings.rounds, categories=settings.categories, search_s=search, cases=cases)
 
 
 if __name__ == "__main__":

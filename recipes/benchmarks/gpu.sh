@@ -12,6 +12,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 device=${DEVICE:-cuda} data=${DATA_ROOT:-} wheels=${WHEELS:-.whl} python=${PYTHON:-python3} out=${OUT:-./bench-gpu}
+export PYTHONPATH="$PWD:$PWD/recipes${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$out"
 rm -f "$out"/*.json
 
@@ -29,11 +30,11 @@ if [ "$device" = cpu ]; then
     overhead=(--cases linear resnet8 --steps 2 --turns 1)
     selection=(--sizes 1000 20000 --repeats 1)
     saving=(--samples 128 --batch-size 32 --rounds 1)
-    compare=(--network resnet8 --samples 256 --batch-size 64 --epochs 2)
+    compare=(trainer.accelerator=cpu data.subset=256 data.batch_size=64 trainer.max_epochs=2)
 else
     sync=() overhead=(--steps 50 --turns 30) selection=()
     saving=(--samples 50000 --batch-size 512 --depth 56 --rounds 3)
-    compare=(--seconds 120)
+    compare=(trainer.accelerator=gpu trainer.precision=bf16-mixed model.depth=20 data.batch_size=256 trainer.max_epochs=10)
 fi
 
 failed=()
@@ -47,7 +48,14 @@ bench sync ${sync[@]+"${sync[@]}"}
 bench overhead ${overhead[@]+"${overhead[@]}"}
 bench selection ${selection[@]+"${selection[@]}"}
 bench saving ${root[@]+"${root[@]}"} "${saving[@]}"
-if [ -n "$data" ]; then bench compare "${root[@]}" "${compare[@]}"; else echo "== compare: left out, DATA_ROOT is not set"; fi
+if [ -n "$data" ]; then # baseline and KAKURENBO on CIFAR-10
+    echo "== compare"
+    "$python" -m kakurenbo_recipes.train 'compare=[baseline,kakurenbo]' data=cifar10 "data.root=$data" "hydra.run.dir=$out/compare" \
+        "${compare[@]}" && mv "$out/compare/results.json" "$out/compare.json" || failed+=(compare)
+    rm -rf "$out/compare"
+else
+    echo "== compare: left out, DATA_ROOT is not set"
+fi
 
 "$python" - "$out" ${failed[@]+"${failed[@]}"} <<'PYTHON'
 import json, pathlib, sys

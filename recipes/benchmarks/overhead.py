@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from kakurenbo_recipes.models import CifarResNet
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks import report
+from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
 from recipes.benchmarks.turns import TakeTurns, take_turns
 
@@ -58,7 +58,7 @@ CASES = {
 }
 
 
-def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, Any]:
+def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> Row:
     """Return medians over turns, each turn with the callback compared with the one without just before."""
     torch.manual_seed(settings.seed)
     turns = settings.turns * case.speed
@@ -92,45 +92,34 @@ def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> dict[str, An
     }
 
 
-def show(rows: list[dict[str, Any]], method: str = "baseline") -> None:
-    """Print one row per network."""
-    report.print_table(
-        f"A step with the method {method} against one without a callback",
-        ["network", "plain", method, "ratio", "extra per step", "control ratio", "control extra"],
-        [
-            [
-                row["network"],
-                f"{row['plain_ms']:.2f} ms",
-                f"{row['baseline_ms']:.2f} ms",
-                f"{row['ratio']:.4f}",
-                f"{row['extra_us_per_step']:.0f} us",
-                f"{row['control_ratio']:.4f}",
-                f"{row['control_extra_us']:.0f} us",
-            ]
-            for row in rows
-        ],
-        "Medians of turns, compared turn by turn. control: two measurements without a callback.",
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure the chosen networks."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
     options.add_argument("--method", default="baseline", choices=["baseline", "plb", "peb"], help="with its default settings")
     options.add_argument("--steps", type=report.count, default=10, help="steps of a turn")
     options.add_argument("--turns", type=report.count, default=40, help="turns of each fit (ten times as many for linear)")
-    settings = options.parse_args(arguments)
-    prepare(settings)
-    machine = report.machine(settings.device)
+    settings = report.parse(options, arguments)
+    prepare()
     cases = [CASES[name] for name in settings.cases]
     turns = sum(settings.turns * case.speed + WARM_UP for case in cases)
     with tqdm(total=len(ARMS) * turns, desc="overhead", unit="turn") as bar:
         rows = [measure(case, settings, bar) for case in cases]
-    show(rows, settings.method)
-    result = {"benchmark": "overhead", "machine": machine, "clock": settings.clock, "method": settings.method, "networks": rows}
-    report.write(settings.json, result)
-    return result
+    report.print_table(
+        f"A step with the method {settings.method} against one without a callback",
+        rows,
+        {
+            "network": lambda row: row["network"],
+            "plain": lambda row: f"{row['plain_ms']:.2f} ms",
+            settings.method: lambda row: f"{row['baseline_ms']:.2f} ms",
+            "ratio": lambda row: f"{row['ratio']:.4f}",
+            "extra per step": lambda row: f"{row['extra_us_per_step']:.0f} us",
+            "control ratio": lambda row: f"{row['control_ratio']:.4f}",
+            "control extra": lambda row: f"{row['control_extra_us']:.0f} us",
+        },
+        "Medians of turns, compared turn by turn. control: two measurements without a callback.",
+    )
+    return report.write(settings, method=settings.method, networks=rows)
 
 
 if __name__ == "__main__":

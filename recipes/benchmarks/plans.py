@@ -5,7 +5,6 @@ of a run are planned, the first one untimed. A static method (`forget`, `el2n`) 
 again. On one CPU core.
 """
 
-import argparse
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -18,13 +17,13 @@ from kakurenbo_lightning import Epoch, SampleStatistics, available_methods, get_
 from kakurenbo_lightning.core.statistics import TARGET
 from kakurenbo_lightning.methods.base import Method
 from recipes.benchmarks import report
-from recipes.benchmarks.selection import made_up, seconds_of
+from recipes.benchmarks.report import Row, in_units, seconds_of
+from recipes.benchmarks.selection import made_up
 
 MAX_EPOCHS = 100
 TARGET_SECONDS, TARGET_SAMPLES = 0.15, 1_280_000
 OPTIONS = ("default", "class", "protected")
 PROTECTED_SHARE = 100  # one sample in so many
-Row = dict[str, Any]
 
 
 def options_for(method: str) -> tuple[str, ...]:
@@ -91,70 +90,49 @@ def measure(name: str, options: str, statistics: MadeUp, total: int, repeats: in
         "method": name,
         "options": options,
         "samples": total,
-        "repeats": repeats,
         "plan_s": median(seconds[1:]),
-        "fastest_s": min(seconds[1:]),
-        "slowest_s": max(seconds[1:]),
-        "ns_per_sample": 1e9 * median(seconds[1:]) / total,
         "hidden_share": median(hidden[1:]),
     }
 
 
-def show(rows: list[Row], sizes: list[int], classes: int) -> None:
-    """Print one row per method: by default at each size, with the other options at one."""
-    figures = {(row["method"], row["options"], row["samples"]): row for row in rows}
-    size = size_for_options(sizes)
-    table = []
-    for name in dict.fromkeys(row["method"] for row in rows):
-        shown = [("default", total) for total in sizes] + [(options, size) for options in OPTIONS[1:]]
-        times = [report.in_units(figures[(name, *one)]["plan_s"]) if (name, *one) in figures else "-" for one in shown]
-        plain = figures[name, "default", size]
-        table.append([name, *times, f"{plain['ns_per_sample']:.0f} ns", f"{plain['hidden_share']:.1%}"])
-    report.print_table(
-        "Planning an epoch, on one core",
-        ["method", *(f"{total:,}" for total in sizes), f"{classes:,} classes", "protected", "per sample", "hidden"],
-        table,
-        f"Medians. From the classes on: at {size:,} samples. protected: one sample in {PROTECTED_SHARE}.",
-    )
-    late = [row for row in rows if row["samples"] == TARGET_SAMPLES and row["plan_s"] > TARGET_SECONDS]
-    for row in late:
-        print(f"above the target of {TARGET_SECONDS} s: {row['method']}, {row['options']}: {row['plan_s']:.3f} s")
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure every method at the chosen sizes, with every option at one of them."""
-    options = report.parser("plans", __doc__)
+    options = report.parser("plans", __doc__, devices=["cpu"], threads=1)  # selection --device cuda plans there
     options.add_argument("--sizes", type=report.count, nargs="+", default=[128_000, 1_280_000, 12_800_000], help="samples")
     options.add_argument("--repeats", type=report.count, default=7, help="epochs to time of each")
     options.add_argument("--classes", type=report.count, default=1000, help="classes of the data set")
     options.add_argument("--methods", nargs="+", choices=available_methods(), default=list(available_methods()), help="which")
-    options.set_defaults(threads=1)
-    settings: argparse.Namespace = options.parse_args(arguments)
-    if settings.device != "cpu":
-        options.error("--device cuda is not allowed: this measures one CPU core; see recipes.benchmarks.selection --device cuda")
-    torch.set_num_threads(settings.threads)
-    machine, clock = report.machine("cpu"), report.clock("cpu", settings.clock)
-    rows = []
+    settings = report.parse(options, arguments)
     everything = [(name, chosen) for name in settings.methods for chosen in options_for(name)]
-    by_default = [(name, OPTIONS[0]) for name in settings.methods]
-    cases = {total: everything if total == size_for_options(settings.sizes) else by_default for total in settings.sizes}
+    by_default, most = [(name, OPTIONS[0]) for name in settings.methods], size_for_options(settings.sizes)
+    cases = {total: everything if total == most else by_default for total in settings.sizes}
+    rows, clock = [], report.clock("cpu", settings.clock)
     with tqdm(total=sum(map(len, cases.values())), desc="plans", unit="plan") as bar:
         for total, plans in cases.items():
             statistics = MadeUp(total, settings.classes, settings.seed)
             for name, chosen in plans:
                 rows.append(measure(name, chosen, statistics, total, settings.repeats, clock))
                 bar.update()
-    show(rows, list(cases), settings.classes)
-    result = {
-        "benchmark": "plans",
-        "machine": machine,
-        "clock": settings.clock,
-        "classes": settings.classes,
-        "target": {"samples": TARGET_SAMPLES, "seconds": TARGET_SECONDS},
-        "plans": rows,
-    }
-    report.write(settings.json, result)
-    return result
+    seconds = {(row["method"], row["options"], row["samples"]): row["plan_s"] for row in rows}
+
+    def took(options: str, total: int) -> Callable[[Row], str]:
+        return lambda row: in_units(seconds.get((row["method"], options, total)))
+
+    report.print_table(
+        "Planning an epoch, on one core",
+        [row for row in rows if (row["options"], row["samples"]) == (OPTIONS[0], most)],
+        {
+            "method": lambda row: row["method"],
+            **{f"{total:,}": took("default", total) for total in cases},
+            f"{settings.classes:,} classes": took("class", most),
+            "protected": took("protected", most),
+            "per sample": lambda row: f"{1e9 * row['plan_s'] / most:.0f} ns",
+            "hidden": lambda row: f"{row['hidden_share']:.1%}",
+        },
+        f"Medians. From the classes on: at {most:,} samples. protected: one sample in {PROTECTED_SHARE}. Target: {TARGET_SECONDS} s at "
+        f"{TARGET_SAMPLES:,} samples.",
+    )
+    return report.write(settings, classes=settings.classes, plans=rows)
 
 
 if __name__ == "__main__":

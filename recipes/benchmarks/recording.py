@@ -18,10 +18,13 @@ import torch
 from kakurenbo_recipes.models import CifarResNet
 
 from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
-from kakurenbo_lightning.record import files as run_files
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
+from kakurenbo_lightning.record.epoch_rows import histogram
+from kakurenbo_lightning.record.files import write_samples
 from kakurenbo_lightning.record.sample_counts import SampleCounts
+from kakurenbo_lightning.record.schema import EPOCHS, SAMPLES
 from recipes.benchmarks import report
+from recipes.benchmarks.report import Row, in_units
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
 
 EVERY = 5  # epochs between two times that samples.parquet is written
@@ -37,6 +40,8 @@ class TimedRecorder(RunRecorder):
         self.seconds = {"hooks": 0.0, "thread": 0.0}
         for name in HOOKS:
             setattr(self, name, self._timed(getattr(self, name), "hooks"))
+        submit = self._writer.submit
+        self._writer.submit = lambda write, *rest: submit(self._timed(write, "thread"), *rest)
 
     def _timed(self, function: Callable[..., Any], where: str) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
@@ -47,9 +52,6 @@ class TimedRecorder(RunRecorder):
                 self.seconds[where] += time.thread_time() - started
 
         return timed
-
-    def _write(self, function: Callable[..., None], *arguments: Any) -> None:
-        super()._write(self._timed(function, "thread"), *arguments)
 
 
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
     training.fit(Classifier(CifarResNet()), datamodule=data)
     total = time.process_time() - started
     return {
-        "epochs": len(pq.read_table(folder / "run" / run_files.EPOCHS)),
+        "epochs": len(pq.read_table(folder / "run" / EPOCHS)),
         "fit_cpu_s": total,
         **{f"{name}_cpu_s": seconds for name, seconds in recorder.seconds.items()},
         "share": sum(recorder.seconds.values()) / total,
@@ -89,7 +91,7 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
 
     def epoch(number: int) -> None:
         counts.hide(plans[number % 2].hidden, number)
-        run_files.histogram(statistics.loss)
+        histogram(statistics.loss)
 
     def timed(work: Callable[[int], Any]) -> float:
         found = []
@@ -104,46 +106,46 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
         "samples": count,
         "epoch_s": timed(epoch),
         "copy_s": timed(lambda number: copies()),
-        "write_s": timed(lambda number: run_files.write_samples(folder, columns, number)),
-        "bytes_per_sample": (folder / run_files.SAMPLES).stat().st_size / count,
+        "write_s": timed(lambda number: write_samples(folder, columns, number)),
+        "bytes_per_sample": (folder / SAMPLES).stat().st_size / count,
     }
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print both tables."""
-    run = result["run"]
-    seconds = (report.in_units(run[f"{name}_cpu_s"]) for name in ("fit", "hooks", "thread"))
-    report.print_table(
-        f"A RunRecorder in a training of {run['epochs']} epochs, seconds of the processor",
-        ["whole fit", "its hooks", "its thread", "share", "files"],
-        [[*seconds, f"{run['share']:.2%}", f"{run['bytes']:,} bytes"]],
-    )
-    report.print_table(
-        "What it does at large N",
-        ["samples", "each epoch", f"each {EVERY}th epoch more", "own thread", "bytes per sample"],
-        [
-            [f"{row['samples']:,}", *(report.in_units(row[key]) for key in ("epoch_s", "copy_s", "write_s")),
-             f"{row['bytes_per_sample']:.1f}"] for row in result["large"]
-        ],
-    )  # fmt: skip
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure both."""
     options = report.parser("recording", __doc__)
     options.add_argument("--samples", type=report.count, default=6_400, help="images of an epoch")
     options.add_argument("--epochs", type=report.count, default=10, help="of the training")
     options.add_argument("--sizes", nargs="+", type=report.count, default=[1_280_000], help="numbers of samples")
     options.add_argument("--repeats", type=report.count, default=7, help="of the work at large N")
-    settings = options.parse_args(arguments)
-    prepare(settings)
-    result = {"benchmark": "recording", "machine": report.machine(settings.device), "samples": settings.samples}
+    settings = report.parse(options, arguments)
+    prepare()
     with tempfile.TemporaryDirectory() as name:
-        result["run"] = measure(settings, Path(name))
-        result["large"] = [at(count, settings.repeats, Path(name) / str(count)) for count in settings.sizes]
-    show(result)
-    report.write(settings.json, result)
-    return result
+        run = measure(settings, Path(name))
+        large = [at(count, settings.repeats, Path(name) / str(count)) for count in settings.sizes]
+    report.print_table(
+        f"A RunRecorder in a training of {run['epochs']} epochs, seconds of the processor",
+        [run],
+        {
+            "whole fit": lambda row: in_units(row["fit_cpu_s"]),
+            "its hooks": lambda row: in_units(row["hooks_cpu_s"]),
+            "its thread": lambda row: in_units(row["thread_cpu_s"]),
+            "share": lambda row: f"{row['share']:.2%}",
+            "files": lambda row: f"{row['bytes']:,} bytes",
+        },
+    )
+    report.print_table(
+        "What it does at large N",
+        large,
+        {
+            "samples": lambda row: f"{row['samples']:,}",
+            "each epoch": lambda row: in_units(row["epoch_s"]),
+            f"each {EVERY}th epoch more": lambda row: in_units(row["copy_s"]),
+            "own thread": lambda row: in_units(row["write_s"]),
+            "bytes per sample": lambda row: f"{row['bytes_per_sample']:.1f}",
+        },
+    )
+    return report.write(settings, samples=settings.samples, run=run, large=large)
 
 
 if __name__ == "__main__":

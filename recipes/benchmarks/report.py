@@ -1,9 +1,10 @@
-"""What all benchmarks share: command-line options, the description of the machine, the table and the JSON file."""
+"""What all benchmarks share: command-line options, clocks, medians, the table and the JSON file that says with what it was measured."""
 
 import argparse
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from math import comb
@@ -12,25 +13,43 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_lightning.record import machine as here
 
+Row = dict[str, Any]
+Columns = dict[str, Callable[[Row], str]]  # by head: writes the cell of a row
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark."""
+
+def parser(
+    name: str,
+    description: str,
+    devices: Sequence[str] = ("cpu", "cuda"),
+    clocks: Sequence[str] = ("wall", "cpu"),
+    **defaults: Any,
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark; `defaults` replace theirs."""
     options = argparse.ArgumentParser(
         prog=f"python -m recipes.benchmarks.{name}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    options.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where the network and statistics are")
+    options.add_argument("--device", default="cpu", choices=devices, help="where the network and statistics are")
     options.add_argument("--threads", type=count, help="CPU threads of torch; by default its own choice")
-    options.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: time this process was given")
+    options.add_argument("--clock", default=clocks[0], choices=clocks, help="cpu: time this process was given")
     options.add_argument("--seed", type=int, default=0, help="of the data and the weights")
     options.add_argument("--json", type=Path, default=Path(f"outputs/bench/{name}.json"), help="file to write")
+    options.set_defaults(benchmark=name, **defaults)
     return options
+
+
+def parse(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line, set the number of threads, and describe the machine before it is busy."""
+    settings = options.parse_args(arguments)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    settings.machine = machine(settings.device)
+    return settings
 
 
 def count(text: str) -> int:
@@ -49,7 +68,7 @@ def share(text: str) -> float:
     return number
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> Row:
     """Describe where and with what the figures were measured."""
     return {
         **here.machine(device),
@@ -61,24 +80,36 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def write(path: Path, result: dict[str, Any]) -> None:
-    """Write `result` as JSON and say where."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"results: {path}")
+def write(settings: argparse.Namespace, **result: Any) -> Row:
+    """Write the figures to `--json`, with the machine they are of, say where, and return what was written.
+
+    A kill leaves the last whole file.
+    """
+    result = {"benchmark": settings.benchmark, "machine": settings.machine, "clock": settings.clock, **result}
+    settings.json.parent.mkdir(parents=True, exist_ok=True)
+    part = settings.json.with_suffix(".part")
+    part.write_text(compact(result))
+    part.replace(settings.json)
+    print(f"results: {settings.json}")
+    return result
 
 
-def print_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
-    """Print one row of text per measurement."""
-    table = Table(title=title)
-    for column, head in enumerate(heads):
-        table.add_column(head, justify="right" if column else "left")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    if note:
-        console.print(note, highlight=False)
+def compact(result: Row) -> str:
+    """Return JSON with one line for each entry, and for each row of an entry that is a list of rows."""
+
+    def text(value: Any) -> str:
+        if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+            return json.dumps(value)
+        return "[\n    " + ",\n    ".join(map(json.dumps, value)) + "\n  ]"
+
+    return "{\n  " + ",\n  ".join(f"{json.dumps(key)}: {text(value)}" for key, value in result.items()) + "\n}\n"
+
+
+def print_table(title: str, rows: Sequence[Row], columns: Columns, note: str = "") -> None:
+    """Print one line per row."""
+    cells = [[cell(row) for cell in columns.values()] for row in rows]
+    lines = ["", title, *aligned(list(columns), cells, terminal_width(120), figures=True)]
+    print("\n".join([*lines, *textwrap.wrap(note, terminal_width(120))]))
 
 
 def median_of(values: Sequence[float]) -> dict[str, float]:
@@ -90,11 +121,23 @@ def median_of(values: Sequence[float]) -> dict[str, float]:
     return {"median": median(ordered), "low": ordered[first], "high": ordered[len(ordered) - 1 - first]}
 
 
-def in_units(seconds: float) -> str:
-    """Write seconds in the unit that suits them."""
+def in_units(seconds: float | None) -> str:
+    """Write seconds in the unit that suits them; a dash for None."""
+    if seconds is None:
+        return "-"
     if seconds >= 1:
         return f"{seconds:.2f} s"
     return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.0f} us"
+
+
+def interval(figure: dict[str, float] | None, form: str) -> str:
+    """Write a median and its interval; a dash for None."""
+    return "-" if figure is None else f"{figure['median']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
+
+
+def verdict(met: bool | None) -> str:
+    """Write whether a target was met; nothing for None."""
+    return "" if met is None else "met" if met else "MISSED"
 
 
 def clock(device: str, kind: str = "wall") -> Callable[[], float]:
@@ -113,3 +156,10 @@ def clock(device: str, kind: str = "wall") -> Callable[[], float]:
         return now()
 
     return read
+
+
+def seconds_of(clock: Callable[[], float], function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
+    """Run and time `function`; return seconds and what it returned."""
+    started = clock()
+    value = function(*args, **kwargs)
+    return clock() - started, value

@@ -2,16 +2,15 @@
 
 One Trainer trains epochs whose share changes from one to the next, so that other load on the machine meets all of them
 alike. An epoch lasts from its first step to the next epoch's: training, all hooks, the refresh pass over the hidden
-samples, planning and dealing. In each round the same loader's samples are also passed forward once, in eval mode and
+samples, planning and sharding. In each round the same loader's samples are also passed forward once, in eval mode and
 without gradients: that is `forward`.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -22,12 +21,13 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import Choice, Epoch, HideMethod, SampleSelection, SampleStatistics
 from recipes.benchmarks import report
-from recipes.benchmarks.training import Classifier, images, prepare, trainer
+from recipes.benchmarks.report import Row, in_units
+from recipes.benchmarks.training import Classifier, described, image_options, images, prepare, trainer
 
 
 @dataclass(frozen=True)
 class ForcedHiding(HideMethod):
-    """Hides a given share of random samples in each epoch, and looks at them afterwards.
+    """Hides a given share of random samples in each epoch, and refreshes them afterwards.
 
     Args:
         shares: of each epoch in turn; epochs after the last one hide nothing.
@@ -90,7 +90,7 @@ def schedule(shares: list[float], rounds: int) -> list[float]:
     return [shares[(place + turn) % len(shares)] for turn in range(rounds) for place in range(len(shares))]
 
 
-def summarise(shares: list[float], epochs: list[tuple[float, float]], forward: list[float]) -> list[dict[str, Any]]:
+def summarise(shares: list[float], epochs: list[tuple[float, float]], forward: list[float]) -> list[Row]:
     """Compare the epochs of each share with the ideal.
 
     What is achieved, (full - epoch) / (full - ideal), is the median over rounds, each compared within itself: load that
@@ -119,19 +119,16 @@ def summarise(shares: list[float], epochs: list[tuple[float, float]], forward: l
                 for seconds, passed in zip(rounds, forward, strict=True)
             ]
             row["achieved"] = median(achieved)
-            row["achieved_of_medians"] = (full - row["seconds"]) / (full - ideal)
             row["achieved_by_round"] = [round(value, 4) for value in achieved]
         rows.append(row)
     return rows
 
 
-def measure(settings: argparse.Namespace) -> dict[str, Any]:
-    """Train a warm-up round and `settings.rounds` measured ones."""
+def measure(settings: argparse.Namespace) -> Row:
+    """Train a warm-up round and `settings.rounds` measured ones, and return what `summarise` makes of them."""
     torch.manual_seed(settings.seed)
     shares = sorted({0.0, *settings.shares})
-    data = images(settings.data_root, settings.samples, settings.batch_size, settings.seed)
-    data.prepare_data()
-    data.setup("fit")
+    data = images(settings)
     order = schedule(shares, settings.rounds + 1)
     with tqdm(total=len(order), desc="saving", unit="epoch") as bar:
         clock = report.clock(settings.device, settings.clock)
@@ -142,56 +139,33 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     epochs = list(zip(order, timer.seconds, strict=True))[len(shares) :]
     forward = timer.forward[1 : settings.rounds + 1]
     rows = summarise(shares, epochs, forward)
-    return {
-        "network": f"CIFAR ResNet-{settings.depth}, width {settings.width}",
-        "data": "random images" if settings.data_root is None else "CIFAR-10",
-        "samples": settings.samples,
-        "batch_size": settings.batch_size,
-        "rounds": settings.rounds,
-        "full_s": rows[0]["seconds"],
-        "forward_s": median(forward),
-        "shares": rows,
-    }
+    return {"full_s": rows[0]["seconds"], "forward_s": median(forward), "shares": rows}
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print one row per share."""
-    report.print_table(
-        f"{result['network']}, {result['samples']:,} samples of {result['data']}: an epoch that hides a share",
-        ["hidden", "epoch", "ideal", "saving", "ideal saving", "achieved"],
-        [
-            [
-                f"{row['share']:.0%}",
-                report.in_units(row["seconds"]),
-                report.in_units(row["ideal_s"]),
-                f"{row['saving']:.1%}",
-                f"{row['ideal_saving']:.1%}",
-                f"{row['achieved']:.1%}" if row["share"] else "-",
-            ]
-            for row in result["shares"]
-        ],
-        f"Medians of {result['rounds']} rounds; savings are compared within each round. "
-        f"A forward pass over all samples: {report.in_units(result['forward_s'])}.",
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure the chosen shares."""
     options = report.parser("saving", __doc__)
-    options.add_argument("--data-root", type=Path, help="folder of CIFAR-10; without it, random images of that shape")
-    options.add_argument("--samples", type=report.count, default=2560, help="training images")
-    options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
-    options.add_argument("--depth", type=report.count, default=8, help="layers of the CIFAR ResNet")
-    options.add_argument("--width", type=report.count, default=16, help="channels of its first stage")
+    image_options(options, samples=2560, depth=8)
     options.add_argument("--shares", type=report.share, nargs="+", default=[0.0, 0.1, 0.3, 0.5], help="shares to hide")
     options.add_argument("--rounds", type=report.count, default=20, help="epochs of each share")
-    settings = options.parse_args(arguments)
-    prepare(settings)
-    machine = report.machine(settings.device)
-    result = {"benchmark": "saving", "machine": machine, "clock": settings.clock, **measure(settings)}
-    show(result)
-    report.write(settings.json, result)
-    return result
+    settings = report.parse(options, arguments)
+    prepare()
+    result = described(settings) | measure(settings)
+    report.print_table(
+        f"{result['network']}, {settings.samples:,} samples of {result['data']}: an epoch that hides a share",
+        result["shares"],
+        {
+            "hidden": lambda row: f"{row['share']:.0%}",
+            "epoch": lambda row: in_units(row["seconds"]),
+            "ideal": lambda row: in_units(row["ideal_s"]),
+            "saving": lambda row: f"{row['saving']:.1%}",
+            "ideal saving": lambda row: f"{row['ideal_saving']:.1%}",
+            "achieved": lambda row: f"{row['achieved']:.1%}" if row["share"] else "-",
+        },
+        f"Medians of {settings.rounds} rounds; savings are compared within each round. "
+        f"A forward pass over all samples: {in_units(result['forward_s'])}.",
+    )
+    return report.write(settings, **result)
 
 
 if __name__ == "__main__":

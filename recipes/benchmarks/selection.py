@@ -1,27 +1,29 @@
-"""What selecting costs: time and memory of KAKURENBO's plan of an epoch and of dealing it, on one CPU core.
+"""What selecting costs: time and memory of KAKURENBO's plan of an epoch and of sharding it, on one CPU core.
 
 Each size runs in a process of its own, so that one peak of memory does not hide another. Up to `--loop-up-to` samples
 the same is done by a sort and Python loops, which must hide the same samples.
 """
 
 import argparse
+import math
+import random
 import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
 from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.shard import deal
+from kakurenbo_lightning.core.shard import Layout
 from recipes.benchmarks import report
-from recipes.benchmarks.loop import deal_with_loops, select_with_loops
+from recipes.benchmarks.report import Row, in_units, seconds_of
 
 MAX_FRACTION, TAU = 0.3, 0.7
 BATCH_SIZE = 256
@@ -66,11 +68,35 @@ def forget_peak(device: str) -> None:
         return
 
 
-def seconds_of(clock: Callable[[], float], function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
-    """Run and time `function`; return seconds and what it returned."""
-    started = clock()
-    value = function(*args, **kwargs)
-    return clock() - started, value
+def select_with_loops(statistics: SampleStatistics, max_fraction: str, tau: float) -> tuple[set[int], list[int]]:
+    """Return the indices to hide, and those to train.
+
+    Args:
+        statistics: on the CPU.
+        max_fraction: the largest share that may be hidden, as a decimal.
+        tau: confidence from which a correct sample of low loss is hidden.
+    """
+    losses = statistics.loss.tolist()
+    confidences = statistics.confidence.tolist()
+    corrects = statistics.correct.tolist()
+    epochs_seen = statistics.epoch_seen.tolist()
+    threshold = torch.tensor(tau).item()  # as float32
+
+    measured = [i for i in range(len(losses)) if epochs_seen[i] >= 0 and math.isfinite(losses[i])]
+    measured.sort(key=lambda i: losses[i])  # stable: among equal losses the lower index first
+    hidden = set()
+    for i in measured[: int(Fraction(max_fraction) * len(losses))]:
+        if corrects[i] and confidences[i] >= threshold:
+            hidden.add(i)
+    return hidden, [i for i in range(len(losses)) if i not in hidden]
+
+
+def shard_with_loops(indices: list[int], batch_size: int, world_size: int, rank: int, seed: int) -> list[list[int]]:
+    """Shuffle, and return the batches of one rank."""
+    shuffled = list(indices)
+    random.Random(seed).shuffle(shuffled)
+    mine = [shuffled[position] for position in range(rank, len(shuffled), world_size)]
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
 
 
 def loop_seconds(clock: Callable[[], float], statistics: SampleStatistics, plan: EpochPlan) -> float:
@@ -81,14 +107,14 @@ def loop_seconds(clock: Callable[[], float], statistics: SampleStatistics, plan:
     """
     statistics = statistics.to("cpu")
     selecting, (hidden, indices) = seconds_of(clock, select_with_loops, statistics, str(MAX_FRACTION), TAU)
-    dealing, batches = seconds_of(clock, deal_with_loops, indices, BATCH_SIZE, 1, 0, 0)
+    sharding, batches = seconds_of(clock, shard_with_loops, indices, BATCH_SIZE, 1, 0, 0)
     assert hidden == set(plan.hidden.tolist()), "the loops hide other samples than the method"
     assert sum(map(len, batches)) == len(plan.indices)
-    return selecting + dealing
+    return selecting + sharding
 
 
-def measure(total: int, settings: argparse.Namespace) -> dict[str, Any]:
-    """Plan and deal an epoch of `total` samples; up to `settings.loop_up_to` the loops take turns with the method."""
+def measure(total: int, settings: argparse.Namespace) -> Row:
+    """Plan and shard an epoch of `total` samples; up to `settings.loop_up_to` the loops take turns with the method."""
     torch.set_num_threads(1)
     device, seed, clock = settings.device, settings.seed, report.clock(settings.device, settings.clock)
     statistics = made_up(total, seed, device)
@@ -96,79 +122,67 @@ def measure(total: int, settings: argparse.Namespace) -> dict[str, Any]:
     epoch = Epoch(1, 100, seed)
     forget_peak(device)
     before = memory_peak(device)
-    plans, deals, loops = [], [], []
+    plans, sharding, loops = [], [], []
     for repeat in range(settings.repeats + 1):
         planning, plan = seconds_of(clock, method.plan, statistics, epoch)
-        dealing, dealt = seconds_of(clock, deal, plan, BATCH_SIZE, seed=seed, epoch=1)
+        cutting, shard = seconds_of(clock, plan.shard, Layout(BATCH_SIZE, seed=seed, epoch=1))
         if repeat == 0:
             peak = memory_peak(device) - before
             continue  # the first time is slower: memory is fetched from the system
         plans.append(planning)
-        deals.append(dealing)
+        sharding.append(cutting)
         if total <= settings.loop_up_to and repeat <= 3:
             loops.append(loop_seconds(clock, statistics, plan))
             statistics.to(device)
-        hidden, steps = len(plan.hidden), dealt.steps
-        del plan, dealt
-    both = [plan + deal for plan, deal in zip(plans, deals, strict=True)]
+        hidden, steps = len(plan.hidden), shard.steps
+        del plan, shard
+    both = list(map(sum, zip(plans, sharding, strict=True)))
     return {
         "samples": total,
         "hidden": hidden,
         "steps": steps,
         "repeats": settings.repeats,
         "plan_s": median(plans),
-        "deal_s": median(deals),
+        "shard_s": median(sharding),
         "seconds": median(both),
-        "fastest_s": min(both),
         "ns_per_sample": 1e9 * median(both) / total,
         "loop_s": median(loops) if loops else None,
         "times_faster": median(loops) / median(both) if loops else None,
         "statistics_bytes_per_sample": statistics.bytes_per_sample,
-        "peak_bytes": peak,
         "peak_bytes_per_sample": peak / total,
     }
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """Print one row per size."""
-    report.print_table(
-        "KAKURENBO: plan an epoch and deal it, on one core",
-        ["samples", "plan", "deal", "both", "per sample", "loops", "faster", "peak memory"],
-        [
-            [
-                f"{row['samples']:,}",
-                report.in_units(row["plan_s"]),
-                report.in_units(row["deal_s"]),
-                report.in_units(row["seconds"]),
-                f"{row['ns_per_sample']:.1f} ns",
-                report.in_units(row["loop_s"]) if row["loop_s"] else "-",
-                f"{row['times_faster']:.0f} x" if row["loop_s"] else "-",
-                f"{row['peak_bytes_per_sample']:.0f} B/sample",
-            ]
-            for row in rows
-        ],
-        f"Medians. Statistics: {rows[0]['statistics_bytes_per_sample']} bytes per sample; peak memory: beyond them, "
-        "including the plan and its order (16 bytes per trained sample, 8 per hidden one).",
-    )
-
-
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Measure the chosen sizes, each in its own process."""
-    options = report.parser("selection", __doc__)
     sizes = [50_000, 1_280_000, 10_000_000, 100_000_000]
+    options = report.parser("selection", __doc__)
     options.add_argument("--sizes", type=report.count, nargs="+", default=sizes, help="samples of the data set")
     options.add_argument("--repeats", type=report.count, default=9, help="times to measure each size")
     options.add_argument("--loop-up-to", type=report.count, default=1_280_000, help="largest size for the loops")
-    settings: argparse.Namespace = options.parse_args(arguments)
-    machine = report.machine(settings.device) | {"threads": 1}
+    settings = report.parse(options, arguments)
+    settings.machine["threads"] = 1
     rows = []
     for total in tqdm(settings.sizes, desc="selection", unit="size"):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows.append(pool.submit(measure, total, settings).result())
-    show(rows)
-    result = {"benchmark": "selection", "machine": machine, "clock": settings.clock, "sizes": rows}
-    report.write(settings.json, result)
-    return result
+    report.print_table(
+        "KAKURENBO: plan an epoch and shard it, on one core",
+        rows,
+        {
+            "samples": lambda row: f"{row['samples']:,}",
+            "plan": lambda row: in_units(row["plan_s"]),
+            "shard": lambda row: in_units(row["shard_s"]),
+            "both": lambda row: in_units(row["seconds"]),
+            "per sample": lambda row: f"{row['ns_per_sample']:.1f} ns",
+            "loops": lambda row: in_units(row["loop_s"]),
+            "faster": lambda row: f"{row['times_faster']:.0f} x" if row["loop_s"] else "-",
+            "peak memory": lambda row: f"{row['peak_bytes_per_sample']:.0f} B/sample",
+        },
+        f"Medians. Statistics: {rows[0]['statistics_bytes_per_sample']} bytes per sample; peak memory: beyond them, "
+        "including the plan and its order (16 bytes per trained sample, 8 per hidden one).",
+    )
+    return report.write(settings, sizes=rows)
 
 
 if __name__ == "__main__":

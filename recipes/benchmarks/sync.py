@@ -5,6 +5,7 @@ without a callback come first: what raises there is Lightning's or the network's
 wait for the losses they go by; for these the waits are counted. On a CPU there is nothing to wait for and the epochs only run.
 """
 
+import argparse
 import warnings
 from traceback import extract_tb
 from typing import Any
@@ -15,6 +16,7 @@ from kakurenbo_recipes.models import CifarResNet
 
 from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks import report
+from recipes.benchmarks.report import Row
 from recipes.benchmarks.saving import ForcedHiding
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
 
@@ -54,10 +56,9 @@ class NoWaiting(L.Callback):
             torch.cuda.set_sync_debug_mode("default")
 
 
-def check(
-    selection: SampleSelection | None, device: str, steps: int, by_name: bool, seed: int, mode: str = "error"
-) -> dict[str, Any]:
+def check(selection: SampleSelection | None, by_name: bool, settings: argparse.Namespace, mode: str) -> Row:
     """Train under the ban; return what raised, if anything, and how often a step waited."""
+    device, steps, seed = settings.device, settings.steps, settings.seed
     torch.manual_seed(seed)
     data = RandomImages(64 * steps, seed, batch_size=64)
     ban = NoWaiting(device, mode)
@@ -79,40 +80,30 @@ def check(
     return {"error": error, "where": where, "steps_checked": ban.steps, "waits_per_step": waits / max(1, ban.steps)}
 
 
-def main(arguments: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> Row:
     """Check training without a callback, with `baseline`, and with a method that hides and refreshes."""
     options = report.parser("sync", __doc__)
     options.add_argument("--steps", type=report.count, default=20, help="steps of an epoch")
-    settings = options.parse_args(arguments)
-    prepare(settings)
+    settings = report.parse(options, arguments)
+    prepare()
     arms = {
         "without a callback": (None, True),
         "baseline": (SampleSelection("baseline", seed=0), True),
         "baseline, function mode": (SampleSelection("baseline", seed=0), False),
         "hiding 30 %": (SampleSelection(ForcedHiding((0.3,) * EPOCHS), seed=0), True),
     }
-    rows = {
-        name: check(selection, settings.device, settings.steps, by_name, settings.seed)
-        for name, (selection, by_name) in arms.items()
-    }
-    choosing = {name: SampleSelection(name, seed=0) for name in ("selective_backprop", "plb")}
-    counted = {
-        name: check(selection, settings.device, settings.steps, True, settings.seed, "warn")
-        for name, selection in [("nothing, counted", None), *choosing.items()]
-    }
+    choosing = {name: (SampleSelection(name, seed=0), True) for name in ("selective_backprop", "plb")}
+    rows, counted = (
+        {name: check(*arm, settings, mode) for name, arm in chosen.items()}
+        for chosen, mode in ((arms, "error"), ({"nothing, counted": (None, True), **choosing}, "warn"))
+    )
     clean = "no wait" if settings.device == "cuda" else "not checked on a CPU"
-    report.print_table(
-        "Waiting for the device within the batch loop",
-        ["training", "steps checked", "found"],
-        [[name, str(row["steps_checked"]), row["error"] or clean] for name, row in rows.items()],
-    )
-    report.print_table(
-        "Waits of a step, counted",
-        ["training", "steps", "waits per step"],
-        [[name, str(row["steps_checked"]), f"{row['waits_per_step']:.2f}"] for name, row in counted.items()],
-    )
-    result = {"benchmark": "sync", "machine": report.machine(settings.device), "arms": rows, "counted": counted}
-    report.write(settings.json, result)
+    columns = {"training": lambda item: item[0], "steps checked": lambda item: str(item[1]["steps_checked"])}
+    found = {"found": lambda item: item[1]["error"] or clean}
+    waits = {"waits per step": lambda item: f"{item[1]['waits_per_step']:.2f}"}
+    report.print_table("Waiting for the device within the batch loop", list(rows.items()), columns | found)
+    report.print_table("Waits of a step, counted", list(counted.items()), columns | waits)
+    result = report.write(settings, arms=rows, counted=counted)
     if rows["without a callback"]["error"] is None and any(row["error"] for row in rows.values()):
         raise SystemExit("sample selection makes the host wait for the device, see the table")
     return result

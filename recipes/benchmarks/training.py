@@ -16,6 +16,8 @@ from kakurenbo_recipes.parquet_data import CIFAR10
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy  # a name of its own: replacing F.cross_entropy does not reach it
 
+from recipes.benchmarks import report
+
 Batch = tuple[Tensor, Tensor]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 
@@ -47,11 +49,33 @@ class RandomImages(ImageData):
         return train, InMemoryImages(images[:1], labels[:1])
 
 
-def images(data_root: Path | None, samples: int, batch_size: int, seed: int) -> ImageData:
-    """Return `samples` images of CIFAR-10, or random ones when there is no `data_root`."""
-    if data_root is None:
-        return RandomImages(samples, seed, batch_size=batch_size)
-    return CIFAR10(str(data_root), subset=samples, batch_size=batch_size)
+def image_options(options: argparse.ArgumentParser, samples: int, depth: int) -> None:
+    """Add what says which network trains on which images; the time does not depend on the pixels."""
+    options.add_argument("--data-root", type=Path, help="folder of CIFAR-10; without it, random images of that shape")
+    options.add_argument("--samples", type=report.count, default=samples, help="training images")
+    options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
+    options.add_argument("--depth", type=report.count, default=depth, help="layers of the CIFAR ResNet")
+    options.add_argument("--width", type=report.count, default=16, help="channels of its first stage")
+
+
+def described(settings: argparse.Namespace) -> report.Row:
+    """Return what `image_options` came to, for the JSON file."""
+    return {
+        "network": f"CIFAR ResNet-{settings.depth}, width {settings.width}",
+        "data": "random images" if settings.data_root is None else "CIFAR-10",
+        **{name: getattr(settings, name) for name in ("samples", "batch_size", "rounds")},
+    }
+
+
+def images(settings: argparse.Namespace) -> ImageData:
+    """Return the images of `image_options`, decoded."""
+    if settings.data_root is None:
+        data = RandomImages(settings.samples, settings.seed, batch_size=settings.batch_size)
+    else:
+        data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size)
+    data.prepare_data()
+    data.setup("fit")
+    return data
 
 
 class Classifier(L.LightningModule):
@@ -82,7 +106,7 @@ class Classifier(L.LightningModule):
 def keep_freed_memory() -> None:
     """Let glibc neither return freed memory to the system nor divide it among threads.
 
-    Fetching it anew takes up to a tenth of a step on a CPU, and how often it happens differs from one fit to another.
+    Fetching it again takes up to a tenth of a step on a CPU, and how often it happens differs from one fit to another.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -92,10 +116,8 @@ def keep_freed_memory() -> None:
             set_option(option, value)
 
 
-def prepare(settings: argparse.Namespace) -> None:
-    """Take over the number of threads, and keep Lightning's greetings and hints out of the table."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+def prepare() -> None:
+    """Keep freed memory, and Lightning's greetings and hints out of the table."""
     keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"lightning\.")

@@ -82,7 +82,7 @@ class TakeTurns(L.Callback):
 
 
 class TakeEpochs(TakeTurns):
-    """Trains `steps` epochs at a time: from the start of one to that of the next, with planning and dealing."""
+    """Trains `steps` epochs at a time: from the start of one to that of the next, with planning and sharding."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """The turn goes on."""

@@ -16,7 +16,7 @@ from kakurenbo_recipes.settings import check_setting, is_count
 class MappedImages(InMemoryImages):
     """Some of the grey images of a file of NumPy, which is mapped into memory and never read as a whole.
 
-    A batch is copied from the file and gets its three channels by a view. Copies in other processes map the file anew.
+    A batch is copied from the file and gets its three channels by a view. Copies in other processes map the file themselves.
 
     Args:
         path: of the array, uint8 [M, H, W].
@@ -106,7 +106,7 @@ class ArrayImages(ImageData):
         if every.dtype != np.uint8 or every.ndim != 3 or len(every) != len(labels):
             raise ValueError(
                 f"{path} holds {every.dtype} {list(every.shape)}, but uint8 [{len(labels)}, S, S] is needed, an image for each of the "
-                f"{len(labels)} labels in labels.npy. Make both anew: kakurenbo-fractal --format array"
+                f"{len(labels)} labels in labels.npy. Make both again: kakurenbo-fractal --format array"
             )
         train, test = stratified(labels, self.test_share, self.split_seed)
         hint = "Use images of which each class has at least two."

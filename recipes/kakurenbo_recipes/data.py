@@ -6,6 +6,7 @@ of a tensor, and the random crop, the flip and the normalisation are done for th
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.random import stream_seed
-from kakurenbo_recipes.data_tools import channel_statistics, stratified
+from kakurenbo_recipes.data_tools import channel_statistics, existing, stratified
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
 
@@ -174,40 +175,41 @@ class ImageData(L.LightningDataModule):
         resize: int | None = None,
     ) -> None:
         super().__init__()
-        check_setting("data.batch_size", batch_size, is_count(batch_size, 1), "an int >= 1", "Try 128.")
-        check_setting("data.eval_batch_size", eval_batch_size, is_count(eval_batch_size, 1), "an int >= 1", "Try 500.")
-        check_setting("data.num_workers", num_workers, is_count(num_workers, 0), "an int >= 0", "Try 0.")
-        is_subset = subset is None or is_count(subset, 1)
-        check_setting("data.subset", subset, is_subset, "null or an int >= 1", "Use null for all training images.")
-        check_setting("data.label_noise", label_noise, is_share(label_noise), "a number in [0, 1)", "Try 0.1, or 0 for none.")
-        is_seed = is_count(label_noise_seed, 0)
-        check_setting("data.label_noise_seed", label_noise_seed, is_seed, "an int >= 0", "Try 0.")
-        check_setting("data.drop_last", drop_last, isinstance(drop_last, bool), "true or false", "Try false.")
-        check_setting("data.crop_padding", crop_padding, is_count(crop_padding, 0), "an int >= 0", "Use 0 for no crop.")
-        check_setting("data.flip", flip, isinstance(flip, bool), "true or false", "Use false for no mirroring.")
-        check_setting("data.cutout", cutout, is_count(cutout, 0), "an int >= 0", "Use 16, or 0 for none.")
-        check_setting("data.held_out", held_out, is_share(held_out), "a number in [0, 1)", "Try 0.1, or 0 for none.")
-        check_setting("data.held_out_seed", held_out_seed, is_count(held_out_seed, 0), "an int >= 0", "Try 0.")
-        is_side = resize is None or is_count(resize, 8)
-        check_setting("data.resize", resize, is_side, "null or an int >= 8", "Use null to leave the images as they are.")
-        self.resize = resize
-        self.cutout = cutout
-        self.held_out = held_out
-        self.held_out_seed = held_out_seed
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.num_workers = num_workers
-        self.subset = subset
-        self.label_noise = label_noise
-        self.label_noise_seed = label_noise_seed
-        self.drop_last = drop_last
-        self.crop_padding = crop_padding
-        self.flip = flip
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.subset, self.label_noise, self.label_noise_seed, self.drop_last = subset, label_noise, label_noise_seed, drop_last
+        self.crop_padding, self.flip, self.cutout, self.resize = crop_padding, flip, cutout, resize
+        self.held_out, self.held_out_seed = held_out, held_out_seed
+        self._check_settings()
         self.train_images: InMemoryImages | None = None
         self.val_images: InMemoryImages | None = None
         self.test_images: InMemoryImages | None = None
         self.clean_labels: Tensor | None = None
         self._scale: Tensor | None = None  # [2, 1, 3, 1, 1]: mean and standard deviation in units of a uint8 pixel
+
+    def _check_settings(self) -> None:
+        for name, least, fix in (
+            ("batch_size", 1, "Try 128."),
+            ("eval_batch_size", 1, "Try 500."),
+            ("num_workers", 0, "Try 0."),
+            ("label_noise_seed", 0, "Try 0."),
+            ("crop_padding", 0, "Use 0 for no crop."),
+            ("cutout", 0, "Use 16, or 0 for none."),
+            ("held_out_seed", 0, "Try 0."),
+        ):
+            check_setting(f"data.{name}", value := getattr(self, name), is_count(value, least), f"an int >= {least}", fix)
+        for name, least, fix in (
+            ("subset", 1, "Use null for all training images."),
+            ("resize", 8, "Use null to leave the images as they are."),
+        ):
+            value = getattr(self, name)
+            known = value is None or is_count(value, least)
+            check_setting(f"data.{name}", value, known, f"null or an int >= {least}", fix)
+        for name in ("label_noise", "held_out"):
+            check_setting(
+                f"data.{name}", value := getattr(self, name), is_share(value), "a number in [0, 1)", "Try 0.1, or 0 for none."
+            )
+        for name, fix in (("drop_last", "Try false."), ("flip", "Use false for no mirroring.")):
+            check_setting(f"data.{name}", value := getattr(self, name), isinstance(value, bool), "true or false", fix)
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
         """Return the training and the test images; None when there are none, which needs `held_out`."""
@@ -254,16 +256,16 @@ class ImageData(L.LightningDataModule):
         images = self.val_images if self.test_images is None else self.test_images
         return self._loader(images, self.eval_batch_size, training=False)
 
-    def _loader(self, images: InMemoryImages, batch_size: int, training: bool) -> DataLoader:
+    def _loader(self, images: InMemoryImages | None, batch_size: int, training: bool) -> DataLoader:
         return DataLoader(
-            images,
+            existing(images, "the data set of the loader", "setup()"),
             batch_size=batch_size,
             shuffle=training,
             drop_last=training and self.drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=keep_batch,
+            collate_fn=cast(Any, keep_batch),  # PyTorch's type is of data sets without `__getitems__`: it gets a list
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -339,15 +341,12 @@ class Digits(ImageData):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        digits = load_digits()
+        digits = cast(Any, load_digits())  # scikit-learn has no types: what is inferred is the tuple of another setting
         pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
         pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
         images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
         labels = torch.from_numpy(digits.target).long()
         train, test = train_test_split(
-            torch.arange(len(labels)).numpy(),
-            test_size=self.test_share,
-            random_state=self.split_seed,
-            stratify=digits.target,
+            torch.arange(len(labels)).numpy(), test_size=self.test_share, random_state=self.split_seed, stratify=digits.target
         )
         return InMemoryImages(images[train], labels[train]), InMemoryImages(images[test], labels[test])

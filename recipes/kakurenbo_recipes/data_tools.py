@@ -3,14 +3,30 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from kakurenbo_recipes.settings import check_setting
 
+if TYPE_CHECKING:  # that module imports this one
+    from kakurenbo_recipes.data import InMemoryImages
+
+Made = TypeVar("Made")
+
 PIXELS = 50_000_000  # that mean and standard deviation are computed from; all of CIFAR-10's
+
+
+def existing(value: Made | None, name: str, step: str) -> Made:
+    """Return what a step makes.
+
+    Raises:
+        RuntimeError: it is None, because the step has not run.
+    """
+    if value is None:
+        raise RuntimeError(f"{name} is None, but it must be there: run {step} first, which makes it.")
+    return value
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -35,20 +51,20 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]
     return order[~drawn].sort().values, order[drawn].sort().values
 
 
-def channel_statistics(images: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: "InMemoryImages") -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel over all pixels of the images, in units of 255.
 
     Of a data set of more than `PIXELS` pixels as many images as have that many are taken, evenly spread.
 
     Args:
-        images: gives uint8 [B, 3, H, W] and labels for a list of indices, as `kakurenbo_recipes.data.InMemoryImages`.
+        images: they give uint8 [B, 3, H, W] and labels for a list of indices.
     """
     area = images[0][0][0].numel()
     taken = max(1, min(len(images), PIXELS // area))
     rows = torch.arange(taken) * len(images) // taken
     counts = torch.zeros(3, 256, dtype=torch.int64)  # how often each value of a pixel is there
     for some in rows.split(max(1, 1_000_000 // area)):
-        pixels = images.__getitems__(some)[0]
+        pixels = images.__getitems__(some.tolist())[0]
         counts += torch.stack([pixels[:, channel].reshape(-1).bincount(minlength=256) for channel in range(3)])
     weights, values = counts.double() / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
     mean = (weights * values).sum(1)
@@ -70,6 +86,7 @@ def checked_scale(
         ok = isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, int | float) and v > least for v in values)
         allowed = "three numbers" if name == "mean" else "three numbers above 0"
         check_setting(f"data.{name}", values, ok, f"{allowed}, one for each channel", "Set mean and std, or neither of them.")
+    assert mean is not None and std is not None  # checked above
     return tuple(mean), tuple(std)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import cast
 
 import h5py
 import lightning as L
@@ -43,6 +44,11 @@ LIMITS = {
     "width": (32, 4096),
     "seed": (0, 2**31),
 }
+
+
+def dataset_in(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return an array of an open file; what h5py gives by name could be a group too."""
+    return cast(h5py.Dataset, file[name])
 
 
 class ClimateFiles(Dataset):
@@ -73,14 +79,14 @@ class ClimateFiles(Dataset):
             ValueError: the file holds something else.
         """
         with h5py.File(self.files[index], "r") as file:
-            found = {name: file[name].shape for name in ("climate/data", "climate/labels_0") if name in file}
+            found = {name: dataset_in(file, name).shape for name in ("climate/data", "climate/labels_0") if name in file}
             data, labels = found.get("climate/data", ()), found.get("climate/labels_0", ())
             if len(labels) != 2 or data != (*labels, self.available):
                 raise ValueError(
                     f"{self.files[index]} holds {found or 'nothing'}, but climate/data [H, W, {self.available}] and climate/labels_0 "
                     "[H, W] are needed, with as many channels as stats.h5: take the file and stats.h5 from one set."
                 )
-            image, classes = file["climate/data"][...], file["climate/labels_0"][...]
+            image, classes = dataset_in(file, "climate/data")[...], dataset_in(file, "climate/labels_0")[...]
         if len(self.channels) < self.available:
             image = image[..., self.channels]
         image = np.subtract(image, self.low, dtype=np.float32)
@@ -98,7 +104,7 @@ class DeepCam(L.LightningDataModule):
         eval_batch_size: samples of a validation batch.
         num_workers: processes of each loader that read files.
         drop_last: whether to leave out an epoch's last training batch when it is short. Under `SampleSelection` this is not needed:
-            it deals a short tail out to the batches before it, so that none has one sample only.
+            it spreads a short tail over the batches before it, so that none has one sample only.
         held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the validation images.
         held_out_seed: seed of which.
 
@@ -166,7 +172,8 @@ class DeepCam(L.LightningDataModule):
         with h5py.File(path, "r") as file:
             if "climate/minval" not in file or "climate/maxval" not in file:
                 raise self._missing("a stats.h5 without climate/minval and climate/maxval")
-            return file["climate/minval"][...].astype(np.float32), file["climate/maxval"][...].astype(np.float32)
+            low, high = dataset_in(file, "climate/minval")[...], dataset_in(file, "climate/maxval")[...]
+            return low.astype(np.float32), high.astype(np.float32)
 
     def _files(self, part: str) -> list[Path]:
         files = sorted((self.root / part).glob("data-*.h5"))
@@ -193,9 +200,10 @@ class DeepCam(L.LightningDataModule):
         """Return the loader of the test images."""
         return self._loader("test", self.eval_batch_size)
 
-    def _loader(self, part: str, batch_size: int, **settings: bool) -> DataLoader:
+    def _loader(self, part: str, batch_size: int, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        return DataLoader(self._images[part], batch_size, pin_memory=torch.cuda.is_available(), **workers, **settings)
+        pinned = torch.cuda.is_available()
+        return DataLoader(self._images[part], batch_size, shuffle, drop_last=drop_last, pin_memory=pinned, **workers)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def chaos(systems: np.ndarray, cumulative: np.ndarray, count: int, random: np.ra
 def bounded(points: np.ndarray) -> np.ndarray:
     """Tell of each system whether its points (float64 [S, n, 2]) are all near; bool [S]."""
     with np.errstate(invalid="ignore"):
-        return (np.abs(points) < FAR).all(axis=(1, 2))
+        return np.all(np.abs(points) < FAR, axis=(1, 2))
 
 
 def pixels(points: np.ndarray, size: int, pad: int = PAD) -> np.ndarray:

@@ -6,7 +6,6 @@ sample has a loss by a model that has not seen it. The test set is not touched.
 """
 
 import copy
-import os
 from pathlib import Path
 
 import hydra
@@ -17,8 +16,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
+from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.fingerprint import fingerprint
 from kakurenbo_recipes.data import ImageData
+from kakurenbo_recipes.data_tools import existing
 from kakurenbo_recipes.models import ImageClassifier
 from kakurenbo_recipes.settings import check_setting, is_count
 from kakurenbo_recipes.train import config_dir
@@ -68,7 +69,7 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
         data: set up; it stays as it is.
         rows: int64 [M], ascending.
     """
-    everything = data.train_images
+    everything = existing(data.train_images, "data.train_images", "data.setup()")
     rest = torch.ones(len(everything), dtype=torch.bool)
     rest[rows] = False
     part = copy.copy(data)
@@ -92,7 +93,7 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
 
 def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
     """Return the loss of each training sample by a model that has not been trained on it, float32 [N]."""
-    total = len(data.train_images)
+    total = len(existing(data.train_images, "data.train_images", "data.setup()"))
     is_split = is_count(cfg.folds, 2) and cfg.folds <= total
     check_setting("folds", cfg.folds, is_split, f"an int from 2 to {total}, the number of samples", "Use 2, as in the paper.")
     losses = torch.full((total,), float("nan"))
@@ -103,9 +104,9 @@ def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
         )
         L.seed_everything(cfg.seed + fold, workers=True, verbose=False)
         model = held_out_losses(cfg, data, rows)
-        losses[rows] = model.losses
+        losses[rows] = lowest = existing(model.losses, "losses", "a validation")
         print(
-            f"  their mean loss was lowest in epoch {model.best_epoch}: {model.losses.mean():.3f}, {model.best_accuracy:.1%} right; "
+            f"  their mean loss was lowest in epoch {model.best_epoch}: {lowest.mean():.3f}, {model.best_accuracy:.1%} right; "
             "the losses of that epoch are taken",
             flush=True,
         )
@@ -114,16 +115,8 @@ def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
 
 def save(content: dict[str, object], path: Path) -> None:
     """Write a file that appears under its name when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        torch.save(content, partial)
 
 
 @hydra.main(config_path=config_dir(), config_name="irreducible", version_base="1.3")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from kakurenbo_lightning.core.checkpoint_file import check_whole
 from kakurenbo_lightning.errors import DamagedCheckpointError
-from kakurenbo_lightning.trainer.checkpoint_io import check_whole
 from kakurenbo_recipes.schedules import schedule
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
@@ -101,7 +101,8 @@ class WideResNet(nn.Sequential):
         check_setting("model.depth", depth, is_depth, "6n + 4 with n >= 1 (16, 28, 40, ...)", "Try 28.")
         check_setting("model.width", width, is_count(width, 1), "an int >= 1", "Try 10.")
         check_setting("model.dropout", dropout, is_share(dropout), "a number in [0, 1)", "Try 0.3, or 0 for none.")
-        layers, channels = [nn.Conv2d(3, 16, 3, padding=1, bias=False)], 16
+        layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1, bias=False)]
+        channels = 16
         for stage in range(3):
             for block in range((depth - 4) // 6):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -132,7 +133,7 @@ def timm_network(name: str, num_classes: int, pretrained: bool = False, options:
 
 
 def load_network(network: nn.Module, path: str) -> str:
-    """Begin with the weights of a checkpoint's network; the last layer begins anew when it has another number of classes.
+    """Begin with the weights of a checkpoint's network; the last layer keeps its own when it has another number of classes.
 
     Args:
         network: as the checkpoint's, but for the last layer.
@@ -147,7 +148,7 @@ def load_network(network: nn.Module, path: str) -> str:
     """
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(
-            f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin anew"
+            f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin from nothing"
         )
     try:
         check_whole(Path(path).expanduser())
@@ -160,12 +161,12 @@ def load_network(network: nn.Module, path: str) -> str:
     saved = {name.removeprefix("network."): value for name, value in saved["state_dict"].items() if name.startswith("network.")}
     own = network.state_dict()
     last = next(reversed([name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]))
-    anew = [name for name in own if name.startswith(f"{last}.") and name in saved and saved[name].shape != own[name].shape]
-    odd = sorted(own.keys() ^ saved.keys()) + [n for n in own if n in saved and n not in anew and saved[n].shape != own[n].shape]
+    kept = [name for name in own if name.startswith(f"{last}.") and name in saved and saved[name].shape != own[name].shape]
+    odd = sorted(own.keys() ^ saved.keys()) + [n for n in own if n in saved and n not in kept and saved[n].shape != own[n].shape]
     hint = "Choose the model and its settings as they were in the run that saved it."
     check_setting("weights", path, not odd, f"a checkpoint of the same network, which differs in {', '.join(odd[:3])}", hint)
-    network.load_state_dict({name: saved[name] for name in own if name not in anew}, strict=False)
-    return f"{path}: {len(own) - len(anew)} of {len(own)} tensors taken over" + (f"; {last} begins anew" if anew else "")
+    network.load_state_dict({name: saved[name] for name in own if name not in kept}, strict=False)
+    return f"{path}: {len(own) - len(kept)} of {len(own)} tensors taken over" + (f"; {last} begins from nothing" if kept else "")
 
 
 class Task(L.LightningModule):

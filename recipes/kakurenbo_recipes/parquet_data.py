@@ -1,33 +1,220 @@
-"""Small images of one size in parquet files as Hugging Face `datasets` writes them, decoded into memory, among them CIFAR-10.
+"""Images in parquet files as Hugging Face `datasets` writes and reads them, among them CIFAR-10.
 
-Large images of different sizes: `kakurenbo_recipes.arrow_data`.
+Small images of one size are decoded into memory. Large ones are decoded by workers from the copy that `datasets` keeps in its cache in
+Arrow's format: parquet packs some hundred images into a group that is read as a whole, so a random order would read each of them
+hundreds of times.
 """
 
-from collections.abc import Sequence
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, cast
 
+import datasets
+import datasets.config
+import datasets.exceptions
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
+import torchvision
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from kakurenbo_recipes.data import ImageData, InMemoryImages
 from kakurenbo_recipes.data_tools import checked_scale, leaving_no_empty_folders
-from kakurenbo_recipes.parquet_files import TEST_PARTS, ParquetPart, ParquetSet, decoded
+from kakurenbo_recipes.torchvision_data import LargeImages, joined
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+TEST_PARTS = ("test", "validation", "valid", "val")
 
 
-def read_parquet(part: ParquetPart) -> InMemoryImages:
+def part_files(root: Path, part: str) -> list[Path]:
+    """Return the files of a part in their order: `part.parquet` or `part-00000-of-00005.parquet` and so on, in `root` or `root/data`.
+
+    Returns:
+        The files; none when the part is not there.
+
+    Raises:
+        FileNotFoundError: some of several files are there, and some not.
+    """
+    name = re.compile(rf"{re.escape(part)}-(\d+)-of-(\d+)(-\w+)?\.parquet")
+    for folder in (root, root / "data"):
+        if (whole := folder / f"{part}.parquet").is_file():
+            return [whole]
+        found = [(name.fullmatch(path.name), path) for path in folder.glob(f"{part}-*.parquet")]
+        shards = sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
+        total = max((of for _, of, _ in shards), default=0)
+        if [shard[:2] for shard in shards] != [(number, total) for number in range(total)]:
+            names = ", ".join(path.name for _, _, path in shards)
+            raise FileNotFoundError(f"{folder} holds {names}: a part of {part!r}, or two downloads. Leave a whole one there.")
+        if shards:
+            return [path for _, _, path in shards]
+    return []
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn Arrow's errors about a file into a ValueError that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a whole parquet file with encoded images and integer labels ({error}). Download it again (a file of a few "
+            "hundred bytes may be a pointer of Git LFS), or name other columns: data.image_column=... data.label_column=..."
+        ) from None
+
+
+class ParquetPart(Dataset):
+    """One part of a data set in parquet files: a PIL image in RGB and a class for each index.
+
+    Args:
+        files: at least one, in order.
+        image_column: of the encoded images, a struct with the field `bytes`, or bytes; None: one of `IMAGE_COLUMNS`.
+        label_column: of the classes, integers; None: one of `LABEL_COLUMNS`.
+        cache: folder for the copy that `datasets` makes to read single images; None: where it keeps its own ($HF_DATASETS_CACHE).
+
+    Attributes:
+        classes: the names that Hugging Face wrote into the first file; None when there are none.
+        transform: what is made of an image; None leaves it as it is.
+
+    Raises:
+        ValueError: the first file is damaged, or a column is missing there.
+    """
+
+    def __init__(
+        self, files: list[Path], image_column: str | None = None, label_column: str | None = None, cache: Path | None = None
+    ) -> None:
+        self.files, self.cache = files, cache
+        with reading(files[0]):
+            columns = datasets.Features.from_arrow_schema(pq.read_schema(files[0]))
+        self.image = self._column(columns, "image_column", (image_column,) if image_column else IMAGE_COLUMNS)
+        self.label = self._column(columns, "label_column", (label_column,) if label_column else LABEL_COLUMNS)
+        self.classes: list[str] | None = getattr(columns[self.label], "names", None)
+        self.transform: Callable[[Image.Image], Any] | None = None
+
+    def _column(self, columns: Mapping[str, Any], setting: str, names: Sequence[str]) -> str:
+        if found := [name for name in names if name in columns]:
+            return found[0]
+        raise ValueError(
+            f"{self.files[0]} has the columns {list(columns)}, but {' or '.join(map(repr, names))} is missing. Take the file from a "
+            f"Hugging Face image classification data set, or name the column: data.{setting}=..."
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return the transformed image and its class."""
+        rows = self.copy
+        with self._naming(index):
+            image = rows[int(index)][self.image].convert("RGB")
+        return image if self.transform is None else self.transform(image), int(self.targets[index])
+
+    def images(self) -> Iterator[Image.Image]:
+        """Yield all images in their order, from the parquet files themselves."""
+        index = 0
+        for path in self.files:
+            with reading(path):
+                table = datasets.Dataset(pq.read_table(path, columns=[self.image])).cast_column(self.image, datasets.Image())
+            rows = cast(Iterator[dict[str, Any]], iter(table))  # `datasets` declares lists too
+            for _ in range(len(table)):
+                with self._naming(index):
+                    image = next(rows)[self.image].convert("RGB")
+                yield image
+                index += 1
+
+    @cached_property
+    def copy(self) -> datasets.Dataset:
+        """The rows in the cache of `datasets`, mapped into memory; files that have changed get another copy.
+
+        Raises:
+            OSError: it cannot be written or read.
+        """
+        features = datasets.Features({self.image: datasets.Image(), self.label: datasets.Value("int64")})
+        cache = self.cache or datasets.config.HF_DATASETS_CACHE
+        options = {"features": features, "columns": list(features), "cache_dir": str(cache)}
+        try:
+            return datasets.Dataset.from_parquet([str(path) for path in self.files], **options)
+        except (OSError, pa.ArrowException, datasets.exceptions.DatasetGenerationError) as error:
+            raise OSError(
+                f"the copy of {self.files[0]} in {cache} cannot be made or read ({error.__cause__ or error}). It takes as much of the "
+                "disk as the parquet files, or more: set data.cache to another folder, or delete what is damaged."
+            ) from error
+
+    @contextmanager
+    def _naming(self, index: int) -> Iterator[None]:
+        """Turn any error about an image into a ValueError that names its file and row."""
+        try:
+            yield
+        except Exception as error:  # Pillow raises many kinds; AttributeError: the bytes are null
+            path, row = self.place(index)
+            raise ValueError(
+                f"{path}: row {row} cannot be decoded ({type(error).__name__}: {error}). Download the file again, or remove the row; a "
+                "data set must have the encoded images in the file."
+            ) from None
+
+    def place(self, index: int) -> tuple[Path, int]:
+        """Return the file that a sample is in, and its row there."""
+        starts = [0, *accumulate(pq.read_metadata(path).num_rows for path in self.files)]
+        number = bisect_right(starts, index) - 1
+        return self.files[number], index - starts[number]
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """The class of each sample, int64 [N].
+
+        Raises:
+            ValueError: one is missing or negative, or there are none.
+        """
+        labels = []
+        for path in self.files:
+            with reading(path):
+                values = pq.read_table(path, columns=[self.label])[self.label].cast(pa.int64()).fill_null(-1).to_numpy()
+            labels.append(torch.tensor(values))
+        if not any(map(len, labels)):
+            raise ValueError(f"{self.files[0]} holds no rows. Download the file again.")
+        found = torch.cat(labels)
+        hint = "Data sets of Hugging Face often hide the labels of the part 'test': try data.test=validation"
+        self._check(found, found >= 0, f"must be 0 or more (-1 stands for none). {hint}")
+        return found
+
+    @cached_property
+    def num_classes(self) -> int:
+        """How many names of classes there are; without them, the highest label and one more."""
+        return len(self.classes) if self.classes else int(self.targets.max()) + 1
+
+    def check_labels(self, num_classes: int) -> None:
+        """Raise a ValueError when a label is not below `num_classes`."""
+        allowed = f"must be below {num_classes}, the classes of the training part. Are both parts of one data set?"
+        self._check(self.targets, self.targets < num_classes, allowed)
+
+    def _check(self, labels: Tensor, ok: Tensor, allowed: str) -> None:
+        if not ok.all():
+            wrong = int(ok.int().argmin())
+            path, row = self.place(wrong)
+            raise ValueError(
+                f"{path}: row {row} has the label {int(labels[wrong])} in the column {self.label!r}, but it {allowed}"
+            )
+
+
+def in_memory(part: ParquetPart) -> InMemoryImages:
     """Decode all images (JPEG, PNG, ...) of a part into memory: uint8 [N, 3, H, W].
 
     Raises:
-        ValueError: a column is missing, an image cannot be decoded, or the images are not all of one size.
+        ValueError: an image cannot be decoded, or the images are not all of one size.
     """
-    labels, images, total = part.labels, None, len(part)
-    every = (value.as_buffer() for values in part.encoded() for value in values)
-    name = part.files[0].name
-    for index, data in enumerate(tqdm(every, f"decoding {name}", total, unit="", disable=rank_zero_only.rank != 0)):
-        image = torch.from_numpy(np.array(decoded(data, *part.place(index)))).permute(2, 0, 1)
-        if images is None:
+    images, total, name = torch.empty(0, dtype=torch.uint8), len(part), part.files[0].name
+    for index, decoded in enumerate(tqdm(part.images(), f"decoding {name}", total, unit="", disable=rank_zero_only.rank != 0)):
+        image = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
+        if index == 0:
             images = torch.empty((total, *image.shape), dtype=torch.uint8)
         if image.shape != images.shape[1:]:
             path, row = part.place(index)
@@ -36,25 +223,21 @@ def read_parquet(part: ParquetPart) -> InMemoryImages:
                 "images must be of one size: scale them to one before, or use data=parquet_large, which crops them to one."
             )
         images[index] = image
-    return InMemoryImages(images, labels)
+    return InMemoryImages(images, part.targets)
 
 
-class ParquetImages(ImageData):
-    """Small images of one size in parquet files in the layout of Hugging Face `datasets`, decoded into memory.
+class ParquetParts:
+    """The training and the test part of a data set in parquet files in the layout of Hugging Face `datasets`; base of data modules.
 
-    They take N x 3 x H x W bytes. The number of classes is the one that Hugging Face wrote into the training files, else the highest
-    training label and one more.
+    The number of classes is the one that Hugging Face wrote into the training files, else the highest training label and one more.
 
     Args:
         root: folder of `train.parquet` and `test.parquet` or of files like `train-00000-of-00005.parquet`, or of a folder `data` of such.
         train: name of the training part.
-        test: name of the part to test on; None: the first of test, validation, valid and val that is there. Without any of them
-            `held_out` must be above 0.
+        test: name of the part to test on; None: the first of test, validation, valid and val that is there.
         image_column: of the encoded images; None: `image` or `img`.
         label_column: of the classes; None: `label`, `labels` or `fine_label`.
-        mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
-        std: of each channel; None: likewise.
-        settings: those of `ImageData`.
+        settings: those of the data module.
     """
 
     def __init__(
@@ -64,76 +247,144 @@ class ParquetImages(ImageData):
         test: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         **settings,
     ) -> None:
         super().__init__(**settings)
-        self.root = Path(root).expanduser()
-        self.files = ParquetSet(self.root, train, test, image_column, label_column)
-        if scale := checked_scale(mean, std):
-            self.mean, self.std = scale
+        self.root, self.train, self.test = Path(root).expanduser(), train, TEST_PARTS if test is None else (test,)
+        self.columns = image_column, label_column
 
     @property
     def num_classes(self) -> int:
         """Number of classes of the training part."""
-        return self.files.train_part.num_classes
+        return self.train_part.num_classes
 
     @property
     def class_names(self) -> list[str] | None:
         """Names of the classes, where Hugging Face wrote them."""
-        return self.files.train_part.class_names
+        return self.train_part.classes
+
+    @cached_property
+    def train_part(self) -> ParquetPart:
+        """The training part.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        part = self._part("train", (self.train,))
+        part.check_labels(part.num_classes)
+        return part
+
+    @cached_property
+    def test_part(self) -> ParquetPart:
+        """The part to test on, whose labels are known to the training part.
+
+        Raises:
+            FileNotFoundError: it is not there.
+        """
+        part = self._part("test", self.test)
+        part.check_labels(self.train_part.num_classes)
+        return part
+
+    def has(self, *names: str) -> bool:
+        """Tell whether one of the named parts is there."""
+        return any(part_files(self.root, name) for name in names)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a part to test on; one that is asked for by name has to be there."""
+        return self.test != TEST_PARTS or self.has(*TEST_PARTS)
+
+    def _part(self, setting: str, names: Sequence[str]) -> ParquetPart:
+        if files := next(filter(None, (part_files(self.root, name) for name in names)), None):
+            return ParquetPart(files, *self.columns)
+        raise FileNotFoundError(
+            f"data.root={str(self.root)!r} holds no {names[0]}.parquet and no {names[0]}-00000-of-*.parquet"
+            + (f", nor any of {', '.join(names[1:])}" if names[1:] else "")
+            + f", neither itself nor in its folder data. Set data.root to the folder of the files, or data.{setting} to what they "
+            "are called before the first dash or dot"
+            + (", or validate on some of the training images: data.held_out=0.1" if setting == "test" else "")
+        )
+
+
+class ParquetImages(ParquetParts, ImageData):
+    """Small images of one size, decoded into memory, where they take N x 3 x H x W bytes.
+
+    Args:
+        mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
+        std: of each channel; None: likewise.
+        settings: those of `ParquetParts` and of `ImageData`; without a part to test on `held_out` must be above 0.
+    """
+
+    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **settings) -> None:
+        super().__init__(**settings)
+        if scale := checked_scale(mean, std):
+            self.mean, self.std = scale
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
         """Decode both parts, or the training part where images of it are held out and there is no other."""
-        train = self.files.train_part
-        test = None if self.held_out and not self.files.has_test else self.files.test_part  # raises before anything is decoded
-        return read_parquet(train), None if test is None else read_parquet(test)
+        test = self.test_part if self.has_test or not self.held_out else None  # raises before anything is decoded
+        return in_memory(self.train_part), None if test is None else in_memory(test)
 
 
 class CIFAR10(ParquetImages):
     """CIFAR-10: 50,000 training and 10,000 test images of 32 x 32 pixels in 10 classes.
 
     Args:
-        root: folder of the parquet files, see `ParquetImages`; without them, the folder of torchvision's download.
+        root: folder of the parquet files, see `ParquetParts`; without them, the folder of torchvision's download.
         settings: those of `ParquetImages`.
     """
 
-    num_classes = 10
-    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    num_classes: int = 10
+    class_names: Sequence[str] | None = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     mean = (0.4914, 0.4822, 0.4465)
     std = (0.2470, 0.2435, 0.2616)
 
     def __init__(self, root: str = "data/cifar10", **settings) -> None:
-        super().__init__(root, **settings)
+        super().__init__(root=root, **settings)
 
     def prepare_data(self) -> None:
         """Download the data set with torchvision unless it is there already."""
-        if self._has_parquet():
+        if self.has(self.train) and self.has(*self.test):
             return
-        from torchvision.datasets import CIFAR10 as Download
-
         try:
             with leaving_no_empty_folders(self.root):
-                Download(self.root, download=True)
+                torchvision.datasets.CIFAR10(self.root, download=True)
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
-                f"data.root={str(self.root)!r} holds no CIFAR-10 and the download failed ({error}). "
-                f"Save the two parquet files of https://huggingface.co/datasets/uoft-cs/cifar10 as train.parquet and "
-                f"test.parquet in {self.root.resolve()}, or unpack "
-                f"https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or set data.root to the folder that "
-                f"has them."
+                f"data.root={str(self.root)!r} holds no CIFAR-10 and the download failed ({error}). Save the two parquet files of "
+                "https://huggingface.co/datasets/uoft-cs/cifar10 as train.parquet and test.parquet in "
+                f"{self.root.resolve()}, or unpack https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz there, or set data.root to the "
+                "folder that has them."
             ) from None
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
         """Return both parts as uint8 [N, 3, 32, 32]."""
-        if self._has_parquet():
+        if self.has(self.train) and self.has(*self.test):
             return super().load()
-        from torchvision.datasets import CIFAR10 as Download
+        train, test = (joined([torchvision.datasets.CIFAR10(self.root, train=train)]) for train in (True, False))
+        return train, test
 
-        from kakurenbo_recipes.torchvision_data import joined
 
-        return joined([Download(self.root, train=True)]), joined([Download(self.root, train=False)])
+class ParquetLargeImages(ParquetParts, LargeImages):
+    """Images of different sizes, decoded and cropped by workers; without a part to test on, a share of the training images is held out.
 
-    def _has_parquet(self) -> bool:
-        return self.files.has(self.files.train) and self.files.has(*([self.files.test] if self.files.test else TEST_PARTS))
+    Args:
+        cache: folder for the copies of `datasets`, as large as the files; None: where it keeps its own ($HF_DATASETS_CACHE).
+        settings: those of `ParquetParts` and of `LargeImages`.
+    """
+
+    def __init__(self, cache: str | None = None, **settings) -> None:
+        super().__init__(**settings)
+        self.cache = None if cache is None else Path(cache).expanduser()
+
+    def prepare_data(self) -> None:
+        """Make the copies, one for each part."""
+        self.load()
+
+    def load(self) -> tuple[ParquetPart, ParquetPart | None]:
+        """Open the copies, which are made where there are none."""
+        parts = self.train_part, self.test_part if self.has_test else None
+        for part in filter(None, parts):
+            part.cache = self.cache
+            _ = part.copy
+        return parts

@@ -1,11 +1,19 @@
-"""What a run leaves behind, and the table that compares runs."""
+"""What a run leaves behind, and the tables that compare runs."""
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from kakurenbo_lightning.cli.report import WIDTH, comparison_lines, problem_lines
+from kakurenbo_lightning.cli.text_table import terminal_width
+
+if TYPE_CHECKING:  # pandas is loaded when there is something to compare
+    from kakurenbo_lightning.report import Run
 
 
 @dataclass(frozen=True)
@@ -34,73 +42,59 @@ class Result:
     @property
     def hidden_share(self) -> float:
         """Share of all presentations that were hidden instead of trained."""
-        hidden, trained = self.totals["samples_hidden"], self.totals["samples_trained"]
-        return hidden / max(1, hidden + trained + self.totals["samples_rejected"])
+        return self._share("samples_hidden")
 
     @property
     def rejected_share(self) -> float:
-        """Share of all presentations that were looked at and then not trained (backprop methods)."""
-        rejected, hidden = self.totals["samples_rejected"], self.totals["samples_hidden"]
-        return rejected / max(1, rejected + hidden + self.totals["samples_trained"])
+        """Share of all presentations that were scored and then not trained (backprop methods)."""
+        return self._share("samples_rejected")
 
-    @property
-    def ideal_share(self) -> float:
-        """Seconds that this run would ideally take, relative to one that trains on everything: (1 - f) + g * forward.
+    def _share(self, name: str) -> float:
+        presented = sum(self.totals[part] for part in ("samples_hidden", "samples_rejected", "samples_trained"))
+        return self.totals[name] / max(1, presented)
 
-        f is the share that was hidden or rejected, g the share that really went through a forward-only pass, to be refreshed
-        or looked at; `forward` is what that pass costs relative to a training step, per sample, as measured in this run.
-        """
-        totals, left = self.totals, 1 - self.hidden_share - self.rejected_share
-        looking = totals["refresh_seconds"] + totals["score_seconds"]
-        training = totals["train_seconds"] - totals["score_seconds"]
-        return left if training <= 0 else left * (1 + looking / training)
-
-    def length(self, baseline: "Result") -> float:
-        """Samples trained relative to the baseline's, where none are left out: epochs that are drawn may be longer or shorter."""
-        left_out = self.totals["samples_hidden"] + self.totals["samples_rejected"]
-        return 1.0 if left_out else self.totals["samples_trained"] / max(1, baseline.totals["samples_trained"])
-
-    def saving(self, baseline: "Result") -> float:
+    def saving(self, baseline: Result) -> float:
         """Share of the baseline's seconds that this run saved."""
         return 1 - self.seconds / baseline.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fields and the derived figures, ready for JSON; the score also by the name of its metric."""
+        """The fields and the derived figures, ready for JSON; the score also by the name of its metric."""
         derived = {name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}
         return {**asdict(self), self.metric: self.score, **derived}
 
+    def as_run(self) -> Run:
+        """The result as the report reads it from a run's folder."""
+        from kakurenbo_lightning.report import Run
 
-def comparison_table(results: list[Result]) -> Table:
-    """Return the table of several runs; savings are against the run of the method `baseline`, when there is one."""
-    baseline = next((result for result in results if result.method == "baseline"), None)
-    table = Table(title="same seed, same number of epochs", box=box.SIMPLE_HEAD, padding=0)
-    looks = any(result.totals["samples_scored"] for result in results)
-    table.add_column("method", no_wrap=True)
-    shares = ("looked at", "left out") if looks else ("hidden share",)
-    for heading in (results[0].metric, "trained", *shares, "seconds", "saving", "ideal"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        compared = baseline is not None and result is not baseline
-        table.add_row(
-            result.method,
-            "-" if result.score is None else f"{result.score:.2%}",
-            f"{result.totals['samples_trained']:,}",
-            *([f"{result.totals['samples_scored']:,}"] if looks else []),
-            f"{result.hidden_share + result.rejected_share:.1%}",
-            f"{result.seconds:.1f}",
-            f"{result.saving(baseline):.1%}" if compared else "-",
-            f"{1 - result.ideal_share * result.length(baseline):.1%}" if compared else "-",
-        )
-    return table
+        return Run.of(Path(), {**asdict(self), "seconds": self.seconds})
 
 
-def print_comparison(results: list[Result]) -> None:
-    """Print the table of several runs."""
-    console = Console()
-    console.print(comparison_table(results))
-    console.print(
-        "trained: samples. seconds: training, refresh passes and selection, without validation. ideal: the saving if an epoch "
-        "took (1 - f) * full + g * forward, f the share left out (hidden or rejected), g the share refreshed or looked at; "
-        "where epochs are drawn, all of it times their length. "
-        "Wall times compare only on an otherwise idle machine."
-    )
+def comparison(results: list[Result]) -> list[str]:
+    """The table of several runs with the same seed, as the report has it; savings are against the run of the method `baseline`."""
+    from kakurenbo_lightning.report import make_groups
+
+    return comparison_lines(make_groups([result.as_run() for result in results]), terminal_width(WIDTH))
+
+
+class Summary(Callback):
+    """Compares the runs of a multirun on the terminal when it ends, and names the command that draws them; it never fails a sweep."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table of `config.hydra.sweep.dir`."""
+        try:
+            for line in summary(Path(config.hydra.sweep.dir)):
+                print(line)
+        except Exception as error:  # the runs are done and on disk: a table is no reason to end their sweep with an error
+            print(f"no summary of the runs: {type(error).__name__}: {error}")
+
+
+def summary(folder: Path) -> list[str]:
+    """The comparison of the runs below a folder, what was left out, and how to draw them; nothing without runs (`record=none`)."""
+    from kakurenbo_lightning.report import make_groups, read_runs
+    from kakurenbo_lightning.report.notes import unfinished
+
+    runs, problems = read_runs([folder])
+    if not runs:
+        return []
+    lines = [*comparison_lines(make_groups(runs), terminal_width(WIDTH)), *problem_lines([*problems, *unfinished(runs)])]
+    return [*lines, f"pictures of them: kakurenbo-report {folder}"]

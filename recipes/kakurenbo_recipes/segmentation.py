@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -37,11 +37,12 @@ class DeepLab(nn.Module):
         self.channels = channels
         self.network = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
         where, first = next((w, layer) for w, layer in self.network.named_modules() if isinstance(layer, nn.Conv2d))
-        kept = (first.out_channels, first.kernel_size, first.stride, first.padding)
-        anew = nn.Conv2d(channels, *kept, bias=first.bias is not None)
-        nn.init.kaiming_normal_(anew.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+        # PyTorch declares tuples of any length, and Conv2d takes two numbers
+        kept = cast(Any, (first.out_channels, first.kernel_size, first.stride, first.padding))
+        first_layer = nn.Conv2d(channels, *kept, bias=first.bias is not None)
+        nn.init.kaiming_normal_(first_layer.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
         parent, _, leaf = where.rpartition(".")
-        setattr(self.network.get_submodule(parent), leaf, anew)
+        setattr(self.network.get_submodule(parent), leaf, first_layer)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [B, num_classes, H, W] of images [B, channels, H, W].
@@ -86,6 +87,7 @@ class Segmenter(Task):
     """
 
     metric = "iou"
+    class_weights: Tensor
 
     def __init__(
         self,

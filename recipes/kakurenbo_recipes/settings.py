@@ -8,10 +8,10 @@ def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) ->
 
 
 def is_count(value: object, least: int) -> bool:
-    """Tell whether `value` is an int (no bool) of at least `least`."""
+    """Whether `value` is an int (no bool) of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_share(value: object) -> bool:
-    """Tell whether `value` is a number (no bool) in [0, 1)."""
+    """Whether `value` is a number (no bool) in [0, 1)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1

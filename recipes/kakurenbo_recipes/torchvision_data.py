@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -16,7 +16,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from kakurenbo_recipes.data import ImageData, InMemoryImages
-from kakurenbo_recipes.data_tools import checked_scale, leaving_no_empty_folders, stratified
+from kakurenbo_recipes.data_tools import checked_scale, existing, leaving_no_empty_folders, stratified
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,7 +52,7 @@ def _by_train(name: str, **options: Any) -> Callable[[Path, bool], tuple[list[Da
 
 def _svhn(*training: str) -> Callable[[Path, bool], tuple[list[Dataset], list[Dataset]]]:
     def parts(root: Path, download: bool) -> tuple[list[Dataset], list[Dataset]]:
-        train = [datasets.SVHN(root, split=split, download=download) for split in training]
+        train: list[Dataset] = [datasets.SVHN(root, split=split, download=download) for split in training]
         return train, [datasets.SVHN(root, split="test", download=download)]
 
     return parts
@@ -80,6 +80,8 @@ class TorchvisionImages(ImageData):
     Raises:
         ValueError: unknown name.
     """
+
+    name: str
 
     def __init__(self, name: str, root: str = "data/torchvision", download: bool = False, **settings) -> None:
         check_setting("data.name", name, name in SOURCES, f"one of {', '.join(SOURCES)}", "Try cifar100.")
@@ -112,16 +114,16 @@ class TorchvisionImages(ImageData):
             ) from None
 
 
-def joined(parts: list[Dataset]) -> InMemoryImages:
+def joined(parts: Sequence[Any]) -> InMemoryImages:  # torchvision has no type for data sets with `data`
     """Return torchvision data sets in memory, one after the other."""
-    labels, done, pixels = [], 0, None
+    labels, done, pixels = [], 0, torch.empty(0, dtype=torch.uint8)
     for part in parts:
         images = part.data if isinstance(part.data, Tensor) else torch.from_numpy(np.asarray(part.data))
         if images.dim() == 3:  # grey, [N, H, W]
             images = images[:, None].expand(-1, 3, -1, -1)
         elif images.shape[3] == 3:  # [N, H, W, 3]
             images = images.permute(0, 3, 1, 2)
-        if pixels is None:
+        if not labels:
             pixels = torch.empty(sum(len(part.data) for part in parts), *images.shape[1:], dtype=torch.uint8)
         pixels[done : done + len(images)] = images
         done += len(images)
@@ -207,7 +209,7 @@ class LargeImages(L.LightningDataModule):
         """Find the images, once for all the fits of a process."""
         if self.train_images is not None:
             return
-        train, test = self.load()
+        train, test = cast(tuple[Any, Any], self.load())  # PyTorch's Dataset declares no `targets` and no `transform`
         to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
         middle = [v2.Resize(self.eval_resize, antialias=True), v2.CenterCrop(self.eval_size)]
@@ -239,8 +241,9 @@ class LargeImages(L.LightningDataModule):
             self.val_images if self.test_images is None else self.test_images, self.eval_batch_size, shuffle=False
         )
 
-    def _loader(self, images: Dataset, batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(self, images: Dataset | None, batch_size: int, shuffle: bool) -> DataLoader:
         workers = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        images = existing(images, "the data set of the loader", "setup()")
         return DataLoader(images, batch_size, shuffle=shuffle, pin_memory=torch.cuda.is_available(), **workers)
 
 

@@ -9,9 +9,8 @@ import json
 import os
 import time
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import lightning as L
@@ -24,10 +23,10 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.models import load_network
-from kakurenbo_recipes.results import Result, print_comparison
+from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.settings import check_setting, is_count
 
 OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
@@ -37,19 +36,27 @@ GENERATED = tuple(
 )
 
 
+def methods_of(family: str) -> str:
+    """Return the methods of a family, for the help; those of other packages too."""
+    return ", ".join(name for name, info in available_methods().items() if info.family == family)
+
+
+OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
+
+
 def config_dir() -> str:
-    """Return the folder of the Hydra configs: the repository's own, else the one that the wheel carries."""
-    repository = Path(__file__).resolve().parents[2]
-    if (repository / "pyproject.toml").is_file():
-        return str(repository / "configs")
-    return str(files("kakurenbo_lightning") / "configs")
+    """Return the folder of the Hydra configs: the one that the wheel carries, else the repository's."""
+    here = Path(__file__).resolve()
+    installed = here.with_name("configs")
+    return str(installed if installed.is_dir() else here.parents[2] / "configs")
 
 
 def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     """Train one model with the method of `cfg.method`."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
-    network = instantiate(cfg.model, num_classes=datamodule.num_classes)
+    num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
+    network = instantiate(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
     callbacks = [selection, *recorder_for(cfg, selection)]
@@ -57,7 +64,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
         callbacks.append(instantiate(cfg.checkpoint))
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
-    model = instantiate(cfg.task)(network, optimizer, datamodule.num_classes, instantiate(cfg.schedule))
+    model = instantiate(cfg.task)(network, optimizer, num_classes, instantiate(cfg.schedule))
 
     check_last(cfg)
     started = time.perf_counter()
@@ -79,8 +86,8 @@ def check_last(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
-            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins anew. To go on with a run, add "
-            "its folder: hydra.run.dir=outputs/DATE/TIME"
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
+            "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
     metrics = folder / "metrics.csv"
     if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():
@@ -175,11 +182,12 @@ def with_method(cfg: DictConfig, name: str) -> DictConfig:
 
 def warn_of_unused(cfg: DictConfig) -> None:
     """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
-    used = " ".join(map(str, OmegaConf.to_container(cfg.method, resolve=False).values()))
+    method = cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=False))  # of a DictConfig
+    used = " ".join(map(str, method.values()))
     for name in ("F", "tau"):
         if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
             continue
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN or "optuna" in str(HydraConfig.get().sweeper.get("_target_"))
+        alone = HydraConfig.get().mode != RunMode.MULTIRUN
         check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
         rank_zero_warn(
             f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
@@ -213,7 +221,7 @@ def train(cfg: DictConfig) -> float | None:
     results = run(cfg)
     if rank_zero_only.rank == 0:
         if len(results) > 1:
-            print_comparison(results)
+            print("\n".join(comparison(results)))
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
         if len(results) == 1 and results[0].score is not None:

@@ -1,4 +1,4 @@
-"""The benchmarks' own logic, at toy size: what they compare is equal, what they compute is right, what they write is JSON."""
+"""The benchmarks, at toy size: what they compare is equal, what they compute is right, what they write is JSON."""
 
 import json
 import os
@@ -8,27 +8,88 @@ import sys
 from argparse import Namespace
 from functools import partial
 from itertools import chain
+from math import comb
 
 import pytest
 import torch
-from bench_helpers import as_before, tiny_cifar, written
+from bench_helpers import written
 from processes import REPOSITORY
+from shards import shard_of
 
 from kakurenbo_lightning import Epoch, SampleSelection, available_methods, get_method
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.signals.outputs import SampleOutputs
-from recipes.benchmarks import checkpoint, compare, fault_run, faults, overhead, saving, selection, sync
-from recipes.benchmarks.loop import deal_with_loops, select_with_loops
+from recipes.benchmarks import (
+    backprop,
+    checkpoint,
+    drawing,
+    fault_run,
+    faults,
+    overhead,
+    plans,
+    recording,
+    report,
+    saving,
+    selection,
+    sync,
+)
+from recipes.benchmarks.selection import select_with_loops, shard_with_loops
 from recipes.benchmarks.training import Classifier, RandomImages, trainer
 from recipes.benchmarks.turns import TakeTurns, take_turns
 
 GPU = REPOSITORY / "recipes/benchmarks/gpu.sh"
+CASES = [(name, options) for name in available_methods() for options in plans.options_for(name)]
 
 
-@pytest.fixture(autouse=True)
-def settings_put_back():
-    with as_before():
-        yield
+def plans_are_of_all_cases(rows):
+    """Every method is planned at both sizes, with every option at the larger one, and hides when it should."""
+    planned = {(row["samples"], row["method"], row["options"]) for row in rows}
+    assert planned == {(2000, *case) for case in CASES} | {(1000, name, "default") for name in available_methods()}
+    for row in rows:
+        hide = available_methods()[row["method"]].family == "hide"
+        hides = (hide and row["method"] != "baseline") or row["method"] == "stale_sb"  # which plans the epochs it does not score
+        assert (row["hidden_share"] > 0) == hides, row
+    return True
+
+
+# a command line in which a benchmark takes seconds, the entry of its result with the figures, and whether those can be
+SMALL = {
+    overhead: (
+        "--cases linear --steps 2 --turns 1",
+        "networks",
+        lambda rows: rows[0]["turns"] == 10 and min(rows[0][key] for key in ("plain_ms", "ratio", "control_ratio")) > 0,
+    ),
+    selection: (
+        "--sizes 1e3 --repeats 1",
+        "sizes",
+        lambda rows: rows[0]["times_faster"] == rows[0]["loop_s"] / rows[0]["seconds"],
+    ),
+    plans: ("--sizes 2e3 1e3 --repeats 2 --classes 5", "plans", plans_are_of_all_cases),
+    saving: (
+        "--samples 24 --batch-size 8 --width 2 --rounds 2 --shares 0.5",
+        "shares",
+        lambda rows: [row["share"] for row in rows] == [0.0, 0.5] and len(rows[1]["achieved_by_round"]) == 2,
+    ),
+    drawing: ("--sizes 1000 --draws 8 --rounds 3", "sizes", lambda rows: rows[0]["times_faster"]["median"] > 0),
+    checkpoint: (  # of whose bytes the random streams are 10 kB, whatever the data set
+        "--sizes 2000 --repeats 1",
+        "sizes",
+        lambda rows: rows[0]["hidden"] > 100 and 11 * 2000 < rows[0]["bytes"] < 20 * 2000 + 20_000,
+    ),
+    recording: (
+        "--samples 256 --epochs 6 --sizes 1000 --repeats 2",
+        "run",
+        lambda run: 0 < run["hooks_cpu_s"] + run["thread_cpu_s"] < run["fit_cpu_s"] and run["epochs"] == 6,
+    ),
+    sync: ("--steps 1", "arms", lambda arms: all(arm["error"] is None for arm in arms.values())),
+}
+
+
+@pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__)
+def test_a_benchmark_end_to_end(module, tmp_path, capsys):
+    path, (words, key, can_be) = tmp_path / "new" / "result.json", SMALL[module]
+    result = module.main([*words.split(), "--json", str(path)])
+    assert json.loads(json.dumps(result)) == written(path) and module.__name__.endswith(result["benchmark"])
+    assert str(path) in capsys.readouterr().out and can_be(result[key])
 
 
 @pytest.mark.parametrize("total", [1, 10, 1000, 3333])
@@ -42,20 +103,18 @@ def test_the_loops_hide_what_the_method_hides(total, fraction, seed):
     assert indices == plan.indices.tolist()
 
 
-def test_the_loops_deal_as_many_samples_in_as_many_steps():
+def test_the_loops_shard_as_many_samples_into_as_many_steps():
     statistics = selection.made_up(1000, 0)
     plan = get_method("kakurenbo").plan(statistics, Epoch(1, 100, 0))
-    batches = deal_with_loops(plan.indices.tolist(), 64, 1, 0, seed=3)
+    batches = shard_with_loops(plan.indices.tolist(), 64, 1, 0, seed=3)
     assert sorted(chain.from_iterable(batches)) == plan.indices.tolist()
-    assert len(batches) == deal(plan, 64).steps
+    assert len(batches) == shard_of(plan, 64).steps
 
 
 def test_made_up_statistics_have_everything_that_is_awkward():
     statistics = selection.made_up(20_000, 0)
-    assert statistics.loss.isnan().any()
-    assert not statistics.measured.all()
+    assert statistics.loss.isnan().any() and not statistics.measured.all() and 0 < statistics.correct.float().mean() < 1
     assert statistics.loss.unique().numel() < len(statistics) - 100
-    assert 0 < statistics.correct.float().mean() < 1
 
 
 def test_a_loop_that_hides_other_samples_is_an_error():
@@ -78,11 +137,8 @@ def test_the_ideal_epoch_achieves_all_of_the_saving():
     seconds = {0.0: 8.0, 0.25: 0.75 * 8 + 0.25 * 2, 0.5: 0.5 * 8 + 0.5 * 2 + 0.3}
     epochs = [(share, seconds[share]) for share in saving.schedule(shares, 3)]
     full, quarter, half = saving.summarise(shares, epochs, forward=[2.0] * 3)
-    assert "achieved" not in full
-    assert full["saving"] == full["ideal_saving"] == 0
-    assert quarter["achieved"] == pytest.approx(1)
-    assert half["achieved"] == pytest.approx(0.9)
-    assert half["achieved_by_round"] == [0.9] * 3
+    assert "achieved" not in full and full["saving"] == full["ideal_saving"] == 0
+    assert (quarter["achieved"], half["achieved"]) == pytest.approx((1, 0.9)) and half["achieved_by_round"] == [0.9] * 3
 
 
 def test_forced_hiding_hides_the_share_of_its_epoch_and_is_not_registered():
@@ -90,15 +146,6 @@ def test_forced_hiding_hides_the_share_of_its_epoch_and_is_not_registered():
     method = saving.ForcedHiding((0.0, 0.3))
     assert [len(method.plan(statistics, Epoch(index)).hidden) for index in range(3)] == [0, 30, 0]
     assert "forced" not in available_methods()
-
-
-def test_overhead_end_to_end(tmp_path):
-    path = tmp_path / "new" / "overhead.json"
-    overhead.main(["--cases", "linear", "--steps", "2", "--turns", "1", "--json", str(path)])
-    (row,) = written(path)["networks"]
-    assert row["turns"] == 10
-    assert row["plain_ms"] > 0 < row["baseline_ms"]
-    assert row["ratio"] > 0 < row["control_ratio"]
 
 
 def test_a_function_mode_case_really_uses_the_mode(monkeypatch):
@@ -150,48 +197,68 @@ def test_a_failing_fit_ends_all_of_them_with_its_error():
         turns_of({"a": pretend_to_fit, "b": fail, "c": pretend_to_fit})
 
 
-def test_selection_end_to_end(tmp_path):
-    path = tmp_path / "selection.json"
-    selection.main(["--sizes", "1e3", "--repeats", "1", "--json", str(path)])
-    (row,) = written(path)["sizes"]
-    assert row["samples"] == 1000
-    assert row["times_faster"] == pytest.approx(row["loop_s"] / row["seconds"])
-    assert row["statistics_bytes_per_sample"] <= 16
-
-
 def test_loops_are_left_out_above_their_size():
     settings = Namespace(device="cpu", clock="cpu", seed=0, repeats=2, loop_up_to=1000)
     row = selection.measure(1001, settings)
-    assert row["loop_s"] is None
-    assert row["times_faster"] is None
+    assert row["loop_s"] is None and row["times_faster"] is None
 
 
-def test_saving_end_to_end(tmp_path):
-    path = tmp_path / "saving.json"
-    options = ["--samples", "24", "--batch-size", "8", "--width", "2", "--rounds", "2", "--shares", "0.5"]
-    saving.main([*options, "--json", str(path)])
-    result = written(path)
-    assert [row["share"] for row in result["shares"]] == [0.0, 0.5]
-    assert result["shares"][0]["seconds"] == result["full_s"] > 0
-    assert len(result["shares"][1]["achieved_by_round"]) == 2
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_made_up_statistics_have_the_columns_of_a_run(name, options):
+    method = get_method(name, **plans.options_of(options, 1000))
+    statistics = plans.MadeUp(1000, classes=5, seed=0).for_method(method)
+    assert statistics.measured.all()
+    assert set(statistics.extra) == {column.name for column in method.columns} | ({"target"} if options == "class" else set())
+    for column in method.columns:
+        filled = statistics.extra[column.name]
+        assert filled.dtype is column.dtype and (filled != column.initial).any()
 
 
-def test_checkpoint_end_to_end(tmp_path):
-    path = tmp_path / "checkpoint.json"
-    checkpoint.main(["--sizes", "2000", "--repeats", "1", "--folder", str(tmp_path), "--json", str(path)])
-    (row,) = written(path)["sizes"]
-    assert row["hidden"] > 100
-    assert 11 * 2000 < row["bytes"] < 20 * 2000 + 20_000, "of which the random streams are 10 kB, whatever the data set"
-    assert row["save_s"] > 0 and row["load_s"] > 0 and row["read_file_s"] > 0
+def test_the_options_of_a_plan_are_followed():
+    statistics = plans.MadeUp(1000, classes=5, seed=0)
+    hidden = {}
+    for options in ("protected", "class"):
+        method = get_method("random", **plans.options_of(options, 1000))
+        rows = statistics.for_method(method)
+        hidden[options] = method.plan(rows, Epoch(1, plans.MAX_EPOCHS)).hidden
+    assert not set(hidden["protected"].tolist()) & set(range(0, 1000, plans.PROTECTED_SHARE))
+    classes = rows.extra["target"]
+    assert torch.equal(torch.bincount(classes[hidden["class"]]), (0.3 * torch.bincount(classes)).long())
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 9, 20, 24])
+def test_the_interval_of_a_median_misses_it_at_most_once_in_twenty_times(count):
+    values = [float(value) for value in reversed(range(count))]
+    figure = report.median_of(values)
+    below = int(figure["low"])
+    missed = 2 * sum(comb(count, k) for k in range(below + 1)) / 2**count
+    tighter = missed + 2 * comb(count, below + 1) / 2**count
+    assert figure["low"] <= figure["median"] <= figure["high"] == count - 1 - below
+    if count >= 6:
+        assert missed <= 0.05 < tighter
+    else:
+        assert (figure["low"], figure["high"]) == (0, count - 1), "too few: all of them"
+
+
+def test_a_result_has_one_line_for_each_row():
+    result = {"name": "x", "rows": [{"a": [1, 2], "b": {"c": None}}, {"a": []}], "none": []}
+    assert report.compact(result).splitlines()[2:5] == ['  "rows": [', '    {"a": [1, 2], "b": {"c": null}},', '    {"a": []}']
+    assert json.loads(report.compact(result)) == result
+
+
+@pytest.mark.parametrize("module", [drawing, plans, faults, backprop], ids=lambda one: one.__name__)
+def test_what_is_of_the_cpu_refuses_another_device(module, capsys):
+    with pytest.raises(SystemExit):
+        module.main(["--device", "cuda"])
+    assert "invalid choice: 'cuda'" in capsys.readouterr().err
 
 
 def test_faults_end_to_end(tmp_path, capsys):
     path = tmp_path / "faults.json"
     faults.main(["--kills", "2", "--world-sizes", "1", "--methods", "kakurenbo", "--seed", "1", "--json", str(path)])
     assert "2 kills, 2 exact resumes, 0 failures" in capsys.readouterr().out
-    result = written(path)
-    assert sum(len(row["kills"]) for row in result["trainings"]) == 2
-    assert all(row["exact"] and row["differs"] == [] for row in result["trainings"])
+    trainings = written(path)["trainings"]
+    assert sum(len(row["moments"]) for row in trainings) == 2 and all(row["exact"] for row in trainings)
 
 
 def test_faults_ends_with_1_when_a_resume_is_not_exact(tmp_path, capsys, monkeypatch):
@@ -201,7 +268,7 @@ def test_faults_ends_with_1_when_a_resume_is_not_exact(tmp_path, capsys, monkeyp
         faults.main(["--kills", "1", "--world-sizes", "1", "--methods", "random", "--json", str(path)])
     assert end.value.code == 1
     assert "1 kills, 0 exact resumes, 1 failures" in capsys.readouterr().out
-    assert json.loads(path.read_text())["trainings"][0]["differs"] == ["rank 0: weights"]
+    assert written(path)["trainings"][0]["differs"] == ["rank 0: weights"]
 
 
 def test_a_changed_bit_is_a_difference():
@@ -213,39 +280,21 @@ def test_a_changed_bit_is_a_difference():
     assert not fault_run.equal(torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64))
 
 
-def test_sync_end_to_end(tmp_path):
-    path = tmp_path / "sync.json"
-    sync.main(["--steps", "1", "--json", str(path)])
-    assert all(arm["error"] is None for arm in written(path)["arms"].values())
-
-
-def test_compare_end_to_end(tmp_path):
-    tiny_cifar(tmp_path)
-    path = tmp_path / "compare.json"
-    options = ["--data-root", str(tmp_path), "--network", "resnet8", "--batch-size", "8", "--epochs", "2"]
-    compare.main([*options, "--json", str(path)])
-    assert [one["method"] for one in written(path)["results"]] == ["baseline", "kakurenbo"]
-
-
-def test_a_resnet18_for_small_images_keeps_their_size():
-    features = torch.zeros(1, 3, 32, 32)
-    network = compare.small_image_resnet18().eval()
-    assert network.maxpool(network.conv1(features)).shape == (1, 64, 32, 32)
-
-
 def fake_python(folder, fails=""):
     """Return a Python that writes what it was asked for instead of measuring it, and exits with 1 for one module."""
     program = folder / "python"
     program.write_text(
         f"""#!/bin/bash
-if [ "$1" = -m ]; then
-    name=${{2##*.}}
-    if [ "$name" = "{fails}" ]; then exit 1; fi
-    while [ "$1" != --json ]; do shift; done
-    echo "{{\\"benchmark\\": \\"$name\\"}}" > "$2"
-else
-    exec "{sys.executable}" "$@"
-fi
+[ "$1" = -m ] || exec "{sys.executable}" "$@"
+name=${{2##*.}}
+[ "$name" != "{fails}" ] || exit 1
+target=
+for word; do
+    [ "$before" != --json ] || target=$word
+    case $word in hydra.run.dir=*) mkdir -p "${{word#*=}}"; target=${{word#*=}}/results.json ;; esac
+    before=$word
+done
+echo "{{\\"benchmark\\": \\"$name\\"}}" > "$target"
 """
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -253,7 +302,7 @@ fi
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("fails", ["", "saving"])
+@pytest.mark.parametrize("fails", ["", "saving", "train"])
 def test_gpu_leaves_one_json_whatever_fails(tmp_path, device, fails):
     out = tmp_path / "out"
     variables = {"PYTHON": str(fake_python(tmp_path, fails)), "DEVICE": device, "OUT": str(out), "WHEELS": str(tmp_path)}
@@ -262,6 +311,6 @@ def test_gpu_leaves_one_json_whatever_fails(tmp_path, device, fails):
     assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
     assert [path.name for path in out.iterdir()] == ["bench.json"]
     result = json.loads((out / "bench.json").read_text())
-    names = {"sync", "overhead", "selection", "saving", "compare"}
-    assert set(result) == (names - {fails}) | {"failed"}
-    assert result["failed"] == ([fails] if fails else [])
+    names, failed = {"sync", "overhead", "selection", "saving", "compare"}, {"train": "compare"}.get(fails, fails)
+    assert set(result) == (names - {failed}) | {"failed"}
+    assert result["failed"] == ([failed] if failed else [])

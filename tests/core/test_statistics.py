@@ -6,9 +6,22 @@ import torch
 from kakurenbo_lightning import SampleStatistics
 from kakurenbo_lightning.core.statistics import Column
 
+EXTRA = (Column("entropy", torch.float32, float("nan")), Column("seen", torch.int32, 0))
 
-def rows(n, start=0.0):
+
+def sample_values(n, start=0.0):
+    """What was seen of ``n`` samples."""
     return {"loss": torch.arange(n) + start, "confidence": torch.linspace(0, 1, n), "correct": torch.arange(n) % 2 == 0}
+
+
+def columns(statistics):
+    """Every column by name."""
+    return {name: getattr(statistics, name) for name in ("loss", "confidence", "correct", "epoch_seen")} | statistics.extra
+
+
+def held(statistics):
+    """Every tensor that it keeps."""
+    return [value for value in vars(statistics).values() if torch.is_tensor(value)] + list(statistics.extra.values())
 
 
 def test_nothing_is_measured_at_first():
@@ -20,7 +33,7 @@ def test_nothing_is_measured_at_first():
 
 def test_record_writes_only_its_rows():
     statistics = SampleStatistics(5)
-    statistics.record(torch.tensor([3, 1]), rows(2, start=7.0), epoch=2)
+    statistics.record(torch.tensor([3, 1]), sample_values(2, start=7.0), epoch=2)
     assert statistics.loss.nan_to_num(-1).tolist() == [-1, 8, -1, 7, -1]
     assert statistics.epoch_seen.tolist() == [-1, 2, -1, 2, -1]
     assert statistics.measured.tolist() == [False, True, False, True, False]
@@ -29,16 +42,39 @@ def test_record_writes_only_its_rows():
 
 def test_a_value_that_is_not_given_keeps_its_column():
     statistics = SampleStatistics(2)
-    statistics.record(torch.arange(2), rows(2), epoch=0)
+    statistics.record(torch.arange(2), sample_values(2), epoch=0)
     statistics.record(torch.arange(2), {"loss": torch.tensor([5.0, 6.0], dtype=torch.float64)}, epoch=1)
     assert statistics.confidence.tolist() == [0.0, 1.0]
     assert statistics.loss.tolist() == [5.0, 6.0]
 
 
-def test_memory_is_as_documented():
-    statistics = SampleStatistics(1000)
-    assert statistics.bytes_per_sample == 12 <= 16
-    assert sum(column.nbytes for column in statistics.state_dict().values()) == 11 * 1000
+@pytest.mark.parametrize(
+    ("extra", "repeats", "live", "saved"), [((), False, 12, 11), (EXTRA, False, 20, 19), (EXTRA, True, 24, 19)]
+)
+def test_memory_is_as_documented(extra, repeats, live, saved):
+    """Bytes per sample; who wrote a row last is not saved."""
+    statistics = SampleStatistics(1000, columns=extra, repeats=repeats)
+    assert (statistics.repeats, statistics.bytes_per_sample) == (repeats, live)
+    assert sum(column.nbytes for column in held(statistics)) == 1000 * live
+    assert sum(column.nbytes for column in statistics.state_dict().values()) == 1000 * saved
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([4, 1]), slice(1, 4)], ids=["tensor", "slice"])
+def test_a_subset_has_the_rows_asked_for(rows):
+    statistics = SampleStatistics(5, columns=EXTRA)
+    statistics.record(torch.tensor([4, 1]), {**sample_values(2, start=7.0), "seen": torch.tensor([8, 9])}, epoch=2)
+    part = statistics.subset(rows)
+    for name, column in columns(statistics).items():
+        assert torch.equal(columns(part)[name].nan_to_num(9), column[rows].nan_to_num(9)), name
+    assert torch.equal(part.measured, statistics.measured[rows]) and len(part) == len(part.measured)
+
+
+def test_every_column_moves_to_a_device():
+    """``meta`` stands for any other device: what stayed behind would raise."""
+    statistics = SampleStatistics(5, columns=EXTRA, repeats=True)
+    statistics.record(torch.tensor([3]), sample_values(1), epoch=0)
+    assert statistics.to("meta") is statistics
+    assert {column.device.type for column in held(statistics)} == {statistics.device.type} == {"meta"}
 
 
 def test_state_round_trip_is_exact_and_a_copy(tmp_path):
@@ -60,14 +96,16 @@ def test_another_length_is_refused():
 
 def test_too_many_epochs_are_refused():
     with pytest.raises(ValueError, match="at most 32767"):
-        SampleStatistics(1).record(torch.tensor([0]), rows(1), epoch=32768)
+        SampleStatistics(1).record(torch.tensor([0]), sample_values(1), epoch=32768)
 
 
 def test_bits_survive_packing():
-    statistics = SampleStatistics(6)
+    """What :meth:`merge` sums over ranks; with real ranks in tests/ddp."""
+    statistics = SampleStatistics(6, columns=EXTRA)
     special = torch.tensor([float("nan"), float("inf"), -0.0, 1e-42, -3.5])
-    statistics.record(torch.arange(5), {**rows(5), "loss": special}, epoch=32767)
-    other = SampleStatistics(6)
+    own = {"loss": special, "entropy": special.flip(0), "seen": torch.tensor([0, -1, 2**31 - 1, -(2**31), 7])}
+    statistics.record(torch.arange(5), {**sample_values(5), **own}, epoch=32767)
+    other = SampleStatistics(6, columns=EXTRA)
     other._unpack(statistics._pack())
     for key, column in statistics.state_dict().items():
         mine = column.view(torch.int32) if column.is_floating_point() else column
@@ -76,8 +114,6 @@ def test_bits_survive_packing():
 
 
 # --- rows that are recorded more than once in an epoch
-
-EXTRA = (Column("entropy", torch.float32, float("nan")), Column("seen", torch.int32, 0))
 
 
 def drawn_rows(generator, size, count):
@@ -105,8 +141,7 @@ def test_of_an_index_recorded_more_than_once_the_last_values_count(size):
         assert all(torch.equal(values[name], value) for name, value in before[0].items()) and torch.equal(indices, before[1])
         for index, row in expected.items():
             for name, value in row.items():
-                column = statistics.extra[name] if name in statistics.extra else getattr(statistics, name)
-                assert column[index] == (value.float() if name == "entropy" else value), (name, index)
+                assert columns(statistics)[name][index] == (value.float() if name == "entropy" else value), (name, index)
     assert statistics.repeats and statistics.measured.tolist() == [index in expected for index in range(size)]
 
 
@@ -119,17 +154,6 @@ def test_what_is_observed_of_a_repeated_index_is_the_last_too():
     statistics = SampleStatistics(4, observe=observe, repeats=True)
     statistics.record(torch.tensor([2, 0, 2]), {"loss": torch.tensor([1.0, 2.0, 3.0])}, 0)
     assert seen == [([2, 0, 2], [3.0, 2.0, 3.0])]
-
-
-def test_repeats_take_4_bytes_more_which_are_counted():
-    plain, repeated = (SampleStatistics(1000, columns=EXTRA, repeats=repeats) for repeats in (False, True))
-    assert (plain.repeats, repeated.repeats) == (False, True)
-    assert (plain.bytes_per_sample, repeated.bytes_per_sample) == (20, 24)
-    held = [value for value in vars(repeated).values() if torch.is_tensor(value)] + list(repeated.extra.values())
-    assert sum(column.nbytes for column in held) == 24 * 1000
-    assert sum(column.nbytes for column in repeated.state_dict().values()) == 19 * 1000, (
-        "who wrote what is nobody's business later"
-    )
 
 
 def test_repeated_rows_are_saved_and_loaded_like_others():

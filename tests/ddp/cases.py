@@ -10,10 +10,10 @@ import torch.distributed as dist
 from fits import CodedNet, Net, Points, SaveAt, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DistributedSampler
+from shards import shard_of
+from torch.utils.data import DistributedSampler, SubsetRandomSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.methods import (
     Baseline,
     El2n,
@@ -77,6 +77,11 @@ plain("norm", given((9, 8, 6), COUNT), net=lambda: Net(norm=True), max_epochs=3,
 plain("bf16", KAKURENBO, net=lambda: Net(dtype=torch.float32), precision="bf16-mixed")
 
 
+SUBSET = (*range(0, 20, 2), *range(20, 45))  # 35 samples
+OF_SUBSET = {"shuffle": None, "sampler": SubsetRandomSampler(SUBSET)}
+plain("subset", KAKURENBO, loader=OF_SUBSET)
+
+
 @case("user_sampler")
 def user_sampler(scratch):
     """The user shards the data himself."""
@@ -133,16 +138,17 @@ def selection_state(file):
     return next(state for state in states.values() if "statistics" in state)
 
 
-def resumed(scratch, net, at, counts=(9, 7, 11, 8)):
+def resumed(scratch, net, at, counts=(9, 7, 11, 8), among=COUNT, loader=None):
     """An uninterrupted run and one that goes on from its checkpoint, taken after ``at = (epoch, batch)``."""
-    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": len(counts)}
-    whole = fit(given(counts, COUNT), net(), callbacks=[SaveAt(scratch / "at.ckpt", *at)], **settings)
-    return {"whole": whole, "resumed": fit(given(counts, COUNT), net(), ckpt_path=scratch / "at.ckpt", **settings)}
+    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": len(counts), "loader": loader}
+    whole = fit(given(counts, among), net(), callbacks=[SaveAt(scratch / "at.ckpt", *at)], **settings)
+    return {"whole": whole, "resumed": fit(given(counts, among), net(), ckpt_path=scratch / "at.ckpt", **settings)}
 
 
 CASES["resume_epoch_end"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, None))
 CASES["resume_mid_epoch"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, 2))
 CASES["resume_last_batch"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, 4))
+CASES["resume_subset"] = lambda scratch: resumed(scratch, Net, (1, 2), among=len(SUBSET), loader=OF_SUBSET)
 CASES["resume_returned"] = lambda scratch: resumed(scratch, CodedNet, (1, None))
 
 
@@ -210,6 +216,6 @@ def dealt(scratch):
         if drop_last and count < batch * world_size:
             shares.append([])
             continue
-        share = deal(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
+        share = shard_of(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
         shares.append([share.step(step) for step in range(share.steps)])
     return {"deals": DEALS, "shares": shares}

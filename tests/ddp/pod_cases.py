@@ -11,7 +11,7 @@ from cases import CASES
 from fits import Net, Points, SaveAt, copy_of
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
 from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PEB, PLB
 
 COUNT, BATCH, EPOCHS = 45, 4, 3
@@ -89,13 +89,14 @@ class Streamed(pl.Callback):
         }
         pl_module.looked, pl_module.seen = [], []
         plan = self.selection.plan
-        if plan.weights is not None:
-            self.epochs[trainer.current_epoch]["loss_weights"] = plan.weights
-        self.epochs[trainer.current_epoch]["planned"] = plan.indices
+        if isinstance(plan, EpochPlan):
+            if plan.weights is not None:
+                self.epochs[trainer.current_epoch]["loss_weights"] = plan.weights
+            self.epochs[trainer.current_epoch]["planned"] = plan.indices
 
     def _table(self):
         engine = self.selection.session.engine
-        return None if engine is None or engine.table is None else engine.table.state_dict()
+        return engine.shared_state()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.current_epoch not in self.epochs:  # resumed within it

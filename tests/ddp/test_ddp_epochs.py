@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import SUBSET
 from fits import CodedNet, Net
 from records import assert_same_bits, epochs, trained
 from replay import replay
@@ -26,6 +27,7 @@ FITS = [
     "workers",
     "accumulate",
     "user_sampler",
+    "subset",
     "returned",
     "norm",
     "bf16",
@@ -51,6 +53,7 @@ REPLAYED = {
     "workers": {},
     "accumulate": {"accumulate": 3},
     "user_sampler": {},
+    "subset": {},
     "returned": {},
     "checkpoint": {},
 }
@@ -115,7 +118,7 @@ def test_weights_are_bit_equal_on_all_ranks(ranks):
         assert all(torch.equal(ranks[0]["weights"][name], rank["weights"][name]) for name in parameters)
 
 
-@pytest.mark.parametrize("ranks", [name for name in FITS if name != "norm"], indirect=True)
+@pytest.mark.parametrize("ranks", [name for name in FITS if name not in ("norm", "subset")], indirect=True)
 def test_validation_runs_after_every_epoch_on_all_samples(ranks):
     for records in epochs(ranks):
         seen = torch.cat([batch for record in records for batch in record["validated"]])
@@ -160,3 +163,12 @@ def test_statistics_are_those_of_one_process(ranks, request):
         for name in ("loss",) if coded else ("loss", "confidence", "correct"):
             expected = rows[name].to(found[name].dtype)
             torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("ranks", ["subset"], indirect=True)
+def test_a_subset_is_all_that_is_trained_hidden_and_known(ranks):
+    inside = torch.tensor(SUBSET)
+    for records in epochs(ranks):
+        assert torch.equal(torch.cat([records[0]["planned"], records[0]["hidden"]]).sort().values, inside)
+    known = ranks[0]["epochs"][max(ranks[0]["epochs"])]["statistics"]["epoch_seen"] >= 0
+    assert torch.equal(known.nonzero().squeeze(1), inside)

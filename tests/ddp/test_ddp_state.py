@@ -4,6 +4,8 @@ import pytest
 import torch
 from records import assert_same_bits, epochs
 
+RESUMED = ["resume_epoch_end", "resume_mid_epoch", "resume_last_batch", "resume_returned", "resume_subset"]
+
 
 @pytest.mark.parametrize("ranks", ["checkpoint"], indirect=True)
 def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
@@ -15,7 +17,7 @@ def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
         assert state["step"] == done
         within += 0 < done < lengths[epoch]
         records = [rank["epochs"][epoch] for rank in ranks]
-        assert torch.equal(state["hidden"], records[0]["hidden"])
+        assert torch.equal(state["plan"]["hidden"], records[0]["hidden"])
         seen = records[0]["statistics"]["epoch_seen"].clone()
         seen[torch.cat([batch for record in records for batch in record["trained"][:done]])] = epoch
         assert torch.equal(state["statistics"]["epoch_seen"], seen)
@@ -23,7 +25,7 @@ def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
     assert within >= 3
 
 
-@pytest.mark.parametrize("ranks", ["resume_epoch_end", "resume_mid_epoch", "resume_last_batch", "resume_returned"], indirect=True)
+@pytest.mark.parametrize("ranks", RESUMED, indirect=True)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks):
     for rank in ranks:
         whole, resumed = rank["whole"], rank["resumed"]
@@ -42,7 +44,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(ranks):
         assert resumed["global_step"] == whole["global_step"]
 
 
-@pytest.mark.parametrize("ranks", ["resume_mid_epoch"], indirect=True)
+@pytest.mark.parametrize("ranks", ["resume_mid_epoch", "resume_subset"], indirect=True)
 def test_an_interrupted_epoch_trains_only_its_rest(ranks):
     for rank in ranks:
         assert len(rank["resumed"]["epochs"][1]["trained"]) == len(rank["whole"]["epochs"][1]["trained"]) - 3

@@ -300,7 +300,7 @@ def test_cut_and_resumed_equals_uncut_with_whatever_waits(tmp_path, method):
         path = tmp_path / f"{name}.ckpt"
         if not path.exists():
             continue
-        state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]["driven"][0]
+        state = torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]["engines"][0]
         waits.append(sum(len(part["indices"]) for part in state["pool"]) + len(state["candidates"]))
         _, reselection, retrained, resumed = sb_fit(method, None, None, ckpt_path=path, seed=99, val=loader(16))
         for key, value in whole.state_dict().items():

@@ -121,7 +121,7 @@ def test_a_batch_changed_in_place_is_refused(how):
             if how == "hook":
                 batch[0].add_(1.0)
 
-    with pytest.raises(ConflictError, match="changed in place after selective_backprop looked at it"):
+    with pytest.raises(ConflictError, match="changed in place after selective_backprop scored it"):
         sb_fit(SelectiveBackprop(), InPlace())
 
 

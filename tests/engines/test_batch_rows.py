@@ -1,13 +1,30 @@
 """Rows of nested batches."""
 
+import contextlib
 from collections import OrderedDict, UserDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from kakurenbo_lightning.engines.batch_rows import check_savable, join_rows, move, take_rows
+from kakurenbo_lightning.engines.batch_rows import BatchCheck, join_rows, like, move, plain, take_rows
+from kakurenbo_lightning.errors import ConflictError
 
 Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Record:
+    left: torch.Tensor
+    right: dict
+
+
+class Keyed(UserDict):
+    """As transformers' BatchEncoding: a class of a dict, which knows more than the dict."""
+
+    more = None
+
+
 X = torch.arange(12).view(4, 3)
 BATCHES = {
     "tensor": (X, X[[2, 0]]),
@@ -15,8 +32,7 @@ BATCHES = {
     "list": ([X, X[:, 0]], [X[[2, 0]], X[[2, 0], 0]]),
     "strings": ({"x": X, "name": ["a", "b", "c", "d"]}, {"x": X[[2, 0]], "name": ["c", "a"]}),
     "tuple of numbers": ((X, (1, 2, 3, 4)), (X[[2, 0]], (3, 1))),
-    "named": (Pair(X, {"deep": [X, X]}), Pair(X[[2, 0]], {"deep": [X[[2, 0]], X[[2, 0]]]})),
-    "ordered": (OrderedDict(b=X, a=X), OrderedDict(b=X[[2, 0]], a=X[[2, 0]])),
+    "constants": ([X, X[:, 0], 0.5, None], [X[[2, 0]], X[[2, 0], 0], 0.5, None]),
     "whole": (
         (X, {"temperature": 0.5, "note": "all", "none": None}),
         (X[[2, 0]], {"temperature": 0.5, "note": "all", "none": None}),
@@ -28,10 +44,12 @@ BATCHES = {
 def same(left, right):
     if isinstance(left, torch.Tensor):
         return torch.equal(left, right)
-    if isinstance(left, dict):
+    if isinstance(left, (dict, UserDict)):
         return type(left) is type(right) and list(left) == list(right) and all(same(left[key], right[key]) for key in left)
     if isinstance(left, (list, tuple)):
         return type(left) is type(right) and len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, Record):
+        return type(left) is type(right) and same(vars(left), vars(right))
     return left == right
 
 
@@ -56,18 +74,68 @@ def test_a_list_of_one_tensor_per_sample_is_taken_by_position():
     assert same(join_rows([taken, {"x": [parts[0]], "y": torch.tensor([0])}], [2, 1])["x"], [parts[3], parts[1], parts[0]])
 
 
-def test_a_tensor_of_another_length_and_samples_of_other_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"the batch of 4 samples holds a tensor of shape \[3\]"):
-        take_rows((X, torch.zeros(3)), torch.tensor([0]), 4)
-    with pytest.raises(ValueError, match=r"samples of shapes \[\[3\], \[5\]\] .* pad to a fixed length"):
+OWN = {
+    "named tuple": (Pair(X, {"deep": [X, "all"]}), {"left": X, "right": {"deep": [X, "all"]}}),
+    "data class": (Record(X, {"deep": (X, None)}), {"left": X, "right": {"deep": (X, None)}}),
+    "ordered": (OrderedDict(b=X, a=Pair(X, 1)), {"b": X, "a": {"left": X, "right": 1}}),
+    "class of a dict": ([Keyed(b=X)], [{"b": X}]),
+    "neither": ({"x": [X, ("a", "b", "c", "d")]}, {"x": [X, ("a", "b", "c", "d")]}),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_classes_become_dicts_and_come_back(name):
+    batch, expected = OWN[name]
+    assert same(plain(batch), expected)
+    assert same(like(batch, plain(batch)), batch)
+    some = take_rows(plain(batch), torch.tensor([3, 1]), 4)
+    assert same(plain(like(batch, some)), some)
+
+
+def test_what_a_class_of_a_dict_knows_beside_it_stays():
+    batch = Keyed(x=X)
+    batch.more = "of the first batch"
+    made = like(batch, {"x": X[:2]})
+    assert type(made) is Keyed and made.more == "of the first batch" and len(made["x"]) == 2 and len(batch["x"]) == 4
+
+
+def test_samples_of_other_shapes_than_the_waiting_ones_are_refused():
+    with pytest.raises(ConflictError, match=r"samples of shapes \[\[3\], \[5\]\] wait to be trained together"):
         join_rows([torch.zeros(2, 3), torch.zeros(2, 5)], [2, 2])
 
 
+# --- what can be cut, joined and saved
+
+
 def test_a_batch_is_checked_down_to_its_containers():
-    check_savable({"a": [torch.zeros(1), ("b", None, 1.5)], "c": OrderedDict(d=b"e")})
-    for batch in (Pair(X, X), {"a": {1, 2}}, [object()], (UserDict(x=X),)):
-        with pytest.raises(TypeError, match="chosen samples wait for their step and are saved in checkpoints"):
-            check_savable(batch)
+    for batch in ({"a": [X, ("b", None, 1.5)], "c": OrderedDict(d=b"e")}, Pair(X, X), Record(X, {}), (Keyed(x=X),)):
+        assert BatchCheck("sb", joins=True)(batch, 4)
+    for batch in ({"a": {1, 2}}, [object()], {object(): X}, X.numpy()):
+        with pytest.raises(TypeError, match=r"chosen samples wait for their step and are saved in checkpoints.* kakurenbo"):
+            BatchCheck("sb", joins=True)(batch, 4)
+
+
+def test_a_tensor_without_one_row_per_sample_is_named_by_its_place():
+    with pytest.raises(
+        ConflictError, match=r"batch\['x'\]\[1\] is a tensor of shape \[3\] in a batch of 4 samples: sb .* kakurenbo"
+    ):
+        BatchCheck("sb", joins=False)({"x": [X, torch.zeros(3)]}, 4)
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_samples_of_another_shape_are_named_when_batches_are_joined(joins):
+    check = BatchCheck("sb", joins)
+    assert check({"x": X, "n": 1}, 4)
+    assert not check({"x": X[:3], "n": 1}, 3), "the last batch of an epoch"
+    for batch, message in (
+        (
+            {"x": torch.zeros(4, 5), "n": 1},
+            r"batch\['x'\] has samples of shape \[5\] in this batch and of \[3\] in the first: sb",
+        ),
+        ({"x": X, "n": 1, "y": X}, r"a batch holds batch\['y'\], and another one does not: sb"),
+    ):
+        with pytest.raises(ConflictError, match=message) if joins else contextlib.nullcontext():
+            check(batch, 4)
 
 
 def test_no_rows_are_an_empty_batch():

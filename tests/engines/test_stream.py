@@ -125,7 +125,7 @@ def start_values(name, net, count=SAMPLES):
     """From the forward-only pass before the stream."""
     values = np.ones(count)
     if name != "owc":
-        for _, batch, logits in net.scored:
+        for _, batch, logits in net.looked:
             values[batch[2].numpy()] = observed(name, logits, batch[1])
     return np.tanh(values) if name == "nlb" else values
 
@@ -291,7 +291,7 @@ def test_unbiased_gradients_are_weighed_by_the_probability_of_the_draw(name, way
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             before.append({key: value.clone() for key, value in pl_module.state_dict().items()})
             if trainer.current_epoch == 0:
-                tables.append(shares(draws_of[0].engine.table.values))
+                tables.append(shares(draws_of[0].engine.tree.values))
 
         def on_after_backward(self, trainer, pl_module):
             after.append([parameter.grad.clone() for parameter in pl_module.parameters()])

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from helpers import Net, Points, fit, loader
 from lightning.pytorch.callbacks import Callback, LearningRateFinder
+from shards import lone_adapter
 from streamed import assert_same_weights
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import Epoch, SampleSelection, SampleStatistics
-from kakurenbo_lightning.core.shard import EpochShard
-from kakurenbo_lightning.core.stream_shard import StreamShard
+from kakurenbo_lightning.core.plan import EpochPlan, StreamPlan
+from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.engines.stream import StreamEngine
 from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PLB, Kakurenbo, SeTa, StreamMethod
 
@@ -82,9 +83,9 @@ def test_an_epoch_that_failed_and_begins_again_is_drawn_anew():
     module, selection = Net(dropout=0.0), SampleSelection(PLB(), seed=3)
     with pytest.raises(RuntimeError, match="out of the blue"):
         fit(module, loader(61), selection, FailsOnce(1, 4), max_epochs=3)
-    trainer = selection._trainer
+    trainer = selection.session.adapter.trainer
     trainer.fit(module, loader(61))
-    assert selection.session.metrics["staleness"] == 0 and selection.session.metrics["largest_staleness"] == 0
+    assert selection.session.state.metrics["staleness"] == 0 and selection.session.state.metrics["largest_staleness"] == 0
 
 
 # ---- the engine by itself
@@ -94,8 +95,8 @@ def driven(method, losses):
     """A engine whose table starts with these losses."""
     statistics = SampleStatistics(len(losses), columns=method.columns, repeats=True)
     record(statistics, losses, 0)
-    engine = StreamEngine(method, statistics, 1, 0)
-    engine.prepare(Epoch(0, 9), torch.arange(0))
+    engine = StreamEngine(lone_adapter(), method, statistics)
+    engine.prepare(Epoch(0, 9), StreamPlan(len(losses), len(losses)), torch.arange(0))
     return engine
 
 
@@ -105,10 +106,10 @@ def record(statistics, losses, epoch):
 
 def test_a_cap_that_rises_lets_values_rise():
     engine = driven(PLB(cap_quantile=0.5), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
-    assert engine.table.values.tolist() == [1, 2, 3, 3, 3, 3]
+    assert engine.tree.values.tolist() == [1, 2, 3, 3, 3, 3]
     record(engine._statistics, torch.tensor([8.0, 9.0, 3.0, 4.0, 5.0, 6.0]), 0)
-    engine.prepare(Epoch(1, 9), torch.arange(0))
-    assert engine.table.values.tolist() == [5, 5, 3, 4, 5, 5]
+    engine.prepare(Epoch(1, 9), StreamPlan(6, 6), torch.arange(0))
+    assert engine.tree.values.tolist() == [5, 5, 3, 4, 5, 5]
 
 
 @pytest.mark.parametrize("method", [LB(), NLB()], ids=["lb", "nlb"])
@@ -124,7 +125,7 @@ def test_samples_that_are_not_drawn_keep_their_ratios_over_many_steps(method):
         engine._write(hot, torch.full((200,), 2.3))
         logs[:10] = drawn
         logs -= logs.logsumexp(0)
-    values = engine.table.values / engine.table.total
+    values = engine.tree.values / engine.tree.total
     assert math.isclose(float(values[-1] / values[10]), float((logs[-1] - logs[10]).exp()), rel_tol=1e-6)
     assert math.isclose(float(values[10:].sum().log()), float(logs[10:].logsumexp(0)), rel_tol=1e-6)
 
@@ -144,7 +145,7 @@ def test_iswr_looks_at_what_the_first_epoch_left_out():
 
 
 def test_before_the_stream_starts_an_epoch_of_its_length_walks_through_the_data():
-    placeholder = StreamShard(90, 61, 8, 1, 0)
+    placeholder = StreamPlan(61, 90).shard(Layout(8))
     batches = list(placeholder.batches())
     assert len(batches) == placeholder.steps == 12
     assert {index for batch in batches for index in batch} == set(range(61))
@@ -178,7 +179,7 @@ def test_pretraining_epochs_are_ordinary_ones():
 
     class Watch(Callback):
         def on_train_epoch_start(self, trainer, pl_module):
-            seen.append(isinstance(selection.session._shard, EpochShard))
+            seen.append(isinstance(selection.plan, EpochPlan))
 
     selection = SampleSelection(PLB(pretrain_epochs=2))
     fit(Net(), loader(61), selection, Watch(), max_epochs=4)

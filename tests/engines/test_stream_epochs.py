@@ -22,10 +22,11 @@ from pod_tester import (
     seen_of,
     some_seen,
 )
+from shards import shard_of
 
 from kakurenbo_lightning import Epoch, get_method
+from kakurenbo_lightning.core.plan import EpochPlan, StreamPlan
 from kakurenbo_lightning.engines.diagnosis import distribution_distance, ordered_share
-from kakurenbo_lightning.engines.stream import StreamShard
 
 every_stream = pytest.mark.parametrize("row", STREAMS.values(), ids=STREAMS)
 SEEN = HISTORIES["random"]
@@ -49,10 +50,10 @@ def test_ordinary_epochs_come_first_and_the_stream_starts_with_what_they_saw(row
     method = get_method(row.name, pretrain_epochs=2)
     assert [method.streams(Epoch(index)) for index in range(4)] == [False, False, True, True]
     stream = Stream(method, [None] * 60)
-    assert stream.engine.table is None
+    assert stream.engine.shared_state() is None
     tester.record(stream.statistics, SEEN, 1)
     stream.begin(1)
-    assert stream.engine.table is None
+    assert stream.engine.shared_state() is None
     stream.begin(2)
     tester.check_values(stream, references.start(method, SEEN))
 
@@ -63,7 +64,8 @@ def test_an_epoch_has_as_many_batches_as_an_ordinary_one_or_those_asked_for(row)
     assert [method.epoch_batches(n, 8) for n in (1, 7, 8, 9, 64, 65)] == [1, 1, 1, 2, 8, 9]
     assert get_method(row.name, epoch_length=5).epoch_batches(1000, 8) == 5
     for world_size, steps in ((1, 9), (2, 5), (4, 3)):
-        epochs = [StreamShard(method.epoch_batches(65, 8) * 8, 65, 8, world_size, rank) for rank in range(world_size)]
+        plan = StreamPlan(65, method.stream_samples(65, 8))
+        epochs = [shard_of(plan, 8, world_size, rank) for rank in range(world_size)]
         assert {epoch.steps for epoch in epochs} == {steps}
         assert epochs[0].samples_until(steps) == steps * 8 * world_size
 
@@ -202,8 +204,8 @@ def test_diagnosis_compares_a_drawn_part_with_what_is_real_now(name):
             record(part, tester.tensors([now[i] for i in part.tolist()]))
 
     before = stream.values
-    counts = stream.engine.diagnosed(Epoch(3, 10), score)
-    again = stream.engine.diagnosed(Epoch(4, 10), score)
+    counts = stream.engine.diagnosed(Epoch(3, 10), stream.plan, score)
+    again = stream.engine.diagnosed(Epoch(4, 10), stream.plan, score)
     assert stream.values == before, "it is only reported"
     rows = looked[0]
     assert len(set(rows)) == 25 and rows != looked[1] and counts != again
@@ -215,15 +217,16 @@ def test_diagnosis_compares_a_drawn_part_with_what_is_real_now(name):
         "distribution_distance": pytest.approx(references.distribution_distance(stored, real), rel=1e-5),
         "ordered_share": pytest.approx(references.ordered_share(stored, real), rel=1e-5),
     }
-    assert Stream(get_method(name), SEEN).engine.diagnosed(Epoch(3, 10), score) == {}
+    assert Stream(get_method(name), SEEN).engine.diagnosed(Epoch(3, 10), StreamPlan(len(SEEN), len(SEEN)), score) == {}
     pretraining = get_method(name, diagnose=25, pretrain_epochs=5)
-    assert Stream(pretraining, SEEN).engine.diagnosed(Epoch(3, 10), score) == {} and len(looked) == 2
+    everything = EpochPlan.everything(len(SEEN))
+    assert Stream(pretraining, SEEN).engine.diagnosed(Epoch(3, 10), everything, score) == {} and len(looked) == 2
 
 
 @pytest.mark.parametrize("name", BY_VALUE)
 def test_a_diagnosis_of_nothing_finite_is_none(name):
     stream = Stream(get_method(name, diagnose=4), repeated(*[1.0] * 9))
     counts = stream.engine.diagnosed(
-        Epoch(1, 10), lambda rows, record: record(rows, tester.tensors(repeated(*[NAN] * len(rows))))
+        Epoch(1, 10), stream.plan, lambda rows, record: record(rows, tester.tensors(repeated(*[NAN] * len(rows))))
     )
     assert all(math.isnan(value) for value in counts.values())

@@ -284,7 +284,7 @@ def test_a_step_that_returns_nothing_trains_nothing_and_writes_nothing():
 
     _, selection, draws, net = stream_fit(PLB(), Skipping(), max_epochs=2)
     values = torch.empty(SAMPLES)
-    for _, batch, logits in net.scored:
+    for _, batch, logits in net.looked:
         values[batch[2]] = F.cross_entropy(logits, batch[1], reduction="none")
     for step, (_, batch, logits) in enumerate(net.seen):
         if step % STEPS % 3 != 1:

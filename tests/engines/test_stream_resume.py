@@ -55,15 +55,14 @@ class Table(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         engine = trainer.callbacks[0].session.engine
-        if engine is not None and engine.table is not None:
+        if engine.shared_state() is not None:
             drawn = engine.drawn(batch_idx)
             self.drawn[trainer.current_epoch, batch_idx] = [drawn.indices, drawn.weights, drawn.written]
             assert torch.equal(drawn.indices, batch[2])
 
     def on_train_end(self, trainer, pl_module):
         engine = trainer.callbacks[0].session.engine
-        if engine is not None:
-            self.state = engine.table.state_dict()
+        self.state = engine.shared_state()
 
 
 def run(folder, method, *callbacks, **options):
@@ -113,7 +112,7 @@ def test_cut_anywhere_with_workers_and_resumed_equals_uncut(saved, tmp_path, nam
     folder, whole = saved(name, 2)
     ahead = PRETRAINED[name].max_staleness or 4
     ahead -= ahead % 2  # two workers of the same depth
-    (driven,) = state(folder / "drawn.ckpt")["driven"]
+    (driven,) = state(folder / "drawn.ckpt")["engines"]
     assert sorted(number for number in driven["drawn"] if number > 5) == list(range(6, 6 + ahead))
     more = ("its last batch", "first drawn", "before a batch", "validation's end", "end") if name == "plb" else ()
     for cut in ("drawn", "last batch", *more):
@@ -154,7 +153,7 @@ class TablesLast(Table):
 
     def on_train_end(self, trainer, pl_module):
         (selection,) = (callback for callback in trainer.callbacks if isinstance(callback, SampleSelection))
-        self.state = selection.session.engine.table.state_dict()
+        self.state = selection.session.engine.tree.state_dict()
 
 
 class Plain(Net):
@@ -273,7 +272,7 @@ def test_a_smaller_batch_goes_on_with_the_table_and_draws_anew(saved, tmp_path):
 def test_other_workers_go_on_with_the_table_and_what_was_drawn(saved, tmp_path, before, after):
     folder, (whole, _) = saved("plb", before)
     result, table = run(tmp_path, PRETRAINED["plb"], resume=folder / "drawn.ckpt", seed=9, workers=after)
-    (driven,) = state(folder / "drawn.ckpt")["driven"]
+    (driven,) = state(folder / "drawn.ckpt")["engines"]
     replayed = [number for number in driven["drawn"] if number > 5]
     assert len(replayed) == (4 if before else 0)
     for number in replayed:
@@ -289,7 +288,7 @@ def test_a_selection_that_begins_anew_looks_at_everything(saved, tmp_path):
     made.save_checkpoint(tmp_path / "other.ckpt")
     selection = SampleSelection(PLB(mix=0.1), on_mismatch="reset")
     draws = Draws(selection)
-    with pytest.warns(UserWarning, match="the selection begins anew"):
+    with pytest.warns(UserWarning, match="the selection starts from the beginning"):
         fit(Plain(), loader(61), selection, draws, max_epochs=3, ckpt_path=tmp_path / "other.ckpt")
     assert selection.totals.samples_refreshed == 61
     assert selection.statistics.measured.all()
@@ -313,7 +312,7 @@ def test_two_ranks_become_one_and_lose_nothing_that_was_observed(tmp_path):
     method = PLB(epoch_length=24, exchange_every=3)
     save = SaveAt(tmp_path / "two.ckpt", "on_train_batch_end", 1, 4)
     on_two = on_ranks(tmp_path, method, 2, epochs=3, callbacks=(save,))
-    driven = state(save.path)["driven"]
+    driven = state(save.path)["engines"]
     assert [len(rank["observed"]) for rank in driven] == [2, 2]
     steps = [
         tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))

@@ -111,7 +111,7 @@ def test_a_start_pass_looks_at_all_even_after_pretraining():
     _, selection, draws, net = stream_fit(PLB(pretrain_epochs=1, start_pass=True, epoch_length=1), max_epochs=2)
     assert scored(net) == list(range(SAMPLES)) and selection.totals.samples_refreshed == SAMPLES
     losses = torch.empty(SAMPLES)
-    for _, batch, logits in net.scored:
+    for _, batch, logits in net.looked:
         losses[batch[2]] = F.cross_entropy(logits, batch[1], reduction="none")
     unseen = [i for i in range(SAMPLES) if i not in draws.batches[1][0]]
     assert torch.equal(draws.tables[1][unseen], losses[unseen])

@@ -1,9 +1,8 @@
 """The method cards: one outline, and settings tables that say what the code says."""
 
-import ast
-import inspect
 import re
-from dataclasses import fields
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,15 @@ from helpers import Net, fit, loader
 
 import kakurenbo_lightning.methods
 from kakurenbo_lightning import Epoch, HideMethod, SampleSelection, available_methods, get_method
+from kakurenbo_lightning.cli import cards
+from kakurenbo_lightning.cli import methods as script
+from kakurenbo_lightning.cli.cards import BLOCK, own_and_common, updated
 from kakurenbo_lightning.methods import BackpropMethod, DrawMethod, StreamMethod, registry
 
 FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
 ADDING = FOLDER / "ADDING.md"
 LIST = FOLDER / "README.md"
+README = FOLDER.parents[1] / "README.md"
 OUTLINE = [
     "What it does",
     "Formula",
@@ -59,28 +62,9 @@ def table(text):
     return rows[0], rows[2:]
 
 
-def settings(text):
-    """Setting -> default of a settings table."""
-    head, rows = table(text)
-    assert not head or head == ["setting", "default", "allowed", "meaning"]
-    assert all(len(row) == 4 and all(row) for row in rows), "a cell is empty"
-    return {name.strip("`"): ast.literal_eval(default.strip("`")) for name, default, _, _ in rows}
-
-
 def families(cls):
     """Of :data:`FAMILIES` those that ``cls`` derives from, the nearest first."""
     return [base for base in cls.__mro__ if base in FAMILIES]
-
-
-def defaults(cls, common):
-    """Setting -> default of those that ``cls`` takes from its family as they are (``common``), or of the others."""
-    changed = {name for base in cls.__mro__[: cls.__mro__.index(families(cls)[0])] for name in inspect.get_annotations(base)}
-    return {field.name: field.default for field in fields(cls) if (field.name not in changed) is common}
-
-
-def as_written(values):
-    """The values as text: ``True == 1`` and ``0 == 0.0``, so comparing values would miss a wrong kind."""
-    return {name: repr(value) for name, value in values.items()}
 
 
 def anchor(heading):
@@ -107,13 +91,33 @@ def test_a_card_keeps_to_the_outline(name):
     assert all(found[heading].strip() for heading in OUTLINE[:-1]), "a section is empty"
 
 
+@pytest.mark.parametrize("path", [*CARDS, LIST, README], ids=lambda path: path.stem)
+def test_settings_tables_are_those_of_the_code(path):
+    text = path.read_text()
+    assert updated(text) == text, "run kakurenbo-methods --write-cards"
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_a_settings_table_names_exactly_the_methods_own_settings(name):
+def test_a_card_shows_the_methods_own_settings_and_leads_to_the_common_ones(name):
     text = sections(METHODS[name].card)["Settings"]
-    own = defaults(type(get_method(name)), common=False)
-    assert as_written(settings(text)) == as_written(own)
+    own, _ = own_and_common(type(get_method(name)))
+    assert [block[2] for block in BLOCK.finditer(text)] == [name] * bool(own)
     for family in families(type(get_method(name))):
         assert f"(../README.md#{anchor(FAMILIES[family])})" in text
+
+
+def test_tables_with_old_values_are_written_again(tmp_path, monkeypatch, capsys):
+    card, page = tmp_path / "random.md", tmp_path / "README.md"
+    shutil.copy(METHODS["random"].card, card)
+    page.write_text(README.read_text().replace("`max_fraction`, `score_epochs`", "`max_fraction`"))
+    card.write_text(card.read_text().replace("| `0.3` |", "| `0.2` |"))
+    monkeypatch.setattr(cards, "PACKAGE", tmp_path / "kakurenbo_lightning")
+    monkeypatch.setattr(cards, "available_methods", lambda: {"random": replace(METHODS["random"], card=card)})
+    script.main(["--write-cards"])
+    assert capsys.readouterr().out.split() == [str(card), str(page)]
+    assert (card.read_text(), page.read_text()) == (METHODS["random"].card.read_text(), README.read_text())
+    script.main(["--write-cards"])
+    assert capsys.readouterr().out == "all cards are up to date\n"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -124,15 +128,8 @@ def test_a_card_states_the_true_memory_per_sample(name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_common_settings_of_a_family_are_described_once_with_true_defaults(family):
-    described = settings(sections(LIST)[FAMILIES[family]])
-    elsewhere = {field.name for base in families(family)[1:] for field in fields(base)}
-    own = {field.name: field.default for field in fields(family) if field.name not in elsewhere}
-    assert as_written(described) == as_written(own)
-    for name, info in METHODS.items():
-        if isinstance(get_method(name), family):
-            common = defaults(type(get_method(name)), common=True)
-            assert not common.keys() & settings(sections(info.card)["Settings"]).keys()
+def test_the_common_settings_of_a_family_are_described_once(family):
+    assert [block[2] for block in BLOCK.finditer(sections(LIST)[FAMILIES[family]])] == [family.__name__]
 
 
 def test_every_method_is_of_a_family_that_the_list_describes():
@@ -141,7 +138,7 @@ def test_every_method_is_of_a_family_that_the_list_describes():
 
 def test_the_list_tells_of_every_hide_method_what_it_is():
     head, rows = table(sections(LIST)[""])
-    assert head == ["method", "an epoch hides", "chosen", "forward-only pass", "weights", "bytes per sample"]
+    assert head == ["method", "an epoch hides", "chosen", "scoring pass", "weights", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](hide/{name}.md)" for name in HIDE]
     for (name, info), (_, _, chosen, looks, weights, memory) in zip(HIDE.items(), rows, strict=True):
         method = get_method(name)
@@ -154,7 +151,7 @@ def test_the_list_tells_of_every_hide_method_what_it_is():
 
 def test_the_list_tells_of_every_backprop_method_what_it_is():
     head, rows = table(sections(LIST)["The backprop family"])
-    assert head == ["method", "trains", "in a step of", "looks in", "weights", "bytes per sample"]
+    assert head == ["method", "trains", "in a step of", "scores in", "weights", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](backprop/{name}.md)" for name in BACKPROP]
     for (name, info), (_, _, step, looks, weights, memory) in zip(BACKPROP.items(), rows, strict=True):
         method = get_method(name)
@@ -167,7 +164,7 @@ def test_the_list_tells_of_every_backprop_method_what_it_is():
 
 def test_the_list_tells_of_every_pod_method_what_it_is():
     head, rows = table(sections(LIST)["The PoD family"])
-    assert head == ["method", "probability goes by", "drawn", "normalised", "forward-only pass", "bytes per sample"]
+    assert head == ["method", "probability goes by", "drawn", "normalised", "scoring pass", "bytes per sample"]
     assert [row[0] for row in rows] == [f"[`{name}`](draw/{name}.md)" for name in POD]
     for (name, info), (_, _, drawn, normalised, looks, memory) in zip(POD.items(), rows, strict=True):
         method = get_method(name)
@@ -196,8 +193,8 @@ def trained_from_adding(section, method, number=0, **settings):
     return selection
 
 
-def test_the_method_that_looks_in_adding_md_trains():
-    totals = trained_from_adding("A method that looks at batches", "above_mean").totals
+def test_the_method_that_scores_in_adding_md_trains():
+    totals = trained_from_adding("A method that scores batches", "above_mean").totals
     assert totals.samples_scored == 2 * 61
     assert 0 < totals.samples_rejected < 2 * 61
 

@@ -72,7 +72,7 @@ def test_whatever_the_scale_of_losses_the_common_factor_is_the_references(row, s
     """What is normalised every step is on its own scale; the factors that were taken out multiply to far more than float32 can hold."""
     method = get_method(row.name, mix=0.5, **({"alpha": scale} if row.name == "owc" else {}))
     stream, _ = tester.check_stream(row, method, SEEN, 600, seeing(4, scale=scale))
-    values = stream.engine.table.values
+    values = stream.engine.tree.values
     assert values.min() > 0 and values.isfinite().all()
 
 
@@ -174,7 +174,7 @@ def test_losses_of_0_leave_every_sample_to_be_drawn(row):
     stream = Stream(get_method(row.name), repeated(*[1.0] * 12), steps=2000)
     drawn = [set(stream.step(number, always(seen_of(0.0, True, 0.0)))[0]) for number in range(2000)]
     assert set().union(*drawn[:100]) == set().union(*drawn[-500:]) == set(range(12))
-    values = stream.engine.table.values
+    values = stream.engine.tree.values
     assert values.isfinite().all() and values.min() > 0
 
 
@@ -192,9 +192,9 @@ def test_values_stay_positive(name):
     stream = Stream(get_method(name, min_value=1e-30), repeated(*[1.0] * 40), batch=30, steps=300)
     for number in range(300):
         stream.step(number, always(seen_of(1e-3 if number % 2 else 50.0)))
-        assert stream.engine.table.values.min() > 0
+        assert stream.engine.tree.values.min() > 0
     stream.engine._write(torch.arange(20), torch.zeros(20))
-    assert stream.engine.table.values.min() > 0
+    assert stream.engine.tree.values.min() > 0
 
 
 @pytest.mark.parametrize("name", ["owc", "lb", "plb", "peb"])

@@ -4,10 +4,9 @@ import pytest
 import torch
 from helpers import Net, Points, Spy, SureNet, fit, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
-from kakurenbo_lightning import SampleSelection, SeededDataset
-from kakurenbo_lightning.core.class_labels import targets_of
+from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import OutputsError
 
 EPOCHS = 6
@@ -125,42 +124,6 @@ def test_a_protected_index_beyond_the_data_set_is_refused():
 def test_a_bad_option_is_named(setting, value, words):
     with pytest.raises(ValueError, match=f"kakurenbo: {setting}=.*{words}"):
         SampleSelection("kakurenbo", **{setting: value})
-
-
-# ---- where the classes are found
-
-
-def test_targets_are_found_where_data_sets_keep_them():
-    y = [0, 2, 1, 1]
-    x = torch.zeros(4, 2)
-
-    def holder(**attributes):
-        data = Plain(4)
-        vars(data).update(attributes)
-        return data
-
-    tensors = TensorDataset(x, torch.tensor(y))
-    for data in (holder(targets=y), holder(labels=torch.tensor(y)), holder(y=torch.tensor(y).numpy()), tensors):
-        assert targets_of(data).tolist() == y
-    assert targets_of(Subset(tensors, [3, 1])).tolist() == [1, 2]
-    assert targets_of(ConcatDataset([tensors, Subset(tensors, [0])])).tolist() == [*y, 0]
-    assert targets_of(SeededDataset(tensors)).tolist() == y
-
-
-def test_what_is_no_class_of_each_sample_is_not_taken_for_it():
-    def holder(values):
-        data = Plain(4)
-        data.targets = values
-        return data
-
-    for values in ([0.5] * 4, [0, 1], torch.zeros(4, 2, dtype=torch.long), ["a"] * 4, None, [True] * 4, [-1] * 4):
-        assert targets_of(holder(values)) is None
-    assert targets_of(ConcatDataset([holder([0] * 4), holder(None)])) is None
-    assert targets_of(TensorDataset(torch.zeros(4, 2), torch.zeros(4))) is None
-    assert targets_of(TensorDataset(torch.zeros(4, 2), torch.arange(4), torch.arange(4))) is None  # which of them?
-    transformed = holder([0, 1, 2, 0])
-    transformed.target_transform = lambda target: 2 - target
-    assert targets_of(transformed) is None
 
 
 def test_a_protected_class_that_there_is_not_is_told():

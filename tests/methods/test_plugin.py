@@ -2,11 +2,11 @@
 
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from installed import editable_paths, install, run
 
 from kakurenbo_lightning.cli.methods import ADDING
 
@@ -33,27 +33,16 @@ def shown(page):
     return dict(re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL))
 
 
+def beside(site):
+    """The path of a user who has this repository, and what is installed in ``site``."""
+    return [*editable_paths(), site]
+
+
 def commands(page):
     """The lines of the ``sh`` blocks."""
     return [
         line for block in re.findall(r"^```sh\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL) for line in block.splitlines()
     ]
-
-
-def run(*command, cwd, site=None):
-    """Run a program in a process of its own, with ``site`` on its path."""
-    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(cwd), "OMP_NUM_THREADS": "1"}
-    if site is not None:
-        environment["PYTHONPATH"] = str(site)
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
-
-
-def install(*folders, into, cwd):
-    """What ``pip install FOLDER`` does, but without network and beside the environment."""
-    options = ("--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", into)
-    run(sys.executable, "-m", "pip", "install", *options, *folders, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +75,7 @@ info = available_methods()["mean_loss"]
 assert SampleSelection("mean_loss", pool=0.2).method == method
 print(type(method).__module__, method.pool, info.bytes_per_sample, info.card.name)
 """
-    printed = run(sys.executable, "-c", program, cwd=tmp_path, site=site).stdout.split()
+    printed = run(sys.executable, "-c", program, cwd=tmp_path, site=beside(site)).stdout.split()
     assert printed == ["kakurenbo_mean_loss", "0.2", "16", "kakurenbo_mean_loss.md"]
 
 
@@ -96,37 +85,40 @@ def test_the_commands_of_the_page_are_those_tried_here():
         "python try_it.py",
         "kakurenbo-methods mean_loss",
         "pytest test_mean_loss.py",
-        "kakurenbo-train --config-dir conf method=mean_loss method.pool=0.4",
-        "kakurenbo-train --config-dir conf 'compare=[baseline,random,mean_loss]' F=0.3",
+        "kakurenbo-train method=mean_loss method.pool=0.4",
+        "kakurenbo-train 'compare=[baseline,random,mean_loss]' F=0.3",
     ]
 
 
 def test_the_page_trains(project, site):
     """200 samples, a pool of 100: epoch 0 hides none, the other two 50 each."""
-    printed = run(sys.executable, "try_it.py", cwd=project, site=site).stdout
+    printed = run(sys.executable, "try_it.py", cwd=project, site=beside(site)).stdout
     assert "trained 500 samples, hid 100 (16.7%)" in printed
     assert "50 samples hidden in the last epoch" in printed
 
 
 def test_the_card_of_the_package_is_printed(site, tmp_path):
-    printed = run(sys.executable, "-m", "kakurenbo_lightning.cli.methods", "mean_loss", cwd=tmp_path, site=site).stdout
+    printed = run(sys.executable, "-m", "kakurenbo_lightning.cli.methods", "mean_loss", cwd=tmp_path, site=beside(site)).stdout
     assert str(site / "kakurenbo_mean_loss.md") in printed
     assert "a random half of the `pool` N samples of lowest mean loss" in " ".join(printed.split())
 
 
 def test_the_tests_of_the_page_pass(project, site):
     printed = run(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mean_loss.py", cwd=project, site=site
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mean_loss.py", cwd=project, site=beside(site)
     ).stdout
     assert re.search(r"^\d+ passed", printed, flags=re.MULTILINE)
 
 
-def test_the_recipe_takes_its_config(project, site):
+def test_the_recipe_has_the_method_as_an_option(project, site):
     tiny = ["data.size=8", "data.subset=96", "data.batch_size=8", "data.drop_last=false", "data.crop_padding=1", "model.width=4"]
     tiny += ["trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
-    overrides = ["--config-dir", "conf", "method=mean_loss", "method.pool=0.4", "method.start_epoch=1"]
-    done = run(sys.executable, "-m", "kakurenbo_recipes.train", *overrides, *tiny, cwd=project, site=site)
+    overrides = ["method=mean_loss", "method.pool=0.4", "method.start_epoch=1"]
+    done = run(sys.executable, "-m", "kakurenbo_recipes.train", *overrides, *tiny, cwd=project, site=beside(site))
     assert "mean_loss(start_epoch=1, pool=0.4) hides" in done.stdout + done.stderr
+    tiny += ["compare=[random,mean_loss]", "trainer.max_epochs=1"]
+    printed = run(sys.executable, "-m", "kakurenbo_recipes.train", *tiny, cwd=project, site=beside(site)).stdout
+    assert re.search(r"^\W*mean_loss\b", printed, flags=re.MULTILINE)
 
 
 def test_a_package_that_cannot_be_imported_is_named_and_left_out(site, tmp_path):
@@ -140,7 +132,7 @@ def test_a_package_that_cannot_be_imported_is_named_and_left_out(site, tmp_path)
 from kakurenbo_lightning import available_methods, get_method
 print(sorted(available_methods()), get_method("mean_loss").name, get_method("kakurenbo").name)
 """
-    done = run(sys.executable, "-c", program, cwd=tmp_path, site=both)
+    done = run(sys.executable, "-c", program, cwd=tmp_path, site=beside(both))
     assert done.stderr.count("the methods of kakurenbo-broken are left out") == 1
     assert "No module named 'a_module_that_is_not_there'" in done.stderr
     assert done.stdout.rstrip().endswith("mean_loss kakurenbo")

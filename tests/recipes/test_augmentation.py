@@ -10,6 +10,7 @@ from cuts import SaveAt
 from helpers import trainer
 from kakurenbo_recipes.data import Digits, ImageData, InMemoryImages, crop_and_flip, cut_out
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
+from recipe_runs import set_up
 
 from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks.forked import printed, run_ranks
@@ -59,27 +60,19 @@ def test_images_are_augmented_only_in_training(training):
 
 
 def test_normalised_digits_have_zero_mean_and_unit_variance():
-    data = Digits()
-    data.setup("fit")
+    data = set_up(Digits())
     images = data.normalise(data.train_images.images)
-    assert images.dtype == torch.float32
-    assert images.mean().abs() < 0.01
-    assert (images.std() - 1).abs() < 0.01
+    assert images.dtype == torch.float32 and images.mean().abs() < 0.01 and (images.std() - 1).abs() < 0.01
 
 
 # ---- cutout and scaling
 
 
 def test_a_square_is_cut_out_of_each_image():
-    images = torch.ones(3, 2, 8, 10)
-    places = torch.tensor([[0.5, 0.0, 0.99], [0.5, 0.0, 0.99]])
-    cut = cut_out(images, 4, places)
-    expected = torch.ones(3, 2, 8, 10)
-    expected[0, :, 2:6, 3:7] = 0
-    expected[1, :, :2, :2] = 0
-    expected[2, :, 5:, 7:] = 0
-    assert torch.equal(cut, expected)
-    assert torch.equal(images, torch.ones(3, 2, 8, 10))
+    images, expected = torch.ones(2, 3, 2, 8, 10)
+    expected[0, :, 2:6, 3:7] = expected[1, :, :2, :2] = expected[2, :, 5:, 7:] = 0
+    assert torch.equal(cut_out(images, 4, torch.tensor([[0.5, 0.0, 0.99], [0.5, 0.0, 0.99]])), expected)
+    assert torch.equal(images, torch.ones(3, 2, 8, 10)), "the images stay as they are"
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -97,8 +90,7 @@ def test_a_hole_is_of_the_mean_colour_and_made_before_the_scaling(training):
 
 
 def test_images_are_scaled_on_the_device_after_all_else():
-    data = Digits(size=8, resize=24)
-    data.setup("fit")
+    data = set_up(Digits(size=8, resize=24))
     images, labels = next(iter(data.val_dataloader()))
     scaled, same = data.on_after_batch_transfer((images, labels), 0)
     assert scaled.shape == (len(images), 3, 24, 24) and scaled.dtype == torch.float32
@@ -138,9 +130,8 @@ def fit(folder, seed=0, resume=None):
     model.seen = {}
     selection = SampleSelection("kakurenbo", max_fraction=0.5, tau=0.0, fractions=(1.0,), milestones=(), seed=0)
     save = [] if resume else [SaveAt(folder / "cut.ckpt", "on_train_batch_end", 1, 1)]
-    made = trainer(
-        selection, *save, accelerator="cpu", devices=world_size, strategy="ddp" if world_size > 1 else "auto", max_epochs=3
-    )
+    ranks = {"devices": world_size, "strategy": "ddp" if world_size > 1 else "auto"}
+    made = trainer(selection, *save, accelerator="cpu", max_epochs=3, **ranks)
     torch.manual_seed(seed)
     made.fit(model, datamodule=OneImage(batch_size=8, eval_batch_size=8, cutout=2), ckpt_path=resume)
     hidden = made.callback_metrics["selection/hidden_fraction"].item()
@@ -172,22 +163,16 @@ def test_ranks_augment_by_draws_of_their_own(two):
     assert len(torch.stack(batches).unique(dim=0)) == len(batches), "no two batches of a run are alike"
 
 
-def assert_resumed_is_uninterrupted(folder, rank=0):
+@pytest.mark.parametrize(("ranks", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_a_run_that_resumes_augments_as_if_nothing_had_been(tmp_path, two, ranks, rank):
+    if ranks == 1:
+        fit_and_resume(tmp_path)
+    folder = tmp_path if ranks == 1 else two
     whole, resumed = results(folder, rank), results(folder / "resumed", rank)
-    assert 0.1 < whole["hidden"] == resumed["hidden"], "some are hidden, and looked at"
+    assert 0.1 < whole["hidden"] == resumed["hidden"], "some are hidden, and refreshed"
     assert resumed["seen"].keys() == {at for at in whole["seen"] if at > "1 1"}
     for name in ("seen", "weights"):
         assert all(torch.equal(value, whole[name][key]) for key, value in resumed[name].items()), name
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_that_resume_augment_as_if_nothing_had_been(two, rank):
-    assert_resumed_is_uninterrupted(two, rank)
-
-
-def test_a_run_that_resumes_augments_as_if_nothing_had_been(tmp_path):
-    fit_and_resume(tmp_path)
-    assert_resumed_is_uninterrupted(tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

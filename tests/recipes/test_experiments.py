@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,15 +18,11 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from omegaconf import OmegaConf
 from PIL import Image
 from processes import program
+from recipe_runs import composed, set_up
 
 EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
 PAPERS = [name for name in EXPERIMENTS if name != "quickstart"]
 QUICK = ["cifar100_wrn28_10", "emnist_streaming", "sb_cifar10"]
-
-
-def composed(*overrides):
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -169,10 +166,10 @@ def test_a_run_goes_on_in_its_folder_and_keeps_its_metrics(tmp_path):
         "method=baseline",
     ]
     said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=1", cwd=tmp_path)
-    assert "/baseline/checkpoints, so the training begins anew" in said and "hydra.run.dir=outputs/DATE/TIME" in said
+    assert "/baseline/checkpoints, so the training begins from nothing" in said and "hydra.run.dir=outputs/DATE/TIME" in said
     assert "accuracy" in said and "tables and pictures: kakurenbo-report" in said
     said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=2", cwd=tmp_path)
-    assert "begins anew" not in said
+    assert "begins from nothing" not in said
     assert len(list((tmp_path / "run" / "baseline").glob("metrics*.csv"))) == 2
     assert json.loads((tmp_path / "run" / "baseline" / "run.json").read_text())["epochs"] == 2
 
@@ -186,24 +183,17 @@ def test_compared_methods_have_the_settings_an_experiment_gives_them(tmp_path):
         "trainer.max_epochs=2",
     ]
     program("kakurenbo_recipes.train", *words, "trainer.accelerator=cpu", cwd=tmp_path)
-    told = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("run.json")}
-    assert told["kakurenbo"]["settings"]["milestones"] == [1, 2, 3] and told["baseline"]["status"] == "finished"
+    runs = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.rglob("run.json")}
+    assert runs["kakurenbo"]["settings"]["milestones"] == [1, 2, 3] and runs["baseline"]["status"] == "finished"
 
 
 # ---- schedules
 
 
-class Told:
-    """What a schedule asks of a Trainer."""
-
-    def __init__(self, max_epochs, steps):
-        self.max_epochs, self.estimated_stepping_batches = max_epochs, steps
-        self.num_training_batches, self.accumulate_grad_batches = steps // max_epochs, 1
-
-
 def rates(steps, max_epochs, **settings):
     optimizer = torch.optim.SGD(BoringModel().parameters(), lr=1.0)
-    made, found = schedule(optimizer, Told(max_epochs, steps), **settings), []
+    asked = {"max_epochs": max_epochs, "estimated_stepping_batches": steps, "num_training_batches": steps // max_epochs}
+    made, found = schedule(optimizer, SimpleNamespace(accumulate_grad_batches=1, **asked), **settings), []
     assert made["interval"] == "step"
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -212,26 +202,22 @@ def rates(steps, max_epochs, **settings):
     return [*found, optimizer.param_groups[0]["lr"]]
 
 
-def test_a_cosine_ends_at_zero():
-    expected = [(1 + math.cos(math.pi * step / 40)) / 2 for step in range(41)]
-    assert torch.allclose(torch.tensor(rates(40, 8)), torch.tensor(expected), atol=1e-6)
-
-
-def test_milestones_are_epochs():
-    found = rates(40, 8, milestones=[2, 6], gamma=0.2)
-    assert torch.allclose(torch.tensor(found), torch.tensor([1.0] * 10 + [0.2] * 20 + [0.04] * 11))
-
-
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
-def test_a_warm_up_rises_and_milestones_count_it():
-    found = rates(40, 8, milestones=[2, 6], gamma=0.2, warmup_epochs=1, warmup_factor=0.1)
-    assert torch.allclose(torch.tensor(found[:6]), torch.tensor([0.1, 0.28, 0.46, 0.64, 0.82, 1.0]))
-    assert torch.allclose(torch.tensor(found[6:]), torch.tensor([1.0] * 4 + [0.2] * 20 + [0.04] * 11))
-
-
-def test_a_cosine_may_end_above_zero():
-    found = rates(40, 8, final_factor=0.1)
-    assert found[0] == 1.0 and abs(found[20] - 0.55) < 1e-6 and abs(found[-1] - 0.1) < 1e-6
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(1 + math.cos(math.pi * step / 40)) / 2 for step in range(41)]),
+        ({"final_factor": 0.1}, [0.1 + 0.9 * (1 + math.cos(math.pi * step / 40)) / 2 for step in range(41)]),
+        ({"milestones": [2, 6], "gamma": 0.2}, [1.0] * 10 + [0.2] * 20 + [0.04] * 11),
+        (
+            {"milestones": [2, 6], "gamma": 0.2, "warmup_epochs": 1, "warmup_factor": 0.1},
+            [0.1, 0.28, 0.46, 0.64, 0.82, 1.0] + [1.0] * 4 + [0.2] * 20 + [0.04] * 11,
+        ),
+    ],
+    ids=["cosine", "cosine to a tenth", "milestones in epochs", "a warm-up that milestones count"],
+)
+def test_a_schedule_has_the_rate_asked_for_at_each_step(settings, expected):
+    assert torch.allclose(torch.tensor(rates(40, 8, **settings)), torch.tensor(expected), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")
@@ -240,32 +226,13 @@ def test_a_warm_up_is_followed_by_a_cosine_to_zero():
     assert abs(found[10] - 1.0) < 1e-6 and found[-1] < 1e-6 and found == sorted(found[:11]) + sorted(found[11:], reverse=True)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"warmup_epochs": -1}, "warmup_epochs=-1"), ({"warmup_factor": 0}, "warmup_factor=0")]
-)
-def test_a_wrong_setting_of_a_schedule_is_named(settings, message):
-    with pytest.raises(ValueError, match=rf"schedule\.{message}"):
-        rates(10, 2, **settings)
-
-
 # ---- generated images
 
 
 def test_generated_images_have_the_shapes_asked_for_and_can_be_learnt():
-    data, same = (GeneratedImages(num_classes=5, samples=40, size=16) for _ in range(2))
-    data.setup("fit")
-    same.setup("fit")
+    data, same = set_up(*(GeneratedImages(num_classes=5, samples=40, size=16) for _ in range(2)))
     assert data.train_images.images.shape == (40, 3, 16, 16) and len(data.test_images) == 10
     assert torch.equal(data.train_images.images, same.train_images.images)
     means = torch.stack([data.train_images.images[data.train_images.labels == c].float().mean(0) for c in range(5)])
     distances = torch.cdist(data.test_images.images.float().flatten(1), means.flatten(1))
     assert (distances.argmin(1) == data.test_images.labels).all()
-
-
-def test_the_grid_of_f_and_tau_has_twelve_runs(tmp_path):
-    settings = ["trainer.max_epochs=1", "data.subset=64", "model.width=4", "trainer.accelerator=cpu", "F=0.2,0.4", "tau=0.7"]
-    program("kakurenbo_recipes.train", "sweep=f_tau", *settings, cwd=tmp_path)
-    assert len(list(tmp_path.rglob("results.json"))) == 2
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        cfg = compose("train", overrides=["sweep=f_tau"], return_hydra_config=True)
-    assert {name: len(values.split(",")) for name, values in cfg.hydra.sweeper.params.items()} == {"F": 4, "tau": 3}

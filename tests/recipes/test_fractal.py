@@ -3,11 +3,11 @@
 import json
 import os
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
 from bench_helpers import written
+from helpers import trainer
 from kakurenbo_recipes import fractal
 from kakurenbo_recipes.array_data import ArrayImages
 from kakurenbo_recipes.fractal import System, chaos, images, patterns, pixels, random_system, stamped, varied
@@ -25,6 +25,11 @@ SIERPINSKI = System(np.array([[0.5, 0, 0, 0.5, x, y] for x, y in ((0, 0), (0.5, 
 
 def run(system, count, seed=0):
     return chaos(system.maps[None], system.cumulative()[None], count, np.random.default_rng(seed))[0]
+
+
+def make(options, folder):
+    """Run the command."""
+    fractal.main([*options.split(), "-o", str(folder)])
 
 
 def test_points_lie_on_the_attractor():
@@ -90,9 +95,7 @@ def test_a_variation_that_flies_apart_is_brought_back():
 
 def test_patches_are_ten_different_ones_and_none_is_empty():
     found = patterns(np.random.default_rng(3))
-    assert found.shape == (10, 3, 3)
-    assert len({patch.tobytes() for patch in found}) == 10
-    assert found.any(axis=(1, 2)).all()
+    assert found.shape == (10, 3, 3) and found.any(axis=(1, 2)).all() and len({patch.tobytes() for patch in found}) == 10
 
 
 @pytest.mark.parametrize("number", [0, 7])
@@ -117,7 +120,7 @@ def test_a_category_has_four_flips_of_every_image():
 
 
 def test_the_command_writes_a_folder_that_torchvision_reads(tmp_path, capsys):
-    fractal.main(["--categories", "3", "--instances", "4", "--size", "24", "--processes", "1", "-o", str(tmp_path / "set")])
+    make("--categories 3 --instances 4 --size 24 --processes 1", tmp_path / "set")
     data = ImageFolder(tmp_path / "set" / "train")
     assert len(data) == 12 and len(data.classes) == 3
     image, label = data[5]
@@ -130,8 +133,7 @@ def test_the_command_writes_a_folder_that_torchvision_reads(tmp_path, capsys):
 
 
 def test_the_command_writes_the_same_into_an_array_with_two_processes(tmp_path):
-    arguments = ["--categories", "3", "--instances", "4", "--size", "24", "--format", "array"]
-    fractal.main([*arguments, "--processes", "2", "-o", str(tmp_path)])
+    make("--categories 3 --instances 4 --size 24 --format array --processes 2", tmp_path)
     array, labels = np.load(tmp_path / "images.npy", mmap_mode="r"), np.load(tmp_path / "labels.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["contact_sheet.png", "fractal.json", "images.npy", "labels.npy"]
     assert array.shape == (12, 24, 24) and array.dtype == np.uint8
@@ -146,15 +148,14 @@ def test_an_array_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fractal, "images", killed)
     with pytest.raises(KeyboardInterrupt):
-        fractal.main(["--categories", "2", "--size", "8", "--format", "array", "--processes", "1", "-o", str(tmp_path)])
+        make("--categories 2 --size 8 --format array --processes 1", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no images\.npy"):
         ArrayImages(str(tmp_path)).setup("fit")
 
 
 def test_both_formats_are_trained_on(tmp_path):
-    arguments = ["--categories", "3", "--instances", "8", "--size", "24", "--processes", "1"]
     for form in ("array", "folder"):
-        fractal.main([*arguments, "--format", form, "-o", str(tmp_path / form)])
+        make(f"--categories 3 --instances 8 --size 24 --processes 1 --format {form}", tmp_path / form)
     array = ArrayImages(str(tmp_path / "array"), batch_size=7)
     folder = FolderImages(str(tmp_path / "folder"), val=None, held_out=0.25, size=24, batch_size=7, num_workers=0)
     for data, held in ((array, 1), (folder, 2)):
@@ -165,18 +166,13 @@ def test_both_formats_are_trained_on(tmp_path):
 
 
 def test_a_network_is_trained_on_an_array_with_workers(tmp_path):
-    fractal.main(
-        ["--categories", "3", "--instances", "8", "--size", "16", "--format", "array", "--processes", "1", "-o", str(tmp_path)]
-    )
+    make("--categories 3 --instances 8 --size 16 --format array --processes 1", tmp_path)
     data = ArrayImages(str(tmp_path), test_share=0.25, batch_size=6, num_workers=1, crop_padding=1)
     selection = SampleSelection("random", max_fraction=0.4, balance="class")
-    trainer = L.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[selection], default_root_dir=tmp_path,
-    )  # fmt: skip
+    made = trainer(selection, max_epochs=2)
     model = ImageClassifier(CifarResNet(num_classes=3, width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 3)
-    trainer.fit(model, datamodule=data)
-    assert trainer.callback_metrics["val/accuracy"].isfinite()
+    made.fit(model, datamodule=data)
+    assert made.callback_metrics["val/accuracy"].isfinite()
     assert selection.totals.samples_hidden == 2 * 3 * 2, "two of the six of each category in each epoch"
 
 
@@ -185,20 +181,8 @@ def test_a_network_is_trained_on_an_array_with_workers(tmp_path):
 
 def test_the_benchmark_counts_the_images_of_a_second(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "clock", lambda *_: iter(range(1000)).__next__)  # whatever is timed takes a second
-    options = [
-        "--sizes",
-        "16",
-        "224",
-        "--instances",
-        "3",
-        "--categories",
-        "2",
-        "--rounds",
-        "1",
-        "--json",
-        str(tmp_path / "found.json"),
-    ]
-    result = bench.main(options)
+    options = ["--sizes", "16", "224", "--instances", "3", "--categories", "2", "--rounds", "1"]
+    result = bench.main([*options, "--json", str(tmp_path / "found.json")])
     assert result["search_s"]["median"] == 0.5
     for row in result["cases"]:
         assert [row["images_per_s"][name]["median"] for name in ("array", "folder")] == [6, 6]
@@ -217,38 +201,21 @@ def test_the_benchmark_end_to_end(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["fractal.json"]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--device", "cuda"], "fractals are made on the CPU"),
-        (["--instances", "1001"], "--instances 1001 is not possible: at most 1000"),
-    ],
-)
-def test_the_benchmark_refuses_what_cannot_be(capsys, options, message):
-    with pytest.raises(SystemExit):
-        bench.main(options)
-    assert message in capsys.readouterr().err
-
-
 # ---- settings
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("main", "arguments", "message"),
     [
-        (["--instances", "1001"], "--instances 1001 is not possible: it must be from 1 to 1000"),
-        (["--categories", "0"], "--categories 0"),
-        (["--size", "4"], "--size 4"),
+        (fractal.main, "--instances 1001", "--instances 1001 is not possible: it must be from 1 to 1000"),
+        (fractal.main, "--categories 0", "--categories 0"),
+        (fractal.main, "--size 4", "--size 4"),
+        (fractal.main, "-o .", "is there and not empty"),
+        (bench.main, "--device cuda", "invalid choice: 'cuda'"),
+        (bench.main, "--instances 1001", "--instances 1001 is not possible: at most 1000"),
     ],
 )
-def test_a_wrong_setting_is_named(tmp_path, capsys, arguments, message):
+def test_a_wrong_setting_is_named(capsys, main, arguments, message):
     with pytest.raises(SystemExit):
-        fractal.main([*arguments, "-o", str(tmp_path)])
+        main(arguments.split())
     assert message in capsys.readouterr().err
-
-
-def test_a_folder_that_holds_something_is_not_written_to(tmp_path, capsys):
-    (tmp_path / "mine").touch()
-    with pytest.raises(SystemExit):
-        fractal.main(["-o", str(tmp_path)])
-    assert "is there and not empty" in capsys.readouterr().err

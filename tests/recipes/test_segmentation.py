@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from climate_files import SIZE, data_of
 from helpers import fit, trainer
 from kakurenbo_recipes.deepcam import CLASS_FREQUENCIES, ClimateFiles, DeepCam, Synthetic
 from kakurenbo_recipes.segmentation import DeepLab, Segmenter
 from kakurenbo_recipes.train import config_dir
 from lightning.pytorch.callbacks import Callback
 from omegaconf import OmegaConf
-from test_deepcam import SIZE, data_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -35,7 +35,7 @@ def segmenter(network, rate=0.1, **settings):
 
 
 def pixelwise():
-    """A network that looks at each pixel alone."""
+    """A network whose logits of a pixel depend on that pixel alone."""
     torch.manual_seed(0)
     return nn.Conv2d(16, 3, 1)
 
@@ -52,35 +52,16 @@ def test_deeplab_gives_logits_of_the_size_of_the_images():
 @pytest.mark.parametrize("name", ["deeplabv3_resnet50", "deeplabv3_resnet101", "deeplabv3_mobilenet_v3_large"])
 def test_deeplab_takes_any_number_of_channels_and_keeps_the_rest_of_torchvisions_network(name):
     with torch.device("meta"):
-        shapes = [
-            {key: value.shape for key, value in DeepLab(name, channels=channels, num_classes=5).state_dict().items()}
-            for channels in (3, 16)
-        ]
+        states = [DeepLab(name, channels=channels, num_classes=5).state_dict() for channels in (3, 16)]
+    shapes = [{key: value.shape for key, value in state.items()} for state in states]
     assert shapes[0].keys() == shapes[1].keys()
     (changed,) = (key for key in shapes[0] if shapes[0][key] != shapes[1][key])
     assert shapes[1][changed][1] == 16 and shapes[0][changed][1] == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"name": "deeplabv3_resnet5"},
-            r"model\.name='deeplabv3_resnet5' is not possible: it must be one of .* Did you mean deeplabv3_",
-        ),
-        ({"channels": 0}, r"model\.channels=0"),
-    ],
-)
-def test_a_wrong_setting_of_the_network_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DeepLab(**settings)
-
-
 def test_images_of_other_channels_are_refused():
     network = DeepLab("deeplabv3_mobilenet_v3_large", channels=4)
-    with pytest.raises(
-        ValueError, match=r"model\.channels=4, but the images have 16 channels: set it to the number of data\.channels"
-    ):
+    with pytest.raises(ValueError, match=r"model\.channels=4, but the images have 16 channels: set it to the number of data"):
         network(torch.zeros(2, 16, 32, 48))
 
 
@@ -218,22 +199,6 @@ def test_the_image_of_highest_loss_is_left_out(root):
     fit(segmenter(network, rate=0.0), data_of(root), selection, max_epochs=2)
     order = losses.argsort()
     assert sorted(selection.plan.hidden.tolist()) == sorted([*order[:15], order[-1]])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {"class_weights": [1.0, 2.0]},
-            r"task\.class_weights=\[1\.0, 2\.0\] is not possible: it must be null or a number >= 0 for each",
-        ),
-        ({"class_weights": [1.0, -2.0, 1.0]}, r"task\.class_weights="),
-        ({"class_names": ["a"]}, r"task\.class_names=\['a'\]"),
-    ],
-)
-def test_a_wrong_setting_of_the_task_is_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        segmenter(pixelwise(), **settings)
 
 
 def test_the_weights_of_the_config_are_those_of_the_reference_code():

@@ -8,28 +8,30 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
-from kakurenbo_recipes.results import Result, comparison_table
 from kakurenbo_recipes.train import config_dir, fit, run, with_method
 from omegaconf import OmegaConf
 from recipe_runs import TINY, kakurenbo_train
 from torch.nn import functional as F
 
 import kakurenbo_lightning
-from kakurenbo_lightning.report import main as report
+from kakurenbo_lightning.cli import report
 
 CONFIGS = Path(config_dir())
-FAMILIES = ("hide", "backprop", "draw", "stream")  # folders of settings that methods share, no groups
-OPTIONS = sorted(f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in FAMILIES)
-METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+METHODS = list(kakurenbo_lightning.available_methods())
+OPTIONS = sorted(
+    {f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml")} | {f"method={name}" for name in METHODS}
+)
 # ---- help
 
 
 def test_the_help_names_every_group_and_option():
     text = OmegaConf.load(CONFIGS / "train.yaml").hydra.help.template.split("Change any value")[0]
-    own = ("tuned", *FAMILIES)  # chosen by others
+    own = ("tuned", "method")  # chosen by others; made from the methods that are installed
     known = {path.parent.name: path.parent for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in own}
     for group, folder in known.items():
         assert re.search(rf"^  {group} ", text, re.MULTILINE), group
@@ -47,19 +49,6 @@ def test_the_resnet_has_the_depth_asked_for(depth):
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"depth": 9}, "model.depth=9 is not possible: it must be 6n + 2 with n >= 1"),
-        ({"depth": 2}, "model.depth=2"),
-        ({"width": 0}, "model.width=0 is not possible: it must be an int >= 1. Try 16."),
-    ],
-)
-def test_a_wrong_model_setting_is_named(settings, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        CifarResNet(**settings)
-
-
 @pytest.mark.parametrize(("depth", "width", "millions"), [(28, 10, 36.479), (16, 8, 10.961)])
 def test_wide_networks_have_the_published_number_of_parameters(depth, width, millions):
     with torch.device("meta"):
@@ -73,17 +62,6 @@ def test_a_wide_network_maps_images_to_logits_and_drops_features_only_in_trainin
     assert not torch.equal(network(images), network(images))
     network.eval()
     assert torch.equal(network(images), network(images))
-
-
-@pytest.mark.parametrize("settings", [{"depth": 27}, {"width": 0}, {"dropout": 1.0}])
-def test_a_wrong_setting_of_a_wide_network_is_named(settings):
-    with pytest.raises(ValueError, match=f"model.{next(iter(settings))}="):
-        WideResNet(**settings)
-
-
-def test_an_unknown_timm_model_gets_a_suggestion():
-    with pytest.raises(ValueError, match=r"model\.name='resnet_18' is not possible.*Did you mean .*resnet18"):
-        timm_network("resnet_18", num_classes=10)
 
 
 def test_options_reach_timm():
@@ -100,12 +78,12 @@ def saved_network(path, network):
 @pytest.mark.parametrize("classes", [10, 3])
 def test_fine_tuning_begins_with_a_checkpoints_network_and_a_last_layer_of_its_own(tmp_path, classes):
     before, after = CifarResNet(width=4, num_classes=10), CifarResNet(width=4, num_classes=classes)
-    anew = after[-1].weight.clone()
+    own = after[-1].weight.clone()
     said = load_network(after, saved_network(tmp_path / "run.ckpt", before))
     kept = [name for name in before.state_dict() if classes == 10 or not name.startswith(f"{len(before) - 1}.")]
     assert all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
-    assert torch.equal(after[-1].weight, anew) == (classes == 3)
-    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins anew" in said) == (classes == 3)
+    assert torch.equal(after[-1].weight, own) == (classes == 3)
+    assert f"{len(kept)} of {len(before.state_dict())} tensors" in said and ("begins from nothing" in said) == (classes == 3)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
@@ -168,8 +146,15 @@ def test_method_configs_hold_the_defaults_of_the_code(compose, name):
     assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
-def test_every_method_has_a_config():
-    assert list(kakurenbo_lightning.available_methods()) == METHODS
+def test_every_method_is_an_option(compose):
+    assert set(GlobalHydra.instance().config_loader().get_group_options("method")) == set(METHODS)
+    assert {path.stem for path in (CONFIGS / "method").glob("*.yaml")} < set(METHODS)
+
+
+@pytest.mark.parametrize("wrong", ["method.tua=0.5", "method.tau=high", "method.fractions=[a]", "method.milestones=0.5"])
+def test_a_wrong_name_or_type_of_a_setting_is_refused_when_composed(compose, wrong):
+    with pytest.raises(ConfigCompositionException, match=wrong.split("=")[0]):
+        compose("method=kakurenbo", wrong)
 
 
 def test_f_and_tau_reach_the_method(compose):
@@ -191,10 +176,7 @@ def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(comp
         (["compare=[]"], "compare=[] is not possible"),
         (["compare=[foo]"], "compare=['foo'] is not possible: it must be a list of methods out of baseline, el2n, forget"),
         (["compare=[baseline,stale_bs]"], "Did you mean stale_sb?"),
-        (
-            ["compare=[baseline]", "ckpt_path=x.ckpt"],
-            "ckpt_path='x.ckpt' is not possible: it must be null",
-        ),
+        (["compare=[baseline]", "ckpt_path=x.ckpt"], "ckpt_path='x.ckpt' is not possible: it must be null"),
     ],
 )
 def test_a_wrong_comparison_is_refused(compose, overrides, message):
@@ -261,71 +243,5 @@ def test_a_sweep_of_two_ranks_leaves_one_folder_per_job(tmp_path):
 def test_help_lists_the_groups_and_two_line_examples(tmp_path):
     printed = kakurenbo_train("--help", cwd=tmp_path)
     assert "  method      how samples are chosen" in printed
+    assert [name for name in METHODS if not re.search(rf"\b{name}\b", printed.split("data        digits")[0])] == []
     assert "kakurenbo-train experiment=quickstart" in printed
-
-
-# ---- results
-
-
-def test_a_backprop_run_reports_what_it_looked_at_and_rejected(compose):
-    cfg = compose(*TINY, "method=selective_backprop")
-    result = fit(cfg, instantiate(cfg.data))
-    totals = result.totals
-    assert totals["samples_scored"] == 96
-    assert totals["samples_trained"] + totals["samples_rejected"] == 2 * 96
-    assert result.hidden_share == 0
-    assert result.as_dict()["rejected_share"] == totals["samples_rejected"] / (2 * 96) > 0
-
-
-def test_a_stream_trains_as_many_samples_and_counts_the_pass_at_the_start(compose):
-    cfg = compose(*TINY, "method=plb", "data.label_noise=0.25")
-    data = instantiate(cfg.data)
-    result = fit(cfg, data)
-    assert int((data.train_images.labels != data.clean_labels).sum()) == 24
-    assert (result.totals["samples_trained"], result.totals["samples_refreshed"]) == (2 * 96, 96)
-    assert (result.hidden_share, result.rejected_share) == (0, 0)
-
-
-def a_result(method, trained, hidden, refreshed, train_seconds, refresh_seconds=0.0, scored=0, rejected=0, score_seconds=0.0):
-    totals = {
-        "samples_trained": trained,
-        "samples_hidden": hidden,
-        "samples_refreshed": refreshed,
-        "samples_scored": scored,
-        "samples_rejected": rejected,
-        "train_seconds": train_seconds,
-        "refresh_seconds": refresh_seconds,
-        "score_seconds": score_seconds,
-        "select_seconds": 0.0,
-    }
-    return Result(method, "accuracy", 0.9, totals, fit_seconds=train_seconds)
-
-
-def test_saving_and_its_ideal():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    # per sample: a training step 0.1 s, a forward pass 0.03 s
-    hiding = a_result("kakurenbo", trained=700, hidden=300, refreshed=300, train_seconds=70.0, refresh_seconds=9.0)
-    assert hiding.hidden_share == 0.3
-    assert hiding.saving(baseline) == pytest.approx(0.21)
-    assert hiding.ideal_share == pytest.approx(0.7 + 0.3 * 0.3)
-    assert a_result("random", 700, 300, 0, train_seconds=70.0).ideal_share == pytest.approx(0.7)
-
-
-def test_saving_and_its_ideal_when_samples_are_looked_at():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    # per sample: a training step 0.1 s, a forward pass 0.03 s; stale epochs hide, the others reject
-    stale = a_result("stale_sb", 500, 300, 0, train_seconds=50 + 0.03 * 400, scored=400, rejected=200, score_seconds=0.03 * 400)
-    assert (stale.hidden_share, stale.rejected_share) == (0.3, 0.2)
-    assert stale.ideal_share == pytest.approx(0.5 + 0.3 * 0.4)
-    assert stale.saving(baseline) == pytest.approx(0.38)
-    columns = {column.header: list(column.cells) for column in comparison_table([baseline, stale]).columns}
-    assert columns["looked at"] == ["0", "400"]
-    assert columns["left out"] == ["0.0%", "50.0%"]
-
-
-def test_the_table_compares_with_the_baseline_only_where_there_is_one():
-    baseline = a_result("baseline", trained=1000, hidden=0, refreshed=0, train_seconds=100.0)
-    hiding = a_result("random", trained=700, hidden=300, refreshed=0, train_seconds=72.0)
-    saving = list(comparison_table([baseline, hiding]).columns[5].cells)
-    assert saving == ["-", "28.0%"]
-    assert list(comparison_table([hiding]).columns[5].cells) == ["-"]

@@ -5,32 +5,30 @@ import csv
 import pytest
 from helpers import loader, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from recorded import EPOCHS, Files, ImageNet, Images, LoggingNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_recorder import EPOCHS, Files, LoggingNet
-from test_recorder_data import KINDS, ImageNet, Images, collated
-from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record import RunRecorder
 
 NAMES = {"selection/loss", "selection/confidence", "selection/times_trained", "selection/times_hidden"}
 GRIDS = {"selection/most_hidden", "selection/least_hidden"}
 
 
 def train(folder, logger, images=True, to_loggers=True):
-    """Train on images or points, and return what the recorder left."""
+    """Train on images or points, and return the files of the recorder."""
     selection = SampleSelection("random", max_fraction=0.5, seed=1)
     written = RunRecorder(selection, folder / "run", every_n_epochs=2, to_loggers=to_loggers)
     made = trainer(selection, written, max_epochs=EPOCHS, logger=logger, log_every_n_steps=1)
     if images:
-        made.fit(ImageNet(), DataLoader(Images(KINDS["HWC"][0]), 10, shuffle=True, collate_fn=collated))
+        made.fit(ImageNet(), Images().loader())
     else:
         made.fit(LoggingNet(), loader())
     return Files(folder / "run")
 
 
 def events(folder):
-    """What the event files of a folder hold."""
+    """The content of the event files of a folder."""
     read = EventAccumulator(str(folder), size_guidance={"histograms": 0, "images": 0})
     read.Reload()
     return read
@@ -59,7 +57,7 @@ def test_without_images_there_are_histograms_only(tmp_path):
     assert set(tags["histograms"]) == NAMES and tags["images"] == []
 
 
-def test_nothing_is_given_unless_asked_for(tmp_path):
+def test_loggers_get_nothing_unless_asked_for(tmp_path):
     train(tmp_path, TensorBoardLogger(tmp_path, name="board"), to_loggers=False)
     tags = events(tmp_path / "board" / "version_0").Tags()
     assert tags["histograms"] == tags["images"] == [] and "selection/hidden_fraction" in tags["scalars"]

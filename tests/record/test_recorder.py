@@ -1,129 +1,20 @@
-"""What a `RunRecorder` leaves in a folder is what really happened, also in runs that are cut and resumed."""
+"""What a `RunRecorder` leaves in a folder is what really happened, also when the training is cut and resumed."""
 
 import json
 import math
-from collections import Counter, defaultdict
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.nn.functional as F
 from cuts import SaveAt
-from helpers import Net, Points, loader, trainer
-from lightning.pytorch.callbacks import Callback
+from helpers import Points
 from method_tester import short_run
-from torch.utils.data import DataLoader
+from recorded import EPOCHS, SAMPLES, Files, Witness, record, run_json
 
-from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.record.files import LOSS_EDGES
-from kakurenbo_lightning.record.recorder import RunRecorder
+from kakurenbo_lightning.record.schema import FORMAT, LOSS_EDGES, SAMPLE_COLUMNS
 
-EPOCHS, SAMPLES = 5, 61
 METHODS = ("kakurenbo", "infobatch", "forget", "selective_backprop", "stale_sb", "plb", "iswr", "baseline")
-
-
-class LoggingNet(Net):
-    """Logs in training, in validation and at the end of an epoch, and knows what it is given.
-
-    Attributes:
-        last: indices of the last step that trains.
-        scored: indices of each batch without gradient.
-    """
-
-    def __init__(self):
-        super().__init__(dropout=0.0)
-        self.last, self.looked = None, []
-
-    def training_step(self, batch, batch_idx):
-        if torch.is_grad_enabled() and self.training:
-            self.last = batch[2].tolist()
-        elif not torch.is_grad_enabled():
-            self.looked += batch[2].tolist()
-        loss = F.cross_entropy(self.network(batch[0]), batch[1])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch[0]))
-        return loss
-
-    def on_train_epoch_end(self):
-        self.log("train/late", float(self.trainer.current_epoch))
-
-    def validation_step(self, batch, batch_idx):
-        logits = self.network(batch[0])
-        self.log("val/loss", F.cross_entropy(logits, batch[1]))
-        self.log("val/accuracy", (logits.argmax(1) == batch[1]).float().mean())
-
-
-class Witness(Callback):
-    """Writes down by epoch what was trained, hidden, looked at and logged; comes after the selection."""
-
-    def __init__(self):
-        self.trained, self.hidden, self.logged, self.known = defaultdict(list), {}, {}, {}
-        self.refreshed, self.looked = {}, {}
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        selection, epoch = trainer.callbacks[0], trainer.current_epoch
-        self.hidden[epoch] = selection.plan.hidden.tolist()
-        statistics = selection.statistics
-        self.known[epoch] = [column.clone().cpu() for column in (statistics.loss, statistics.correct)]
-        self.refreshed[epoch], pl_module.looked = len(pl_module.looked), []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.trained[trainer.current_epoch] += pl_module.last or []
-        pl_module.last = None
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        epoch = trainer.current_epoch
-        self.looked[epoch], pl_module.looked = len(pl_module.looked), []
-        self.logged[epoch] = {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-    @property
-    def times_trained(self):
-        return counted(self.trained)
-
-    @property
-    def times_hidden(self):
-        return counted(self.hidden)
-
-    @property
-    def last_change(self):
-        changes, now = [-1] * SAMPLES, set()
-        for epoch, hidden in self.hidden.items():
-            for index in set(hidden) ^ now:
-                changes[index] = epoch
-            now = set(hidden)
-        return changes
-
-
-def counted(epochs):
-    """How often each index comes in lists by epoch."""
-    times = Counter(index for epoch in epochs.values() for index in epoch)
-    return [times[index] for index in range(SAMPLES)]
-
-
-class Files:
-    """What a folder holds."""
-
-    def __init__(self, folder):
-        self.run = json.loads((folder / "run.json").read_text())
-        self.rows, self.samples = (pq.read_table(folder / f"{name}.parquet") for name in ("selection", "samples"))
-        self.epochs, self.frame = self.rows.to_pandas(), self.samples.to_pandas()
-
-    def without_seconds(self):
-        """Rows but for what differs from run to run."""
-        return self.epochs[[name for name in self.epochs if not name.endswith("seconds")]]
-
-
-def record(folder, method="kakurenbo", *callbacks, module=None, data=None, fit=None, recorder=None, **settings):
-    """Train with a recorder and return the selection, the Trainer and the recorder."""
-    selection = SampleSelection(short_run(method, SAMPLES) if isinstance(method, str) else method, seed=1)
-    written = RunRecorder(selection, folder, **{"every_n_epochs": 2, **(recorder or {})})
-    made = trainer(selection, written, *callbacks, **{"max_epochs": EPOCHS, **settings})
-    torch.manual_seed(0)
-    train = DataLoader(Points(SAMPLES), 8, shuffle=True) if data is None else data
-    made.fit(module or LoggingNet(), train, loader(24, shuffle=False), **(fit or {}))
-    return selection, made, written
-
 
 # --- the files against an independent count
 
@@ -131,34 +22,31 @@ def record(folder, method="kakurenbo", *callbacks, module=None, data=None, fit=N
 @pytest.fixture(scope="module", params=METHODS)
 def recorded(request, tmp_path_factory):
     folder, witness = tmp_path_factory.mktemp("run") / request.param, Witness()
-    selection, _, _ = record(folder, request.param, witness, check_val_every_n_epoch=2)
+    selection, _ = record(folder, request.param, witness, check_val_every_n_epoch=2)
     return selection, witness, Files(folder)
 
 
 def test_every_sample_has_its_counts(recorded):
     selection, witness, files = recorded
     frame = files.frame
+    files.assert_seen_by(witness)
     assert frame["index"].tolist() == list(range(SAMPLES))
-    assert frame["times_trained"].tolist() == witness.times_trained
     assert frame["times_trained"].sum() == selection.totals.samples_trained
-    assert frame["times_hidden"].tolist() == witness.times_hidden
-    assert frame["last_change"].tolist() == witness.last_change
     for name in ("loss", "confidence", "correct", "epoch_seen"):
         assert np.array_equal(frame[name], getattr(selection.statistics, name), equal_nan=name in ("loss", "confidence"))
     assert frame["target"].tolist() == Points(SAMPLES).y.tolist()
     assert files.samples.schema.metadata[b"epochs"] == str(len(files.epochs)).encode()
-    types = [str(kind) for kind in files.samples.schema.types[:9]]
-    assert types == ["int64", "float", "float", "bool", "int32", "int16", "int32", "int32", "int16"]
+    types = [str(kind).replace("float", "float32").replace("double", "float64") for kind in files.samples.schema.types]
+    assert dict(zip(files.samples.column_names, types, strict=True)).items() >= SAMPLE_COLUMNS.items()
 
 
 def test_every_epoch_has_its_counts_and_seconds(recorded):
     selection, witness, files = recorded
     rows, totals = files.epochs, selection.totals
     assert rows["epoch"].tolist() == sorted(witness.logged)
-    assert rows["samples_trained"].tolist() == [len(witness.trained[epoch]) for epoch in rows["epoch"]]
     assert rows["samples_hidden"].tolist() == [len(witness.hidden[epoch]) for epoch in rows["epoch"]]
     assert rows["samples_refreshed"].tolist() == [witness.refreshed[epoch] for epoch in rows["epoch"]]
-    assert rows["samples_scored"].tolist() == [witness.looked[epoch] for epoch in rows["epoch"]]
+    assert rows["samples_scored"].tolist() == [witness.scored[epoch] for epoch in rows["epoch"]]
     for count in ("trained", "hidden", "refreshed", "scored", "rejected"):
         name = f"samples_{count}"
         assert rows[name].sum() == getattr(totals, name)
@@ -186,7 +74,7 @@ def test_rows_hold_what_was_logged_and_nothing_where_nothing_was(recorded):
     assert (files.run["metric"], files.run["score"]) == ("val/accuracy", files.epochs["val/accuracy"].dropna().iloc[-1])
 
 
-def test_rows_hold_what_was_known_of_the_losses(recorded):
+def test_rows_hold_the_losses_and_the_threshold_of_hiding(recorded):
     selection, witness, files = recorded
     edges = json.loads(files.rows.schema.metadata[b"loss_edges"])
     assert edges == LOSS_EDGES.tolist()
@@ -201,13 +89,11 @@ def test_rows_hold_what_was_known_of_the_losses(recorded):
         assert files.epochs["threshold"].notna().sum() > 2
 
 
-def test_the_run_is_told(recorded):
+def test_run_json_describes_the_run(recorded):
     selection, _, files = recorded
-    run = files.run
-    assert (run["format"], run["status"], run["error"], run["name"]) == (1, "finished", None, selection.method.name)
-    assert (run["method"], run["family"], run["seed"], run["num_samples"]) == (
-        selection.method.name, selection.method.family, 1, SAMPLES,
-    )  # fmt: skip
+    run, method = files.run, selection.method
+    assert (run["format"], run["status"], run["error"], run["name"]) == (FORMAT, "finished", None, method.name)
+    assert (run["method"], run["family"], run["seed"], run["num_samples"]) == (method.name, method.family, 1, SAMPLES)
     assert run["epochs"] == run["max_epochs"] == len(files.epochs)
     assert run["totals"]["samples_trained"] == selection.totals.samples_trained
     assert run["totals"]["saved_seconds"] == selection.totals.saved_seconds
@@ -262,7 +148,7 @@ CUTS = [
     (method, moment)
     for method in ("kakurenbo", "infobatch", "forget", "selective_backprop", "plb", "iswr")
     for moment in MOMENTS
-    # after a step's forward pass, or after it was looked at, the resumed run is another one (see the README)
+    # after a step's forward pass, or after its batch was scored, the resumed run is another one (see the README)
     if moment != "forward is done" and (method, moment) != ("selective_backprop", "batch start")
 ]
 
@@ -276,10 +162,8 @@ def test_cut_and_resumed_leaves_the_files_of_the_uncut_run(cut, moment):
     assert files.samples.schema.equals(whole.samples.schema, check_metadata=True)
     assert files.run["totals"]["samples_trained"] == whole.run["totals"]["samples_trained"]
     actual, expected = files.without_seconds(), whole.without_seconds()
-    if moment not in (
-        "epoch start",
-        "end of the run",
-    ):  # Lightning resumes no epoch's averages, and no validation that was pending
+    # Lightning resumes no epoch's averages, and no validation that was pending
+    if moment not in ("epoch start", "end of the run"):
         row = len(expected) - 1 if moment == "last batch of the run" else 2
         names = [name for name in expected if "/" in name]
         for frame in (actual, expected):
@@ -288,7 +172,30 @@ def test_cut_and_resumed_leaves_the_files_of_the_uncut_run(cut, moment):
 
 
 @pytest.mark.parametrize("cut", ["kakurenbo", "forget"], indirect=True)
-def test_a_step_that_is_made_again_counts_once(cut):
-    files = resumed(cut, "forward is done")
-    for name in ("times_trained", "times_hidden", "last_change"):
-        assert files.frame[name].tolist() == cut[2].frame[name].tolist()
+def test_a_step_that_is_repeated_counts_once(cut):
+    assert resumed(cut, "forward is done").counts() == cut[2].counts()
+
+
+def test_a_resumed_run_knows_its_beginning_and_all_its_seconds(tmp_path):
+    _, made = record(tmp_path / "first", max_epochs=2)
+    made.save_checkpoint(tmp_path / "run.ckpt")
+    record(tmp_path / "again", max_epochs=3, fit={"ckpt_path": tmp_path / "run.ckpt"})
+    first, again = run_json(tmp_path / "first"), run_json(tmp_path / "again")
+    assert again["started"] == first["started"] and again["fit_seconds"] > first["fit_seconds"] > 0
+    assert again["fingerprint"] == first["fingerprint"] is not None
+
+
+def test_a_checkpoint_with_the_names_of_format_1_is_resumed(tmp_path):
+    old_names = {"samples_scored": "samples_looked", "score_seconds": "look_seconds", "scored": "looked"}
+    record(tmp_path / "whole", "selective_backprop", SaveAt(tmp_path / "new.ckpt", "on_train_epoch_end", 2))
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    rows = checkpoint["callbacks"]["RunRecorder"]["rows"]
+    rows["rows"] = [{old_names.get(name, name): value for name, value in row.items()} for row in rows["rows"]]
+    rows["before"] = {old_names.get(name, name): value for name, value in rows["before"].items()}
+    assert "looked" in rows["rows"][-1] and "look_seconds" in rows["before"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    for name in ("new", "old"):
+        record(tmp_path / name, "selective_backprop", fit={"ckpt_path": tmp_path / f"{name}.ckpt"})
+    new, old = Files(tmp_path / "new").without_seconds(), Files(tmp_path / "old").without_seconds()
+    pd.testing.assert_frame_equal(old, new)
+    assert old["samples_scored"].gt(0).any() and "looked" not in old

@@ -1,22 +1,15 @@
 """Whose checkpoint is it, is it whole, and how does another world size go on with it?"""
 
-import random
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import pytest
 import torch
 import torch.utils.data
 from helpers import Net, Points, SureNet, hide_then_grow, loader, trainer
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import (
-    AtomicCheckpointIO,
-    DamagedCheckpointError,
     EpochPlan,
     HideMethod,
     MismatchError,
@@ -24,9 +17,6 @@ from kakurenbo_lightning import (
     SeededDataset,
     register_method,
 )
-from kakurenbo_lightning.core.fingerprint import fingerprint
-from kakurenbo_lightning.core.random import rng_state, set_rng_state
-from kakurenbo_lightning.core.shard import deal
 from kakurenbo_lightning.methods import registry
 
 
@@ -69,8 +59,8 @@ def test_a_checkpoint_of_something_else_is_refused_by_name_and_can_be_forced(che
     for word in [*words, "on_mismatch='reset'"]:
         assert word in str(error.value)
     forced = selection()
-    forced._on_mismatch = "reset"
-    with pytest.warns(UserWarning, match="the selection begins anew"):
+    forced._settings = replace(forced._settings, on_mismatch="reset")
+    with pytest.warns(UserWarning, match="the selection starts from the beginning"):
         fit(forced, train=train(), ckpt_path=checkpoint, max_epochs=4)
     assert forced.statistics.epoch_seen.max() == 3
     assert not (forced.statistics.epoch_seen < 2).logical_and(forced.statistics.measured).any(), "nothing is left of the old run"
@@ -85,59 +75,14 @@ def test_a_later_version_is_refused(checkpoint):
 
 
 def test_on_mismatch_is_checked():
-    with pytest.raises(ValueError, match="on_mismatch='maybe' is not allowed; it must be 'error' or 'reset'"):
+    with pytest.raises(ValueError, match="on_mismatch='maybe' is not allowed; on_mismatch must be 'error' or 'reset'"):
         SampleSelection("baseline", on_mismatch="maybe")
 
 
 def test_a_resumed_run_takes_over_the_seed(checkpoint):
     resumed = hide_then_grow()
     fit(resumed, ckpt_path=checkpoint, max_epochs=3)
-    assert resumed.session.state_dict(collective=False)["seed"] == 3
-
-
-class Odd(Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]()
-
-
-SAMPLES = {
-    "tensor": lambda: torch.ones(2),
-    "bfloat16": lambda: torch.ones(2, dtype=torch.bfloat16),
-    "array": lambda: np.ones(2),
-    "scalar": lambda: np.float32(3),
-    "text": lambda: "text",
-    "dict": lambda: {"a": torch.ones(2), "b": [1, 2.0, None, b"x"]},
-    "object": lambda: object(),
-    "augmented": lambda: (torch.rand(2), np.random.rand(2), random.random()),
-}
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_fingerprint_is_repeatable_whatever_a_sample_is(name):
-    torch.manual_seed(1)
-    before = torch.rand(1)
-    torch.manual_seed(1)
-    first = fingerprint(Odd([SAMPLES[name]] * 3))
-    assert torch.equal(torch.rand(1), before), "the caller's random stream is as it was"
-    random.random(), np.random.rand()
-    assert fingerprint(Odd([SAMPLES[name]] * 3)) == first
-    assert fingerprint(Odd([SAMPLES[name]] * 4)) != first
-
-
-def test_a_fingerprint_does_not_depend_on_the_epoch_or_on_a_generator_of_the_data_set():
-    seeded = SeededDataset(Odd([SAMPLES["augmented"]] * 3))
-    first = fingerprint(seeded)
-    seeded.set_epoch(5)
-    assert fingerprint(torch.utils.data.Subset(seeded, range(3))) == fingerprint(seeded) == first
-    generator = np.random.default_rng(0)
-    own = Odd([lambda: generator.random(2)] * 3)
-    assert fingerprint(own) == fingerprint(own)
+    assert resumed.session.state_dict(together=False)["seed"] == 3
 
 
 def test_seeded_samples_inside_a_subset_hear_the_epoch():
@@ -187,51 +132,6 @@ def test_a_trainer_that_has_fitted_resumes_exactly(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_a_fingerprint_sees_values_and_survives_a_sample_that_raises():
-    prints = {fingerprint(Odd([lambda value=value: value] * 2)) for value in (1, 2, "1", torch.tensor(1), torch.tensor(1.0))}
-    assert len(prints) == 5
-
-    def fail():
-        raise KeyError("broken")
-
-    assert fingerprint(Odd([fail])) == fingerprint(Odd([fail]))
-
-
-def test_random_streams_come_back_and_load_with_weights_only(tmp_path):
-    np.random.randn()  # leaves a cached gaussian
-    torch.save(rng_state(), tmp_path / "rng.pt")
-    drawn = [(random.random(), np.random.randn(), float(torch.rand(1))) for _ in range(3)]
-    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
-    assert [(random.random(), np.random.randn(), float(torch.rand(1))) for _ in range(3)] == drawn
-
-
-@given(
-    samples=st.integers(4, 120),
-    worlds=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9)), min_size=2, max_size=4),
-    data=st.data(),
-)
-def test_whatever_world_sizes_share_an_epoch_each_sample_is_trained_once(samples, worlds, data):
-    plan, done, trained = EpochPlan.everything(samples), (0, 0), []
-    for number, (world, batch) in enumerate(worlds):
-        if samples - done[1] < world:
-            break
-        dealt = [deal(plan, batch, world, rank, seed=1, epoch=2, done=done) for rank in range(world)]
-        last = number == len(worlds) - 1
-        stop = dealt[0].steps if last else data.draw(st.integers(done[0], dealt[0].steps))
-        for share in dealt:
-            steps = list(share.batches(done[0]))
-            assert [share.step(s).tolist() for s in range(share.first, share.steps)] == steps
-            trained += [index for batch_ in steps[: stop - done[0]] for index in batch_]
-        done = (stop, dealt[0].samples_until(stop))
-        assert done[1] == len(trained)
-        if done[1] == samples:
-            rest = deal(plan, 3, 2, 0, seed=1, epoch=2, done=done)
-            assert (rest.steps, list(rest.batches()), rest.samples_until(done[0])) == (done[0], [], samples)
-    assert len(trained) == len(set(trained)) == done[1]
-    if done[0] and done[1] == samples:
-        assert sorted(trained) == list(range(samples))
-
-
 @pytest.mark.parametrize("step", [3, 8, 10])
 def test_another_batch_size_within_an_epoch_trains_the_rest_once(tmp_path, step):
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
@@ -240,7 +140,7 @@ def test_another_batch_size_within_an_epoch_trains_the_rest_once(tmp_path, step)
 
     class Watched(SureNet):
         def training_step(self, batch, batch_idx):
-            if not self.trainer.callbacks[0].session.passive and torch.is_grad_enabled():
+            if not self.trainer.callbacks[0].session.adapter.passive and torch.is_grad_enabled():
                 seen.setdefault(self.trainer.current_epoch, []).extend(batch[2].tolist())
             return super().training_step(batch, batch_idx)
 
@@ -249,83 +149,6 @@ def test_another_batch_size_within_an_epoch_trains_the_rest_once(tmp_path, step)
     kept = 64 if epoch == 0 else 32
     assert len(seen[epoch]) == len(set(seen[epoch])) == kept - 8 * done
     assert [len(set(seen[later])) for later in range(epoch + 1, 4)] == [64, 32, 32, 48][epoch + 1 :]
-
-
-class TestAtomicCheckpointIO:
-    def test_round_trip(self, tmp_path):
-        AtomicCheckpointIO().save_checkpoint({"a": torch.arange(3)}, tmp_path / "deep" / "x.ckpt")
-        assert AtomicCheckpointIO().load_checkpoint(tmp_path / "deep" / "x.ckpt")["a"].tolist() == [0, 1, 2]
-        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.ckpt"]
-
-    @pytest.mark.parametrize("keep", [0, 10, 0.5, -1])
-    def test_a_truncated_file_is_refused(self, tmp_path, keep):
-        path = tmp_path / "x.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"a": torch.arange(3000)}, path)
-        content = path.read_bytes()
-        path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-        with pytest.raises(DamagedCheckpointError, match=re.escape(str(path))):
-            AtomicCheckpointIO().load_checkpoint(path)
-
-    def test_a_changed_byte_of_a_tensor_is_refused(self, tmp_path):
-        path = tmp_path / "x.ckpt"
-        tensor = torch.arange(3000)
-        AtomicCheckpointIO().save_checkpoint({"a": tensor}, path)
-        content = bytearray(path.read_bytes())
-        place = content.find(tensor.numpy().tobytes())
-        assert place > 0
-        content[place + 1234] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(DamagedCheckpointError, match="does not match its checksum; resume from an earlier"):
-            AtomicCheckpointIO().load_checkpoint(path)
-
-    def test_what_cannot_be_written_leaves_the_old_file(self, tmp_path):
-        path = tmp_path / "x.ckpt"
-        AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
-        with pytest.raises(Exception, match="pickle"):
-            AtomicCheckpointIO().save_checkpoint({"a": lambda: 1}, path)
-        assert AtomicCheckpointIO().load_checkpoint(path) == {"a": 1}
-        assert [found.name for found in tmp_path.iterdir()] == ["x.ckpt"]
-
-    def test_the_callback_puts_it_in_place_of_the_default_alone(self):
-        class Own(AtomicCheckpointIO):
-            pass
-
-        assert type(fit(hide_then_grow(), max_epochs=1).strategy.checkpoint_io) is AtomicCheckpointIO
-        assert type(fit(hide_then_grow(), max_epochs=1, plugins=[Own()]).strategy.checkpoint_io) is Own
-
-
-class Noisy(Dataset):
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, index):
-        return index, random.random(), np.random.rand(), float(torch.rand(1))
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_seeded_samples_depend_on_seed_epoch_and_index_alone(workers):
-    def rows(dataset, order):
-        made = DataLoader(dataset, batch_size=None, sampler=order, num_workers=workers, persistent_workers=workers > 0)
-        epochs = {}
-        for epoch in (0, 1):
-            dataset.set_epoch(epoch)
-            epochs[epoch] = {row[0]: tuple(row[1:]) for row in made}
-        return epochs
-
-    forward, backward = rows(SeededDataset(Noisy()), range(10)), rows(SeededDataset(Noisy()), [9, 4, 0])
-    for epoch in (0, 1):
-        assert len(set(forward[epoch].values())) == 10
-        assert backward[epoch] == {index: forward[epoch][index] for index in (9, 4, 0)}
-    assert not set(forward[0].values()) & set(forward[1].values())
-    assert not set(rows(SeededDataset(Noisy(), seed=1), range(10))[0].values()) & set(forward[0].values())
-
-
-def test_a_seeded_sample_leaves_the_random_streams_alone():
-    torch.manual_seed(0)
-    expected = float(torch.rand(1))
-    torch.manual_seed(0)
-    SeededDataset(Noisy())[3]
-    assert float(torch.rand(1)) == expected
 
 
 class Jittered(Points):

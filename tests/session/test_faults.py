@@ -110,7 +110,7 @@ def test_logits_that_are_not_finite_do_not_stop_a_run(method):
     assert len(spy.steps) == 4 + method.scoring_epochs(4)
     assert len([text for text in warned if "have a NaN or infinite loss" in text]) == 1
     if method.name in STREAMS:  # the sample may be drawn late, and is looked at before
-        table = selection.session.engine.table.values
+        table = selection.session.engine.tree.values
         assert spy.nonfinite[0] <= 1 <= spy.nonfinite[3] and spy.steps == [5] * 4
         assert table.isfinite().all() and table.min() > 0
         assert len(warned) == 1 + (method.observes != "wrong"), "and one of values that are not written"

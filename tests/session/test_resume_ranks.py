@@ -10,6 +10,7 @@ from cuts import SaveAt, on_ranks
 from method_tester import assert_exercised, short_run
 
 from kakurenbo_lightning import EpochPlan, available_methods
+from kakurenbo_lightning.session.checkpoint import from_state
 from recipes.benchmarks.fault_run import SAMPLES, differences, equal
 
 LAST = -1
@@ -41,9 +42,8 @@ def saved(path):
 
 def plan_in(path):
     """The plan that a checkpoint holds."""
-    state = saved(path)
-    hidden = torch.zeros(SAMPLES, dtype=torch.bool).index_fill_(0, state["hidden"], True)
-    return EpochPlan.hide(hidden, weights=state["weights"])
+    plan = from_state(saved(path)).epoch.plan
+    return plan if isinstance(plan, EpochPlan) else EpochPlan.everything(SAMPLES)  # any sample may be drawn
 
 
 @pytest.mark.parametrize("method", available_methods())

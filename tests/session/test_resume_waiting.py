@@ -43,7 +43,7 @@ def trained(results, epoch, last=None):
 
 def driven(path):
     """What the engine of each rank saved."""
-    return torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]["driven"]
+    return torch.load(path, weights_only=True)["callbacks"]["SampleSelection"]["engines"]
 
 
 def pooled(path):

@@ -165,7 +165,7 @@ def test_the_state_of_the_callback_is_plain_and_complete(tmp_path):
     assert state["method"] == "kakurenbo"
     assert state["settings"]["max_fraction"] == 0.5
     assert state["epoch"] == 2
-    assert state["hidden"].tolist() == whole.hidden[2]
+    assert state["plan"]["hidden"].tolist() == whole.hidden[2]
     assert state["statistics"]["loss"].shape == (64,)
     assert state["statistics"]["loss"].untyped_storage().nbytes() == 64 * 4  # not a view of something larger
 

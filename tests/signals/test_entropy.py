@@ -232,4 +232,4 @@ def test_peb_stores_the_entropy_of_what_it_saw():
     expected = [slow_entropy(row) for row in module.network(train.dataset.x).tolist()]
     assert max(expected) > 2 * min(expected)
     assert selection.statistics.extra["entropy"].tolist() == near(expected)
-    assert selection.session.engine.table.values.tolist() == near(expected)
+    assert selection.session.engine.tree.values.tolist() == near(expected)

@@ -243,7 +243,7 @@ def check_run(row, method, batches, seed=0):
 
 def waiting(state):
     """How many chosen samples wait on each rank, in the saved state of a selection."""
-    return [sum(len(part["indices"]) for part in rank["pool"]) for rank in state["driven"]]
+    return [sum(len(part["indices"]) for part in rank["pool"]) for rank in state["engines"]]
 
 
 def assert_exercised(name, logged):

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from kakurenbo_lightning import Epoch
-from kakurenbo_lightning.session.session import statistics_for
+from kakurenbo_lightning.session.following import empty_statistics
 
 NAN, INF = float("nan"), float("inf")
 MAX_EPOCHS = 10
@@ -131,7 +131,7 @@ def empty(method, history, max_epochs=MAX_EPOCHS, seed=0):
     """Statistics in which ``method`` observes what is recorded."""
 
     targets = torch.tensor(history.targets, dtype=torch.int64)
-    return statistics_for(
+    return empty_statistics(
         method, TensorDataset(torch.zeros(len(targets), 1), targets), lambda number: Epoch(number, max_epochs, seed)
     )
 

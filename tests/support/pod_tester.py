@@ -12,9 +12,13 @@ import numpy as np
 import pod_references as references
 import torch
 from pod_references import Seen
+from shards import lone_adapter
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
-from kakurenbo_lightning.engines.stream import StreamEngine, StreamShard
+from kakurenbo_lightning.core.plan import EpochPlan, StreamPlan
+from kakurenbo_lightning.core.shard import Layout
+from kakurenbo_lightning.engines.stream import StreamEngine
+from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 NAN, INF = float("nan"), float("inf")
 MAX_EPOCHS = 10
@@ -166,34 +170,37 @@ class Stream:
 
     def __init__(self, method, seen, batch=8, steps=50, seed=0):
         self.statistics = recorded(method, seen)
-        self.engine = StreamEngine(method, self.statistics, 1, 0)
+        self.engine = StreamEngine(lone_adapter(), method, self.statistics)
         self.method, self.count, self.seed = method, len(seen), seed
-        self.shard = StreamShard(steps * batch, self.count, batch, 1, 0, self.engine.draw, self.engine.drawn)
+        self.plan = StreamPlan(self.count, steps * batch)
+        self.shard = self.plan.shard(Layout(batch), self.engine)
         self.begin(0)
 
     def begin(self, index, scored=()):
         """Epoch ``index`` begins."""
         epoch = Epoch(index, MAX_EPOCHS, self.seed)
-        self.engine.prepare(epoch, torch.tensor(scored, dtype=torch.int64))
-        self.engine.begin_epoch(epoch, self.shard, 0, None)
+        plan = self.plan if self.method.streams(epoch) else EpochPlan.everything(self.count)
+        self.engine.prepare(epoch, plan, torch.tensor(scored, dtype=torch.int64))
+        self.engine.begin_epoch(epoch, plan, self.shard, 0, SampleOutputs(()))
 
     def step(self, number, see):
         """Train step ``number``, which sees what ``see(count)`` says; returns the indices and that."""
         indices = self.engine.draw(number).indices.tolist()
         seen = see(len(indices))
-        self.engine.learn(tensors(seen), None, number, 1.0)
+        self.engine.begin_batch(None, number)
+        self.engine.trained_batch(tensors(seen), None)
         self.engine.end_batch(number)
         return indices, seen
 
     @property
     def values(self):
         """Of every sample, as they are stored."""
-        return self.engine.table.values.tolist()
+        return self.engine.tree.values.tolist()
 
     @property
     def probabilities(self):
         """Of every sample, from the table."""
-        return self.engine.table.probability(torch.arange(self.count)).numpy()
+        return self.engine.tree.probability(torch.arange(self.count)).numpy()
 
     @property
     def not_written(self):

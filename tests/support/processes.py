@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATHS = os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "recipes", REPOSITORY / "tests" / "support")))
+PLUGINS = REPOSITORY / "kakurenbo_lightning" / "hydra_support" / "plugins"
+PATHS = os.pathsep.join(map(str, (REPOSITORY, PLUGINS, REPOSITORY / "recipes", REPOSITORY / "tests" / "support")))
 
 
 def environment(home, **more):

@@ -1,5 +1,6 @@
 """Small runs of the program `kakurenbo-train`, composed in this process or started in one of their own."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -16,20 +17,41 @@ TINY = [
 ]
 
 
-@pytest.fixture
-def compose(tmp_path):
-    """Compose the config as the program would, with the run's folder at tmp_path."""
+@contextmanager
+def composing(config, folder, *always):
+    """Gives what composes the config as the program would, with the run's folder at `folder`."""
     HydraConfig.instance().cfg = None
 
     def compose_with(*overrides):
-        folder = f"hydra.runtime.output_dir={tmp_path}"
-        cfg = hydra.compose("train", overrides=[*overrides, folder], return_hydra_config=True)
+        words = [*always, *overrides]
+        HydraConfig.instance().cfg = None
+        cfg = hydra.compose(config, overrides=[*words, f"hydra.runtime.output_dir={folder}"], return_hydra_config=True)
         HydraConfig.instance().set_config(cfg)
-        return hydra.compose("train", overrides=list(overrides))
+        return hydra.compose(config, overrides=words)
 
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield compose_with
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def compose(tmp_path):
+    """Compose the config of `kakurenbo-train`."""
+    with composing("train", tmp_path) as compose_with:
+        yield compose_with
+
+
+def composed(*overrides, config="train"):
+    """Compose the config without a run, with Hydra's own settings under `hydra`."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose(config, overrides=list(overrides), return_hydra_config=True)
+
+
+def set_up(*data):
+    """Set data modules up for a fit, and return the one, or all of them."""
+    for each in data:
+        each.setup("fit")
+    return data[0] if len(data) == 1 else data
 
 
 def kakurenbo_train(*arguments, cwd, **options):

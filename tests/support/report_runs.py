@@ -1,4 +1,4 @@
-"""Writes run folders as `kakurenbo_lightning.record.recorder` does, with made-up figures, for the tests of the report."""
+"""Writes run folders as a `RunRecorder` does, with made-up figures, for the tests of the report."""
 
 import json
 from dataclasses import dataclass, field
@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from kakurenbo_lightning.report.groups import Group, make_groups
-from kakurenbo_lightning.report.reading import read_runs
+from kakurenbo_lightning.record.schema import FORMAT, FORMAT_1, LOSS_EDGES
+from kakurenbo_lightning.report import Group, make_groups, read_runs
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -19,8 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "selective_backprop": {"beta": 1.0},
     "plb": {"mix": 0.0},
 }
-FAMILIES = {"selective_backprop": "backprop", "plb": "pod"}
-EDGES = np.logspace(-4, 1, 41)
+FAMILIES = {"selective_backprop": "backprop", "plb": "draw"}
 ANIMALS = ("cat", "dog", "frog", "horse", "ship", "truck", "deer", "bird", "plane", "car")
 
 
@@ -31,6 +30,7 @@ class RunFolder:
     Attributes:
         changes: replaces entries of run.json.
         left_out: files that are not written.
+        format: of the folder; 1 has other names of columns and of a family.
     """
 
     method: str = "kakurenbo"
@@ -45,6 +45,7 @@ class RunFolder:
     image_size: int | None = 16
     changes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    format: int = FORMAT
 
     def write(self, folder: Path) -> Path:
         """Write the four files and return the folder."""
@@ -52,9 +53,13 @@ class RunFolder:
         random = np.random.default_rng(0 if self.seed is None else self.seed)
         history = self.history(random)
         samples = self.sample_columns(random)
+        info = {**self.description(history), **self.changes}
+        if self.format == 1:
+            history, info["totals"] = with_old_names(history), with_old_names(info["totals"])
+            info["family"] = info["family"].replace("draw", "pod")
         written = {
-            "run.json": lambda path: path.write_text(json.dumps({**self.description(history), **self.changes})),
-            "selection.parquet": lambda path: write_table(path, history, {"loss_edges": EDGES.tolist()}),
+            "run.json": lambda path: path.write_text(json.dumps(info)),
+            "selection.parquet": lambda path: write_table(path, history, {"loss_edges": LOSS_EDGES.tolist()}),
             "samples.parquet": lambda path: write_table(path, samples, {"epochs": self.epochs}),
             "thumbnails.npz": lambda path: self.write_thumbnails(path, samples, random),
         }
@@ -69,21 +74,20 @@ class RunFolder:
         return FAMILIES.get(self.method, "hide")
 
     def history(self, random: np.random.Generator) -> dict[str, Any]:
-        """Return the columns of selection.parquet."""
+        """the columns of selection.parquet."""
         epochs, shape = np.arange(self.epochs), self.epochs
         later = epochs > 0
         share = {"baseline": 0.0, "plb": 0.0, "selective_backprop": 0.0}.get(
             self.method, self.all_settings.get("max_fraction", 0)
         )
         hidden = np.round(later * share * self.samples * (0.6 + 0.4 * epochs / max(1, shape - 1))).astype(int)
-        looks = self.family == "backprop"
-        looked = np.where(later & looks, self.samples, 0)
-        rejected = looked // 2
+        scored = np.where(later & (self.family == "backprop"), self.samples, 0)
+        rejected = scored // 2
         train = np.full(shape, self.seconds / max(1, shape)) * np.where(hidden > 0, 0.9, 1.0)
         measured = self.family != "hide"
         accuracy = (self.score or 0.5) * (1 - 0.8 * np.exp(-1.0 - epochs)) / (1 - 0.8 * np.exp(-float(shape)))
         losses = np.exp(random.normal(-epochs[:, None] * 0.6 - 0.3, 1.2, (shape, self.samples)))
-        counts = np.stack([np.histogram(np.clip(row, EDGES[0], EDGES[-1]), EDGES)[0] for row in losses])
+        counts = np.stack([np.histogram(np.clip(row, LOSS_EDGES[0], LOSS_EDGES[-1]), LOSS_EDGES)[0] for row in losses])
         columns = {
             "epoch": epochs,
             "hidden_fraction": hidden / self.samples,
@@ -93,20 +97,22 @@ class RunFolder:
             "refresh_seconds": np.where(hidden > 0, 0.05, 0.0) * train,
             "select_seconds": np.full(shape, 0.01) * train,
             "train_seconds": train,
-            "score_seconds": train * 0.2 * (looked > 0),
+            "score_seconds": train * 0.2 * (scored > 0),
             "forward_seconds": train * 0.25 * measured,
             "backward_seconds": train * 0.4 * measured,
             "data_seconds": train * 0.1 * measured,
             "samples_trained": self.samples - hidden - rejected,
             "samples_hidden": hidden,
             "samples_refreshed": np.where(hidden > 0, hidden, 0),
-            "samples_scored": looked,
+            "samples_scored": scored,
             "samples_rejected": rejected,
             "val/accuracy": accuracy if self.score is not None else np.full(shape, np.nan),
             "train/loss": np.exp(-epochs / 3.0),
             "threshold": np.where(hidden > 0, np.quantile(losses, 0.3, axis=1), np.nan),
             "loss_histogram": list(counts),
         }
+        if self.family == "backprop":
+            columns["scored"] = scored.astype(float)
         if self.method == "kakurenbo":
             columns["moved_back"] = np.where(later, 5.0 - epochs % 4, 0.0)
         columns["elapsed_seconds"] = np.cumsum(columns["train_seconds"] + columns["refresh_seconds"] + columns["select_seconds"])
@@ -118,14 +124,14 @@ class RunFolder:
         return {**SETTINGS.get(self.method, {}), **self.settings}
 
     def description(self, history: dict[str, Any]) -> dict[str, Any]:
-        """Return run.json."""
+        """run.json."""
         counts = ("samples_trained", "samples_hidden", "samples_refreshed", "samples_scored", "samples_rejected")
         phases = ("train", "refresh", "select", "score", "forward", "backward", "data")
         totals: dict[str, Any] = {name: int(history[name].sum()) for name in counts}
         totals |= {f"{name}_seconds": float(history[f"{name}_seconds"].sum()) for name in phases}
         totals |= {"moved_back": 0, "scoring_epochs": 0, "saved_seconds": 1.0}
         return {
-            "format": 1,
+            "format": self.format,
             "name": self.method,
             "status": "finished",
             "error": None,
@@ -153,7 +159,7 @@ class RunFolder:
         }
 
     def sample_columns(self, random: np.random.Generator) -> dict[str, Any]:
-        """Return the columns of samples.parquet; a sample of class c is hidden the more often the greater c is."""
+        """the columns of samples.parquet; a sample of class c is hidden the more often the greater c is."""
         index = np.arange(self.samples)
         target = (index % len(self.class_names)).astype(np.int32)
         hides = self.all_settings.get("max_fraction", 0) > 0
@@ -188,6 +194,12 @@ class RunFolder:
         np.savez_compressed(path, indices=indices, images=pictures, most_hidden=most, least_hidden=least)
 
 
+def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
+    """The values by their names in format 1."""
+    old = {new: name for name, new in FORMAT_1.items()}
+    return {old.get(name, name): value for name, value in values.items()}
+
+
 def write_table(path: Path, columns: dict[str, Any], metadata: dict[str, Any]) -> None:
     """Write a parquet file with JSON values in its schema's metadata."""
     table = pa.table({name: pa.array(list(values)) if isinstance(values, list) else values for name, values in columns.items()})
@@ -206,3 +218,12 @@ def groups_of(folder: Path) -> list[Group]:
     runs, problems = read_runs([folder])
     assert not problems
     return make_groups(runs)
+
+
+def grid_runs(seeds=(0,), **options) -> list[RunFolder]:
+    """A 2 x 2 sweep of F and tau beside its baseline."""
+    runs = [RunFolder("baseline", seed, score=0.9, seconds=20.0, **options) for seed in seeds]
+    for fraction, tau, score in ((0.2, 0.5, 0.91), (0.2, 0.7, 0.92), (0.3, 0.5, 0.93), (0.3, 0.7, 0.94)):
+        settings = {"max_fraction": fraction, "tau": tau}
+        runs += [RunFolder("kakurenbo", seed, settings, score=score, seconds=100 * fraction * tau, **options) for seed in seeds]
+    return runs

@@ -66,13 +66,13 @@ class Draws(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         epoch = trainer.current_epoch
         self.batches.setdefault(epoch, {})[batch_idx] = batch[2].tolist()
-        if self.engine.table is not None:
+        if self.engine.shared_state() is not None:
             self.known.setdefault(epoch, {})[batch_idx] = self.engine.drawn(batch_idx)
 
     def on_train_epoch_end(self, trainer, pl_module):
         epoch = trainer.current_epoch
-        if self.engine.table is not None:
-            self.tables[epoch] = self.engine.table.values.clone()
+        if self.engine.shared_state() is not None:
+            self.tables[epoch] = self.engine.tree.values.clone()
         self.logged[epoch] = {
             key.removeprefix("selection/"): float(value)
             for key, value in trainer.callback_metrics.items()

@@ -9,9 +9,10 @@ import pytest
 import torch
 from disks import small_disk_at
 from fault_fits import disk_that_fills, told
+from helpers import Net, fit, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from kakurenbo_lightning import AtomicCheckpointIO, DamagedCheckpointError
+from kakurenbo_lightning import AtomicCheckpointIO, DamagedCheckpointError, SampleSelection
 from recipes.benchmarks.fault_run import Kill, differences, equal, position, train
 from recipes.benchmarks.faults import Training, newest
 from recipes.benchmarks.forked import printed, run_ranks
@@ -31,6 +32,32 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     train(folder, METHOD, epochs=2, every=7)
     return (folder / "last.ckpt").read_bytes()
+
+
+def test_a_checkpoint_is_written_with_its_folder_and_read_again(tmp_path):
+    path = tmp_path / "deep" / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.arange(3)}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["a"].tolist() == [0, 1, 2]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"a": lambda: 1}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Own(AtomicCheckpointIO):
+    """A user's plug-in."""
+
+
+@pytest.mark.parametrize(("plugins", "used"), [([], AtomicCheckpointIO), ([Own()], Own)])
+def test_the_callback_puts_it_in_place_of_the_default_alone(plugins, used):
+    made = fit(Net(), loader(), SampleSelection("baseline"), max_epochs=1, plugins=plugins)
+    assert type(made.strategy.checkpoint_io) is used
 
 
 # --- a full disk

@@ -15,12 +15,12 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     Sampler,
-    SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import ConflictError, OutputsError
+from kakurenbo_lightning.trainer.loader_compatibility import warn_of_loader
 
 
 @contextlib.contextmanager
@@ -92,9 +92,6 @@ def weighted():
         ),
         pytest.param(lambda: DataLoader(Points(64), 8, sampler=OwnSampler()), ["sampler=OwnSampler"], id="own sampler"),
         pytest.param(
-            lambda: DataLoader(Points(64), 8, sampler=SubsetRandomSampler(range(9))), ["sampler=SubsetRandomSampler"], id="subset"
-        ),
-        pytest.param(
             lambda: DataLoader(Points(64), 8, sampler=RandomSampler(Points(64), replacement=True)),
             ["sampler=RandomSampler"],
             id="with replacement",
@@ -151,6 +148,22 @@ def test_a_second_fit_with_other_data_is_refused():
     made.fit_loop.max_epochs = 2
     with refused(ConflictError, "61 samples now", "64 before", "new Trainer"):
         made.fit(module, loader(61))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "warns"),
+    [
+        (2, {"num_workers": 2, "multiprocessing_context": "fork"}, True),
+        (2, {"num_workers": 2, "multiprocessing_context": "fork", "persistent_workers": True}, False),
+        (2, {"num_workers": 2, "multiprocessing_context": "forkserver"}, False),
+        (2, {}, False),
+        (1, {"num_workers": 2, "multiprocessing_context": "fork"}, False),
+    ],
+)
+def test_workers_that_several_ranks_fork_again_and_again_are_warned_of(recwarn, ranks, settings, warns):
+    warn_of_loader(loader(**settings), ranks)
+    said = [str(warning.message) for warning in recwarn]
+    assert [("forks its workers again" in text, "persistent_workers=True" in text) for text in said] == [(True, True)] * warns
 
 
 def test_wrapping_before_the_fit_is_refused():

@@ -5,11 +5,12 @@ import os
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import GROWING, Net, Points, SureNet, assert_trained_as_planned, fit, loader, watched_fit
+from helpers import GROWING, Net, Points, SureNet, assert_trained_as_planned, fit, hide_then_grow, loader, watched_fit
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, RandomSampler, SequentialSampler, Subset
 
 from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.errors import ConflictError
 
 EPOCHS = len(GROWING)
 
@@ -50,6 +51,81 @@ def test_a_combined_loader_of_one_works():
     assert_ran_as_planned(spy)
 
 
+def out_of(batch):
+    """The batch that comes alone in a list or a dict."""
+    while len(batch) == 1:
+        [batch] = batch.values() if isinstance(batch, dict) else batch
+    return batch
+
+
+class Wrapped(SureNet):
+    """Its batches come in something."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds = set()
+
+    def training_step(self, batch, batch_idx):
+        self.kinds.add((type(batch), torch.is_grad_enabled()))
+        return super().training_step(out_of(batch), batch_idx)
+
+
+class WrappedNet(Net):
+    """Its values are those of the criterion call that is seen."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(out_of(batch), batch_idx)
+
+
+class Indexed(pl.Callback):
+    """The indices of each batch that comes in a list or dict of one, by epoch, and what is hidden."""
+
+    def __init__(self, selection):
+        self.selection, self.trained, self.hidden = selection, {}, {}
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.hidden[trainer.current_epoch] = self.selection.plan.hidden.tolist()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.trained.setdefault(trainer.current_epoch, []).extend(out_of(batch)[2].tolist())
+
+
+ONE_LOADER = {
+    "list": (lambda: [loader()], list),
+    "dict": (lambda: {"a": loader()}, dict),
+    "nested": (lambda: {"a": [loader()]}, dict),
+    "combined list": (lambda: CombinedLoader([loader()], "min_size"), list),
+    "combined dict": (lambda: CombinedLoader({"a": loader()}, "max_size_cycle"), dict),
+}
+
+
+@pytest.mark.parametrize("name", ONE_LOADER)
+def test_one_loader_in_a_list_or_dict_is_one_loader_whose_batches_come_in_one(name):
+    make, kind = ONE_LOADER[name]
+    plain = Wrapped()
+    fit(plain, make(), max_epochs=1)
+    selection, module = hide_then_grow(), Wrapped()
+    indexed = Indexed(selection)
+    fit(module, make(), selection, indexed, max_epochs=EPOCHS)
+    assert plain.kinds == {(kind, True)}
+    assert module.kinds == {(kind, True), (kind, False)}, "in scoring passes too"
+    for epoch, hidden in indexed.hidden.items():
+        assert sorted(indexed.trained[epoch] + hidden) == list(range(64))
+    assert [len(hidden) for hidden in indexed.hidden.values()] == [0, 32, 32, 16, 0]
+    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
+
+
+@pytest.mark.parametrize("method", ["kakurenbo", "infobatch", "selective_backprop", "plb"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_values_of_a_batch_in_a_list_are_those_of_the_batch(method, workers):
+    seen = []
+    for wrap in (lambda train: train, lambda train: [train], lambda train: {"a": train}):
+        module, selection = WrappedNet(dropout=0.0), SampleSelection(method)
+        fit(module, wrap(loader(num_workers=workers)), selection, max_epochs=3)
+        seen.append((selection.statistics.loss, module.state_dict()))
+    torch.testing.assert_close(seen[1:], [seen[0]] * 2, rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_users_loader_is_left_as_it_was():
     given = loader()
     before = dict(vars(given))
@@ -66,12 +142,12 @@ class NamedLoader(DataLoader):
     """Takes more than DataLoader does, and uses it."""
 
     def __init__(self, name, dataset, *, scale=1.0, **settings):
-        super().__init__(dataset, **settings)
+        super().__init__(dataset, collate_fn=self.collate, **settings)
         self.name, self.scale = name, scale
 
-    def __iter__(self):
-        for x, y, index in super().__iter__():
-            yield self.scale * x, y, index
+    def collate(self, items):
+        x, y, index = torch.utils.data.default_collate(items)
+        return self.scale * x, y, index
 
 
 class HiddenArguments(DataLoader):
@@ -135,6 +211,40 @@ def test_a_subclass_keeps_its_behaviour():
     assert module.seen > 1000
 
 
+class OwnIter(DataLoader):
+    """Goes by no sampler."""
+
+    def __iter__(self):
+        return iter(list(super().__iter__()))
+
+
+class OwnIterator(DataLoader):
+    def _get_iterator(self):
+        return super()._get_iterator()
+
+
+@pytest.mark.parametrize(("kind", "name"), [(OwnIter, "__iter__"), (OwnIterator, "_get_iterator")])
+def test_a_subclass_that_iterates_in_its_own_way_is_refused_by_name(kind, name):
+    with pytest.raises(
+        ConflictError, match=rf"test_loader.{kind.__name__} is a DataLoader with an {name} of its own.*collate_fn"
+    ):
+        fit(Net(), kind(Points(64), 8, shuffle=True), hide_then_grow())
+
+
+def test_a_loader_that_lightning_has_patched_is_none_of_these():
+    """Lightning wraps methods of every DataLoader class while ``train_dataloader`` runs."""
+
+    class Own(DataLoader):
+        pass
+
+    class Building(SureNet):
+        def train_dataloader(self):
+            return Own(Points(64), 8, shuffle=True)
+
+    spy, _, _ = watched_fit(Building())
+    assert_ran_as_planned(spy)
+
+
 def test_a_collate_function_and_batched_fetching_work():
     class Fetching(Points):
         def __getitems__(self, indices):
@@ -182,15 +292,23 @@ class PidNet(SureNet):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("persistent", [False, True])
-def test_one_pool_of_workers_serves_all_epochs_and_refresh_passes(persistent):
+def test_workers_that_persist_serve_all_epochs_and_refresh_passes():
     module = PidNet()
-    train = DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2, persistent_workers=persistent)
-    spy, _, _ = watched_fit(module, train)
+    spy, _, _ = watched_fit(module, DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2, persistent_workers=True))
     assert spy.steps == GROWING
     assert len(module.trained_by) == 2
     assert module.refreshed_by == module.trained_by
     assert os.getpid() not in module.trained_by
+
+
+def test_workers_that_do_not_persist_are_others_in_each_epoch_and_refresh_pass():
+    module = PidNet()
+    spy, _, made = watched_fit(module, DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=2))
+    assert spy.steps == GROWING
+    assert made.train_dataloader.persistent_workers is False
+    assert len(module.trained_by) == 2 * EPOCHS
+    assert len(module.refreshed_by) == 2 * sum(map(bool, list(spy.hidden.values())[:-1]))
+    assert not module.refreshed_by & module.trained_by
 
 
 @pytest.mark.parametrize("workers", [0, 2])

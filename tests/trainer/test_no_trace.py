@@ -1,6 +1,7 @@
-"""Looking at samples changes nothing: not the refresh pass, and not the observation of training steps."""
+"""Scoring changes nothing: not the refresh pass, and not the observation of training steps."""
 
 import random
+import warnings
 from dataclasses import dataclass
 
 import lightning.pytorch as pl
@@ -12,7 +13,8 @@ from helpers import Net, SureNet, fit, loader
 from torchmetrics import CatMetric, MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from kakurenbo_lightning import Choice, HideMethod, SampleSelection
+from kakurenbo_lightning import Choice, HideMethod, SampleSelection, get_method
+from kakurenbo_lightning.trainer.module_state import ModuleState
 
 EPOCHS = 4
 
@@ -171,6 +173,175 @@ def test_the_snapshots_would_show_a_change(runs):
     for what in ("weights", "buffers", "gradients", "optimizer", "flags", "metric states", "logged", "torch", "numpy", "python"):
         with pytest.raises(AssertionError):
             torch.testing.assert_close(first[what], last[what], rtol=0, atol=0)
+
+
+# --- what a step changes beside its metrics
+
+
+class Queueing(SureNet):
+    """Keeps counts and queues in buffers, as momentum contrast and running prototypes do: all of them tell what was trained."""
+
+    def __init__(self):
+        super().__init__(dropout=0.0)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("queue", torch.full((16,), -1), persistent=False)
+        self.register_buffer("replaced", torch.zeros(1))
+        self.register_buffer("grown", torch.zeros(0, dtype=torch.int64))
+        self.network[0].register_buffer("inner", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("made", None)
+
+    def enqueue(self, indices):
+        self.count += len(indices)
+        self.queue.copy_(torch.cat([self.queue, indices])[-16:])
+        self.replaced = self.replaced + len(indices)
+        self.grown = torch.cat([self.grown, indices])
+        self.network[0].inner.add_(len(indices))
+        self.made = indices.clone()
+
+    def training_step(self, batch, batch_idx):
+        self.enqueue(batch[2])
+        return super().training_step(batch, batch_idx)
+
+
+class QueueingOutputs(Queueing):
+    """Its buffers are moved by ``sample_outputs``, and by the step."""
+
+    def training_step(self, batch, batch_idx):
+        self.enqueue(batch[2])
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    def sample_outputs(self, batch):
+        self.enqueue(torch.full((8,), 1000))
+        loss = F.cross_entropy(self.network(batch[0]), batch[1], reduction="none")
+        return {"sample_loss": loss, "confidence": torch.ones_like(loss), "correct": loss < 1e9}
+
+
+class Steps(pl.Callback):
+    """The indices that each step trained, in order."""
+
+    def __init__(self):
+        self.trained = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.selection = next(c for c in trainer.callbacks if isinstance(c, SampleSelection))
+        self.selection.session.on_trained = lambda indices: self.trained.append(indices.clone())
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Alternating("eval"),
+        Alternating("train"),
+        get_method("selective_backprop", warmup_epochs=1),
+        get_method("selective_backprop", warmup_epochs=1, inference_mode=True),
+        get_method("plb", refresh_share=0.2),
+    ],
+    ids=["refresh", "refresh in train mode", "backprop", "backprop in inference mode", "draw"],
+)
+@pytest.mark.parametrize("kind", [Queueing, QueueingOutputs])
+def test_buffers_hold_what_was_trained_and_nothing_of_scoring_passes(method, kind):
+    module, steps, selection = kind(), Steps(), SampleSelection(method)
+    fit(module, loader(), selection, steps, max_epochs=EPOCHS)
+    trained = torch.cat(steps.trained)
+    assert len(trained) < EPOCHS * 64 or method.family == "draw"
+    assert torch.equal(module.grown, trained)
+    assert module.count == module.replaced == module.network[0].inner == len(trained)
+    assert torch.equal(module.queue, trained[-16:])
+    assert torch.equal(module.made, steps.trained[-1])
+    assert not any(buffer.is_inference() for buffer in module.buffers())
+
+
+def test_only_buffers_that_have_moved_are_copied_once_it_is_known_which(monkeypatch):
+    module, kept = Queueing(), ModuleState()
+    parts, clone, copied = list(module.modules()), torch.Tensor.clone, []
+
+    def counting(tensor, *args, **kwargs):
+        copied.append(tensor)
+        return clone(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "clone", counting)
+    numbers = []
+    for thorough in (False, False, True):
+        copied.clear()
+        with kept.kept(module, parts, thorough=thorough, but_norms=False):
+            numbers.append(len(copied))
+            module.count += 1
+        assert module.count == 0
+    assert numbers == [8, 1, 8], "4 and inner, and 3 of BatchNorm, but for the one that is None"
+
+
+def test_a_buffer_that_moves_later_is_named_and_put_back_from_then_on():
+    module, kept = Queueing(), ModuleState()
+    moved = []
+    for number in range(4):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with kept.kept(module, list(module.modules()), thorough=False, but_norms=False):
+                if number >= 1:
+                    module.count += 1
+                if number >= 2:
+                    module.network[0].inner += 1
+        moved.append(
+            (int(module.count), int(module.network[0].inner), [str(warning.message).split(" of ")[0] for warning in warned])
+        )
+    said = "a scoring pass changed"
+    assert moved == [(0, 0, []), (1, 0, [f"{said} count"]), (1, 1, [f"{said} network.0.inner"]), (1, 1, [])]
+
+
+class Attributes(Queueing):
+    """Keeps in plain attributes what no scoring pass should add to, and changes a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, self.seen, self.by_class = 0, [], {"first": []}
+        self.meter = Meter()
+        self.own = torch.Generator()
+        self.array, self.quiet = np.zeros(3), [1, 2]
+        self.network[0].calls = 0
+        self.teacher = torch.nn.Linear(6, 3)
+        self.teacher.requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        self.seen.append(len(batch[1]))
+        self.by_class["first"].append(0)
+        self.meter.total += 1
+        self.array += 1
+        self.network[0].calls += 1
+        torch.rand(1, generator=self.own)
+        self.teacher.weight.data.mul_(0.9)
+        self.accuracy_of_last = 1.0
+        return super().training_step(batch, batch_idx)
+
+
+class Meter:
+    total = 0
+
+
+def test_what_a_scoring_pass_changes_and_does_not_put_back_is_named_once():
+    with pytest.warns(UserWarning, match="a scoring pass changed") as warned:
+        fit(Attributes(), loader(), SampleSelection(Alternating("eval")), max_epochs=EPOCHS)
+    [text] = [str(warning.message) for warning in warned if "a scoring pass changed" in str(warning.message)]
+    names, _, rest = text.removeprefix("a scoring pass changed ").partition(" of Attributes")
+    expected = ["teacher.weight", "steps", "seen", "by_class", "meter", "own", "array", "network.0.calls"]
+    assert sorted(names.split(", ")) == sorted(expected)
+    assert "`if self.trainer.training:`" in rest
+    assert "on_train_batch_end" in rest
+
+
+def test_what_is_changed_under_the_advice_that_is_given_is_what_was_trained():
+    class Guarded(Attributes):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.training:
+                return super().training_step(batch, batch_idx)
+            return SureNet.training_step(self, batch, batch_idx)
+
+    module = Guarded()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        fit(module, loader(), SampleSelection(Alternating("eval")), max_epochs=EPOCHS)
+    assert not [warning for warning in warned if "a scoring pass changed" in str(warning.message)]
+    assert sum(module.seen) == module.count == 64 + 3 * 32
 
 
 # --- observing

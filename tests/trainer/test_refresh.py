@@ -143,6 +143,114 @@ def test_a_batch_goes_through_the_transfer_hooks_of_the_module():
     assert_refreshed(Scaling(), hide_all_that_is_sure(), other=Scaled())
 
 
+# --- batches are those that validation would see
+
+
+def mixed(batch):
+    """Each sample with the one after it."""
+    x, *rest = batch
+    return [0.5 * x + 0.5 * x.roll(1, 0), *rest]
+
+
+class Mixing(Net):
+    """Mixes training batches, as Lightning's documentation shows it."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return mixed(batch) if self.trainer.training else batch
+
+
+class MixingOutputs(Mixing):
+    """Brings ``sample_outputs``."""
+
+    def sample_outputs(self, batch):
+        logits = self.network(batch[0])
+        return {"sample_loss": F.cross_entropy(logits, batch[1], reduction="none"), "logits": logits, "target": batch[1]}
+
+
+@pytest.mark.filterwarnings("ignore:sample_outputs")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("module", [Mixing, MixingOutputs])
+def test_a_pass_sees_no_mixture_of_samples_that_are_mixed_for_training_only(module, workers):
+    assert_refreshed(module(), hide_all_that_is_sure(), loader(num_workers=workers), other=Net())
+
+
+def test_a_pass_sees_no_mixture_of_a_data_module_that_mixes_for_training_only():
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return mixed(batch) if self.trainer.training else batch
+
+    assert_refreshed(Net(), hide_all_that_is_sure(), Data())
+
+
+def test_hooks_and_the_step_find_the_trainer_validating_in_a_pass_and_training_otherwise():
+    class Watching(Fooled):
+        seen = None
+
+        def note(self, where):
+            self.seen = self.seen or set()
+            self.seen.add((where, torch.is_grad_enabled(), self.trainer.training, self.trainer.validating))
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            self.note("before")
+            return batch
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            self.note("after")
+            return batch
+
+        def training_step(self, batch, batch_idx):
+            self.note("step")
+            return super().training_step(batch, batch_idx)
+
+    module = Watching()
+    made = fit(module, loader(), hide_all_that_is_sure())
+    training = {(where, True, True, False) for where in ("before", "after", "step")}
+    assert module.seen == training | {(where, False, False, True) for where in ("before", "after", "step")}
+    assert made.state.stage is None
+
+
+def test_an_error_in_a_pass_names_the_hook_that_made_its_batch():
+    class Shaping(Net):
+        """Trains on what only training batches have."""
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [*batch, 0.3] if self.trainer.training else batch
+
+        def training_step(self, batch, batch_idx):
+            x, y, _, share = batch
+            return super().training_step((x + share, y), batch_idx)
+
+    with pytest.raises(ValueError, match="not enough values to unpack") as caught:
+        fit(Shaping(), loader(), hide_all_that_is_sure())
+    notes = "".join(getattr(caught.value, "__notes__", ["Shaping.on_after_batch_transfer sample_outputs(batch)"]))
+    assert "Shaping.on_after_batch_transfer" in notes
+    assert "sample_outputs(batch)" in notes
+
+
+def test_sample_outputs_of_training_batches_that_a_hook_made_are_warned_of_once():
+    with pytest.warns(UserWarning, match="sample_outputs") as warned:
+        fit(MixingOutputs(), loader(), SampleSelection("kakurenbo"))
+    [text] = [str(warning.message) for warning in warned if str(warning.message).startswith("sample_outputs")]
+    assert "MixingOutputs.on_after_batch_transfer" in text
+    assert "mix in training_step" in text
+
+
+class Unmixed(Net):
+    sample_outputs = MixingOutputs.sample_outputs
+
+
+@pytest.mark.parametrize("module", [Mixing, Unmixed])
+def test_there_is_no_such_warning_without(recwarn, module):
+    fit(module(), loader(), SampleSelection("kakurenbo"))
+    assert not [warning for warning in recwarn if str(warning.message).startswith("sample_outputs")]
+
+
+# --- how the step is called
+
+
 def test_a_step_that_takes_the_batch_alone_is_called_so():
     class Alone(Net):
         def training_step(self, batch):

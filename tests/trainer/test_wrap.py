@@ -10,7 +10,7 @@ from cuts import SaveAt
 from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, dealt_steps, fit, hide_then_grow, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader, WeightedRandomSampler
+from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import ConflictError
@@ -202,3 +202,23 @@ def test_what_wrap_refuses_is_what_the_swap_refuses():
 
     with pytest.raises(ConflictError, match="sampler=WeightedRandomSampler"):
         wrapped_fit(module=Weighted)
+
+
+def test_a_wrapped_loader_in_a_list_is_refused():
+    class Listing(Wrapping):
+        def train_dataloader(self):
+            return [super().train_dataloader()]
+
+    with pytest.raises(ConflictError, match=r"train_dataloader=list: selection.wrap\(...\) needs to be returned by itself"):
+        wrapped_fit(module=Listing)
+
+
+def test_wrap_keeps_to_the_samples_of_a_subset():
+    class Part(Wrapping):
+        def train_dataloader(self):
+            return self.selection.wrap(DataLoader(loader().dataset, 8, sampler=SubsetRandomSampler(range(1, 64, 2))))
+
+    spy, _, _ = wrapped_fit(module=Part)
+    assert any(spy.hidden.values())
+    for epoch, hidden in spy.hidden.items():
+        assert sorted(spy.trained(epoch) + hidden) == list(range(1, 64, 2))

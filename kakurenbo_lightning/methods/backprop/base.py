@@ -1,4 +1,4 @@
-"""The backprop family: every sample is looked at, some are trained on."""
+"""The backprop family: every sample is scored, some are trained on."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.settings import choice, flag, integer, number, optional, setting
 
 Memory = dict[str, Any]  # of tensors and numbers: what a method remembers from batch to batch
 
 
 @dataclass(frozen=True)
 class Picked:
-    """What a method chose of the samples it looked at.
+    """What a method chose of the samples it scored.
 
     Attributes:
-        rows: ``int64[n]``, positions in the looked-at samples; those that count come first.
+        rows: ``int64[n]``, positions in the scored samples; those that count come first.
         count: how many of ``rows`` are trained: a number, or ``int64[]`` when only the device knows.
         weights: ``float32[n]``, how often each of ``rows`` counts in the loss, or ``None`` for once.
         whole: ``bool[]``, the samples are trained because no choice was possible (every probability was 0).
@@ -49,52 +49,47 @@ class BackpropMethod(Method):
     A method is a frozen dataclass that derives from this one; :meth:`select` chooses. Chosen samples wait in a pool until there is a full
     batch, which is then trained in one optimizer step; or, when not :attr:`pooled`, they are trained at once.
 
-    Args:
-        warmup_epochs: the first epochs train on everything, without looking; >= 0.
-        leftover: at an epoch's end ``"train"`` what is left in the pool as a short batch (at least two samples per rank), or ``"carry"``
-            it over into the next one. After the last epoch nothing is trained any more: what is left then counts as rejected.
-        pool_on_cpu: keep the pool in the host's memory.
-        inference_mode: look under ``torch.inference_mode``.
-        autocast: look in ``"bf16"`` or ``"fp16"``; ``None``: in the Trainer's precision.
-        scale: look at images (float ``[B, C, H, W]``) in this share of their resolution, in (0, 1].
-        compile: look through ``torch.compile`` of the module's parts (what looks, not what trains); what the user compiled stays so.
-
     Attributes:
         pooled: whether chosen samples wait for a full batch.
         repeats: whether a sample may be chosen more than once.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     _: KW_ONLY
-    warmup_epochs: int = 1
-    leftover: Literal["train", "carry"] = "train"
-    pool_on_cpu: bool = False
-    inference_mode: bool = False
-    autocast: Literal["bf16", "fp16"] | None = None
-    scale: float = 1.0
-    compile: bool = False
+    warmup_epochs: int = setting(
+        1, integer(), "the first epochs train on everything, without scoring; the method learns from their losses", unit="epochs"
+    )
+    leftover: Literal["train", "carry"] = setting(
+        "train",
+        choice("train", "carry"),
+        "what waits at an epoch's end is trained as a short batch (at least two samples per rank), or waits on into the next epoch; what "
+        "waits after the last one counts as rejected",
+        fix="'train' is the published way.",
+    )
+    pool_on_cpu: bool = setting(False, flag(), "chosen samples wait in the host's memory", fix="True frees device memory.")
+    inference_mode: bool = setting(False, flag(), "score under `torch.inference_mode`", fix="True saves a little time.")
+    autocast: Literal["bf16", "fp16"] | None = setting(
+        None, optional(choice("bf16", "fp16")), "score in this precision; `None`: in the Trainer's", fix="For example: 'bf16'."
+    )
+    scale: float = setting(
+        1.0,
+        number(0, 1, above=True),
+        "score images (float tensors `[B, C, H, W]`) in this share of their resolution",
+        fix="0.5 scores a quarter of the pixels.",
+    )
+    compile: bool = setting(
+        False,
+        flag(),
+        "score through `torch.compile` of the module's parts (its submodules with parameters); training runs as you wrote it",
+        fix="True needs a compiler that torch.compile finds.",
+    )
 
     family: ClassVar[str] = "backprop"
     pooled: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check = checker(self)
-        check(is_count(self.warmup_epochs), "warmup_epochs", "an integer >= 0", "For example: 1.")
-        check(self.leftover in ("train", "carry"), "leftover", "'train' or 'carry'", "'train' is the published way.")
-        check(isinstance(self.pool_on_cpu, bool), "pool_on_cpu", "True or False", "True frees device memory.")
-        check(isinstance(self.inference_mode, bool), "inference_mode", "True or False", "True saves a little time.")
-        check(self.autocast in (None, "bf16", "fp16"), "autocast", "None, 'bf16' or 'fp16'", "For example: 'bf16'.")
-        check(
-            is_number(self.scale) and 0 < self.scale <= 1, "scale", "a number in (0, 1]", "0.5 looks at a quarter of the pixels."
-        )
-        check(isinstance(self.compile, bool), "compile", "True or False", "True needs a compiler that torch.compile finds.")
-
     @property
     def batches_per_choice(self) -> int:
-        """How many loaded batches are looked at before a choice is made among them."""
+        """How many loaded batches are scored before a choice is made among them."""
         return 1
 
     @property
@@ -107,11 +102,11 @@ class BackpropMethod(Method):
         return {}
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """Whether batch ``step`` of ``steps`` of ``epoch`` is looked at; else it is trained as it is. The same on every rank."""
+        """Whether batch ``step`` of ``steps`` of ``epoch`` is scored; else it is trained as it is. The same on every rank."""
         return epoch.index >= self.warmup_epochs
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
-        """Remember what was seen of a batch that is trained as it is, or of the samples that :meth:`select` chooses from, before it does.
+        """Remember what was observed of a batch that is trained as it is, or of the samples that :meth:`select` is about to choose from.
 
         Args:
             memory: of the run; changed in place.
@@ -124,13 +119,13 @@ class BackpropMethod(Method):
         """Choose what is trained. Pure.
 
         Args:
-            values: of the looked-at samples, each ``[n]`` on their device.
+            values: of the scored samples, each ``[n]`` on their device.
             indices: ``int64[n]``, which samples of the data set they are.
             memory: of the run, with these samples.
             generator: on the CPU, of this batch and rank.
         """
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Every sample is loaded once."""
         return EpochPlan.everything(len(statistics))
 
@@ -141,7 +136,7 @@ def uniform(count: int, generator: torch.Generator, device: torch.device) -> Ten
 
 
 def hard(losses: Tensor) -> Tensor:
-    """``losses`` in float32, with infinity for those that are not finite: they never make a sample look easy."""
+    """``losses`` in float32, with infinity for those that are not finite: they are never low ones."""
     losses = losses.float()
     return torch.where(losses.isfinite(), losses, float("inf"))
 

@@ -15,30 +15,27 @@ from torch import Tensor
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.settings import integer, number, optional, proportion, setting
 
 
 @register_method("katharopoulos")
 @dataclass(frozen=True)
 class Katharopoulos(BackpropMethod):
-    """Looks at ``presample`` batches, draws one batch of them with replacement in proportion to the score, and trains it with weights.
+    """Scores ``presample`` batches, draws one batch of them with replacement in proportion to the score, and trains it with weights.
 
     The score is the gradient norm of the loss at the last layer's inputs, ``g = ||softmax(z) - onehot(y)||_2``; a drawn sample's weight is
-    ``1 / (presample * b * g)`` with g normalised to 1. Active while the variance it takes away is worth the looking; off, it costs
-    nothing but the scores of the training batch, which tell when it would pay.
-
-    Args:
-        presample: how many batches are looked at for one that is trained, >= 2.
-        momentum: of the running mean of t, in [0, 1).
-        threshold: active while t is above it; ``None``: (B + 3b) / (3b) with B = presample * b, 2.0 for 3.
-
-    Raises:
-        ValueError: a setting out of range.
+    ``1 / (presample * b * g)`` with g normalised to 1. Active while the variance it takes away is worth the scoring; off, it costs
+    nothing but the scores of the training batch, which say when it would pay.
     """
 
-    presample: int = 3
-    momentum: float = 0.9
-    threshold: float | None = None
+    presample: int = setting(3, integer(2), "batches that are scored for one that is trained", unit="batches")
+    momentum: float = setting(0.9, proportion(), "of the running mean of t")
+    threshold: float | None = setting(
+        None,
+        optional(number(0, infinite=True)),
+        "active while the mean of t is above it; `None`: (`presample` + 3) / 3; 0: always; `inf`: never",
+        fix="0 is always on.",
+    )
 
     summary: ClassVar[str] = "draws each batch from several by the gradient norm of the last layer, while it pays"
     paper: ClassVar[str] = "Katharopoulos & Fleuret, ICML 2018"
@@ -46,18 +43,6 @@ class Katharopoulos(BackpropMethod):
     pooled: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     weighs = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        check(is_count(self.presample, 2), "presample", "an integer >= 2", "For example: 3.")
-        check(is_number(self.momentum) and 0 <= self.momentum < 1, "momentum", "a number in [0, 1)", "For example: 0.9.")
-        check(
-            self.threshold is None or (is_number(self.threshold) and self.threshold >= 0),
-            "threshold",
-            "None or a number >= 0",
-            "0 is always on.",
-        )
 
     @property
     def batches_per_choice(self) -> int:

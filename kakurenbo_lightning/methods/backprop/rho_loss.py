@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_number
+from kakurenbo_lightning.methods.settings import checker, number, path, setting
 from kakurenbo_lightning.methods.topk import exact_floor
 
 
@@ -29,30 +29,22 @@ class RhoLoss(BackpropMethod):
 
     Of each batch of B the ``floor(fraction * B)`` samples of highest ``loss - irreducible loss`` are trained at once; at least two are. A
     sample whose irreducible loss is missing (NaN) is never chosen, and counted.
-
-    Args:
-        fraction: share of a batch that is trained, in (0, 1].
-        irreducible: file with ``{"irreducible": float32[N], "fingerprint": str}``, the loss of each sample by a model that was trained on
-            other data; ``python -m kakurenbo_recipes.irreducible`` makes one.
-
-    Raises:
-        ValueError: a setting out of range, or a file of another data set.
     """
 
-    fraction: float = 0.1
-    irreducible: str = "irreducible.pt"
+    fraction: float = setting(
+        0.1, number(0, 1, above=True), "share of a batch that is trained; at least two samples are (BatchNorm refuses one)"
+    )
+    irreducible: str = setting(
+        "irreducible.pt",
+        path(),
+        "file with `{'irreducible': float32[N], 'fingerprint': str}`, the loss of each sample by a model that was trained on other data; "
+        "`python -m kakurenbo_recipes.irreducible` makes it; relative to where the program was started",
+    )
 
     summary: ClassVar[str] = "trains the samples of each batch whose loss is highest above their irreducible loss"
     paper: ClassVar[str] = "Mindermann et al., ICML 2022"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     pooled: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        check(is_number(self.fraction) and 0 < self.fraction <= 1, "fraction", "a number in (0, 1]", "For example: 0.1.")
-        check(isinstance(self.irreducible, (str, Path)), "irreducible", "the path of a file", "For example: 'irreducible.pt'.")
-        object.__setattr__(self, "irreducible", str(self.irreducible))
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """The table has a row for each sample."""
@@ -75,7 +67,7 @@ class RhoLoss(BackpropMethod):
             saved in (None, fingerprint),
             "irreducible",
             "made from this training data (the fingerprint of a few samples differs)",
-            "Make it anew with `python -m kakurenbo_recipes.irreducible`, for the data as this run loads it.",
+            "Make it again with `python -m kakurenbo_recipes.irreducible`, for the data as this run loads it.",
         )
 
     def contents(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.settings import checker, integer, number, setting
 from kakurenbo_lightning.methods.topk import exact_floor
 
 
@@ -25,36 +25,32 @@ class FixedRate(BackpropMethod):
     """In a window of the training exactly ``floor(keep * B)`` samples of each batch are drawn without replacement and trained at once.
 
     The weight of a sample in the draw is ``((rank + 0.5) / B) ** (1 / keep - 1)``, its rank counted from the lowest loss.
-
-    Args:
-        keep: share of a batch that is trained, in (0, 1]; at least two samples are.
-        start: share of the training after which the window begins, in [0, 1].
-        end: share of the training after which it ends, in [0, 1].
-        interrupt: in the window each ``interrupt``-th batch is trained whole, without looking; 0: none.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
-    keep: float = 0.5
-    start: float = 0.5
-    end: float = 0.9
-    interrupt: int = 2
+    keep: float = setting(0.5, number(0, 1, above=True), "share of a batch that is trained; at least two samples are")
+    start: float = setting(
+        0.5,
+        number(0, 1),
+        "share of the training after which the window begins; at most `end`",
+        fix="They are shares of the training.",
+    )
+    end: float = setting(0.9, number(0, 1), "share of the training after which it ends", fix="They are shares of the training.")
+    interrupt: int = setting(
+        2,
+        integer(),
+        "in the window, each so many-th batch is trained whole, without scoring; 0: none",
+        fix="2 trains every second batch whole.",
+    )
 
     summary: ClassVar[str] = "shrinks each batch to a fixed share, drawn by the rank of the loss"
     paper: ClassVar[str] = "Jiang et al., 2019 (Composer's variant)"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     pooled: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        check(is_number(self.keep) and 0 < self.keep <= 1, "keep", "a number in (0, 1]", "For example: 0.5.")
-        for name in ("start", "end"):
-            value = getattr(self, name)
-            check(is_number(value) and 0 <= value <= 1, name, "a number in [0, 1]", "They are shares of the training.")
-        check(self.start <= self.end, "start", f"at most end={self.end}", "The window goes from start to end.")
-        check(is_count(self.interrupt), "interrupt", "an integer >= 0", "2 trains every second batch whole.")
+    def check_settings(self) -> None:
+        """The window is one."""
+        super().check_settings()
+        checker(self)(self.start <= self.end, "start", f"at most end={self.end}", "The window goes from start to end.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Shares of the training need its end."""

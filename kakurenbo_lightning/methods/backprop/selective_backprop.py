@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.settings import choice, integer, number, setting
 
 
 def percentile(losses: Tensor, history: Tensor) -> Tensor:
@@ -32,24 +32,27 @@ def percentile(losses: Tensor, history: Tensor) -> Tensor:
 class SelectiveBackprop(BackpropMethod):
     """Selective-Backprop (Jiang et al., 2019).
 
-    A looked-at sample is trained with probability ``max(floor, percentile ** beta)``, where percentile is the share of the last losses
+    A scored sample is trained with probability ``max(floor, percentile ** beta)``, where percentile is the share of the last losses
     that are below its own. A loss that is not finite is always trained.
-
-    Args:
-        beta: selectivity, >= 0: the expected share is 1 / (beta + 1).
-        floor: least probability, in [0, 1].
-        history: how many of the last looked-at losses the percentile is taken of, >= 1 (of this rank).
-        score: ``"loss"``, or a control: ``"random"`` (percentiles are drawn), ``"topk"`` (the floor(B / (beta + 1)) highest losses of the
-            batch), ``"l2"`` (the squared distance between one-hot target and softmax, halved, in the percentile's place).
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
-    beta: float = 1.0
-    floor: float = 0.0
-    history: int = 1024
-    score: Literal["loss", "random", "topk", "l2"] = "loss"
+    beta: float = setting(
+        1.0,
+        number(0),
+        "selectivity: the expected share is 1 / (`beta` + 1); 0 trains everything",
+        fix="1 keeps a half, 2 a third, 3 a quarter.",
+    )
+    floor: float = setting(0.0, number(0, 1), "least probability of being trained", fix="For example: 0.05.")
+    history: int = setting(
+        1024, integer(1), "how many of the last scored losses the percentile is taken of; each rank has its own", unit="losses"
+    )
+    score: Literal["loss", "random", "topk", "l2"] = setting(
+        "loss",
+        choice("loss", "random", "topk", "l2"),
+        "the method, or a control: `'random'` draws percentiles, `'topk'` takes the floor(B / (`beta` + 1)) highest losses of the batch, "
+        "`'l2'` has half the squared distance between one-hot target and softmax in the percentile's place",
+        fix="'loss' is the method, the others are controls.",
+    )
 
     summary: ClassVar[str] = "trains a sample with a probability that grows with the percentile of its loss"
     paper: ClassVar[str] = "Jiang et al., 2019"
@@ -57,12 +60,6 @@ class SelectiveBackprop(BackpropMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check = checker(self)
-        check(is_number(self.beta) and self.beta >= 0, "beta", "a number >= 0", "1 keeps a half, 2 a third, 3 a quarter.")
-        check(is_number(self.floor) and 0 <= self.floor <= 1, "floor", "a number in [0, 1]", "For example: 0.05.")
-        check(is_count(self.history, 1), "history", "an integer >= 1", "For example: 1024.")
-        known = ("loss", "random", "topk", "l2")
-        check(self.score in known, "score", " or ".join(map(repr, known)), "'loss' is the method, the others are controls.")
         if self.score == "l2":
             object.__setattr__(self, "reads", ("loss", "el2n"))
 
@@ -100,35 +97,22 @@ class SelectiveBackprop(BackpropMethod):
 class StaleSB(SelectiveBackprop):
     """StaleSB (Jiang et al., 2019): in between, the stored losses decide when the epoch is planned, and what they reject is not loaded.
 
-    Epochs 0, n, 2n, ... look at every batch (those in the warm-up train on it); in the others the percentile is taken among the stored
-    losses of all samples, and a trained sample's loss is stored anew.
-
-    Args:
-        beta: as in :class:`SelectiveBackprop`.
-        floor: as in :class:`SelectiveBackprop`.
-        history: as in :class:`SelectiveBackprop`.
-        score: ``"loss"`` only.
-        staleness: n, >= 1; 1 is Selective-Backprop.
-
-    Raises:
-        ValueError: a setting out of range.
+    Epochs 0, n, 2n, ... score every batch (those in the warm-up train on it); in the others the percentile is taken among the stored
+    losses of all samples, and a trained sample's new loss is stored.
     """
 
-    staleness: int = 3
+    score: Literal["loss"] = setting(
+        "loss", choice("loss"), "the controls are those of `selective_backprop`", fix="The controls are of selective_backprop."
+    )
+    staleness: int = setting(3, integer(1), "n: each n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
 
-    summary: ClassVar[str] = "Selective-Backprop that looks every few epochs and does not load what it rejects in between"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        check(is_count(self.staleness, 1), "staleness", "an integer >= 1", "For example: 3.")
-        check(self.score == "loss", "score", "'loss'", "The controls are of selective_backprop.")
+    summary: ClassVar[str] = "Selective-Backprop that scores every few epochs and does not load what it rejects in between"
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
         """Every ``staleness`` epochs."""
         return super().scores(epoch, step, steps, memory) and epoch.index % self.staleness == 0
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Everything, or what the stored losses choose."""
         if epoch.index < self.warmup_epochs or epoch.index % self.staleness == 0:
             return EpochPlan.everything(len(statistics))

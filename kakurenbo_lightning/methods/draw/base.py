@@ -8,13 +8,13 @@ from math import ceil
 from typing import ClassVar
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number
+from kakurenbo_lightning.methods.settings import checker, flag, integer, number, optional, proportion, setting
 from kakurenbo_lightning.methods.topk import as_decimal, lowest
 
 SMALLEST, LARGEST = 1e-37, 1e37  # value, in float32
@@ -27,39 +27,49 @@ class DrawMethod(Method):
     The value ``v_i = min(b_i, cap) ** temperature`` comes from the base value ``b_i``, which :meth:`base` makes of what was last observed
     of the sample (:attr:`observes`).
 
-    Args:
-        unbiased: a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient is that of
-            the full data set. Such a weight is at most 1 / ``mix``.
-        min_value: no value that is written is below this share of the mean of all values, so that every sample can be drawn again;
-            in (0, 1].
-        temperature: T of ``p ~ b ** T``: 0 draws uniformly (where values are not normalised), > 1 sharpens; >= 0.
-        mix: share of the draws that are uniform, in [0, 1].
-        cap_quantile: base values above this quantile of those of all samples count as the quantile, in (0, 1]; taken when an epoch is
-            planned.
-
     Attributes:
         observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 where misclassified, else 0).
         column: which column of the statistics holds it.
         repeats: a sample may be drawn more than once in an epoch.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     _: KW_ONLY
-    unbiased: bool = False
-    min_value: float = 1e-6
-    temperature: float = 1.0
-    mix: float = 0.0
-    cap_quantile: float = 1.0
+    unbiased: bool = setting(
+        False,
+        flag(),
+        "a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient is that of the full "
+        "data set; with `mix` it is at most 1 / `mix`",
+        fix="True adds weights.",
+    )
+    min_value: float = setting(
+        1e-6,
+        number(0, 1, above=True),
+        "no value that is written is below this share of the mean of all values, so that every sample can be drawn again",
+        fix="It is a share of the mean value.",
+    )
+    temperature: float = setting(
+        1.0,
+        number(0),
+        "T of p ~ b ^ T: 0 draws uniformly (where values are never normalised), above 1 sharpens",
+        fix="1 is p ~ b.",
+    )
+    mix: float = setting(0.0, number(0, 1), "share of the draws that are uniform", fix="0.1 draws a tenth uniformly.")
+    cap_quantile: float = setting(
+        1.0,
+        number(0, 1, above=True),
+        "base values above this quantile of those of all samples count as the quantile, so that the hardest, often mislabelled, do not "
+        "dominate; taken when an epoch is planned",
+        fix="1 caps nothing.",
+    )
 
     family: ClassVar[str] = "draw"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     repeats: ClassVar[bool] = True
     observes: ClassVar[str] = "loss"
 
-    def __post_init__(self) -> None:
-        check = checker(self)
+    def check_settings(self) -> None:
+        """What is observed is among the values that are read."""
+        super().check_settings()
         known = ("loss", "confidence", "correct", *(column.name for column in self.columns))
         read = "correct" if self.observes == "wrong" else self.observes
         if read not in known or read not in self.reads:
@@ -67,18 +77,6 @@ class DrawMethod(Method):
                 f"{self.name}: observes={self.observes!r} is not allowed; it must be loss, confidence, correct, wrong (reads correct) "
                 "or the name of one of its columns, and what it reads must be among `reads`, as in reads = ('loss', 'correct')"
             )
-        check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
-        check(
-            is_number(self.min_value) and 0 < self.min_value <= 1,
-            "min_value",
-            "a number in (0, 1]",
-            "It is a share of the mean value.",
-        )
-        check(is_number(self.temperature) and 0 <= self.temperature < float("inf"), "temperature", "a number >= 0", "1 is p ~ b.")
-        check(is_number(self.mix) and 0 <= self.mix <= 1, "mix", "a number in [0, 1]", "0.1 draws a tenth uniformly.")
-        check(
-            is_number(self.cap_quantile) and 0 < self.cap_quantile <= 1, "cap_quantile", "a number in (0, 1]", "1 caps nothing."
-        )
 
     @property
     def weighs(self) -> bool:
@@ -131,7 +129,7 @@ class DrawMethod(Method):
             return torch.ones_like(values)
         return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``."""
         return torch.empty(0, dtype=torch.int64)
 
@@ -141,61 +139,80 @@ class StreamMethod(DrawMethod):
     """A method whose epoch is a stream: each batch is drawn when it is needed, and the values of the drawn samples are
     written after the step, from what that step observed.
 
-    Args:
-        epoch_length: batches of an epoch, of all ranks together; ``None``: ceil(N / batch size).
-        pretrain_epochs: so many ordinary epochs come first; the stream starts with the losses they saw.
-        start_pass: look at every sample before the stream starts, even at those that pretraining epochs saw; those nobody saw are looked
-            at in any case.
-        max_staleness: most steps between a draw and the newest values it used, >= 0: workers draw ahead no further. ``None``: as far as
-            the DataLoader has it (``num_workers * prefetch_factor``).
-        exchange_every: ranks exchange what they observed every so many steps, >= 1; more is less traffic and staler values.
-        refresh_share: so large a share of all forward passes goes to looking at the samples whose values are the stalest, before each
-            epoch; in [0, 1).
-        diagnose: so many samples are looked at before each epoch, only to report how far stored values are from the real ones; >= 0.
-
     Attributes:
         normalised: the stored values are probabilities, brought back to a sum of 1 after every step; what is written is not.
-        scores_first: starts with a forward-only pass.
+        scores_first: starts with a scoring pass.
     """
 
     _: KW_ONLY
-    epoch_length: int | None = None
-    pretrain_epochs: int = 0
-    start_pass: bool = False
-    max_staleness: int | None = None
-    exchange_every: int = 1
-    refresh_share: float = 0.0
-    diagnose: int = 0
+    epoch_length: int | None = setting(
+        None,
+        optional(integer(1)),
+        "length of an epoch, of all ranks together; `None`: ceil(N / batch size)",
+        unit="batches",
+        fix="It counts batches.",
+    )
+    pretrain_epochs: int = setting(
+        0,
+        integer(),
+        "so many ordinary epochs come first; the stream starts with their losses",
+        unit="epochs",
+        fix="For example: 1.",
+    )
+    start_pass: bool = setting(
+        False,
+        flag(),
+        "score every sample before the stream starts, even those that were trained in pretraining epochs; those that never were are "
+        "scored in any case",
+        fix="True scores everything once.",
+    )
+    max_staleness: int | None = setting(
+        None,
+        optional(integer()),
+        "most steps between a draw and the newest values it used, at least `exchange_every` - 1; `None`: as far as workers prefetch",
+        unit="steps",
+        fix="0 draws in the main process, one batch at a time.",
+    )
+    exchange_every: int = setting(
+        1,
+        integer(1),
+        "ranks exchange what they observed every so many steps: more is less traffic and staler values; on one rank it is written after "
+        "each step",
+        unit="steps",
+        fix="1 exchanges after every step.",
+    )
+    refresh_share: float = setting(
+        0.0,
+        proportion(),
+        "so large a share r of all forward passes scores the stalest samples: r / (1 - r) for each draw of an epoch, N at most",
+        fix="0.1 spends a tenth of the forward passes.",
+    )
+    diagnose: int = setting(
+        0,
+        integer(),
+        "so many samples are scored before each drawn epoch, only to report how true the stored values are; workers that augment at random "
+        "move on by it (`SeededDataset` does not mind)",
+        unit="samples",
+        fix="1000 are enough to see a trend.",
+    )
 
     normalised: ClassVar[bool] = False
     scores_first: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        check(
-            self.epoch_length is None or is_count(self.epoch_length, 1),
-            "epoch_length",
-            "None or an integer >= 1",
-            "It counts batches.",
-        )
-        check(is_count(self.pretrain_epochs), "pretrain_epochs", "an integer >= 0", "For example: 1.")
-        check(isinstance(self.start_pass, bool), "start_pass", "True or False", "True looks at everything once.")
-        check(is_count(self.exchange_every, 1), "exchange_every", "an integer >= 1", "1 exchanges after every step.")
+    def check_settings(self) -> None:
+        """Values may be as stale as the exchange makes them."""
+        super().check_settings()
         least = self.exchange_every - 1
-        check(
-            self.max_staleness is None or is_count(self.max_staleness, least),
+        checker(self)(
+            self.max_staleness is None or self.max_staleness >= least,
             "max_staleness",
             f"None or an integer >= exchange_every - 1 = {least}",
-            "0 draws in the main process, one batch at a time.",
+            "Raise it, or lower exchange_every.",
         )
-        share = is_number(self.refresh_share) and 0 <= self.refresh_share < 1
-        check(share, "refresh_share", "a number in [0, 1)", "0.1 spends a tenth of the forward passes.")
-        check(is_count(self.diagnose), "diagnose", "an integer >= 0", "1000 are enough to see a trend.")
 
     @property
     def refresh_mode(self) -> RefreshMode | None:
-        """Eval mode, when there may be a forward-only pass."""
+        """Eval mode, when there may be a scoring pass."""
         return "eval" if self.scores_first or self.refresh_share or self.diagnose else None
 
     @property
@@ -225,6 +242,10 @@ class StreamMethod(DrawMethod):
         """Batches of an epoch, of all ranks together."""
         return self.epoch_length or -(-num_samples // batch_size)
 
+    def stream_samples(self, num_samples: int, batch_size: int) -> int:
+        """Those of whole batches."""
+        return self.epoch_batches(num_samples, batch_size) * batch_size
+
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Warn when nothing is drawn."""
         if max_epochs is not None and self.pretrain_epochs >= max_epochs:
@@ -233,11 +254,14 @@ class StreamMethod(DrawMethod):
                 "nothing is drawn; pretrain for fewer epochs, or train for more"
             )
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
-        """Everything may be drawn."""
-        return EpochPlan.everything(len(statistics))
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
+        """A stream; before it starts, everything once."""
+        total = len(statistics)
+        if not self.streams(epoch):
+            return EpochPlan.everything(total)
+        return StreamPlan(total, self.stream_samples(total, epoch.batch_size or 1))
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Those not seen yet, before the first drawn epoch all if so asked, and before others the stalest."""
         if epoch.index < self.pretrain_epochs:
             return super().rows_to_score(statistics, epoch, previous)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, RefreshMode
 from kakurenbo_lightning.methods.draw.base import DrawMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker
+from kakurenbo_lightning.methods.settings import flag, setting
 
 
 @register_method("iswr")
@@ -27,29 +27,24 @@ class ISWR(DrawMethod):
 
     Before each epoch but the first, N samples are drawn with replacement, in proportion to their last loss; the first epoch trains every
     sample once.
-
-    Args:
-        refresh: after each epoch, look at the samples that it did not draw (forward only); else their losses stay.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
-    refresh: bool = True
+    refresh: bool = setting(
+        True,
+        flag(),
+        "score the samples that the epoch before did not draw; `False`: their losses stay as they are",
+        fix="True scores those not drawn.",
+    )
 
     summary: ClassVar[str] = "draws as many samples as there are, by their loss, with replacement"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checker(self)(isinstance(self.refresh, bool), "refresh", "True or False", "True looks at those not drawn.")
 
     @property
     def refresh_mode(self) -> RefreshMode | None:
         """Eval mode, when there is a pass."""
         return "eval" if self.refresh else None
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """Everything once, later N draws."""
         total = len(statistics)
         if epoch.index == 0:
@@ -61,7 +56,7 @@ class ISWR(DrawMethod):
         distinct = float(len(torch.unique_consecutive(drawn)))
         return EpochPlan(drawn, torch.empty(0, dtype=torch.int64), weights, metrics={"drawn_share": distinct / total})
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """Those that the epoch before did not draw."""
         if not self.refresh or epoch.index < 1:
             return super().rows_to_score(statistics, epoch, previous)

@@ -15,7 +15,7 @@ from torch import Tensor
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_number
+from kakurenbo_lightning.methods.settings import checker, number, optional, setting
 
 
 @register_method("owc")
@@ -25,15 +25,14 @@ class OWC(StreamMethod):
 
     All p_i start at 1 / N; p_i += alpha for the drawn samples that were misclassified, then all are normalised to a sum of 1. A sample
     that was drawn twice in a step counts once.
-
-    Args:
-        alpha: what a misclassified sample gains, > 0; ``None``: 1 / N, which doubles a probability that is still the first one.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
-    alpha: float | None = None
+    alpha: float | None = setting(
+        None,
+        optional(number(0, above=True)),
+        "what a misclassified sample gains; `None`: 1 / N, which doubles the probability that all have at the start",
+        fix="None is 1 / N.",
+    )
 
     summary: ClassVar[str] = "draws misclassified samples more often"
     paper: ClassVar[str] = "Duda et al., JAISCR 2020"
@@ -42,13 +41,12 @@ class OWC(StreamMethod):
     normalised: ClassVar[bool] = True
     scores_first: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_settings(self) -> None:
+        """There are no base values, on which other settings act."""
+        super().check_settings()
         check = checker(self)
-        right = self.alpha is None or (is_number(self.alpha) and 0 < self.alpha < float("inf"))
-        check(right, "alpha", "None or a number > 0", "None is 1 / N.")
-        for setting in ("temperature", "cap_quantile"):
-            check(getattr(self, setting) == 1, setting, "1, because owc has no base values", "Use alpha, or another method.")
+        for name in ("temperature", "cap_quantile"):
+            check(getattr(self, name) == 1, name, "1, because owc has no base values", "Use alpha, or another method.")
         check(not self.start_pass, "start_pass", "False, because owc starts with equal probabilities", "Leave it out.")
         check(self.diagnose == 0, "diagnose", "0, because owc has no real values to compare with", "Leave it out.")
 
@@ -68,9 +66,6 @@ class LB(StreamMethod):
 
     p_i = loss_i for the drawn samples, then all are normalised to a sum of 1. A raw loss beside normalised values is on another scale: that
     is the published behaviour, and it makes the drawn samples of the last steps far more probable than all others.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     summary: ClassVar[str] = (
@@ -86,9 +81,6 @@ class NLB(StreamMethod):
     """NLB, normalised loss based (Duda et al., 2020).
 
     p_i = tanh(loss_i) for the drawn samples, then all are normalised to a sum of 1.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     summary: ClassVar[str] = (

@@ -21,9 +21,6 @@ class PLB(StreamMethod):
     """PLB (Wojtulewicz & Duda, PMLR 263, 2024).
 
     b_i = loss_i for the drawn samples; p_i = b_i / sum(b). Base values are never normalised.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     summary: ClassVar[str] = "draws in proportion to the last loss"
@@ -36,9 +33,6 @@ class PEB(StreamMethod):
     """PEB (Wojtulewicz & Duda, PMLR 263, 2024).
 
     b_i = H(softmax(z_i)) in nats for the drawn samples; p_i = b_i / sum(b). Base values are never normalised.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     summary: ClassVar[str] = "draws in proportion to the entropy of the last prediction"

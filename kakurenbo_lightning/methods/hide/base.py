@@ -7,18 +7,29 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.settings import checker, is_count, require_fraction, whole_numbers
+from kakurenbo_lightning.methods.settings import checker, choice, flag, integer, optional, proportion, setting, several
 from kakurenbo_lightning.methods.topk import as_decimal
+
+
+def refresh_setting() -> Any:
+    """The setting ``refresh_mode`` of the methods whose hidden samples are refreshed."""
+    return setting(
+        "eval",
+        choice("eval", "train"),
+        "mode of the scoring pass over the hidden samples; `'train'`, as in published code, changes BatchNorm's running statistics",
+        fix="Use 'eval' unless you reproduce the paper's code.",
+    )
 
 
 @dataclass(frozen=True)
@@ -40,18 +51,7 @@ class Choice:
 class HideMethod(Method):
     """A method of the hide family: an epoch trains on a part of the samples.
 
-    A method is a frozen dataclass that derives from this one: its fields are its settings, checked in ``__post_init__``, and
-    :meth:`choose` says what to hide. The settings below are common to all of them.
-
-    Args:
-        start_epoch: the first epoch that may hide, >= 0.
-        end_fraction: the last epochs train on everything, so many as this share of ``max_epochs``; in [0, 1).
-        every_n_epochs: a choice is kept for so many epochs; >= 1.
-        protected: data set indices that are never hidden. The method chooses from the others.
-        protected_classes: classes that are never hidden.
-        balance: ``"class"`` lets the method choose from each class by itself, so that its fraction holds in each; ``None`` from all.
-        unbiased: kept samples carry the loss weight 1 / (probability of being kept), so that the expected gradient is that of the full
-            data set. Refused by methods that know no such probability.
+    A method is a frozen dataclass that derives from this one: its fields are its settings, and :meth:`choose` says what to hide.
 
     Attributes:
         knows_keep_probability: whether its choices carry :attr:`Choice.keep_probability`.
@@ -61,29 +61,55 @@ class HideMethod(Method):
     """
 
     _: KW_ONLY
-    start_epoch: int = 0
-    end_fraction: float = 0.0
-    every_n_epochs: int = 1
-    protected: tuple[int, ...] = ()
-    protected_classes: tuple[int, ...] = ()
-    balance: Literal["class"] | None = None
-    unbiased: bool = False
+    start_epoch: int = setting(
+        0, integer(), "the first epoch that may hide; static methods count from the restart", fix="For example: 2."
+    )
+    end_fraction: float = setting(
+        0.0,
+        proportion(),
+        "the last epochs train on everything, so many as this share of `max_epochs`",
+        fix="For example: 0.1 leaves the last tenth.",
+    )
+    every_n_epochs: int = setting(
+        1,
+        integer(1),
+        "a choice is kept for so many epochs; the refresh comes only before a new one",
+        unit="epochs",
+        fix="1 chooses in each epoch.",
+    )
+    protected: tuple[int, ...] = setting(
+        (),
+        several(integer(), "a list of data set indices"),
+        "samples that are never hidden; the method chooses from the others, and its fraction is of them",
+        fix="For example: [0, 17].",
+    )
+    protected_classes: tuple[int, ...] = setting(
+        (),
+        several(integer(), "a list of classes"),
+        "classes that are never hidden; the method chooses from the others, and its fraction is of them",
+        fix="For example: [0, 17].",
+    )
+    balance: Literal["class"] | None = setting(
+        None,
+        optional(choice("class")),
+        "`'class'`: the method chooses from each class by itself, so that its fraction holds in each",
+        fix="'class' holds the fraction in each class.",
+    )
+    unbiased: bool = setting(
+        False,
+        flag(),
+        "kept samples carry the loss weight 1 / (probability of being kept), so that the expected gradient is that of the full data set; "
+        "only for methods that draw",
+        fix="True adds weights.",
+    )
 
     family: ClassVar[str] = "hide"
     knows_keep_probability: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        check = checker(self)
-        check(is_count(self.start_epoch), "start_epoch", "an integer >= 0", "For example: 2.")
-        require_fraction(self.name, "end_fraction", self.end_fraction)
-        check(is_count(self.every_n_epochs, 1), "every_n_epochs", "an integer >= 1", "1 chooses anew in each epoch.")
-        for name, what in (("protected", "data set indices"), ("protected_classes", "classes")):
-            whole = whole_numbers(getattr(self, name))
-            check(whole is not None, name, f"a list of {what}", "For example: [0, 17].")
-            object.__setattr__(self, name, whole)
-        check(self.balance in (None, "class"), "balance", "None or 'class'", "'class' holds the fraction in each class.")
-        check(isinstance(self.unbiased, bool), "unbiased", "True or False", "True adds weights.")
-        check(
+    def check_settings(self) -> None:
+        """``unbiased`` needs a probability of being kept."""
+        super().check_settings()
+        checker(self)(
             self.knows_keep_probability or not self.unbiased,
             "unbiased",
             f"False, because {self.name} hides by a rule and no sample has a known probability of being kept",
@@ -102,6 +128,14 @@ class HideMethod(Method):
     def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
         """Factor on the learning rate of an epoch that hides ``hidden_share`` of the data set."""
         return 1.0
+
+    def within(self, universe: Universe) -> HideMethod:
+        """Protected samples are known by their place in ``universe``; those outside are never trained."""
+        if universe.indices is None or not self.protected:
+            return self
+        protected = torch.tensor(self.protected)
+        inside = protected[torch.isin(protected, universe.indices)]
+        return replace(self, protected=tuple(universe.places(inside).tolist()))
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
@@ -141,8 +175,8 @@ class HideMethod(Method):
     def chooses_in(self, epoch: Epoch) -> bool:
         """Whether a new choice is made in ``epoch``, rather than kept, or everything trained."""
         index = self._since_restart(epoch).index - self.start_epoch
-        anew = index == 0 if self._scoring(epoch) else index % self.every_n_epochs == 0
-        return self._hides_in(epoch) and anew
+        is_due = index == 0 if self._scoring(epoch) else index % self.every_n_epochs == 0
+        return self._hides_in(epoch) and is_due
 
     def _since_restart(self, epoch: Epoch) -> Epoch:
         return replace(epoch, index=epoch.index - self._scoring(epoch))
@@ -154,9 +188,11 @@ class HideMethod(Method):
         index = self._since_restart(epoch).index
         if index < self.start_epoch:
             return False
-        return not self.end_fraction or index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
+        if not self.end_fraction or epoch.max_epochs is None:
+            return True
+        return index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: EpochPlan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
         """What ``epoch`` trains.
 
         Args:
@@ -166,9 +202,9 @@ class HideMethod(Method):
         """
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
-        keeps = previous is not None and not self.chooses_in(epoch)
+        kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
         epoch = self._since_restart(epoch)
-        plan = previous if keeps else self._chosen(statistics, epoch)
+        plan = self._chosen(statistics, epoch) if kept is None else kept
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
@@ -207,7 +243,7 @@ class HideMethod(Method):
             return None, [(-1, slice(None))]
         free = np.ones(len(statistics), dtype=bool)
         free[list(self.protected)] = False
-        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
+        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else np.empty(0)
         if self.protected_classes:
             free &= ~np.isin(classes, self.protected_classes)
         rows = np.flatnonzero(free)

@@ -6,7 +6,7 @@ NeurIPS 2021.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,56 +17,67 @@ from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_epoch_or_share, require, require_epochs, require_fraction
+from kakurenbo_lightning.methods.settings import (
+    checker,
+    epoch_or_share,
+    flag,
+    proportion,
+    require,
+    require_epochs,
+    setting,
+    several,
+)
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, in_epochs, lowest
+
+WINDOW = "(first, end) with first < end, two epochs (integers >= 0) or two shares of max_epochs (floats in (0, 1))"
 
 
 @register_method("el2n")
 @dataclass(frozen=True)
 class El2n(HideMethod):
-    """EL2N (Paul et al., NeurIPS 2021): score, remove once, and train anew on the rest.
+    """EL2N (Paul et al., NeurIPS 2021): score, remove once, and train again on the rest.
 
-    A sample's score is the mean over the scoring epochs of ``||softmax(logits) - onehot(target)||_2``.
-
-    Args:
-        max_fraction: share of the data set of lowest score that is removed, in [0, 1).
-        score_epochs: ``(first, end)``: epochs first to end - 1 are scored; after ``end`` epochs on everything, model, optimizer and
-            schedules go back to their initial state and the full schedule of ``max_epochs`` begins. Integers, or floats: shares of
-            ``max_epochs`` ((0.05, 0.1) are epochs 10 to 20 of 200), at least one epoch.
-        keep_hardest: ``False`` removes the ``drop_hardest`` share of highest score too (noisy labels).
-        drop_hardest: that share, in [0, 1).
-
-    Raises:
-        ValueError: a setting out of range.
+    A sample's score is the mean over the scoring epochs of ``||softmax(logits) - onehot(target)||_2``. After ``end`` epochs on everything,
+    model, optimizer and schedules go back to their initial state and the full schedule of ``max_epochs`` begins.
     """
 
-    max_fraction: float = 0.3
-    score_epochs: tuple[int | float, int | float] = (0.05, 0.1)
-    keep_hardest: bool = True
-    drop_hardest: float = 0.1
+    max_fraction: float = setting(
+        0.3,
+        proportion(),
+        "F, the share of the data set of lowest score that is removed; read as a decimal",
+        fix="For example: 0.3 removes 30 %.",
+    )
+    score_epochs: tuple[int | float, int | float] = setting(
+        (0.05, 0.1),
+        several(epoch_or_share(), WINDOW),
+        "epochs first to end - 1 are scored, at least one; (0.05, 0.1) are epochs 10 to 20 of 200; end at most `max_epochs`",
+        fix="For example: [10, 20] scores epochs 10 to 19.",
+    )
+    keep_hardest: bool = setting(
+        True, flag(), "`False` removes the highest scores too (noisy labels)", fix="False removes the hardest too."
+    )
+    drop_hardest: float = setting(
+        0.1,
+        proportion(),
+        "share of the data set of highest score that is removed by `keep_hardest=False`; with `max_fraction` below 1",
+        fix="For example: 0.1 removes 10 %.",
+    )
 
     summary: ClassVar[str] = "removes the samples of lowest error norm once, and starts the training again on the rest"
     paper: ClassVar[str] = "Paul et al., NeurIPS 2021"
     reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
     columns: ClassVar[tuple[Column, ...]] = (Column("el2n_sum", torch.float32, 0.0), Column("el2n_count", torch.int16, 0))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        given = isinstance(self.score_epochs, Sequence) and len(self.score_epochs) == 2
-        check(
-            given
-            and all(map(is_epoch_or_share, self.score_epochs))
-            and (self.score_epochs[0] == 0 or type(self.score_epochs[0]) is type(self.score_epochs[1]))
-            and self.score_epochs[0] < self.score_epochs[1],
+    def check_settings(self) -> None:
+        """The window is one, and something is left to train."""
+        super().check_settings()
+        window = self.score_epochs
+        checker(self)(
+            len(window) == 2 and (window[0] == 0 or type(window[0]) is type(window[1])) and window[0] < window[1],
             "score_epochs",
-            "(first, end) with first < end, two epochs (integers >= 0) or two shares of max_epochs (floats in (0, 1))",
+            WINDOW,
             "For example: [10, 20] scores epochs 10 to 19.",
         )
-        object.__setattr__(self, "score_epochs", tuple(self.score_epochs))
-        check(isinstance(self.keep_hardest, bool), "keep_hardest", "True or False", "False removes the hardest too.")
-        require_fraction(self.name, "max_fraction", self.max_fraction)
-        require_fraction(self.name, "drop_hardest", self.drop_hardest)
         removed = float(as_decimal(self.max_fraction) + as_decimal(self.drop_hardest)) if not self.keep_hardest else 0.0
         require(
             removed < 1,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
-from kakurenbo_lightning.methods.base import Epoch, RefreshMode
-from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_epoch_or_share, require_epochs, require_fraction
+from kakurenbo_lightning.methods.settings import checker, choice, epoch_or_share, integer, proportion, require_epochs, setting
 from kakurenbo_lightning.methods.topk import exact_floor, in_epochs, lowest
 
 
@@ -25,25 +25,22 @@ from kakurenbo_lightning.methods.topk import exact_floor, in_epochs, lowest
 class Forgetting(HideMethod):
     """Hides the samples of fewest forgetting events; what ``forget`` and ``forget_online`` share.
 
-    A forgetting event: correct when the sample was last seen, wrong now.
+    A forgetting event: correct when the sample was last recorded, wrong now.
     """
 
-    max_fraction: float = 0.3
-    never_learned: Literal["last", "first"] = "last"
+    max_fraction: float = setting(
+        0.3, proportion(), "F, the share of the data set that is hidden; read as a decimal", fix="For example: 0.3 hides 30 %."
+    )
+    never_learned: Literal["last", "first"] = setting(
+        "last",
+        choice("last", "first"),
+        "when samples that were never correct are hidden: last of all, or first, as never forgotten (published comparison code)",
+        fix="'last' hides them last of all; 'first' counts them as never forgotten, as published code does.",
+    )
 
     paper: ClassVar[str] = "Toneva et al., ICLR 2019"
     reads: ClassVar[tuple[str, ...]] = ("loss", "correct")
     columns: ClassVar[tuple[Column, ...]] = (Column("events", torch.int16, 0), Column("learned", torch.bool, False))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "max_fraction", self.max_fraction)
-        checker(self)(
-            self.never_learned in ("last", "first"),
-            "never_learned",
-            "'last' or 'first'",
-            "'last' hides samples that were never right last of all; 'first' counts them as never forgotten, as published code does.",
-        )
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Count what was forgotten."""
@@ -64,32 +61,20 @@ class Forgetting(HideMethod):
 @register_method("forget")
 @dataclass(frozen=True)
 class Forget(Forgetting):
-    """FORGET as published (Toneva et al., ICLR 2019): count, remove once, and train anew on the rest.
+    """FORGET as published (Toneva et al., ICLR 2019): count, remove once, and train again on the rest.
 
-    Args:
-        max_fraction: share of the data set that is removed, in [0, 1).
-        never_learned: a sample that was never right is removed ``"last"`` of all, or counts as never forgotten and goes ``"first"``
-            (published comparison code).
-        static_epochs: epochs on everything, in which events are counted; then model, optimizer and schedules go back to their
-            initial state and the full schedule of ``max_epochs`` begins. An integer >= 1, or a float: a share of ``max_epochs`` (0.1 are
-            the published 20 of 200), at least one epoch.
-
-    Raises:
-        ValueError: a setting out of range.
+    Events are counted in epochs on everything; then model, optimizer and schedules go back to their initial state and the full schedule
+    of ``max_epochs`` begins.
     """
 
-    static_epochs: int | float = 0.1
+    static_epochs: int | float = setting(
+        0.1,
+        epoch_or_share(1),
+        "epochs of counting, at least one; 0.1 are the published 20 of 200; at most `max_epochs`",
+        fix="For example: 20, or 0.1.",
+    )
 
     summary: ClassVar[str] = "removes the least often forgotten samples once, and starts the training again on the rest"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checker(self)(
-            is_epoch_or_share(self.static_epochs) and self.static_epochs > 0,
-            "static_epochs",
-            "epochs (an integer >= 1) or a share of max_epochs (a float in (0, 1))",
-            "For example: 20, or 0.1.",
-        )
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """The counting is no longer than the training."""
@@ -109,24 +94,10 @@ class Forget(Forgetting):
 @register_method("forget_online")
 @dataclass(frozen=True)
 class ForgetOnline(Forgetting):
-    """FORGET while training: each epoch hides the samples of fewest events so far.
-
-    Args:
-        max_fraction: share of the data set hidden in every epoch, in [0, 1).
-        never_learned: as in :class:`Forget`.
-        start_epoch: the first epoch that hides, >= 0.
-        refresh_mode: mode of the pass over the hidden samples, whose events keep counting.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
+    """FORGET while training: each epoch hides the samples of fewest events so far, and those of hidden samples keep counting."""
 
     _: KW_ONLY
-    start_epoch: int = 2
-    refresh_mode: RefreshMode = "eval"
+    start_epoch: int = setting(2, integer(), "the first epoch that hides; an event takes two presentations")
+    refresh_mode: Literal["eval", "train"] = refresh_setting()
 
-    summary: ClassVar[str] = "hides the samples forgotten least often so far; refreshes them by a forward-only pass"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checker(self)(self.refresh_mode in ("eval", "train"), "refresh_mode", "'eval' or 'train'", "Use 'eval'.")
+    summary: ClassVar[str] = "hides the samples forgotten least often so far; refreshes them by a scoring pass"

@@ -6,7 +6,6 @@ Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
 from typing import ClassVar, Literal, NamedTuple
@@ -15,10 +14,20 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.statistics import SampleStatistics
-from kakurenbo_lightning.methods.base import Epoch, RefreshMode
-from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
+from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_epoch_or_share, is_number, require_fraction
+from kakurenbo_lightning.methods.settings import (
+    checker,
+    choice,
+    epoch_or_share,
+    integer,
+    number,
+    proportion,
+    require,
+    setting,
+    several,
+)
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, lowest
 
 
@@ -70,55 +79,59 @@ def select_hidden(
 @register_method("kakurenbo")
 @dataclass(frozen=True)
 class Kakurenbo(HideMethod):
-    """KAKURENBO (Nguyen et al., NeurIPS 2023).
+    """KAKURENBO (Nguyen et al., NeurIPS 2023)."""
 
-    Args:
-        max_fraction: F, the largest share of the data set that may be hidden, in [0, 1). Read as a decimal.
-        tau: confidence from which a correct candidate is hidden, in [0, 1].
-        fractions: F is multiplied by the first of these, and by the next one after each milestone; each in [0, 1].
-        milestones: increasing; integers are epochs, floats in (0, 1) are shares of ``max_epochs``. One fewer than ``fractions``.
-        drop_top: also hide this share of the data set, of highest finite loss (DeepCAM: 0.02), in [0, 1).
-        warmup_epochs: the learning rate is not scaled in the first so many epochs.
-        lr_fraction: the learning rate is divided by one minus the share really hidden (``"hidden"``) or minus F times the
-            schedule's factor even when less is hidden (``"max"``, the published code).
-        refresh_mode: mode of the pass over the hidden samples: ``"eval"``, or ``"train"`` as in the published code, which
-            changes BatchNorm's running statistics.
-        start_epoch: the first epoch that may hide, >= 0; nothing is measured before epoch 1.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    max_fraction: float = 0.3
-    tau: float = 0.7
-    fractions: tuple[float, ...] = (1.0, 0.8, 0.6, 0.4)
-    milestones: tuple[int | float, ...] = (0.3, 0.6, 0.8)
-    drop_top: float = 0.0
-    warmup_epochs: int = 0
-    lr_fraction: Literal["hidden", "max"] = "hidden"
-    refresh_mode: RefreshMode = "eval"
+    max_fraction: float = setting(
+        0.3,
+        proportion(),
+        "F, the largest share of the data set that may be hidden; read as a decimal, 0.29 of 100 is 29; with `drop_top` below 1",
+        fix="For example: 0.3 hides 30 %.",
+    )
+    tau: float = setting(
+        0.7, number(0, 1), "confidence from which a correct candidate is hidden; compared in float32: 0.7 hides at 0.7"
+    )
+    fractions: tuple[float, ...] = setting(
+        (1.0, 0.8, 0.6, 0.4),
+        several(number(0, 1), "a list of numbers in [0, 1]"),
+        "factor on F in each interval between milestones",
+        fix="For example: [1, 0.8].",
+    )
+    milestones: tuple[int | float, ...] = setting(
+        (0.3, 0.6, 0.8),
+        several(epoch_or_share(1), "a list of epochs (positive integers) or of shares of max_epochs (floats in (0, 1))"),
+        "where the next fraction begins; strictly increasing, of one kind, one fewer than `fractions`",
+        fix="For example: [60, 120, 160] or [0.3, 0.6, 0.8].",
+    )
+    drop_top: float = setting(
+        0.0,
+        proportion(),
+        "also hide this share of the data set, of highest finite loss; 0.02 for DeepCAM in the paper",
+        fix="For example: 0.02 hides 2 %.",
+    )
+    warmup_epochs: int = setting(
+        0, integer(), "the learning rate is not scaled in these first epochs", unit="epochs", fix="For example: 5."
+    )
+    lr_fraction: Literal["hidden", "max"] = setting(
+        "hidden",
+        choice("hidden", "max"),
+        "the learning rate is divided by 1 - the share really hidden, or (`'max'`, the published code) by 1 - F_e even when less is hidden",
+        fix="Use 'hidden' unless you reproduce the paper's code.",
+    )
+    refresh_mode: Literal["eval", "train"] = refresh_setting()
     _: KW_ONLY
-    start_epoch: int = 1
+    start_epoch: int = setting(1, integer(), "the first epoch that may hide; nothing is measured before epoch 1")
 
-    summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a forward-only pass"
+    summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a scoring pass"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check_settings(self) -> None:
+        """The shares leave something to train, and the schedule of fractions is one."""
+        super().check_settings()
         check = checker(self)
-        require_fraction(self.name, "max_fraction", self.max_fraction)
-        require_fraction(self.name, "drop_top", self.drop_top)
-        require_fraction(self.name, "max_fraction + drop_top", float(as_decimal(self.max_fraction) + as_decimal(self.drop_top)))
-        check(is_number(self.tau) and 0 <= self.tau <= 1, "tau", "a number in [0, 1]", "For example: 0.7.")
-        for name in ("fractions", "milestones"):
-            value = getattr(self, name)
-            check(isinstance(value, Sequence) and not isinstance(value, str), name, "a list", "For example: [0.3, 0.6, 0.8].")
-        # Hydra hands over lists
-        object.__setattr__(self, "fractions", tuple(self.fractions))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        check(
-            all(is_number(f) and 0 <= f <= 1 for f in self.fractions), "fractions", "numbers in [0, 1]", "For example: [1, 0.8]."
+        hidden = float(as_decimal(self.max_fraction) + as_decimal(self.drop_top))
+        require(
+            hidden < 1, self.name, "max_fraction + drop_top", hidden, "a number in [0, 1)", "Something must be left to train."
         )
         check(
             len(self.milestones) == len(self.fractions) - 1,
@@ -126,36 +139,12 @@ class Kakurenbo(HideMethod):
             f"one shorter than fractions ({len(self.fractions)} values)",
             "Each milestone moves on to the next fraction.",
         )
-        check(
-            all(is_epoch_or_share(m) and m > 0 for m in self.milestones),
-            "milestones",
-            "epochs (positive integers) or shares of max_epochs (floats in (0, 1))",
-            "For example: [60, 120, 160] or [0.3, 0.6, 0.8].",
-        )
         kinds = {type(m) for m in self.milestones}
         check(
             len(kinds) <= 1 and all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False)),
             "milestones",
             "strictly increasing and of one kind, all epochs or all shares",
             "For example: [60, 120, 160].",
-        )
-        check(
-            is_count(self.warmup_epochs),
-            "warmup_epochs",
-            "an integer >= 0",
-            "For example: 5.",
-        )
-        check(
-            self.lr_fraction in ("hidden", "max"),
-            "lr_fraction",
-            "'hidden' or 'max'",
-            "Use 'hidden' unless you reproduce the paper's code.",
-        )
-        check(
-            self.refresh_mode in ("eval", "train"),
-            "refresh_mode",
-            "'eval' or 'train'",
-            "Use 'eval' unless you reproduce the paper's code.",
         )
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
@@ -175,12 +164,12 @@ class Kakurenbo(HideMethod):
         self._check_end(epoch.max_epochs)
         passed = 0
         for milestone in self.milestones:
-            at = as_decimal(milestone) * epoch.max_epochs if isinstance(milestone, float) else milestone
+            at = as_decimal(milestone) * (epoch.max_epochs or 0) if isinstance(milestone, float) else milestone
             passed += epoch.index >= at
         return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """Choose anew from the last seen loss, confidence and correctness; no memory of earlier choices."""
+        """Choose from the last loss, confidence and correctness; no memory of earlier choices."""
         total = len(statistics)
         chosen = select_hidden(
             statistics.loss,

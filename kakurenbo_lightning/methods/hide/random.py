@@ -14,31 +14,25 @@ from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import require_fraction
+from kakurenbo_lightning.methods.settings import proportion, setting
 from kakurenbo_lightning.methods.topk import exact_floor, mask_of, some_of
 
 
 @register_method("random")
 @dataclass(frozen=True)
 class RandomHiding(HideMethod):
-    """Each epoch hides a uniform ``floor(max_fraction * N)`` of the samples.
+    """Each epoch hides a uniform ``floor(max_fraction * N)`` of the samples."""
 
-    Args:
-        max_fraction: share of the data set hidden in every epoch, in [0, 1).
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    max_fraction: float = 0.3
+    max_fraction: float = setting(
+        0.3,
+        proportion(),
+        "F, the share of the data set that is hidden in every epoch; read as a decimal, 0.29 of 100 is 29",
+        fix="For example: 0.3 hides 30 %.",
+    )
 
     summary: ClassVar[str] = "hides a uniformly drawn part of the samples"
     reads: ClassVar[tuple[str, ...]] = ()
     knows_keep_probability: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "max_fraction", self.max_fraction)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """A new draw from the epoch's own stream."""
@@ -55,12 +49,6 @@ class RandomCycle(RandomHiding):
 
     No sample is trained a second time before every other one was. An epoch that ends one permutation begins the next with samples it
     has not had yet, so that none comes twice in it.
-
-    Args:
-        max_fraction: share of the data set that an epoch does not take, in [0, 1).
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
     summary: ClassVar[str] = "takes the next part of one random permutation after another"

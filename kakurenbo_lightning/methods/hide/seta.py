@@ -16,7 +16,7 @@ from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import checker, is_count, is_number, require_fraction
+from kakurenbo_lightning.methods.settings import checker, integer, number, proportion, setting
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, some_of
 
 MAX_ITERATIONS = 100
@@ -31,33 +31,22 @@ class SeTa(HideMethod):
     Each epoch draws a uniform part of the samples, splits it by 1-D k-means on the loss into groups, ordered from easy to hard, and
     trains on a window of consecutive groups that moves on by one group each epoch. Drawn samples without a finite loss are always
     trained; so are all drawn ones in epoch 0, after ``delta``, and when the window holds none.
-
-    Args:
-        prune_ratio: r, the share of the data set that is not drawn, in [0, 1).
-        groups: G, how many groups, >= 1.
-        window: share of the groups that is trained, in (0, 1].
-        delta: share of ``max_epochs`` in which the window is used, in [0, 1]; afterwards all that is drawn is trained.
-
-    Raises:
-        ValueError: a setting out of range.
     """
 
-    prune_ratio: float = 0.1
-    groups: int = 10
-    window: float = 0.5
-    delta: float = 0.875
+    prune_ratio: float = setting(
+        0.1, proportion(), "r, the share of the data set that is not drawn", fix="For example: 0.1 leaves out 10 %."
+    )
+    groups: int = setting(10, integer(1), "G, into how many groups the drawn samples are split by their loss")
+    window: float = setting(0.5, number(0, 1, above=True), "share of the groups that is trained")
+    delta: float = setting(
+        0.875,
+        number(0, 1),
+        "share of `max_epochs` in which the window slides; afterwards all that is drawn is trained; 1 also in a run without an end",
+    )
 
     summary: ClassVar[str] = "draws a part of the samples and trains a window of it that slides from easy to hard"
     paper: ClassVar[str] = "Zhou et al., CVPR 2025"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check = checker(self)
-        require_fraction(self.name, "prune_ratio", self.prune_ratio)
-        check(is_count(self.groups, 1), "groups", "an integer >= 1", "For example: 10.")
-        check(is_number(self.window) and 0 < self.window <= 1, "window", "a number in (0, 1]", "For example: 0.5.")
-        check(is_number(self.delta) and 0 <= self.delta <= 1, "delta", "a number in [0, 1]", "For example: 0.875.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """``delta`` needs a run that has an end, unless it is 1."""
@@ -106,7 +95,7 @@ def kmeans_bounds(values: np.ndarray, groups: int) -> np.ndarray:
     total = _Sums(ordered)
     centres = ordered[(np.arange(groups) * 2 + 1) * len(ordered) // (2 * groups)]
     cuts = np.empty(groups + 1, dtype=np.int64)
-    cuts[0], cuts[-1], before = 0, len(ordered), b""
+    cuts[0], cuts[-1], before, bounds = 0, len(ordered), b"", centres[1:]
     for _ in range(MAX_ITERATIONS):
         bounds = (centres[:-1] + centres[1:]) / 2
         cuts[1:-1] = ordered.searchsorted(bounds, side="right")
@@ -130,13 +119,14 @@ class _Sums:
 
     def __call__(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """Of the pieces from ``starts`` to ``ends``, which lie side by side and are all of ``values``."""
-        if self._blocks is None:
+        blocks = self._blocks
+        if blocks is None:
             return np.add.reduceat(self._values, starts)
-        return np.array([self._piece(start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
+        return np.array([self._piece(blocks, start, end) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
 
-    def _piece(self, start: int, end: int) -> float:
+    def _piece(self, blocks: np.ndarray, start: int, end: int) -> float:
         first, last = -(-start // BLOCK), end // BLOCK
         if first >= last:
             return self._values[start:end].sum()
-        inner = self._blocks[first:last].sum()
+        inner = blocks[first:last].sum()
         return self._values[start : first * BLOCK].sum() + inner + self._values[last * BLOCK : end].sum()

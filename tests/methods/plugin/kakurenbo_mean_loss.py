@@ -10,38 +10,25 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning import Choice, Column, Epoch, HideMethod, SampleStatistics, register_method
-from kakurenbo_lightning.methods.settings import checker, is_number, require_fraction
+from kakurenbo_lightning.methods.settings import proportion, setting
 from kakurenbo_lightning.methods.topk import exact_floor, lowest, mask_of, some_of
 
 
 @register_method("mean_loss")
 @dataclass(frozen=True)
 class MeanLoss(HideMethod):
-    """Draws half of the samples of lowest mean loss, and hides them.
+    """Draws half of the samples of lowest mean loss, and hides them."""
 
-    Args:
-        pool: share of the data set, of lowest mean loss, from which half is hidden, in [0, 1).
-        decay: the moving mean is ``decay * mean + (1 - decay) * loss``; in [0, 1).
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    pool: float = 0.6
-    decay: float = 0.5
+    pool: float = setting(0.6, proportion(), "share of the data set, of lowest mean loss, from which half is hidden")
+    decay: float = setting(0.5, proportion(), "the moving mean is `decay` mean + (1 - `decay`) loss")
 
     summary: ClassVar[str] = "hides a random half of the samples of low mean loss"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     columns: ClassVar[tuple[Column, ...]] = (Column("mean_loss", torch.float32, float("nan")),)
     knows_keep_probability: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_fraction(self.name, "pool", self.pool)
-        checker(self)(is_number(self.decay) and 0 <= self.decay < 1, "decay", "a number in [0, 1)", "For example: 0.5.")
-
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
-        """Average the loss; a mean that is not finite begins anew."""
+        """Average the loss; a mean that is not finite starts again."""
         mean = statistics.extra["mean_loss"]
         before, loss = mean[rows], values["loss"].to(mean.dtype)
         mean.index_copy_(0, rows, torch.where(before.isfinite(), self.decay * before + (1 - self.decay) * loss, loss))

@@ -12,8 +12,8 @@ LOSSES = [
 ]
 
 
-def watched(method, losses):
-    """Statistics that have seen the losses of each epoch."""
+def recorded(method, losses):
+    """Statistics that hold the losses of each epoch."""
 
     def observe(statistics, rows, values, epoch):
         method.observe(statistics, rows, values, Epoch(epoch))
@@ -41,7 +41,7 @@ def test_it_is_listed():
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_half_of_those_of_lowest_mean_loss_hides(epochs):
     losses, method = LOSSES[:epochs], MeanLoss(pool=0.5, decay=0.25)
-    statistics, mean = watched(method, losses), mean_loss(losses, decay=0.25)
+    statistics, mean = recorded(method, losses), mean_loss(losses, decay=0.25)
     np.testing.assert_allclose(statistics.extra["mean_loss"], mean, rtol=1e-6)
     choice = method.choose(statistics, Epoch(epochs))
     pool = np.argsort(mean, kind="stable")[:4]  # NaN comes last
@@ -53,7 +53,7 @@ def test_half_of_those_of_lowest_mean_loss_hides(epochs):
 
 def test_the_draw_is_of_the_epoch_and_the_seed():
     method = MeanLoss(pool=0.9)
-    statistics = watched(method, [torch.rand(100).tolist()])
+    statistics = recorded(method, [torch.rand(100).tolist()])
     hidden = {tuple(np.flatnonzero(method.choose(statistics, Epoch(e, seed=s)).hidden)) for e in (1, 2) for s in (0, 1)}
     assert len(hidden) == 4
     again = method.choose(statistics, Epoch(1, seed=0)).hidden
@@ -62,12 +62,10 @@ def test_the_draw_is_of_the_epoch_and_the_seed():
 
 def test_weights_add_up_to_the_data_set():
     method = MeanLoss(pool=0.5, unbiased=True)
-    plan = method.plan(watched(method, LOSSES), Epoch(3))
+    plan = method.plan(recorded(method, LOSSES), Epoch(3))
     assert plan.weights[plan.indices].sum() == 8
 
 
-@pytest.mark.parametrize("setting", [{"pool": 1.0}, {"decay": 1.0}, {"decay": "0.5"}])
-def test_bad_settings_are_refused(setting):
-    (name,) = setting
-    with pytest.raises(ValueError, match=f"mean_loss: {name}=.* is not allowed"):
-        MeanLoss(**setting)
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match=r"mean_loss: pool=1\.0 is not allowed; pool must be a number in \[0, 1\)"):
+        MeanLoss(pool=1.0)

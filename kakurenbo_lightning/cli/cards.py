@@ -1,0 +1,79 @@
+"""The settings tables of cards and lists: made from what the methods declare, between two comments of the Markdown file."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.draw.base import DrawMethod, StreamMethod
+from kakurenbo_lightning.methods.hide.base import HideMethod
+from kakurenbo_lightning.methods.registry import available_methods, method_class
+from kakurenbo_lightning.methods.settings import settings_of
+
+PACKAGE = Path(__file__).parents[1]
+HEAD = ["setting", "default", "allowed", "meaning"]
+FAMILIES = {cls.__name__: cls for cls in (HideMethod, BackpropMethod, StreamMethod, DrawMethod)}
+BLOCK = re.compile(r"(^<!-- settings of (\w+)\b[^\n]*-->\n).*?(^<!-- end of settings -->\n)", re.MULTILINE | re.DOTALL)
+NAMES = re.compile(r"^(\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\w+/\2\.md\) \|[^|\n]*\| )[^|\n]*( \|)$", re.MULTILINE)
+
+
+def own_and_common(cls: type[Method]) -> tuple[list[list[str]], list[list[str]]]:
+    """Rows of :data:`HEAD`: of the settings that a method declares or changes, and of those that it has as its family has them."""
+    lines = cls.__mro__
+    family = next((base for base in lines[1:] if base in FAMILIES.values()), Method)
+    declared = [name for base in reversed(lines[: lines.index(family)]) for name in inspect.get_annotations(base)]
+    rows = {field.name: [field.name, _default(field), *_said(cls, field.name)] for field in fields(cls)}
+    own = [rows.pop(name) for name in declared if name in rows]  # a name that comes twice is popped once
+    return own, list(rows.values())
+
+
+def _said(cls: type[Method], name: str) -> list[str]:
+    declared = settings_of(cls)[name]
+    if declared is None:
+        return ["-", "-"]
+    return [declared.kind.allowed + f" ({declared.unit})" * bool(declared.unit), declared.meaning]
+
+
+def _default(field: Field) -> str:
+    if field.default is not MISSING:
+        return repr(field.default)
+    return "must be given" if field.default_factory is MISSING else repr(field.default_factory())
+
+
+def updated(text: str) -> str:
+    """A Markdown file with its settings tables as the code has them now, and the names of settings in README's lists of methods."""
+
+    def table(block: re.Match) -> str:
+        own, _ = own_and_common(FAMILIES.get(block[2]) or method_class(block[2]))
+        return f"{block[1]}{markdown(own)}{block[3]}"
+
+    def names(row: re.Match) -> str:
+        cls = method_class(row[2])
+        common = {field.name for family in FAMILIES.values() if issubclass(cls, family) for field in fields(family)}
+        return f"{row[1]}{', '.join(f'`{field.name}`' for field in fields(cls) if field.name not in common) or '-'}{row[3]}"
+
+    return NAMES.sub(names, BLOCK.sub(table, text))
+
+
+def markdown(rows: Iterable[list[str]]) -> str:
+    """A table of :data:`HEAD`."""
+    cells = [[f"`{name}`", f"`{default}`", *said] for name, default, *said in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [HEAD, *cells]).replace("\n", f"\n{'|---' * len(HEAD)}|\n", 1)
+
+
+def write_cards() -> list[Path]:
+    """Bring the tables in the cards of all methods, in the list beside them and in README up to date; which files have changed."""
+    cards = [info.card for info in available_methods().values() if info.card]
+    lists = [PACKAGE / "methods" / "README.md", PACKAGE.parent / "README.md"]
+    changed = []
+    for path in [*cards, *filter(Path.is_file, lists)]:
+        text = path.read_text(encoding="utf-8")
+        if (new := updated(text)) != text:
+            path.write_text(new, encoding="utf-8")
+            changed.append(path)
+    return changed

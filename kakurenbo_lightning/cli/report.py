@@ -1,0 +1,110 @@
+"""The console script ``kakurenbo-report``: reads run folders, prints their comparison and writes the report."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
+from kakurenbo_lightning.core import extras
+
+if TYPE_CHECKING:  # pandas and matplotlib are loaded when there is something to report, and --help needs neither
+    from kakurenbo_lightning.report import Group, Problem
+
+ABOUT = "Compare training runs: what was hidden, what that saved, and whether it was worth it."
+
+EXAMPLES = """\
+examples:
+  kakurenbo-report outputs/2026-01-31/12-00-00
+      writes report/report.html there, with the figures as PNG and the tables as CSV beside it
+  kakurenbo-report multirun/2026-01-31/12-00-00 outputs/2026-01-30 -o sweep_report
+      several folders in one report; runs are found at any depth
+  kakurenbo-report multirun/2026-01-31/12-00-00 --format markdown >> README.md
+      the comparison table alone, for a README (csv: for a spreadsheet, terminal: to look at)
+
+A run folder is one that kakurenbo-train or a RunRecorder leaves: it holds a run.json. Runs that differ in their seed only are averaged.
+Differences and savings need a run of method=baseline with the same seed."""
+
+WIDTH, NARROW = 150, 124  # characters of a line that goes into a file or a pipe, and that all columns need
+NOTHING = """\
+kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train leaves, with a run.json in it or below it; its \
+path is printed at the end of a run. Make one and report it:
+  kakurenbo-train -m method=baseline,kakurenbo seed=0,1
+  kakurenbo-report multirun/DATE/TIME
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print or write what the command line asks for; without a run that can be read, end with exit code 2."""
+    parser = argparse.ArgumentParser(
+        "kakurenbo-report", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run or of a multirun")
+    output = "where the report goes (default: FOLDER/report; of several, beside them)"
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help=output)
+    kinds = "html (default) writes the report and prints the comparison; the others print the comparison only"
+    parser.add_argument("--format", choices=("html", "terminal", "markdown", "csv"), default="html", help=kinds)
+    options = parser.parse_args(arguments)
+    extras.require_or_exit("kakurenbo-report", "report", *extras.REPORT)
+
+    from kakurenbo_lightning import report
+    from kakurenbo_lightning.report.notes import unfinished
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # names of folders and classes may be of any characters
+    runs, problems = report.read_runs(options.folders)
+    if not runs:
+        names = ", ".join(map(str, options.folders))
+        parser.exit(2, "\n".join([NOTHING.format(names=names), *problem_lines(problems), ""]))
+    groups = report.make_groups(runs)
+    problems += unfinished(runs)
+    if options.format in ("markdown", "csv"):
+        is_csv = options.format == "csv"
+        sys.stdout.write(
+            report.comparison(groups).to_csv(index=False) if is_csv else report.markdown(report.comparison_text(groups)) + "\n"
+        )
+        print("\n".join(problem_lines(problems)), file=sys.stderr)
+        return
+    show("\n".join([*comparison_lines(groups, terminal_width(WIDTH)), *problem_lines(problems)]))
+    if options.format == "html":
+        target = options.output or default_target(options.folders)
+        try:
+            page = report.write_report(groups, problems, target, title=", ".join(map(str, options.folders)))
+        except OSError as error:
+            parser.error(f"--output={str(target)!r} cannot be written: {error}. Name a folder that can, with -o.")
+        show(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def default_target(folders: list[Path]) -> Path:
+    """Where the report of these folders goes: into the only one, or where all of them lie."""
+    there = [folder if os.path.isdir(folder) else folder.parent for folder in folders]  # of a name too long, `Path.is_dir` raises
+    return Path(os.path.commonpath([folder.absolute() for folder in there])) / "report"
+
+
+def comparison_lines(groups: list[Group], width: int) -> list[str]:
+    """The comparison as lines of a terminal, and what one must know to read it."""
+    from kakurenbo_lightning.report.notes import notes
+    from kakurenbo_lightning.report.tables import COUNTS, comparison_text
+
+    table, found = comparison_text(groups), notes(groups)
+    if width < NARROW:
+        table = table.drop(columns=COUNTS)
+        found.append(f"Not shown for want of room: {', '.join(COUNTS)}. A wider terminal has them, and --format csv.")
+    lines = aligned([str(name) for name in table], table.values.tolist(), width, figures=True)
+    return [*lines, "", *(textwrap.fill(note, width) for note in found)]
+
+
+def problem_lines(problems: list[Problem]) -> list[str]:
+    """What was left out and why."""
+    return ["left out:", *(f"  {problem.path}: {problem.reason}" for problem in problems)] if problems else []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""A structured config for every registered method, made from its declared settings.
+
+The config of ``plb`` instantiates ``SampleSelection("plb", ...)``; it holds each setting with its type and default, so it composes alone,
+and a wrong name or type is refused when Hydra composes. Ranges are checked when the method is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, field, make_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.settings import settings_of
+
+TARGET = "kakurenbo_lightning.SampleSelection"
+
+
+def method_config(name: str) -> type:
+    """The structured config, a dataclass, of the method ``name``.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    return _config_of(method_class(name))
+
+
+def __getattr__(name: str) -> type:
+    """The config of the method ``name``, so that a config can be pickled by reference."""
+    if not name.startswith("_"):
+        try:
+            return method_config(name)
+        except ValueError:
+            pass
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@cache
+def _config_of(cls: type[Method]) -> type:
+    own = [("_target_", str, TARGET), ("_convert_", str, "all"), ("method", str, cls.name)]
+    return make_dataclass(cls.name, [*own, *_typed_settings(cls)], namespace={"__module__": __name__, "__doc__": cls.summary})
+
+
+def _typed_settings(cls: type[Method]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, annotation and default of each setting; what OmegaConf cannot type is Any, and what it cannot hold is left out."""
+    try:
+        hints = get_type_hints(cls)  # of plain fields, where they can be resolved
+    except Exception:
+        hints = {}
+    for name, declared in settings_of(cls).items():
+        default = _default(cls.__dataclass_fields__[name])
+        for annotation in (declared.kind.type if declared else hints.get(name, Any), Any):
+            typed = (name, _without_listed_unions(annotation), default)
+            try:
+                OmegaConf.structured(make_dataclass("one", [typed]))
+            except OmegaConfBaseException:
+                continue
+            yield typed
+            break
+
+
+def _without_listed_unions(annotation: Any) -> Any:
+    """``list`` for a list of unions, which OmegaConf hands over as its own nodes when a callable is instantiated."""
+    is_listed = get_origin(annotation) in (list, tuple)
+    return list[Any] if is_listed and any(get_origin(item) in (Union, UnionType) for item in get_args(annotation)) else annotation
+
+
+def _default(declared: Field) -> Any:
+    """The default as OmegaConf holds it: a tuple becomes a list, and what must be given is "???"."""
+    value = declared.default if declared.default_factory is MISSING else declared.default_factory()
+    if value is MISSING:
+        return "???"
+    if isinstance(value, (list, tuple, dict)):
+        return field(default_factory=lambda: list(value) if isinstance(value, tuple) else value)
+    return value

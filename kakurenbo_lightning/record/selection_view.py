@@ -1,0 +1,118 @@
+"""What a recorder reads of a selection besides its public attributes; nothing else in ``record/`` reaches into the session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning.core.class_labels import targets_of
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.record.sample_counts import SampleCounts
+from kakurenbo_lightning.record.schema import Thumbnails
+from kakurenbo_lightning.record.thumbnails import thumbnails_of
+from kakurenbo_lightning.session.checkpoint import describe_method
+from kakurenbo_lightning.session.session import Session
+
+
+class SelectionView:
+    """The session of a selection, as far as a recorder needs it.
+
+    Attributes:
+        method: name, settings and family of the method, as plain values.
+        seed: of order and choice.
+        fingerprint: a hash of the data set; None before it is known.
+        dataset: the train data set; None before it is known.
+        statistics: of every sample, from the start of training on.
+        plan: of the epoch, from its start on.
+        step: number of the batch that is trained, in its epoch.
+        metrics: what the selection logs of the planned epoch.
+        last_metrics: what it logged of the last epoch that ended.
+    """
+
+    def __init__(self, selection: SampleSelection) -> None:
+        self._selection = selection
+
+    @property
+    def _session(self) -> Session:
+        session = self._selection.session
+        assert session is not None, "the Trainer's setup has made one"
+        return session
+
+    @property
+    def method(self) -> dict[str, Any]:
+        return {**describe_method(self._selection.method), "family": self._selection.method.family}
+
+    @property
+    def seed(self) -> int:
+        return self._session.seed
+
+    @property
+    def fingerprint(self) -> str | None:
+        return self._session.data.fingerprint if self._session.loader.is_known else None
+
+    @property
+    def dataset(self) -> Any:
+        return self._session.data.loader.dataset if self._session.loader.is_known else None
+
+    @property
+    def statistics(self) -> SampleStatistics:
+        return self._session.data.statistics
+
+    @property
+    def plan(self) -> Plan:
+        return self._session.state.plan
+
+    @property
+    def step(self) -> int:
+        return self._session.state.step
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self._session.state.metrics
+
+    @property
+    def last_metrics(self) -> Mapping[str, float]:
+        return self._session.state.ended_metrics
+
+    def done_batches(self) -> int:
+        """Batches of the epoch that a run resumed from a checkpoint of this moment does not train again."""
+        return self._session.adapter.done_batches()
+
+    def call_on_trained(self, function: Callable[[Tensor], None] | None) -> None:
+        """Call ``function`` in each training step with the indices that this rank trains in it, ``int64[b]`` on the device."""
+        if self._selection.session is not None:  # an exception may come before it
+            self._selection.session.on_trained = function
+
+    def columns(self, trained: Tensor, counts: SampleCounts) -> dict[str, Tensor]:
+        """The columns of samples.parquet but for the index, ``[N]`` each; ``trained``: how often each sample was, on all ranks."""
+        statistics, known = self.statistics, targets_of(self.dataset)
+        unknown = torch.full((len(statistics),), -1, dtype=torch.int32)
+        return {
+            "loss": statistics.loss,
+            "confidence": statistics.confidence,
+            "correct": statistics.correct,
+            "target": unknown if known is None else known,
+            "epoch_seen": statistics.epoch_seen,
+            "times_trained": trained,
+            "times_hidden": counts.hidden,
+            "last_change": counts.changed,
+            **statistics.extra,
+        }
+
+    def thumbnails(self, columns: Mapping[str, np.ndarray]) -> Thumbnails | None:
+        """Images of some samples; ``None``, after a warning, when the data set cannot be read in this process."""
+        streams = rng_state()
+        try:
+            return thumbnails_of(self.dataset, columns)
+        except Exception as error:  # of the user's data set, which workers could read: no reason to fail at the end of a run
+            rank_zero_warn(f"RunRecorder: there are no thumbnails, the data set could not be read here ({error})")
+            return None
+        finally:
+            set_rng_state(streams)

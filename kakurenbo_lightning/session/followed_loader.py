@@ -1,0 +1,92 @@
+"""What a session knows of the train loader it follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from kakurenbo_lightning.core.distributed import check_same_data
+from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.core.random import stream_seed
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.seeded_dataset import num_samples
+from kakurenbo_lightning.core.shard import Shard
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.stream_shard import DrawSource
+from kakurenbo_lightning.core.universe import Universe
+from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.trainer.loader import seed_workers
+from kakurenbo_lightning.trainer.loader_compatibility import check_length
+
+
+@dataclass(frozen=True)
+class FollowedLoader:
+    """What a session knows of the train loader.
+
+    Attributes:
+        loader: a copy of the user's, whose batches are the plan's.
+        sampler: of it.
+        public: it goes through Lightning's public API only (``SampleSelection.wrap``).
+        fingerprint: of its data set.
+        universe: the samples of it that the user's sampler yields.
+        statistics: one row per sample of its data set.
+        longest: batches of the longest epoch there will be.
+    """
+
+    loader: DataLoader
+    sampler: SelectionSampler
+    public: bool
+    fingerprint: str
+    universe: Universe
+    statistics: SampleStatistics
+    longest: int
+
+    @property
+    def identity(self) -> str:
+        """What a checkpoint compares: the fingerprint, and which samples can be trained where not all can."""
+        return "/".join(filter(None, (self.fingerprint, self.universe.digest)))
+
+    def check_length(self) -> None:
+        """Raise ``ConflictError`` when the data set has another length than before."""
+        check_length(num_samples(self.loader.dataset), len(self.statistics))
+
+    def seed_workers(self, epoch: int) -> None:
+        """Workers that are started from now on draw the random numbers of ``epoch``."""
+        seed_workers(self.loader, worker_seed(self.sampler, epoch))
+
+    def arrive(self, device: torch.device, compare: bool, position: str) -> None:
+        """The device is known; ``compare``: the ranks compare their data sets (collective), ``position`` is for its errors."""
+        if compare and self.sampler.num_replicas > 1:
+            check_same_data(len(self.statistics), self.identity, position)
+        self.statistics.to(device)
+
+    def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
+        """What ``epoch`` trains, chosen by ``method`` from the samples that can be trained; ``before``: the plan of the epoch before."""
+        universe = self.universe
+        return universe.outside(
+            method.within(universe).plan(universe.statistics(self.statistics), epoch, universe.inside(before))
+        )
+
+    def rows_to_score(self, method: Method, epoch: Epoch, before: Plan | None) -> Tensor:
+        """Which samples ``method`` wants to be scored before ``epoch``, ``int64[n]`` data set indices, ascending."""
+        universe = self.universe
+        rows = method.within(universe).rows_to_score(universe.statistics(self.statistics), epoch, universe.inside(before))
+        return universe.samples(rows)
+
+    def shard(self, state: EpochState, draws: DrawSource | None) -> Shard:
+        """This rank's part of the epoch, without what was trained with another layout."""
+        return state.plan.shard(self.sampler.layout(state.epoch, state.done), draws)
+
+    def position(self, state: EpochState) -> str:
+        """Rank, epoch and step, for errors."""
+        steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
+        return f"rank {self.sampler.rank}, in epoch {state.epoch} after step {state.step} of {steps},"
+
+
+def worker_seed(sampler: SelectionSampler, epoch: int) -> int:
+    """Of the workers that load ``epoch`` for this rank."""
+    return stream_seed(sampler.seed, epoch, f"workers:{sampler.rank}")

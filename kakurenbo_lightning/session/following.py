@@ -1,0 +1,151 @@
+"""The user's train loader, as a session follows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kakurenbo_lightning.core.class_labels import targets_of
+from kakurenbo_lightning.core.fingerprint import loader_fingerprint
+from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
+from kakurenbo_lightning.session.planning import Planner
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for
+from kakurenbo_lightning.trainer.loader_compatibility import (
+    check_length,
+    check_same_samples,
+    check_universe,
+    read_loader,
+    warn_of_loader,
+)
+from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
+
+
+class TrainLoader:
+    """The place of the train loader in a session: Lightning fills it when it asks, perhaps more than once.
+
+    Args:
+        adapter: of the Trainer.
+        method: the selection method.
+        planner: checks the settings, when the length of an epoch is known.
+        schedules: learn that length.
+
+    Attributes:
+        is_asked_for: Lightning has asked for the loader in this fit.
+    """
+
+    def __init__(self, adapter: TrainerAdapter, method: Method, planner: Planner, schedules: EpochSchedules) -> None:
+        self._adapter, self._method, self._planner, self._schedules = adapter, method, planner, schedules
+        self._followed: FollowedLoader | None = None
+        self.is_asked_for = False
+
+    @property
+    def data(self) -> FollowedLoader:
+        """The loader that is followed.
+
+        Raises:
+            ConflictError: Lightning has asked for none yet.
+        """
+        if self._followed is None:
+            raise ConflictError(self._adapter.missing_message())
+        return self._followed
+
+    @property
+    def is_known(self) -> bool:
+        """Whether :attr:`data` is there."""
+        return self._followed is not None
+
+    def expect(self) -> None:
+        """A fit begins: Lightning asks for the loader once more, and its statistics stay."""
+        self.is_asked_for = False
+
+    def holds(self, loader: object) -> bool:
+        """Whether ``loader`` is the copy that is followed in this fit."""
+        return self.is_asked_for and loader is self.data.loader
+
+    def check(self) -> None:
+        """Raise ``ValueError`` when Lightning asked for no loader, or the method's settings do not fit its data or this training."""
+        if not self.is_asked_for:
+            raise ConflictError(self._adapter.missing_message())
+        self._planner.check(len(self.data.statistics))
+
+    def follow(
+        self, loader: DataLoader, seed: int, epoch_of: Callable[[int], Epoch], on_set_epoch: Callable[[int], None], public: bool
+    ) -> FollowedLoader:
+        """Follow the user's ``loader``, see :func:`follow_loader`."""
+        before = self._followed
+        data = follow_loader(loader, before, self._adapter, self._method, seed, epoch_of, on_set_epoch, public)
+        self._followed, self.is_asked_for = data, True
+        self._schedules.full_batches = self._adapter.limited(data.longest)
+        if not self._adapter.passive:  # the learning-rate finder has another max_steps
+            self.check()
+        if before is None:  # after the check of what is there at all
+            self._method.check_data(data.fingerprint)
+        if public:  # Lightning takes the first batches before set_epoch(0)
+            data.sampler.follow(data.plan(self._method, epoch_of(0), None))
+        return data
+
+
+def follow_loader(
+    loader: DataLoader,
+    before: FollowedLoader | None,
+    adapter: TrainerAdapter,
+    method: Method,
+    seed: int,
+    epoch_of: Callable[[int], Epoch],
+    on_set_epoch: Callable[[int], None],
+    public: bool,
+) -> FollowedLoader:
+    """Follow the user's ``loader``.
+
+    Args:
+        loader: the user's.
+        before: what was followed until now: a reloaded loader, or that of another fit, keeps its statistics.
+        adapter: of the Trainer.
+        method: the selection method.
+        seed: of the order.
+        epoch_of: makes the :class:`Epoch` of a number.
+        on_set_epoch: called when Lightning sets the epoch, before it asks for the first batch.
+        public: without Lightning's private attributes.
+
+    Raises:
+        ConflictError: the loader cannot be followed, or its samples are others than before.
+    """
+    order = read_loader(loader, adapter.world_size, adapter.rank)
+    check_universe(order.universe, method)
+    if before is None:
+        statistics, known = empty_statistics(method, loader.dataset, epoch_of), loader_fingerprint(loader)
+        warn_of_loader(loader, adapter.world_size)
+    else:
+        check_length(num_samples(loader.dataset), len(before.statistics))
+        same = loader.dataset is before.loader.dataset  # the user may change it in place
+        statistics, known = before.statistics, before.fingerprint if same else loader_fingerprint(loader)
+        check_same_samples((known, before.fingerprint), (order.universe, before.universe))
+    epoch = adapter.trainer.current_epoch
+    set_dataset_epoch(loader.dataset, epoch)  # workers may start before the epoch is set
+    sampler, longest = sampler_for(loader, order, adapter, method, seed, on_set_epoch)
+    follower = follow_sampler(loader, sampler, worker_seed(sampler, epoch), sized=not public, ahead=method.draws_ahead)
+    return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
+
+
+def empty_statistics(method: Method, dataset: Dataset, epoch_of: Callable[[int], Epoch]) -> SampleStatistics:
+    """Statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them.
+
+    ``epoch_of`` makes the :class:`Epoch` of a number.
+    """
+
+    def observe(statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], number: int) -> None:
+        method.observe(statistics, rows, values, epoch_of(number))
+
+    columns = (*method.columns, TARGET) if method.needs_classes else method.columns
+    statistics = SampleStatistics(num_samples(dataset), columns=columns, observe=observe, repeats=method.family == "draw")
+    if method.needs_classes and (targets := targets_of(dataset)) is not None:
+        statistics.extra[TARGET.name].copy_(targets)
+        method.check_classes(targets)
+    return statistics

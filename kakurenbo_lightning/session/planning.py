@@ -1,0 +1,157 @@
+"""Before each epoch: score what the plan wants to know better, give every rank what every rank saw, and let the method choose."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor
+
+from kakurenbo_lightning.core.distributed import check_equal_plans, collective, rank_zero_warn
+from kakurenbo_lightning.core.random import stream_seed
+from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.core.timers import Stopwatch
+from kakurenbo_lightning.engines.base import Engine, RecordValues
+from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
+from kakurenbo_lightning.session.metrics import planned_metrics
+from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.signals.outputs import SampleOutputs
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import check_epochs, warn_of_idle_settings
+from kakurenbo_lightning.trainer.forward_pass import score_samples, wait_for
+from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, estimated_epochs
+from kakurenbo_lightning.trainer.restart import Restart
+
+
+class Planner:
+    """Plans the epochs of a session.
+
+    Args:
+        adapter: of the Trainer.
+        method: the selection method.
+        restart: of a static method.
+        schedules: know how long a full epoch is.
+        totals: counts and seconds are added to them.
+    """
+
+    def __init__(
+        self, adapter: TrainerAdapter, method: Method, restart: Restart, schedules: EpochSchedules, totals: Totals
+    ) -> None:
+        self._adapter, self._trainer, self._method = adapter, adapter.trainer, method
+        self._restart, self._schedules, self.totals = restart, schedules, totals
+        self._refresh_seconds = 0.0  # before the epoch that is planned
+        self._warned_nonfinite = self._warned_idle = False
+
+    def check(self, num_samples: int) -> None:
+        """Raise ``ValueError`` when the method's settings do not fit a training of this length or a data set of ``num_samples``."""
+        self._method.check_run(self.max_epochs, num_samples)
+        check_epochs(self.max_epochs)
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Length of the training in epochs, without the scoring epochs of a static method; ``None`` when it has no end."""
+        trainer = self._trainer
+        limit = -1 if trainer.max_epochs is None else trainer.max_epochs
+        return self._restart.user_epochs(estimated_epochs(limit, trainer.max_steps, self._schedules.steps_per_epoch))
+
+    def epoch(self, index: int, seed: int, batch_size: int | None = None) -> Epoch:
+        """What a method is told of epoch ``index``."""
+        return Epoch(index, self.max_epochs, seed, scoring=self._restart.epochs, batch_size=batch_size)
+
+    def score_rest(self, index: int, before: EpochState, data: FollowedLoader, outputs: SampleOutputs, position: str) -> Tensor:
+        """Score those that the plan of epoch ``index`` wants to know better; which, ``int64[n]``.
+
+        Args:
+            index: of the epoch to be planned.
+            before: where the session is.
+            data: that it trains.
+            outputs: where sample values come from.
+            position: of this rank, for errors.
+        """
+        statistics = data.statistics
+        wait_for(statistics.device)
+        self._refresh_seconds, last = 0.0, max(0, before.epoch)
+        if statistics.repeats:
+            self.merge(statistics, position)
+        epoch = self.epoch(index, data.sampler.seed, data.sampler.batch_size)
+        rows = data.rows_to_score(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
+        self._score(rows, lambda indices, values: statistics.record(indices, values, last), last, data, outputs)
+        return rows
+
+    def _score(self, rows: Tensor, record: RecordValues, epoch: int, data: FollowedLoader, outputs: SampleOutputs) -> None:
+        """A scoring pass over ``rows``, shared by the ranks."""
+        if not len(rows):
+            return
+        set_dataset_epoch(data.loader.dataset, epoch)
+        mode = self._method.refresh_mode or "eval"
+        seed = stream_seed(data.sampler.seed, epoch, f"refresh augmentation:{data.sampler.rank}")
+        seconds = score_samples(self._adapter, data.loader, rows, outputs, record, mode, seed)
+        self._refresh_seconds += seconds
+        self.totals.refresh_seconds += seconds
+        self.totals.samples_refreshed += len(rows)
+
+    def merge(self, statistics: SampleStatistics, position: str) -> None:
+        """Give every rank the statistics of all; collective."""
+        with collective("merge the statistics", position):
+            statistics.merge()
+
+    def plan(
+        self,
+        index: int,
+        before: EpochState,
+        data: FollowedLoader,
+        outputs: SampleOutputs,
+        engine: Engine,
+        position: str,
+    ) -> EpochState:
+        """Score, merge, choose: the state in which epoch ``index`` begins. Collective.
+
+        Args:
+            index: of the epoch.
+            before: where the session is.
+            data: that it trains.
+            outputs: where sample values come from.
+            engine: of the session.
+            position: of this rank, for errors.
+        """
+        scored = self.score_rest(index, before, data, outputs, position)
+        statistics, epoch = data.statistics, self.epoch(index, data.sampler.seed, data.sampler.batch_size)
+        watch = Stopwatch(running=True)
+        if len(scored) or not statistics.repeats:  # else it is done
+            self.merge(statistics, position)
+        if 0 < self._restart.epochs == index:
+            self._restart.start_again()
+            self.totals.scoring_epochs = self._restart.epochs
+        plan = data.plan(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
+        engine.prepare(epoch, plan, scored)
+        if data.sampler.num_replicas > 1 and dist.is_initialized():
+            checksum = plan.checksum() ^ engine.checksum()
+            check_equal_plans(checksum, statistics.device, self._method.name, index, position)
+        nonfinite = statistics.nonfinite()
+        seconds = watch.take()
+        self.totals.select_seconds += seconds
+        self.totals.samples_hidden += len(plan.hidden)
+        self.totals.moved_back += int(plan.metrics.get("moved_back", 0))
+        metrics = planned_metrics(plan, nonfinite, self._trainer.optimizers)
+        metrics |= engine.diagnosed(epoch, plan, lambda rows, record: self._score(rows, record, index, data, outputs))
+        metrics |= {"refresh_seconds": self._refresh_seconds, "select_seconds": seconds}
+        if self._restart.epochs:
+            metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
+        self._warn_idle(statistics)
+        self._warn_nonfinite(nonfinite, len(statistics))
+        return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
+
+    def _warn_idle(self, statistics: SampleStatistics) -> None:
+        if not self._warned_idle and not self._trainer.fast_dev_run:
+            self._warned_idle = True
+            targets = statistics.extra.get(TARGET.name)
+            warn_of_idle_settings(self._method, self.max_epochs, len(statistics), targets)
+
+    def _warn_nonfinite(self, count: int, total: int) -> None:
+        if count and not self._warned_nonfinite:
+            self._warned_nonfinite = True
+            rank_zero_warn(
+                f"{count} of {total} samples have a NaN or infinite loss; a method that goes by the loss never hides them. "
+                "selection/nonfinite counts them each epoch"
+            )

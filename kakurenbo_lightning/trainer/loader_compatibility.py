@@ -1,0 +1,244 @@
+"""Every refusal of a train loader that sample selection cannot follow, the warnings beside them, and what is kept of its sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.sampler import SelectionSampler
+from kakurenbo_lightning.core.seeded_dataset import num_samples
+from kakurenbo_lightning.core.universe import Universe
+from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.registry import available_methods
+
+
+def only_loader(loaders: Any) -> DataLoader:
+    """The one DataLoader of what ``train_dataloader`` returned: itself, or alone in a list, a dict or a CombinedLoader.
+
+    Raises:
+        ConflictError: several loaders, or none that is a map-style ``DataLoader`` with batches.
+    """
+    loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader, which Lightning has under two names
+    parts = tree_leaves(loaders)
+    if len(parts) == 1 and isinstance(parts[0], DataLoader):
+        return parts[0]
+    kind = type(loaders).__name__
+    raise ConflictError(
+        f"train_dataloader={kind}: sample selection needs one torch.utils.data.DataLoader, not a {kind} of {len(parts)}; "
+        "join the data sets with torch.utils.data.ConcatDataset and return one loader"
+    )
+
+
+def check_wrapped(loaders: Any, loader: DataLoader) -> None:
+    """Raise ``ConflictError`` when the ``loader`` that ``selection.wrap`` returned is in a list or a dict, ``loaders``."""
+    if getattr(loaders, "iterables", loaders) is not loader:
+        raise ConflictError(
+            f"train_dataloader={type(loaders).__name__}: selection.wrap(...) needs to be returned by itself; return the wrapped loader"
+        )
+
+
+def check_not_followed(loader: DataLoader) -> None:
+    """Raise ``ConflictError`` for a loader that follows a selection already."""
+    if isinstance(loader.sampler, SelectionSampler):
+        raise ConflictError("this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader")
+
+
+def check_length(total: int, before: int) -> None:
+    """Raise ``ConflictError`` when a data set of ``before`` samples has ``total`` now."""
+    if total != before:
+        raise ConflictError(
+            f"the train data set has {total} samples now and had {before} before; samples are known by their index, so the data set must "
+            "keep its length and order; use a new Trainer and SampleSelection for new data"
+        )
+
+
+def check_same_samples(fingerprints: tuple[str, str], universes: tuple[Universe, Universe]) -> None:
+    """Raise ``ConflictError`` when a loader that takes the place of another one, each pair is (now, before), trains other samples."""
+    what = None
+    if fingerprints[0] != fingerprints[1]:
+        what = "the train data set has other samples than before (compared by a hash of a few of them)"
+    elif universes[0].digest != universes[1].digest:
+        what = "the sampler of the train loader yields other samples of the data set than before"
+    if what is not None:
+        raise ConflictError(
+            f"{what}, and samples are known by their index: new ones would be hidden by the losses of the old ones. Use a new Trainer and "
+            "a new SampleSelection for new data, for each fold of a cross-validation too. Samples that only change their form (size, "
+            "augmentation) may do so in the data set object that is there, which is not compared again"
+        )
+
+
+@dataclass(frozen=True)
+class LoaderOrder:
+    """What a train loader's sampler says.
+
+    Attributes:
+        shuffle: whether it shuffles.
+        universe: the samples that it yields.
+    """
+
+    shuffle: bool
+    universe: Universe
+
+
+def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
+    """Check that a loader's order can be replaced, and return what is kept of it.
+
+    Args:
+        loader: the user's.
+        world_size: of the Trainer.
+        rank: of this process.
+
+    Raises:
+        ConflictError: naming the setting, its value and the fix.
+    """
+    _check_loader(loader)
+    batches: Any = loader.batch_sampler
+    order = _read_sampler(batches.sampler, num_samples(loader.dataset), world_size, rank)
+    if order is None:
+        raise ConflictError(_sampler_refusal(batches.sampler))
+    return order
+
+
+def _check_loader(loader: DataLoader) -> None:
+    """Refuse a loader whose batches are not a sampler's indices, one after the other."""
+    kind = type(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        raise ConflictError(
+            f"dataset={type(loader.dataset).__name__} is an IterableDataset; samples are selected by index, so a map-style "
+            "data set with __len__ and __getitem__ is needed"
+        )
+    if loader.batch_sampler is None:
+        raise ConflictError(
+            "DataLoader(batch_size=None) is not allowed: samples must be batched by the loader; set batch_size, for example 128"
+        )
+    if getattr(loader, "in_order", True) is False:
+        raise ConflictError(
+            "DataLoader(in_order=False) is not allowed: the index of a sample comes from the order of the batches; "
+            "use in_order=True"
+        )
+    if hasattr(loader, "load_state_dict"):
+        raise ConflictError(
+            f"{kind.__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader, a "
+            "resumed run goes on at the right batch"
+        )
+    own = [name for name in ("__iter__", "_get_iterator") if getattr(kind, name) is not getattr(DataLoader, name)]
+    if own:
+        raise ConflictError(
+            f"{kind.__module__}.{kind.__qualname__} is a DataLoader with an {own[0]} of its own, which need not ask the sampler what is "
+            "in a batch; use torch.utils.data.DataLoader, and do what it does to batches in collate_fn or in on_after_batch_transfer"
+        )
+    if type(loader.batch_sampler) is not BatchSampler:
+        sampler = type(loader.batch_sampler)
+        raise ConflictError(
+            f"batch_sampler={sampler.__module__}.{sampler.__qualname__} is not allowed: sample selection decides what is in a batch; "
+            "use DataLoader(batch_size=..., shuffle=True)"
+        )
+
+
+def _read_sampler(sampler: Any, total: int, world_size: int, rank: int) -> LoaderOrder | None:
+    """What a sampler yields of ``total`` samples; ``None`` for one whose place cannot be taken."""
+    kind = type(sampler)
+    if kind is SubsetRandomSampler:
+        return LoaderOrder(True, Universe(total, _subset(sampler.indices, total)))
+    if kind is DistributedSampler:
+        if (sampler.num_replicas, sampler.rank) != (world_size, rank):
+            raise ConflictError(
+                f"DistributedSampler(num_replicas={sampler.num_replicas}, rank={sampler.rank}) is not that of this process, rank {rank} of "
+                f"{world_size}; leave the sampler out, the selection shards the data set"
+            )
+        return LoaderOrder(sampler.shuffle, _first(len(sampler.dataset), total, kind))
+    if kind is SequentialSampler:
+        return LoaderOrder(False, _first(len(sampler.data_source), total, kind))
+    if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
+        return LoaderOrder(True, _first(len(sampler.data_source), total, kind))
+    return None
+
+
+def _first(count: int, total: int, kind: type) -> Universe:
+    """The first ``count`` of ``total`` samples: torch's samplers yield the places of their source, whatever it holds."""
+    if count > total:
+        raise ConflictError(
+            f"sampler={kind.__name__} is made of {count} samples, the data set has {total}; make it of the loader's data set, or use "
+            "DataLoader(shuffle=True) without a sampler"
+        )
+    return Universe(total, None if count == total else torch.arange(count))
+
+
+def _subset(given: Any, total: int) -> Tensor | None:
+    """The indices of a SubsetRandomSampler, ascending; ``None`` when they are all ``total``."""
+    given = np.asarray(given) if len(given) else np.empty(0, dtype=np.int64)
+    wrong, indices = None, np.empty(0, dtype=np.int64)
+    if given.dtype.kind in "iu" and given.ndim == 1:
+        indices = np.unique(given).astype(np.int64)
+    else:
+        wrong = f"are of type {given.dtype} and shape {list(given.shape)}"
+    if wrong is None and len(indices) < len(given):
+        wrong = f"name {len(given) - len(indices)} samples more than once"
+    elif len(indices) and (indices[0] < 0 or indices[-1] >= total):
+        wrong = f"are {indices[0]} to {indices[-1]}"
+    if wrong is not None:
+        raise ConflictError(
+            f"sampler=SubsetRandomSampler: its indices {wrong}; they must be integers from 0 to {total - 1}, each once"
+        )
+    return None if len(indices) == total else torch.from_numpy(indices)
+
+
+def _sampler_refusal(sampler: Any) -> str:
+    kind = type(sampler)
+    refused = (
+        f"sampler={kind.__name__} is not allowed: sample selection decides which samples an epoch has and in which order; use "
+    )
+    if kind is WeightedRandomSampler:
+        methods = [name for name in ("weighted", "plb") if name in available_methods()]
+        return (
+            f'{refused}DataLoader(shuffle=True) without a sampler, and balance="class" of a method that hides, which holds its fraction in '
+            f"each class; or a method that draws by weights of its own: {', '.join(methods)}"
+        )
+    settings = ""
+    if kind is RandomSampler:
+        refused = refused.replace(" is", f"(replacement={sampler.replacement}, num_samples={sampler.num_samples}) is", 1)
+        settings = " with its defaults"
+    return (
+        f"{refused}DataLoader(shuffle=True) without a sampler{settings}, or, for a part of the data set, SubsetRandomSampler(indices) or "
+        "torch.utils.data.Subset(dataset, indices)"
+    )
+
+
+def check_universe(universe: Universe, method: Method) -> None:
+    """Raise ``ConflictError`` for a part of a data set and a method whose values are of all of it."""
+    if universe.indices is not None and method.stream_samples(1, 1) is not None:
+        raise ConflictError(
+            f"the sampler of the train loader yields {len(universe.indices)} of {universe.num_samples} samples, and {method.name} draws "
+            "from the whole data set; use torch.utils.data.Subset(dataset, indices) without a sampler, or a method that hides or "
+            "chooses within the epoch"
+        )
+
+
+def warn_of_loader(loader: DataLoader, world_size: int) -> None:
+    """Warn of a setting that works in most runs, but not in all."""
+    if world_size == 1 or not loader.num_workers or loader.persistent_workers:
+        return
+    context = loader.multiprocessing_context or torch.multiprocessing
+    if context.get_start_method() == "fork":
+        rank_zero_warn(
+            f"DataLoader(num_workers={loader.num_workers}) forks its workers again before each epoch, and for each scoring pass. Forking "
+            "one of several ranks may hang, without sample selection too (seen with Python 3.11 and gloo); persistent_workers=True "
+            "forks once"
+        )

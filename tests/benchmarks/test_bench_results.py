@@ -1,0 +1,161 @@
+"""The figures that documents quote are those of the files in recipes/benchmarks/results, and each file is quoted."""
+
+import json
+import re
+
+import pytest
+from processes import REPOSITORY
+
+from recipes.benchmarks.fits import written
+from recipes.benchmarks.report import compact
+
+RESULTS = REPOSITORY / "recipes/benchmarks/results"
+METHODS = REPOSITORY / "kakurenbo_lightning/methods"
+README, BENCHMARKS = REPOSITORY / "README.md", REPOSITORY / "recipes/benchmarks/README.md"
+MILLION = 1_280_000
+
+
+def result_of(name):
+    """A result with its rows, whatever it calls them, and the row of 1.28 million samples, if there is one."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    lists = [value for key, value in result.items() if key != "machines" and isinstance(value, list)]
+    rows = next(value for value in lists if isinstance(value[0], dict))
+    return result, rows, next((row for row in rows if row.get("samples") == MILLION), None)
+
+
+def controls(rows):
+    for row in rows:
+        yield from (written(row["accuracy"], ".2f", 100), f"{row['samples_trained']['mean']:,.0f}", f"{row['cpu_s']['mean']:.1f}")
+        if row["run"] != "baseline":
+            yield from (written(row["difference"], "+.2f", 100), written(row["time_ratio"], ".3f"))
+
+
+def losers(rows):
+    for row in rows:
+        yield written({"mean": 1 - row["error"]["mean"], "std": row["error"]["std"]}, ".2f", 100)
+        yield f"{row['samples_trained']['mean']:,.0f}"
+        if row["run"] != "baseline":
+            yield written(row["difference"], ".1f" if row["run"].endswith("beta 3") else ".2f", 100)
+            yield f"{row['time_ratio']['mean']:.3f}"
+        if row["there_cpu_s"]:
+            yield f"{row['there_cpu_s']['mean']:.1f} s"
+        yield from (
+            f" {100 * row[f'error_at_{share}']['mean']:.2f} " for share in (0.25, 0.5, 0.75, 1.0) if row[f"error_at_{share}"]
+        )
+
+
+def noise(rows):
+    for row in rows:
+        for share in (0.0, 0.001, 0.1, 0.2):
+            difference = "" if row["run"] == "baseline" else f" ({written(row[f'difference_at_{share}'], '+.1f', 100)})"
+            yield written(row[f"accuracy_at_{share}"], ".1f", 100) + difference
+
+
+def stale(rows):
+    for row in rows:
+        yield from (written(row["accuracy"], ".1f", 100), f"{row['samples_refreshed']['mean']:,.0f}")
+        yield from (written(row["distribution_distance"], ".3f"), written(row["ordered_share"], ".2f"))
+
+
+def saving(rows):
+    yield from (f"{100 * row[key]:.1f} %" for row in rows[1:] for key in ("saving", "ideal_saving"))
+    yield from (f"{100 * row['achieved']:.1f} %" for row in rows[2:])
+
+
+def overhead(rows):
+    yield from (f"{row['plain_ms']:.1f} ms" for row in rows[1:])
+    yield from (f"{rows[0]['ratio']:.3f} | {rows[0]['extra_us_per_step']:.0f} us", f"{rows[1]['ratio']:.4f}")
+
+
+def transfer(rows):
+    yield f"{rows[2]['cpu_s_ratio']['mean']:.2f}"
+    figures = [row[key] for row in rows for key in ("accuracy", "pre_accuracy") if row[key]]
+    yield from (written(figure, ".1f", 100).replace("+-", "±") for figure in figures)
+
+
+def faults(rows):
+    kills = sum(len(row["moments"]) for row in rows)
+    assert all(row["exact"] for row in rows) and {row["world_size"] for row in rows} == {1, 2}
+    yield from (f"{kills} kills over the {len({row['method'] for row in rows})} methods", f"{kills} exact")
+
+
+def drawing(rows):
+    for row in rows:
+        yield f"{row['samples']:,} | " + " | ".join(
+            f"{1e6 * row[key]['median']:.0f} us" for key in ("draw_s", "update_s", "both_s")
+        )
+
+
+def fractal(rows):
+    for form in ("array", "folder"):
+        yield " and ".join(f"{row['images_per_s'][form]['median']:,.0f}" for row in rows if row["instances"] == 100)
+
+
+def backprop(rows):
+    ratios = [row["ratio"] for row in rows if row["variant"] != "baseline"]
+    return [f"{ratio['median']:.3f} ({ratio['low']:.3f} - {ratio['high']:.3f})" for ratio in ratios]
+
+
+def plans(rows):
+    rows = [row for row in rows if row["options"] == "default" and row["samples"] == MILLION]
+    return [f"| `{row['method']}` | " for row in rows] + [f"{100 * row['hidden_share']:.0f} % |" for row in rows]
+
+
+# by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
+QUOTED = {
+    (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
+    (METHODS / "hide/kakurenbo.md", "selection"): lambda result, rows, million: [f"{million['ns_per_sample']:.0f} ns per sample"],
+    (METHODS / "backprop/selective_backprop.md", "losers"): lambda result, rows, million: losers(rows),
+    (METHODS / "backprop/selective_backprop.md", "backprop-1"): lambda result, rows, million: backprop(rows),
+    (METHODS / "backprop/selective_backprop.md", "backprop-2"): lambda result, rows, million: backprop(rows),
+    (METHODS / "draw/plb.md", "noise"): lambda result, rows, million: noise(rows),
+    (METHODS / "draw/plb.md", "stale"): lambda result, rows, million: stale(rows),
+    (METHODS / "draw/plb.md", "drawing"): lambda result, rows, million: drawing(rows),
+    (METHODS / "draw/plb.md", "overhead-plb"): lambda result, rows, million: [
+        f"{rows[0][key]:.3f}" for key in ("ratio", "control_ratio")
+    ],
+    (BENCHMARKS, "overhead"): lambda result, rows, million: overhead(rows),
+    (BENCHMARKS, "selection"): lambda result, rows, million: [f"{row['ns_per_sample']:.0f} ns" for row in rows],
+    (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
+    (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
+    (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
+    (BENCHMARKS, "recording"): lambda result, rows, million: [
+        *(f"{100 * result['run']['share']:.2f} %", f"{result['run']['fit_cpu_s']:.0f} s"),
+        *(f"{1e3 * million[key]:.0f} ms" for key in ("epoch_s", "write_s")),
+    ],
+    (README, "recording"): lambda result, rows, million: [f"{100 * result['run']['share']:.2f} %"],
+    (README, "transfer"): lambda result, rows, million: transfer(rows),
+    (README, "faults"): lambda result, rows, million: faults(rows),
+    (README, "checkpoint"): lambda result, rows, million: [
+        f"{million['bytes_per_sample']:.1f} bytes per sample, written in {1e3 * million['write_file_s']:.0f} ms",
+        f"and read in {1e3 * million['read_file_s']:.0f} ms",
+    ],
+    (README, "selection"): lambda result, rows, million: [
+        f"{million['times_faster']:.0f} times",
+        f"({rows[-1]['seconds']:.1f} s)",
+    ],
+    (README, "drawing"): lambda result, rows, million: [f"{1e3 * million['both_s']['median']:.2f} ms at N = 1.28M"],
+    (README, "saving"): lambda result, rows, million: [f"{100 * rows[2]['achieved']:.1f} %"],
+    (README, "overhead"): lambda result, rows, million: [f"{rows[1]['ratio']:.4f}"],
+}
+
+
+@pytest.mark.parametrize(("document", "name"), QUOTED, ids=[f"{name} in {path.name}" for path, name in QUOTED])
+def test_a_document_quotes_the_figures_of_a_file(document, name):
+    text = " ".join(document.read_text().split())
+    figures = [" ".join(figure.split()) for figure in QUOTED[document, name](*result_of(name))]
+    assert figures and [figure for figure in figures if figure not in text] == []
+
+
+def test_each_file_is_quoted_and_each_named_file_is_there():
+    documents = [README, BENCHMARKS, *METHODS.rglob("*.md")]
+    named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
+    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png"}
+    assert named <= quoted == {path.name for path in RESULTS.iterdir()}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_file_is_as_benchmarks_write_it(path):
+    result = json.loads(path.read_text())
+    assert path.read_text() == compact(result)
+    assert result["benchmark"] == re.sub(r"-\w+$", "", path.stem) and "recipes.benchmarks." in result["machine"]["command"]

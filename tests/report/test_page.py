@@ -1,0 +1,95 @@
+"""The report's page, and the files beside it."""
+
+import csv
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+from report_runs import RunFolder, grid_runs, groups_of, write_sweep
+
+from kakurenbo_lightning.report import write_report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report of a 2 x 2 sweep with 2 seeds and one run of each of the other families; its folder."""
+    folder = tmp_path_factory.mktemp("sweep")
+    others = [RunFolder("selective_backprop", 0, score=0.9), RunFolder("plb", 0, score=0.9)]
+    groups = groups_of(write_sweep(folder, [*grid_runs(seeds=(0, 1)), *others]))
+    return write_report(groups, [], folder / "report", "a sweep").parent
+
+
+def test_a_report_has_a_picture_and_a_table_file_for_everything(report):
+    names = {path.name for path in report.iterdir()}
+    figures = {f"{name}.png" for name in ("overview", "scores", "selection", "f_tau", "phases", "losses", "classes", "samples_1")}
+    assert figures | {"report.html", "comparison.csv", "runs.csv"} <= names
+    for name in names:
+        if name.endswith(".png"):
+            with Image.open(report / name) as image:
+                assert image.width == 800
+
+
+def test_the_csv_files_hold_the_figures_unrounded(report):
+    rows = list(csv.DictReader((report / "comparison.csv").open()))
+    assert len(rows) == 7 and rows[1]["group"] == "kakurenbo, max_fraction=0.2, tau=0.5"
+    assert float(rows[1]["difference"]) == pytest.approx(0.01)
+    runs = list(csv.DictReader((report / "runs.csv").open()))
+    assert len(runs) == 12
+    assert "torch=2.13.0" in runs[0]["versions"] and "dirty=True" in runs[0]["git"]
+
+
+def test_names_of_runs_and_classes_cannot_change_the_page(tmp_path):
+    evil = "<script>alert(1)</script>$x^\ud800"
+    run = RunFolder("kakurenbo", settings={"max_fraction": 0.3, "note": evil}, class_names=(evil, "[red]b"))
+    run.changes = {"command": evil, "error": f'"{evil}', "method": "<b>\n[red]m", "metric": f"val/{evil}"}
+    run.write(tmp_path / "run").rename(tmp_path / "<i>\udcff")
+    problems = []
+    page = write_report(groups_of(tmp_path), problems, tmp_path / "report", "<u>").read_text()
+    assert "<script" not in page and "<b>" not in page and "<i>" not in page and "<u>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;$x^?" in page and "&lt;b&gt; [red]m" in page
+    assert not problems
+
+
+@pytest.mark.parametrize(("groups", "seeds"), [(5, 4), pytest.param(20, 1, marks=pytest.mark.slow)])
+def test_a_page_of_twenty_runs_is_light_and_needs_no_network(tmp_path, groups, seeds):
+    fractions = [round(0.9 * (number + 1) / groups, 2) for number in range(groups - 1)]
+    big = {"image_size": 64, "samples": 100, "epochs": 30}
+    runs = [RunFolder("kakurenbo", seed, {"max_fraction": one}, **big) for one in fractions for seed in range(seeds)]
+    write_sweep(tmp_path, [*(RunFolder("baseline", seed, **big) for seed in range(seeds)), *runs])
+    page = write_report(groups_of(tmp_path), [], tmp_path / "report", "twenty").read_text()
+    assert 300_000 < len(page) < 3_000_000
+    assert len(re.findall(r'<img src="data:image/(?:png|webp);base64,', page)) == page.count("<img ")
+    assert not re.search(r'href="[^#]|@import|url\(|<link|<script|https?:', re.sub(r'"data:[^"]*"', "", page))
+
+
+def test_a_browser_shows_every_table_and_image_at_desktop_and_phone_width(report, tmp_path):
+    if BROWSER is None:
+        pytest.skip("no chromium or google-chrome here: apt-get install chromium")
+    page = html.escape((report / "report.html").read_text())
+    probe = """<script>addEventListener("load", () => { document.body.dataset.found = JSON.stringify(
+        [...document.querySelectorAll("iframe")].map(frame => { const page = frame.contentDocument; return {
+            images: page.images.length, decoded: [...page.images].filter(image => image.naturalWidth > 1).length,
+            widest: Math.max(...[...page.querySelectorAll("figure > img")].map(image => image.clientWidth)),
+            without_text: [...page.images].filter(image => !image.alt).length,
+            rows: [...page.querySelectorAll("table")].map(table => table.tBodies[0].rows.length),
+            wide: page.documentElement.scrollWidth, window: page.documentElement.clientWidth}})) })</script>"""
+    frames = "".join(f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{page}"></iframe>' for width in (1280, 390))
+    (tmp_path / "probe.html").write_text(f"<!DOCTYPE html><body>{probe}{frames}</body>")
+    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'probe.html'}"]
+    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dumped)[1]))
+    for width, one in zip((1280, 390), found, strict=True):
+        assert one["images"] > 7 + 2 * 6 * 4 and one["decoded"] == one["images"] and one["without_text"] == 0
+        assert one["rows"] == [7, 12]
+        assert one["window"] > width - 20 and one["wide"] <= one["window"]
+        assert 300 < one["widest"] <= one["window"]
