@@ -163,7 +163,8 @@ class Recording:
             rows = result if result.dim() or arguments.reduction == "none" else None
             call = self._add(key, named, result, rows, arguments)
             if rows is None and (result.requires_grad or not making_graph):
-                call.evaluate()
+                with contextlib.suppress(Exception):  # of a call that may be no part of the loss
+                    call.evaluate()
             return result
         finally:
             self.busy = False
@@ -243,12 +244,12 @@ class Watcher:
             if recording.traced:
                 recording.take_traced()
         finally:
-            vars(F).update(before)
+            F.__dict__.update(before)
             self._recording = None
 
     def _replace_functionals(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Let ``torch.nn.functional`` hold our functions; what it held."""
-        functional = vars(F)
+        functional = F.__dict__
         # another library's patch stays: what it trains on is the user's choice
         before = {name: functional[name] for name in names if functional[name] is _FUNCTIONS[name]}
         for name in before:
