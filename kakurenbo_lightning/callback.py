@@ -76,6 +76,10 @@ class SampleSelection(pl.Callback):
             to forget it and start the selection from the beginning.
         scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that scores
             batches in the module's place and is trained alongside, on the same batches.
+        check_attribution: on the first batch, run the step forward on the whole batch and on its first half, and raise when a sample's
+            value depends on which others are in its batch, or is another sample's. ``False`` goes on without this test.
+        unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no
+            sample's (a penalty on weights) and stays as it is. By default such a loss is refused.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -97,6 +101,8 @@ class SampleSelection(pl.Callback):
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
         on_mismatch: Literal["error", "reset"] = "error",
         scorer: pl.LightningModule | None = None,
+        check_attribution: bool = True,
+        unweighted_rest: bool = False,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
@@ -110,6 +116,10 @@ class SampleSelection(pl.Callback):
         on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
         sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
         compatibility.check_scorer(scorer, self.method)
+        self._verification = {
+            "check_attribution": compatibility.checked_argument("check_attribution", check_attribution),
+            "unweighted_rest": compatibility.checked_argument("unweighted_rest", unweighted_rest),
+        }
         self.session: Session | None = None
         self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
         self._sample_outputs = sample_outputs
@@ -182,9 +192,9 @@ class SampleSelection(pl.Callback):
         outputs = SampleOutputs(
             self.method.reads,
             function,
-            compiled=session.adapter.is_compiled(pl_module),
             weighs=self.method.weighs,
             manual=not pl_module.automatic_optimization,
+            **self._verification,
         )
         session.begin_fit(outputs)
         # not so: a resumed session goes on at the right batch

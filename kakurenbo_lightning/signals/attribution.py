@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, values_of
 from kakurenbo_lightning.signals.graph import leaves
@@ -47,13 +48,13 @@ class Halved:
     size: int
 
 
-def halve(batch: Any, size: int, take_rows: Callable[[Any, Tensor, int], Any]) -> Halved | str:
+def halve(batch: Any, size: int) -> Halved | str:
     """The first half of a batch, or why there is none."""
     if size < 2:
         return "the batch has one sample"
     half = size // 2
     try:
-        part = take_rows(batch, torch.arange(half), size)
+        part = slice_batch(batch, torch.arange(half), size)
     except (ValueError, TypeError) as error:
         return f"the batch cannot be sliced ({error})"
     before, after = ([len(leaf) for leaf in leaves(b) if leaf.dim()] for b in (batch, part))

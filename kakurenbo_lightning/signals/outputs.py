@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
@@ -50,12 +50,10 @@ class SampleOutputs:
         reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``. Nothing is required
             where it is empty: values are then recorded where they cost nothing.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
-        compiled: the LightningModule itself is compiled; nothing depends on it any more.
         weighs: there may be loss weights later; that they cannot be applied is then said on the first batch, not hours later.
         manual: the module optimizes by itself, so a step that returns nothing has trained all the same.
         check_attribution: a loss whose rows are permuted, or depend on their batch, is an error.
         unweighted_rest: what else is in the loss is no sample's (a penalty on weights), and loss weights leave it as it is.
-        take_rows: ``take_rows(batch, rows, size)`` gives some samples of a batch; without it attribution is not tested.
 
     Attributes:
         device: where the module is and values must be.
@@ -66,16 +64,14 @@ class SampleOutputs:
         self,
         reads: tuple[str, ...],
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
-        compiled: bool = False,
         weighs: bool = False,
         manual: bool = False,
         check_attribution: bool = True,
         unweighted_rest: bool = False,
-        take_rows: Callable[[Any, Tensor, int], Any] | None = None,
     ) -> None:
         self._reads, self._sample_outputs = reads, sample_outputs
         self._may_weigh, self._manual = weighs, manual
-        self._check_attribution, self._unweighted_rest, self._take_rows = check_attribution, unweighted_rest, take_rows
+        self._check_attribution, self._unweighted_rest = check_attribution, unweighted_rest
         self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
         self._warned: set[str] = set()
@@ -83,6 +79,12 @@ class SampleOutputs:
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
         self.report: Report | None = None
         self.device = torch.device("cpu")
+
+    def of_module(self, module: nn.Module) -> SampleOutputs:
+        """The same values of another module's steps, checked in the same way; loss weights do not enter there."""
+        other = SampleOutputs(self._reads, getattr(module, "sample_outputs", None), check_attribution=self._check_attribution)
+        other.device = self.device
+        return other
 
     def also_read(self, name: str) -> None:
         """One more value is needed."""
@@ -149,7 +151,7 @@ class SampleOutputs:
         if not self._in_training:
             if replay is None and not _distributed():  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
-            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, *self._test))
+            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution))
             self._in_training = True
         if self._free and weights is None:
             return outputs, self._free_values(outputs, recording)
@@ -167,9 +169,8 @@ class SampleOutputs:
         return CRITERIA_BY_NAME if self._free else EVERYTHING
 
     @property
-    def _test(self) -> tuple[Any, bool]:
-        wanted = self._check_attribution and not self._free
-        return self._take_rows, wanted and not (self._manual and not self.has_function)
+    def _tests_attribution(self) -> bool:
+        return self._check_attribution and not self._free and not (self._manual and not self.has_function)
 
     def _skips(self, outputs: Any) -> bool:
         """Whether the user skips this batch: nothing is returned, or a loss that is made of nothing."""
@@ -252,7 +253,9 @@ class SampleOutputs:
             with torch.inference_mode(False), torch.no_grad():
                 with torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
                     outputs = step()
-                self._decide(outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), *self._test))
+                self._decide(
+                    outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution)
+                )
                 values = self._read(outputs, recording, batch)
         else:
             recording = self._captured.recording(size, scoring=True)

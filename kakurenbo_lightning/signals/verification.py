@@ -72,19 +72,17 @@ class Rehearsal:
     Attributes:
         scoring: makes the context in which the module may run without a trace.
         replay: runs the step on a batch; ``None`` where it cannot be given another one.
-        take_rows: slices a batch; ``None``: nothing does.
         wanted: whether attribution shall be tested.
     """
 
     scoring: Callable[[], Any]
     replay: Callable[[Any], Any] | None
-    take_rows: Callable[[Any, Tensor, int], Any] | None
     wanted: bool = True
 
     @property
     def possible(self) -> bool:
         """Whether a test of attribution may follow."""
-        return self.wanted and self.replay is not None and self.take_rows is not None
+        return self.wanted and self.replay is not None
 
     def test(self, batch: Any, size: int, tried: Callable[[Any], Verdict]) -> Verdict:
         """Test attribution; ``tried`` is given the first half of the batch. What the step cannot do is a reason to skip it.
@@ -95,10 +93,8 @@ class Rehearsal:
         if not self.wanted:
             return Verdict("off")
         if not self.possible:
-            return Verdict(
-                "skipped", "batches cannot be sliced here" if self.take_rows is None else "the step cannot be given another batch"
-            )
-        half = halve(batch, size, self.take_rows)
+            return Verdict("skipped", "the step cannot be given another batch")
+        half = halve(batch, size)
         if isinstance(half, str):
             return Verdict("skipped", half)
         try:

@@ -36,6 +36,10 @@ def _function(value: object) -> object:
 _ARGUMENTS = {
     "seed": Setting(optional(integer()), "", "", "For example: 0."),
     "align_schedules": Setting(flag(), "", "", "False leaves step schedules to run at their own pace."),
+    "check_attribution": Setting(flag(), "", "", "False trains a loss whose values may be other samples' too."),
+    "unweighted_rest": Setting(
+        flag(), "", "", "True says that what else is in the loss is no sample's, such as a penalty on weights."
+    ),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
     "sample_outputs": Setting(
         Kind("None or a function of a batch that returns a dict", Any, _function),

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from losses import BATCH, LOSSES, Heads, NoScoring, cross_entropy, observed
 from torch import nn
 
-from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.attribution import compare
 from kakurenbo_lightning.signals.outputs import SampleOutputs
@@ -78,10 +77,10 @@ def test_check_attribution_false_goes_on(step, heads, batch):
     assert source.report.attribution == "off"
 
 
-@pytest.mark.parametrize("take", [take_rows, None])
-def test_one_prediction_with_two_targets_is_mixup(take, heads, batch):
+@pytest.mark.parametrize("checked", [True, False])
+def test_one_prediction_with_two_targets_is_mixup(checked, heads, batch):
     with pytest.raises(OutputsError, match=r"2 criterion calls \(F.cross_entropy, F.cross_entropy\) .* exactly one is needed"):
-        observed(mixed, heads, [batch], take_rows=take)
+        observed(mixed, heads, [batch], check_attribution=checked)
 
 
 def test_two_targets_of_one_sample_are_proved_to_be_its_own(heads, batch):
@@ -163,7 +162,7 @@ def test_a_batch_that_cannot_be_sliced_skips_the_test(change, words, heads, batc
 
     given = change(batch)
     size = 1 if words == "one sample" else BATCH
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     _, values = source.observe(partial(step, given), given, size, NoScoring)
     assert values["loss"].shape == (size,)
     assert source.report.attribution.startswith("skipped") and words in source.report.attribution
@@ -185,7 +184,7 @@ def test_a_step_that_fails_in_eval_mode_skips_the_test(heads, batch):
             raise ValueError("no losses in eval mode")
         return cross_entropy(heads, batch)
 
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     _, values = source.observe(partial(step, batch), batch, BATCH, Scoring)
     assert values["loss"].shape == (BATCH,)
     assert source.report.attribution == "skipped: a scoring pass failed (ValueError: no losses in eval mode)"
@@ -197,13 +196,11 @@ def test_a_batch_norm_without_running_statistics_skips_the_test(heads, batch):
     assert "BatchNorm without running statistics" in source.report.attribution
 
 
-def test_without_a_way_to_slice_or_to_replay_the_test_is_skipped(heads, batch):
-    source, _ = observed(cross_entropy, heads, [batch], take_rows=None)
-    assert source.report.attribution == "skipped: batches cannot be sliced here"
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+def test_without_a_way_to_replay_the_test_is_skipped(heads, batch):
+    source = SampleOutputs(("loss",))
     source.observe(lambda: cross_entropy(heads, batch), batch, BATCH, NoScoring)
     assert source.report.attribution == "skipped: the step cannot be given another batch"
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     source.observe(lambda: cross_entropy(heads, batch), batch, BATCH, NoScoring, replay=partial(cross_entropy, heads))
     assert source.report.attribution == "verified"
 
@@ -222,7 +219,7 @@ def test_it_is_made_once_in_scoring_contexts_and_leaves_the_graph_of_the_step_al
         sizes.append((len(batch["x"]), torch.is_grad_enabled(), bool(contexts and contexts[-1])))
         return cross_entropy(heads, batch)
 
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     for _ in range(3):
         loss, _ = source.observe(partial(step, batch), batch, BATCH, Scoring)
         loss.backward()

@@ -1,7 +1,5 @@
 """Methods of every family on foreign losses, in a Trainer: they hide, draw and choose by the loss of each sample."""
 
-from functools import partial
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -12,19 +10,11 @@ from timm import loss as timm_loss
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-import kakurenbo_lightning.callback as callback
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 SAMPLES, CLASSES, TOKENS = 48, 4, 6
 METHODS = ["kakurenbo", "infobatch", "selective_backprop", "plb"]
-
-
-@pytest.fixture(autouse=True)
-def attribution_is_tested(monkeypatch):
-    monkeypatch.setattr(callback, "SampleOutputs", partial(SampleOutputs, take_rows=take_rows))
 
 
 class Items(Dataset):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from losses import BATCH, LOSSES, SAMPLES, Heads, gradient, observed
 from torch import nn
 
-from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import captured
 from kakurenbo_lightning.signals.outputs import SampleOutputs
@@ -121,7 +120,7 @@ REFUSED = {
 def test_a_loss_that_does_not_decompose_is_refused(name, sliced, heads, batches):
     batch = heads.batch(0, 10)
     with pytest.raises(OutputsError, match="cannot be split into one value for each sample") as error:
-        observed(REFUSED[name], heads, [batch], **({} if sliced else {"take_rows": None}))
+        observed(REFUSED[name], heads, [batch], **({} if sliced else {"check_attribution": False}))
     for works in ("random", "sample_loss", "sample_outputs="):
         assert works in str(error.value)
     with pytest.raises(OutputsError, match="cannot be split"), torch.no_grad():
@@ -175,7 +174,7 @@ def test_a_penalty_on_as_many_weights_as_there_are_samples_is_no_value_of_theirs
     """``classes.weight`` has 10 rows, as the batch has."""
     batch = heads.batch(0, 10)
     with pytest.warns(UserWarning, match="part of the loss"):
-        source, ((_, values),) = observed(penalised, heads, [batch], take_rows=None)
+        source, ((_, values),) = observed(penalised, heads, [batch], check_attribution=False)
     assert torch.allclose(values["loss"], F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none"))
     assert source.report.calls == ("F.cross_entropy",)
 
@@ -229,13 +228,13 @@ def test_missing_targets_that_are_nan_do_not_spoil_what_counts(heads):
 def test_what_a_step_makes_in_another_way_later_is_refused(heads, batches):
     steps = iter([LOSSES["cross entropy"].step, LOSSES["nll by hand"].step])
     with pytest.raises(OutputsError, match="makes its loss in another way than the first one did"):
-        observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], take_rows=None)
+        observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], check_attribution=False)
 
 
 def test_the_same_parts_in_a_form_that_does_not_decompose_are_refused(heads, batches):
     steps = iter([LOSSES["mse"].step, lambda h, b: LOSSES["mse"].step(h, b).sqrt()])
     with pytest.raises(OutputsError, match="makes its loss in another way than the first one did"):
-        observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], take_rows=None)
+        observed(lambda heads, batch: next(steps)(heads, batch), heads, batches[:2], check_attribution=False)
 
 
 def test_each_form_of_a_loss_is_verified_once(heads, batches, monkeypatch):
@@ -266,7 +265,7 @@ def test_the_same_parts_may_be_added_in_another_way_later(heads, batches):
             F.cross_entropy(logits * 2, batch["y"])
         return scale * F.cross_entropy(logits, batch["y"])
 
-    _, made = observed(step, heads, batches[:4], take_rows=None)
+    _, made = observed(step, heads, batches[:4], check_attribution=False)
     for scale, batch, (_, values) in zip([1.0, 0.5, 2.0, 1.0], batches, made, strict=False):
         each = F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none")
         assert torch.allclose(values["loss"], scale * each, atol=1e-5)
@@ -307,7 +306,7 @@ def test_a_network_with_a_batch_norm_and_dropout_is_tested_in_eval_mode(heads, b
         def __exit__(self, *error):
             network.train()
 
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     source.observe(
         partial(lambda batch: F.cross_entropy(network(batch["x"]), batch["y"]), batches[0]), batches[0], BATCH, Scoring
     )

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from losses import BATCH, LOSSES, Heads, NoScoring, cross_entropy, gradient
 
-from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
@@ -19,7 +18,6 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from losses import BATCH, LOSSES, Heads, NoScoring, gradient
-from kakurenbo_lightning.engines.batch_rows import take_rows
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=0, world_size=1)
@@ -41,7 +39,7 @@ for settings in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
         for parameter in heads.parameters():
             parameter.requires_grad_(parameter.grad is not None)
         wrapped = torch.nn.parallel.DistributedDataParallel(heads, **settings)
-        source = SampleOutputs(("loss",), weighs=True, take_rows=take_rows)
+        source = SampleOutputs(("loss",), weighs=True)
         for number in range(4):
             batch = heads.batch(number * BATCH)
             weights = torch.linspace(0.5, 2, BATCH) if number % 2 else None
@@ -56,7 +54,7 @@ for settings in ({}, {"find_unused_parameters": True}, {"static_graph": True}):
                               for p in heads.parameters() if p.requires_grad])
             assert (made - expected).norm() <= 1e-4 * expected.norm(), (settings, name)
         assert source.report.attribution == "verified", source.report
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     source.observe(partial(wrapped, batch), batch, BATCH, NoScoring)[0]["loss"].backward()
     assert "cannot be given another batch" in source.report.attribution, "the wrapper must not run on its own"
 print("as without a wrapper")
@@ -94,7 +92,7 @@ def fresh_compiler():
 
 
 def run(step, heads, weights=None, **options):
-    source = SampleOutputs(("loss", "confidence"), take_rows=take_rows, **options)
+    source = SampleOutputs(("loss", "confidence"), **options)
     for number in range(3):
         batch = heads.batch(number * BATCH)
         outputs, values = source.observe(partial(step, batch), batch, BATCH, NoScoring, weights if number else None)

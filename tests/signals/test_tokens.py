@@ -9,7 +9,7 @@ import transformers
 from losses import NoScoring
 from torch import nn
 
-from kakurenbo_lightning.engines.batch_rows import take_rows
+from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
@@ -94,15 +94,15 @@ def test_a_transformers_model_that_returns_its_loss_works_untouched(name, sliced
     def step(batch):
         return model(**batch).loss
 
-    source = SampleOutputs(READS, weighs=True, take_rows=take_rows if sliced else None)
+    source = SampleOutputs(READS, weighs=True, check_attribution=sliced)
     observe = partial(source.observe, partial(step, batch), batch, B, partial(EvalMode, model))
     observe()
     model.eval()  # so that what is seen once more is the same
     _, values = observe()
-    alone = torch.stack([step(take_rows(batch, torch.tensor([i]), B)) for i in range(B)])
+    alone = torch.stack([step(slice_batch(batch, torch.tensor([i]), B)) for i in range(B)])
     assert torch.allclose(values["loss"], alone, atol=1e-5)
     assert values["confidence"].shape == values["correct"].shape == (B,)
-    assert source.report.attribution == ("verified" if sliced else "skipped: batches cannot be sliced here")
+    assert source.report.attribution == ("verified" if sliced else "off")
     with torch.no_grad():
         scored = source.score(partial(step, batch), batch, B)
     assert all(torch.allclose(scored[key].float(), values[key].float(), atol=1e-5) for key in values)
@@ -181,7 +181,7 @@ def test_positions_that_come_first_are_found_by_the_batch_or_proved_by_the_test(
         return flat(model.embedding(ids), ids.roll(1, 0))
 
     batch = {"ids": torch.stack([IDS, IDS], 2)}
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     _, values = source.observe(partial(turned, batch), batch, B, NoScoring)
     assert torch.allclose(values["loss"], expected)
     assert source.report.attribution == "verified"
@@ -198,7 +198,7 @@ def test_rows_that_nothing_shows_to_be_whose_are_refused():
     batch = {"ids": IDS, "y": numbers(B)}
     with pytest.raises(OutputsError, match=r"12 rows, 2 for each of 6 samples, but the batch holds no tensor of 2 for each"):
         SampleOutputs(("loss",)).observe(partial(views, batch), batch, B, NoScoring)
-    source = SampleOutputs(("loss",), take_rows=take_rows)
+    source = SampleOutputs(("loss",))
     _, values = source.observe(partial(views, batch), batch, B, NoScoring)  # proved to come view by view
     logits = [model.embedding(ids).mean(1) for ids in (batch["ids"], batch["ids"].flip(1))]
     expected = sum(F.cross_entropy(z, batch["y"], reduction="none") for z in logits) / 2
@@ -209,7 +209,7 @@ def test_rows_that_nothing_shows_to_be_whose_are_refused():
         return F.cross_entropy(torch.cat([a @ b.T, b @ a.T.flip(0)]), torch.arange(len(a)).repeat(2))
 
     with pytest.raises(OutputsError, match=r"2 for each of 6 samples, but nothing shows which are whose"):
-        SampleOutputs(("loss",), take_rows=take_rows).observe(partial(pairs, batch), batch, B, NoScoring)
+        SampleOutputs(("loss",)).observe(partial(pairs, batch), batch, B, NoScoring)
 
 
 def test_positions_of_images_are_found():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kakurenbo_lightning.engines.batch_rows import take_rows
+from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 FEATURES, CLASSES, OUTPUTS, SAMPLES, BATCH = 16, 10, 5, 192, 32
@@ -50,7 +50,7 @@ class NoScoring:
 
 def rows_of(batch):
     """Batches of one sample."""
-    return [take_rows(batch, torch.tensor([i]), len(batch["x"])) for i in range(len(batch["x"]))]
+    return [slice_batch(batch, torch.tensor([i]), len(batch["x"])) for i in range(len(batch["x"]))]
 
 
 def one_by_one(step):
@@ -89,7 +89,7 @@ def observed(step, heads, batches, weights=None, reads=("loss",), **options):
     Returns:
         The source, and the outputs and values of each step.
     """
-    source = SampleOutputs(reads, **{"take_rows": take_rows, **options})
+    source = SampleOutputs(reads, **options)
     made = []
     for number, batch in enumerate(batches):
         given = None if weights is None else weights[number]
