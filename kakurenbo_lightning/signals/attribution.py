@@ -125,9 +125,10 @@ class Tried(NamedTuple):
 
 def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdict:
     made = [terms_of(cut, tried.recording, tried.loss) for tried in runs]
-    if any(one is None or len(one.terms) != len(cut.parts) for one in made):
+    terms = [one.terms for one in made if one is not None and len(one.terms) == len(cut.parts)]
+    if len(terms) < len(made):
         return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
-    whole, half = (one.terms for one in made)
+    whole, half = terms
 
     def once_more(number: int) -> Tensor:
         tried = again()
@@ -139,7 +140,7 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdi
             values = [raw_of(term, tried.size).float() for term, tried in zip(parts, runs, strict=True)]
         except OutputsError:
             return Verdict("batch")
-        verdict = compare(*values, partial(once_more, number))
+        verdict = compare(values[0], values[1], partial(once_more, number))
         if verdict.outcome != "verified":
             return verdict
     counts = _counts(*runs)
@@ -186,4 +187,4 @@ def _counts(whole: Tried, half: Tried) -> list[tuple[LossCall, LossCall]]:
     known = {call.key: call for call in half.recording.calls}
     found = [call for call in whole.recording.calls if call.kind == "reduction" and call.edge is None and call.key in known]
     pairs = [(call, known[call.key]) for call in found if call.result.dim() == 0]
-    return [(one, other) for one, other in pairs if len(one.rows) * half.size == len(other.rows) * whole.size]
+    return [(one, other) for one, other in pairs if len(one.known_rows) * half.size == len(other.known_rows) * whole.size]

@@ -46,19 +46,30 @@ class CapturedLoss:
     """How the loss of a step is made, decided on the first batch; later steps are read by that.
 
     Attributes:
-        cut: its parts; ``None`` before the first batch.
+        known: its parts; ``None`` before the first batch.
         calls: names of the parts.
         clone: the step changes rows in place, so copies are kept.
     """
 
     def __init__(self) -> None:
-        self.cut: Cut | None = None
+        self.known: Cut | None = None
         self._sight: Sight = EVERYTHING
         self._modules: list[weakref.ref[nn.Module]] = []
         self.calls: tuple[str, ...] = ()
         self.clone = True
         self._ways: list[tuple[Cut, set[Form]]] = []  # what was verified: parts, and the forms in which they make the loss
         self._prediction: Prediction | None = None
+
+    @property
+    def cut(self) -> Cut:
+        """Its parts."""
+        assert self.known is not None, "the first batch comes before"
+        return self.known
+
+    @property
+    def source(self) -> str:
+        """One line for the log."""
+        return f"the step's call of {' + '.join(self.calls)}, seen {self.manner}"
 
     @property
     def sight(self) -> Sight:
@@ -146,7 +157,7 @@ class CapturedLoss:
         parts = [call for call in calls if call.key in keys and isinstance(call.arguments, CriterionCall)]
         for number, one in enumerate(parts):
             for other in parts[:number]:
-                if _is_mixed(one.arguments, other.arguments):
+                if _is_mixed(one.criterion, other.criterion):
                     if not provable:
                         raise OutputsError(refusals.mixed([call.name for call in parts]))
                     return replace(cut, guess=refusals.mixed([call.name for call in parts]))
@@ -158,7 +169,7 @@ class CapturedLoss:
         Raises:
             OutputsError: the test has failed, or could not be made where only it can prove the way.
         """
-        self.cut = cut = verdict.cut or cuts[0]
+        self.known = cut = verdict.cut or cuts[0]
         if cut.guess:
             raise OutputsError(cut.guess)
         if verdict.outcome in ("permuted", "batch"):
@@ -174,7 +185,7 @@ class CapturedLoss:
         kinds = {kind for kind, _ in names}
         functions = tuple(name.removeprefix("F.") for kind, name in names if kind == "criterion")
         self._sight = Sight(functions, "reduction" in kinds, not all(call.named for call in alike))
-        self._modules = [weakref.ref(call.arguments.module) for call in alike if call.kind == "module"]
+        self._modules = [weakref.ref(call.module.module) for call in alike if call.kind == "module"]
         self.clone = any(call.changed_in_place for call in needed)
         self.calls = tuple(dict.fromkeys(call.described for call in needed if call.key in parts))
 
@@ -185,16 +196,16 @@ class CapturedLoss:
         share = {part.key: abs(part.share) for part in self.cut.parts}
         calls = [call for call in recording.calls if call.arguments is not None and self._is_used(call, loss)]
         criteria = [
-            call for call in calls if call.kind == "criterion" and call.arguments.predicts and _is_by_sample(call, recording.size)
+            call for call in calls if call.kind == "criterion" and call.criterion.predicts and _is_by_sample(call, recording.size)
         ]
-        criteria.sort(key=lambda call: (PRIORITY[call.arguments.function], -share.get(call.key, 0.0)))
+        criteria.sort(key=lambda call: (PRIORITY[call.criterion.function], -share.get(call.key, 0.0)))
         if criteria:
             call = criteria[0]
             return Prediction(call.key, orders.get(call.key, order), len(_rows(call)) == recording.size)
         for call in calls:
-            if call.kind == "module" and call.arguments.read_target(call.result):
-                by_sample = call.arguments.rows == recording.size
-                return Prediction(call.key, orders.get(call.key, order), by_sample, call.arguments.findings)
+            if call.kind == "module" and call.module.read_target(call.result):
+                by_sample = call.module.rows == recording.size
+                return Prediction(call.key, orders.get(call.key, order), by_sample, call.module.findings)
         return None
 
     def _is_used(self, call: LossCall, loss: Tensor) -> bool:
@@ -238,8 +249,7 @@ class CapturedLoss:
             made = terms_of(known, recording, loss)
             if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
                 calls = [term.call for term in made.terms]
-                values = [call.result if call.rows is None else call.rows for call in calls]
-                if not is_linear(loss, [call.edge for call in calls], values):
+                if not is_linear(loss, [call.known_edge for call in calls], [call.values for call in calls]):
                     return None
                 forms.add(made.form)
                 return made.terms
@@ -273,8 +283,8 @@ class CapturedLoss:
             if call is None:
                 raise OutputsError(refusals.changed(wanted.key[1]))
             if wanted.module is not None:
-                call.arguments.findings = wanted.module
-            return {**values, **call.arguments.predictions(size, wanted.order, reads)}
+                call.module.findings = wanted.module
+            return {**values, **call.given.predictions(size, wanted.order, reads)}
 
     def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
         """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
@@ -309,7 +319,7 @@ def _is_by_sample(call: LossCall, size: int) -> bool:
 
 def _is_mixed(one: CriterionCall, other: CriterionCall) -> bool:
     """Whether two calls compare the same prediction with different targets."""
-    targets = [call.options.get("target") for call in (one, other)]
+    targets = [call.options["target"] for call in (one, other) if isinstance(call.options.get("target"), Tensor)]
     if one.function is not other.function or one.options.get("input") is not other.options.get("input"):
         return False
-    return all(isinstance(target, Tensor) for target in targets) and not torch.equal(*targets)
+    return len(targets) == 2 and not torch.equal(targets[0], targets[1])

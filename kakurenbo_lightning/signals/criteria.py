@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn._reduction import legacy_get_string
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values, binary_values, class_values
@@ -52,7 +53,7 @@ class CriterionCall:
         legacy = options.pop("size_average", None), options.pop("reduce", None)
         self.reduction = options.pop("reduction", "mean")
         if legacy != (None, None):
-            self.reduction = F._Reduction.legacy_get_string(*legacy, emit_warning=False)
+            self.reduction = legacy_get_string(*legacy, emit_warning=False)
         self.function, self.options = function, options
         self.name = f"F.{function.__name__}"
         self.predicts = function in _PREDICTIONS and (function is not _KL_DIV or options["input"].dim() == 2)

@@ -89,9 +89,9 @@ class ModuleCall:
 
     def _of_one(self, *given: Any) -> Tensor:
         """The module's result for one row of each mapped argument."""
-        given = [a.unsqueeze(0) if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
-        first = len(given) - len(self._names)
-        return self.module.forward(*given[:first], **dict(zip(self._names, given[first:], strict=True))).reshape(())
+        row = [a.unsqueeze(0) if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
+        first = len(row) - len(self._names)
+        return self.module.forward(*row[:first], **dict(zip(self._names, row[first:], strict=True))).reshape(())
 
     def _loop(self, rows: Iterable[int]) -> Tensor:
         pairs = list(zip(self._given, self._mapped, strict=True))
@@ -181,7 +181,9 @@ class ModuleCall:
 
     def predictions(self, size: int, order: str, reads: Reads) -> Values:
         """Confidence, correctness and what else is read of ``size`` samples; detached."""
-        scores, target = (a.detach() for a in self._scores_and_target())
+        pair = self._scores_and_target()
+        assert pair is not None, "read_target has found them"
+        scores, target = (a.detach() for a in pair)
         if self.findings.target == "labels":
             return of_labels(scores.sigmoid() if self.findings.logits else scores, target, size, order, reads)
         scores = scores if self.findings.logits else scores.log()  # the softmax of a distribution's logarithm is itself

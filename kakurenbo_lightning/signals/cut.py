@@ -149,7 +149,7 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
             return _only_one(cut, calls, root)
         if cut.complete and forms is not None and form not in forms:
             return None
-    found = gradients(loss, [call.edge for call in chosen])
+    found = gradients(loss, [call.known_edge for call in chosen])
     if any(gradient is None for gradient in found):
         return None
     terms = [Term(p, _with_findings(p, c), g) for p, c, g in zip(cut.parts, chosen, found, strict=True)]
@@ -170,10 +170,9 @@ def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
 
 def _by_keys(cut: Cut, calls: Sequence[LossCall]) -> list[LossCall] | None:
     """The calls of a cut's parts by their number, if they are of the same kind."""
-    chosen = [_by_key(part.key, calls) for part in cut.parts]
-    pairs = zip(chosen, cut.parts, strict=True)
-    fits = all(call is not None and call.edge is not None and (call.rows is not None) == part.has_rows for call, part in pairs)
-    return chosen if fits else None
+    pairs = [(_by_key(part.key, calls), part) for part in cut.parts]
+    chosen = [call for call, part in pairs if call and call.edge is not None and (call.rows is not None) == part.has_rows]
+    return chosen if len(chosen) == len(pairs) else None
 
 
 def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> Made | None:
@@ -206,7 +205,7 @@ def _by_key(key: Key, calls: Sequence[LossCall]) -> LossCall | None:
 
 def _with_findings(part: Part, call: LossCall) -> LossCall:
     if part.module is not None:
-        call.arguments.findings = part.module
+        call.module.findings = part.module
     return call
 
 
@@ -231,11 +230,12 @@ def raw_of(term: Term, size: int) -> Tensor:
     with torch.no_grad():
         if part.has_rows:
             return mean(grouped(_rows(call), size, part.order).nan_to_num(0, 0, 0))
-        return call.arguments.values(call.evaluate(), size, part.order)
+        return call.given.values(call.evaluate(), size, part.order)
 
 
 def weights_of(term: Term, size: int) -> Tensor:
     """How much the rows of each sample count in the loss, ``[size]``."""
+    assert term.gradient is not None, "it is plain: all count alike"
     return total(grouped(term.gradient, size, term.part.order))
 
 
@@ -245,13 +245,13 @@ def _rows(call: LossCall) -> Tensor:
             f"per-sample values: what {call.name} was given or gave was changed in place later in the step, so it is not what the loss was "
             "made of; make a new tensor (loss = loss * mask, not loss *= mask)"
         )
-    return call.rows
+    return call.known_rows
 
 
 def _values(term: Term, size: int) -> Tensor:
     part, call = term.part, term.call
     if not part.has_rows:
-        values = call.arguments.values(call.evaluate(), size, part.order)
+        values = call.given.values(call.evaluate(), size, part.order)
         if part.plain:
             return values
         factor = {"alone": 1.0, "times": size, "over": 1.0 / size}[part.scale]
@@ -270,6 +270,7 @@ def _values(term: Term, size: int) -> Tensor:
     if part.scale != "mean":
         return alone
     # a weighted mean, as it may have been in the first batch, where all weights were equal
+    assert part.weight_sum is not None
     same = (together - part.weight_sum).abs() <= 1e-4 * abs(part.weight_sum)
     return torch.where(same, alone, share * size)
 
@@ -277,7 +278,7 @@ def _values(term: Term, size: int) -> Tensor:
 def _shares(term: Term, size: int) -> Tensor:
     part, call, gradient = term.part, term.call, term.gradient
     if not part.has_rows:
-        share = call.arguments.shares(call.evaluate(), size, part.order)
+        share = call.given.shares(call.evaluate(), size, part.order)
         return share if gradient is None else share * gradient
     rows = _rows(call)
     if gradient is None:

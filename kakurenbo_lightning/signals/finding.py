@@ -115,7 +115,7 @@ class _Search:
             self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
             return False
         if call.kind == "reduction":
-            return not depends_on_parameters_alone(call.rows) and not self._is_of_the_batch(call)
+            return not depends_on_parameters_alone(call.known_rows) and not self._is_of_the_batch(call)
         if len(rows) != self.size and not self._orders([call]):
             k = len(rows) // self.size
             self.finding.add(
@@ -127,24 +127,28 @@ class _Search:
     def _elements(self, call: LossCall) -> Tensor | None:
         if call.kind == "module":
             tolerance = tolerance_of(call.result)
-            reason = call.arguments.verify(call.result, tolerance)
+            reason = call.module.verify(call.result, tolerance)
             if reason is not None:
                 self.finding.add(f"{call.name} {reason}")
                 return None
-        return call.evaluate()
+        try:
+            return call.evaluate()
+        except Exception as error:  # of the user's arguments, where each element is asked for
+            self.finding.add(f"{call.name} has no values by element ({type(error).__name__}: {error})")
+            return None
 
     def _adds_up(self, call: LossCall) -> bool:
         """Whether the values of one number's samples make the number."""
-        shares = call.arguments.shares(call.evaluate(), self.size, "samples").detach()
+        shares = call.given.shares(call.evaluate(), self.size, "samples").detach()
         if _close(shares.double().sum(), call.result.detach().double(), tolerance_of(call.result)):
             return True
-        self.finding.add(f"{call.name} is not the {call.arguments.reduction} of values of its samples")
+        self.finding.add(f"{call.name} is not the {call.given.reduction} of values of its samples")
         return False
 
     def _is_of_the_batch(self, call: LossCall) -> bool:
         """Whether everything in ``call.rows`` has gone through a sum over samples before: its rows are something else."""
         sums = {edge_of(c.result) for c in self.calls if c.kind == "reduction" and c is not call and c.result.dim()}
-        found = frontier(call.edge, sums - {None})
+        found = frontier(call.known_edge, {edge for edge in sums if edge is not None})
         return bool(found.edges) and found.complete
 
     def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
@@ -167,13 +171,13 @@ class _Search:
         return [("samples", guess), ("positions", guess)]
 
     def _cut(self, calls: Sequence[LossCall], order: str, complete: bool) -> Cut | None:
-        edges = [call.edge for call in calls]
+        edges = [call.known_edge for call in calls]
         parts = [Part(call.key, call.rows is not None, self._plain(calls, call, complete), order=order) for call in calls]
         found = gradients(self.loss, edges)
         if any(gradient is None for gradient in found):
             return None
         plain = parts[0].plain is not None
-        values = [call.result if call.rows is None else call.rows for call in calls]
+        values = [call.values for call in calls]
         finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
         if not plain and finite and not is_linear(self.loss, edges, values):
             self.finding.add(
@@ -183,8 +187,8 @@ class _Search:
         terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
         loss = self.loss.detach().double()
         with torch.no_grad():
-            shares = [shares_of([term], self.size).double().sum() for term in terms]
-        exact = not finite or _close(sum(shares), loss, tolerance_of(self.loss, *values))
+            shares = torch.stack([shares_of([term], self.size).double().sum() for term in terms])
+        exact = not finite or _close(shares.sum(), loss, tolerance_of(self.loss, *values))
         of_loss = [float(share / loss) if float(loss) else 1.0 / len(shares) for share in shares]
         parts = [_described(term, share, self.size) for term, share in zip(terms, of_loss, strict=True)]
         return Cut(tuple(parts), complete, exact)
@@ -201,11 +205,11 @@ class _Search:
 def _described(term: Term, share: float, size: int) -> Part:
     """The part with what its gradient says about a sample alone, as long as nothing else is known."""
     part, call, gradient = term.part, term.call, term.gradient
-    part = replace(part, share=share, module=call.arguments.findings if call.kind == "module" else None)
+    part = replace(part, share=share, module=call.module.findings if call.kind == "module" else None)
     if gradient is None:
         return part
     if not part.has_rows:
-        times = call.arguments.reduction == "sum" and abs(float(gradient) * size - 1) < 1e-4
+        times = call.given.reduction == "sum" and abs(float(gradient) * size - 1) < 1e-4
         return replace(part, scale="times" if times else "alone")
     if bool((gradient.abs() == 1).all()):
         return replace(part, scale="sum")

@@ -91,8 +91,9 @@ def depends_on_parameters_alone(rows: Tensor) -> bool:
         if node is None:
             continue
         visited += 1
-        if hasattr(node, "variable"):
-            leaves.add(node.variable)
+        variable = getattr(node, "variable", None)  # of a leaf
+        if variable is not None:
+            leaves.add(variable)
         elif visited > 32 or not node.name().startswith(_ELEMENTWISE):
             return False
         waiting.extend(following for following, _ in node.next_functions)
@@ -129,7 +130,8 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         directions = [
             value.detach().nan_to_num(0, 0, 0) * torch.rand(value.shape, generator=generator).to(value) for _, value in curved
         ]
-        along = sum((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
+        terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
+        along = sum(terms, start=torch.zeros((), device=loss.device))
         second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
     except RuntimeError:  # an operation that cannot be differentiated twice says nothing of the kind
         return True

@@ -79,6 +79,11 @@ class Rehearsal:
     replay: Callable[[Any], Any] | None
     wanted: bool = True
 
+    def run(self, batch: Any) -> Any:
+        """What the step returns for ``batch``."""
+        assert self.replay is not None, "it is not possible"
+        return self.replay(batch)
+
     @property
     def possible(self) -> bool:
         """Whether a test of attribution may follow."""
@@ -123,7 +128,7 @@ class Rehearsal:
         def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
             recording = make(size)
             with _rehearsing(self.scoring, others), watcher.watching(EVERYTHING, recording):
-                loss = loss_of(self.replay(batch))
+                loss = loss_of(self.run(batch))
             if not isinstance(loss, Tensor):
                 raise StepFailed(f"in a scoring pass the step returned a {type(loss).__name__} as its loss")
             return recording, loss

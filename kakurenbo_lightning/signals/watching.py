@@ -62,7 +62,42 @@ class LossCall:
     @property
     def described(self) -> str:
         """For messages."""
-        return f"a {self.name} of {list(self.rows.shape)}" if self.kind == "reduction" else self.name
+        return f"a {self.name} of {list(self.known_rows.shape)}" if self.kind == "reduction" else self.name
+
+    @property
+    def known_rows(self) -> Tensor:
+        """:attr:`rows` of a call that has some."""
+        assert self.rows is not None
+        return self.rows
+
+    @property
+    def values(self) -> Tensor:
+        """What is at :attr:`edge`."""
+        return self.result if self.rows is None else self.rows
+
+    @property
+    def known_edge(self) -> Edge:
+        """:attr:`edge` of a call that has a graph."""
+        assert self.edge is not None
+        return self.edge
+
+    @property
+    def criterion(self) -> CriterionCall:
+        """:attr:`arguments` of a criterion."""
+        assert isinstance(self.arguments, CriterionCall)
+        return self.arguments
+
+    @property
+    def module(self) -> ModuleCall:
+        """:attr:`arguments` of a module."""
+        assert isinstance(self.arguments, ModuleCall)
+        return self.arguments
+
+    @property
+    def given(self) -> CriterionCall | ModuleCall:
+        """:attr:`arguments` of a criterion or module."""
+        assert self.arguments is not None
+        return self.arguments
 
     @property
     def changed_in_place(self) -> bool:
@@ -73,7 +108,7 @@ class LossCall:
         """:attr:`elements`, evaluated now if they were not."""
         if self.elements is None:
             with torch.enable_grad() if self.graph else torch.no_grad():
-                self.elements = self.arguments.elements()
+                self.elements = self.given.elements()
         return self.elements
 
 
@@ -216,9 +251,12 @@ class Recording:
         return result
 
 
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]
+
+
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor exists within a transform of torch.func only."""
-    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return _FUNCTORCH.is_functorch_wrapped_tensor(tensor)
 
 
 class Watcher:
@@ -270,7 +308,7 @@ class Watcher:
             for module in sight.modules:
                 stack.callback(module.register_forward_hook(self._hook, with_kwargs=True).remove)
 
-    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         return None if self._recording is None else self._recording.module(module, args, kwargs, output)
 
     def _replacement(self, function: Callable[..., Tensor], make: Callable[..., Tensor]) -> Callable[..., Tensor]:
