@@ -16,6 +16,7 @@ from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, v
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.watching import LossCall, Recording
 
+MOST_NOISE = 5.0  # times the difference between two equal passes is no proof that the rest of the batch matters
 CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
 
 
@@ -63,25 +64,34 @@ def halve(batch: Any, size: int) -> Halved | str:
     return Halved(part, half)
 
 
-def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor]) -> Verdict:
+def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor], tolerance: float = CLOSE) -> Verdict:
     """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
-    Where they differ, ``again`` gives the values of the whole batch once more, with other random numbers.
+    Where they differ by more than ``tolerance``, ``again`` gives the values of the whole batch once more, with other random numbers.
     """
-    if same(half, whole[: len(half)]):
+    scale, first = whole.abs().nanmean(), whole[: len(half)]
+    if _same(half, first, scale, tolerance):
         return Verdict("verified")
     once_more = again()
-    if same(once_more, whole):
+    if _same(once_more, whole, scale, 1e-4):
         return Verdict("permuted" if _all_among(half, whole) else "batch")
-    if same(once_more.sort().values, whole.sort().values, 1e-3):
+    if _same(once_more.sort().values, whole.sort().values, scale, 1e-3):
         return Verdict("permuted")
-    return Verdict("skipped", "two equal passes differ: the step draws random numbers")
+    if once_more.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(once_more, whole):
+        return Verdict("skipped", "two equal passes differ: the step draws random numbers")
+    return Verdict("batch")
 
 
-def same(one: Tensor, other: Tensor, tolerance: float = CLOSE) -> bool:
-    """Whether two tensors hold the same values, relative to the larger of each and their mean."""
-    scale = torch.maximum(other.abs(), other.abs().nanmean())
-    return one.shape == other.shape and bool((((one - other).abs() <= tolerance * scale) | (one.isnan() & other.isnan())).all())
+def _same(one: Tensor, other: Tensor, scale: Tensor, tolerance: float) -> bool:
+    """Whether two tensors hold the same values, relative to the larger of each and ``scale``; less than 1e-6 is rounding."""
+    if one.shape != other.shape:
+        return False
+    near = (one - other).abs() <= tolerance * torch.maximum(other.abs(), scale) + 1e-6
+    return bool((near | (one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().nan_to_num(0.0).max())
 
 
 def _all_among(part: Tensor, whole: Tensor) -> bool:
@@ -140,7 +150,8 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdi
             values = [raw_of(term, tried.size).float() for term, tried in zip(parts, runs, strict=True)]
         except OutputsError:
             return Verdict("batch")
-        verdict = compare(values[0], values[1], partial(once_more, number))
+        tolerance = 10 * CLOSE if any(tried.recording.low_precision for tried in runs) else CLOSE
+        verdict = compare(values[0], values[1], partial(once_more, number), tolerance)
         if verdict.outcome != "verified":
             return verdict
     counts = _counts(*runs)

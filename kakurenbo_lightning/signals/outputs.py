@@ -16,9 +16,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.captured import CapturedLoss
@@ -135,7 +135,9 @@ class SampleOutputs:
         if self._skips(outputs) and not self._trained(values, recording):
             return outputs, None
         if not self._in_training:
-            if replay is None and world_size() == 1:  # a strategy's wrapper must not run on its own
+            if replay is None and not (
+                dist.is_available() and dist.is_initialized()
+            ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
             values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution))
             self._in_training = True

@@ -129,6 +129,9 @@ class Rehearsal:
             recording = make(size)
             with _rehearsing(self.scoring, others), watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch))
+                recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
+            halves = (torch.float16, torch.bfloat16)
+            recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)
             if not isinstance(loss, Tensor):
                 raise StepFailed(f"in a scoring pass the step returned a {type(loss).__name__} as its loss")
             return recording, loss

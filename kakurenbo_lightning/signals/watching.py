@@ -146,6 +146,7 @@ class Recording:
         clone: rows are copied, because the step changes them in place.
         calls: in order.
         batch_statistics: a BatchNorm has used the batch's.
+        low_precision: the step computes in half precision, at least in part; noticed where attribution is tested.
         busy: a call is being made or evaluated; what it calls itself is not of interest.
         traced: calls within ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
     """
@@ -156,6 +157,7 @@ class Recording:
     clone: bool = False
     calls: list[LossCall] = field(default_factory=list)
     batch_statistics: bool = False
+    low_precision: bool = False
     busy: bool = False
     traced: list[tuple[Any, ...]] = field(default_factory=list)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)

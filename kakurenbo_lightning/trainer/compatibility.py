@@ -119,6 +119,16 @@ def warn_of_trainer(trainer: AnyTrainer, method: Method) -> None:
         )
 
 
+def warn_of_processes(apart: bool) -> None:
+    """Warn that what a training that ran ``apart``, in processes of its own, has left is not in the one that called ``fit``."""
+    if apart:
+        rank_zero_warn(
+            "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
+            "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
+            "RunRecorder, or train with strategy='ddp'"
+        )
+
+
 def check_epochs(max_epochs: int | None) -> None:
     """Raise ``ConflictError`` for a run that is longer than statistics can count."""
     if (max_epochs or 0) > MAX_EPOCHS:

@@ -297,6 +297,30 @@ def test_compare_tells_apart():
     assert compare(whole, whole[4:], lambda: whole[torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]).outcome == "permuted"
     assert compare(whole, whole[4:], other).outcome == "skipped"
     assert compare(whole, whole[:4], other).outcome == "verified", "a second run is not needed"
+    contrastive = (whole[:4] + 0.3, lambda: whole + 1e-6 * torch.randn(8))
+    assert compare(whole, *contrastive).outcome == "batch", (
+        "a device whose sums differ in the last digits draws no random numbers"
+    )
     nan = whole.masked_fill(torch.arange(8) == 1, float("nan"))
     assert compare(nan, nan[:4], equal).outcome == "verified"
     assert compare(torch.zeros(8), torch.zeros(4), equal).outcome == "verified"
+
+
+def test_noise_that_only_small_losses_show_is_noise():
+    """Losses of a step with random numbers late in a training: half of them wrong by far, the others almost 0."""
+    whole = torch.tensor([0.0052, 0.1051, 0.1039, 0.0049, 3.654, 0.0077, 0.1034, 3.654])
+    again = torch.tensor([0.0033, 0.1098, 0.1025, 0.0035, 3.654, 0.0076, 0.1062, 3.654])
+    assert compare(whole, torch.tensor([0.0052, 0.1077, 0.1013, 0.0025]), lambda: again).outcome == "verified"
+    small = whole.clamp(max=0.1)
+    assert compare(small, torch.tensor([0.0052, 0.098, 0.1, 0.0025]), lambda: again.clamp(max=0.1)).outcome == "skipped"
+
+
+def test_losses_of_almost_nothing_are_rounding():
+    whole = torch.tensor([1e-7, 2e-7, 3e-7, 2e-7])
+    assert compare(whole, whole[:2] + 4e-7, lambda: whole).outcome == "verified"
+
+
+def test_half_precision_may_differ_by_more():
+    whole = torch.linspace(0.5, 1.0, 8)
+    assert compare(whole, whole[:4] * 1.04, lambda: whole).outcome == "batch"
+    assert compare(whole, whole[:4] * 1.04, lambda: whole, 0.1).outcome == "verified"
