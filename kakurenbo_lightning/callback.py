@@ -120,12 +120,10 @@ class SampleSelection(pl.Callback):
         on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
         sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
         compatibility.check_scorer(scorer, self.method)
-        self._verification = {
-            "check_attribution": compatibility.checked_argument("check_attribution", check_attribution),
-            "unweighted_rest": compatibility.checked_argument("unweighted_rest", unweighted_rest),
-        }
+        check_attribution = compatibility.checked_argument("check_attribution", check_attribution)
+        unweighted_rest = compatibility.checked_argument("unweighted_rest", unweighted_rest)
         self.session: Session | None = None
-        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
+        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer, check_attribution, unweighted_rest)
         self._sample_outputs = sample_outputs
         self._watch = Stopwatch()
         self._described = False
@@ -214,7 +212,8 @@ class SampleSelection(pl.Callback):
             function,
             weighs=self.method.weighs,
             manual=not pl_module.automatic_optimization,
-            **self._verification,
+            check_attribution=self._settings.check_attribution,
+            unweighted_rest=self._settings.unweighted_rest,
         )
         session.begin_fit(outputs)
         # not so: a resumed session goes on at the right batch

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
-from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.cli.text_table import show
 
 ABOUT = "Say, without training, where the loss of each sample comes from, whether it is the loss that is trained, and which methods work."
@@ -72,11 +71,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
     parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
     asked = parser.parse_args(arguments)
+    from kakurenbo_lightning import SampleSelection  # here, because --help shall not wait for Lightning
+
     sys.path.insert(0, "")  # as for python -m: modules of the current folder
     for name in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
     try:
         model, data = object_of(asked.model), object_of(asked.data)
+        if not callable(getattr(model, "training_step", None)):
+            raise ValueError(f"{asked.model!r} is an object of class {type(model).__name__}; MODEL must be a LightningModule")
         function = found(asked.sample_outputs) if asked.sample_outputs else None
         report = SampleSelection.check(
             model, data, sample_outputs=function, precision=asked.precision, accelerator=asked.accelerator
