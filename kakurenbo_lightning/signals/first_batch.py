@@ -88,7 +88,7 @@ def verified_returned(needs: Needs, outputs: Mapping[str, Any], batch: Any, size
             raise OutputsError(refusals.NOT_MADE_FROM_IT)
         if made.complete is False and made.share is not None and not needs.unweighted_rest:
             raise OutputsError(refusals.rest_unweighted("the returned sample_loss", made.share))
-    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.run(part), count)["loss"])
+    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.run(part, count), count)["loss"])
     _refuse_permuted(verdict)
     weights = "exact" if made.complete else "sample_loss is not all of the loss" if made.complete is False else "not verified"
     return Report("returned", RETURNED, (), tuple(values), made.share, made.complete, said(verdict), weights)
@@ -108,7 +108,7 @@ def verified_function(needs: Needs, function: Function, batch: Any, size: int, r
     needs.check(values, size, FUNCTION)
     check_ranges(outputs, "sample_outputs")
     rehearsal = replace(rehearsal, replay=function)
-    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(function(part), count)["loss"])
+    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.run(part, count), count)["loss"])
     _refuse_permuted(verdict)
     weights = "they cannot enter through sample_outputs"
     return values, Report("function", FUNCTION, (), tuple(values), attribution=said(verdict), weights=weights)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.core.random import rng_state, seed_everything, set_rng_state
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
@@ -79,10 +80,10 @@ class Rehearsal:
     replay: Callable[[Any], Any] | None
     wanted: bool = True
 
-    def run(self, batch: Any) -> Any:
-        """What the step returns for ``batch``."""
+    def run(self, batch: Any, size: int) -> Any:
+        """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
         assert self.replay is not None, "it is not possible"
-        return self.replay(batch)
+        return self.replay(slice_batch(batch, torch.arange(size), size))
 
     @property
     def possible(self) -> bool:
@@ -128,7 +129,7 @@ class Rehearsal:
         def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
             recording = make(size)
             with _rehearsing(self.scoring, others), watcher.watching(EVERYTHING, recording):
-                loss = loss_of(self.run(batch))
+                loss = loss_of(self.run(batch, size))
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)
             recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)

@@ -84,8 +84,10 @@ SMALL = {
     verification: (
         "--batch-size 8 --rounds 2",
         "losses",
-        lambda rows: ["F.cross_entropy" in row["source"] for row in rows] == [True, True, False, False]
-        and all(row["first_batch_steps"]["median"] > 0 for row in rows),
+        lambda rows: (
+            ["F.cross_entropy" in row["source"] for row in rows] == [True, True, False, False]
+            and all(row["first_batch_steps"]["median"] > 0 for row in rows)
+        ),
     ),
     sync: ("--steps 1", "arms", lambda arms: all(arm["error"] is None for arm in arms.values())),
 }

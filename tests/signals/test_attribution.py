@@ -324,3 +324,21 @@ def test_half_precision_may_differ_by_more():
     whole = torch.linspace(0.5, 1.0, 8)
     assert compare(whole, whole[:4] * 1.04, lambda: whole).outcome == "batch"
     assert compare(whole, whole[:4] * 1.04, lambda: whole, 0.1).outcome == "verified"
+
+
+@pytest.mark.parametrize("change", [lambda x: x.sub_(1.0), lambda x: x.mul_(2.0)])
+def test_a_step_that_changes_its_batch_in_place_can_go_backward(change, heads, batch):
+    """The test runs it on copies: its own graph holds the batch."""
+
+    def step(batch):
+        change(batch["x"])
+        return F.cross_entropy(heads.classes(batch["x"]), batch["y"])
+
+    given = {name: value.clone() for name, value in batch.items()}
+    source = SampleOutputs(("loss",))
+    loss, values = source.observe(partial(step, given), given, BATCH, NoScoring)
+    loss.backward()
+    assert torch.equal(given["x"], change(batch["x"].clone())), "once"
+    each = F.cross_entropy(heads.classes(given["x"]), batch["y"], reduction="none")
+    assert torch.allclose(values["loss"], each)
+    assert source.report.attribution == "verified"
