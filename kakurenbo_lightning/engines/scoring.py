@@ -18,7 +18,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only
+from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only, replaying
 from kakurenbo_lightning.trainer.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +66,7 @@ class ScoringPass:
         if self._scorer is not None:
             outputs = self._of_scorer = self._of_scorer or outputs.of_module(self._scorer)
         with self._context(module):
-            return outputs.score(partial(call_training_step, module, batch, number), batch, size)
+            return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:

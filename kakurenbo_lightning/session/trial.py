@@ -22,7 +22,7 @@ from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.trainer.compatibility import check_module
-from kakurenbo_lightning.trainer.forward_pass import call_training_step, scoring
+from kakurenbo_lightning.trainer.forward_pass import replaying, scoring
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Trial(pl.Callback):
                 self._batch,
                 self._size,
                 partial(scoring, adapter),
-                replay=lambda other: call_training_step(module, other, 0),
+                **replaying(module, 0),
             )
         except OutputsError as error:
             return None, str(error)

@@ -110,6 +110,7 @@ class SampleOutputs:
         scoring: Scoring,
         weights: Tensor | None = None,
         replay: Replay | None = None,
+        kept: Scoring = nullcontext,
     ) -> tuple[Any, Values | None]:
         """Run one training step and return its outputs and the values of its samples.
 
@@ -121,6 +122,7 @@ class SampleOutputs:
             weights: ``float32[size]``, how often each sample counts in the step's loss; ``None`` for once.
             replay: runs the step of the module itself, outside of any wrapper, on another batch; by default ``step`` is given the other
                 batch, where it is a ``functools.partial`` that holds this one.
+            kept: makes the context in which it is run again, which puts back what else it changes.
 
         Returns:
             The step's outputs, unchanged but for the weights, and the values (each ``[size]``, detached), or ``None`` when there are none.
@@ -139,7 +141,7 @@ class SampleOutputs:
                 dist.is_available() and dist.is_initialized()
             ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
-            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution))
+            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution, kept))
             self._in_training = True
         if self._needs.nothing and weights is None:
             return outputs, self._free_values(outputs, recording)
@@ -222,7 +224,9 @@ class SampleOutputs:
 
     # --- a scoring pass
 
-    def score(self, step: Callable[[], Any], batch: Any, size: int, replay: Replay | None = None) -> Values:
+    def score(
+        self, step: Callable[[], Any], batch: Any, size: int, replay: Replay | None = None, kept: Scoring = nullcontext
+    ) -> Values:
         """Values of a batch that is not trained; the caller provides the no-grad context.
 
         Args:
@@ -230,6 +234,7 @@ class SampleOutputs:
             batch: the batch.
             size: number of samples in it.
             replay: as for :meth:`observe`.
+            kept: as for :meth:`observe`.
 
         Raises:
             OutputsError: as :meth:`observe`.
@@ -241,9 +246,8 @@ class SampleOutputs:
             with torch.inference_mode(False), torch.no_grad():
                 with torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
                     outputs = step()
-                self._decide(
-                    outputs, recording, batch, Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution)
-                )
+                rehearsal = Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution, kept)
+                self._decide(outputs, recording, batch, rehearsal)
                 values = self._read(outputs, recording, batch)
         else:
             recording = self._captured.recording(size, scoring=True)

@@ -55,10 +55,17 @@ class StepFailed(Exception):
 
 
 @contextlib.contextmanager
-def _rehearsing(scoring: Callable[[], Any], others: bool) -> Iterator[None]:
+def _rehearsing(rehearsal: Rehearsal, others: bool) -> Iterator[None]:
     """A run without a trace; ``others``: with other random numbers."""
     try:
-        with scoring(), torch.inference_mode(False), torch.no_grad(), eagerly(), _random_numbers_kept():
+        with (
+            rehearsal.scoring(),
+            rehearsal.kept(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            eagerly(),
+            _random_numbers_kept(),
+        ):
             if others:
                 seed_everything(OTHER_NUMBERS)
             yield
@@ -74,11 +81,13 @@ class Rehearsal:
         scoring: makes the context in which the module may run without a trace.
         replay: runs the step on a batch; ``None`` where it cannot be given another one.
         wanted: whether attribution shall be tested.
+        kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
     """
 
     scoring: Callable[[], Any]
     replay: Callable[[Any], Any] | None
     wanted: bool = True
+    kept: Callable[[], Any] = contextlib.nullcontext
 
     def run(self, batch: Any, size: int) -> Any:
         """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
@@ -112,7 +121,7 @@ class Rehearsal:
         """Test values that a function of (batch, size) gives, ``[size]``."""
 
         def run(part: Any, count: int, others: bool) -> Tensor:
-            with _rehearsing(self.scoring, others):
+            with _rehearsing(self, others):
                 return values(part, count).float()
 
         return self.test(
@@ -128,7 +137,7 @@ class Rehearsal:
 
         def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
             recording = make(size)
-            with _rehearsing(self.scoring, others), watcher.watching(EVERYTHING, recording):
+            with _rehearsing(self, others), watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)

@@ -32,11 +32,15 @@ class Module(pl.LightningModule):
             )
         self.register_buffer("queue", torch.zeros(3))
         self.loss, self.noise = loss, noise
+        self.losses, self.by_class, self.steps = [], {}, 0
 
     def training_step(self, batch, batch_idx):
         self.queue += batch[0].mean()
         noise = torch.randn_like(batch[0])
         loss = self.loss(self.network(batch[0] + self.noise * noise), batch[1])
+        self.losses.append(loss.item())
+        self.by_class[f"{batch_idx} of {len(self.losses)}"] = loss.item()
+        self.steps, self.network[0].seen = self.steps + 1, self.steps
         self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
@@ -110,10 +114,13 @@ def trained(*callbacks, noise=0.01):
     module = Module(F.cross_entropy, noise)
     torch.manual_seed(1)
     trainer = fit(module, DataLoader(items(), BATCH), *callbacks, max_epochs=3)
-    return {**module.state_dict(), "stream": torch.get_rng_state(), "logged": trainer.callback_metrics["train_loss"]}
+    kept = {"losses": torch.tensor(module.losses), "by_class": torch.tensor(list(module.by_class.values()))}
+    counted = {"steps": torch.tensor([module.steps, module.network[0].seen + 1])}
+    logged = {"logged": trainer.callback_metrics["train_loss"]}
+    return {**module.state_dict(), **kept, **counted, **logged, "stream": torch.get_rng_state()}
 
 
-SETTINGS = {"baseline": {}, "kakurenbo": {"start_epoch": 2, "tau": 0.0}, "infobatch": {"start_epoch": 1}, "plb": {}}
+SETTINGS = {"baseline": {}, "kakurenbo": {"start_epoch": 5}, "infobatch": {"start_epoch": 1}, "plb": {"start_pass": False}}
 LATER = {"baseline": {}, "kakurenbo": {"start_epoch": 5}, "infobatch": {"start_epoch": 5}}  # than the last epoch
 
 
