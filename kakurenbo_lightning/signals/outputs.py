@@ -244,7 +244,8 @@ class SampleOutputs:
         elif self._way is None:  # a resumed run scores before it trains
             recording = self._captured.recording(size)
             with torch.inference_mode(False), torch.no_grad():
-                with torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
+                # with a graph, so that a step that asks torch.is_grad_enabled() takes it for training
+                with kept(), torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
                     outputs = step()
                 rehearsal = Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution, kept)
                 self._decide(outputs, recording, batch, rehearsal)
