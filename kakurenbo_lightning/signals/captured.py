@@ -289,7 +289,7 @@ class CapturedLoss:
     def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
         """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
         shares = shares_of(terms, len(weights))
-        return loss + ((weights - 1).to(shares.dtype) * shares).sum().to(loss.dtype)
+        return loss + ((weights.to(shares.dtype) - 1) * shares).sum().to(loss.dtype)
 
 
 def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> list[tuple[LossCall, str]]:
