@@ -26,7 +26,7 @@ from kakurenbo_lightning.signals.first_batch import Needs, verified_captured, ve
 from kakurenbo_lightning.signals.predictions import Values
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.signals.returned import from_returned, loss_of, scaled, with_loss
-from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, weighable
+from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, random_numbers_kept, replayed, weighable
 from kakurenbo_lightning.signals.watching import CRITERIA_BY_NAME, EVERYTHING, NOTHING, Recording, Sight, Watcher
 
 __all__ = ["SampleOutputs", "Values", "from_returned", "scaled"]
@@ -241,22 +241,31 @@ class SampleOutputs:
         """
         if self._sample_outputs is not None:
             values = self._call_function(batch, size, nullcontext)
-        elif self._way is None:  # a resumed run scores before it trains
-            recording = self._captured.recording(size)
-            with torch.inference_mode(False), torch.no_grad():
-                # with a graph, so that a step that asks torch.is_grad_enabled() takes it for training
-                with kept(), torch.enable_grad(), eagerly(), self._watcher.watching(EVERYTHING, recording):
-                    outputs = step()
-                rehearsal = Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution, kept)
-                self._decide(outputs, recording, batch, rehearsal)
-                values = self._read(outputs, recording, batch)
         else:
+            if self._way is None:  # a resumed run scores before it trains
+                self._decide_scoring(
+                    step, batch, size, Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution, kept)
+                )
             recording = self._captured.recording(size, scoring=True)
             with self._captured.scoring(), self._watcher.watching(self._scoring_sight, recording):
                 outputs = step()
             values = self._read(outputs, recording, batch)
         self._needs.check(values, size, str(self.source))
         return values
+
+    def _decide_scoring(self, step: Callable[[], Any], batch: Any, size: int, rehearsal: Rehearsal) -> None:
+        """Choose the way by a run with a graph, of which nothing is left; the scoring pass itself makes none."""
+        recording = self._captured.recording(size)
+        with torch.inference_mode(False), torch.no_grad():
+            with (
+                rehearsal.kept(),
+                random_numbers_kept(),
+                torch.enable_grad(),
+                eagerly(),
+                self._watcher.watching(EVERYTHING, recording),
+            ):
+                outputs = step() if rehearsal.replay is None else rehearsal.run(batch, size)
+            self._decide(outputs, recording, batch, rehearsal)
 
     @property
     def _scoring_sight(self) -> Sight:
