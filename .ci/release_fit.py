@@ -15,7 +15,7 @@ import kakurenbo_lightning
 from kakurenbo_lightning import SampleSelection, available_methods
 
 SAMPLES = 64
-LIGHT_SCRIPTS = {"kakurenbo-methods", "kakurenbo-inspect"}  # the others need an extra
+LIGHT_SCRIPTS = {"kakurenbo-check", "kakurenbo-methods", "kakurenbo-inspect"}  # the others need an extra
 EXTRA_MODULES = ("pandas", "matplotlib", "torchvision", "timm", "pytest")
 
 
@@ -70,6 +70,7 @@ def main() -> None:
     assert all(name in listed for name in available_methods())
     assert "--- " in script("kakurenbo-methods", "kakurenbo"), "the method's card is in the wheel"
     assert "kakurenbo(" in script("kakurenbo-inspect", "last.ckpt")
+    assert "MODULE:NAME" in script("kakurenbo-check", "--help")
     scripts = {point.name for point in installed.entry_points if point.group == "console_scripts"}
     for program in sorted(scripts - LIGHT_SCRIPTS):
         said = script(program, ".", code=2)

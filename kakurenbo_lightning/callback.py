@@ -1,4 +1,23 @@
-"""The Lightning callback: hooks in the order of the training loop, which it maps onto a session and its engine."""
+"""The Lightning callback: hooks in the order of the training loop, which it maps onto a session and its engine.
+
+The order of events. Planning happens in `set_epoch`, earlier than `on_train_epoch_start`, because Lightning reads the loader's length
+before that hook, and its workers load the first batches of epoch 0 even before training starts::
+
+    setup                        refuse what cannot work; stand between Lightning and the train loader
+    train_dataloader   _swap     the loader is copied, and a SelectionSampler follows the plan
+    load_state_dict              a checkpoint's state waits for the data set
+    on_train_start               take hold of the optimizers and the training step
+    for each epoch:
+      sampler.set_epoch          score the hidden samples, merge the statistics, plan, shard
+      on_train_epoch_start       the clock
+      for each batch:
+        on_train_batch_start     the engine knows the batch (backprop: scores it and chooses)
+        strategy.training_step   the engine runs the step and records its sample values
+        optimizer.step           with the learning-rate factor
+        on_train_batch_end       schedules keep pace (draw: what was observed is written)
+      on_train_epoch_end         count and log
+    on_train_end                 give every rank all statistics, let go
+"""
 
 from __future__ import annotations
 
@@ -18,7 +37,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.distributed import rank_zero_info
 from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
@@ -33,6 +52,7 @@ from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.session.trial import TrialReport, run_trial
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -48,23 +68,7 @@ class SampleSelection(pl.Callback):
         trainer = L.Trainer(callbacks=[SampleSelection("kakurenbo", max_fraction=0.3, tau=0.7)])
         trainer.fit(model, datamodule)
 
-    The order of events. Planning happens in `set_epoch`, earlier than `on_train_epoch_start`, because Lightning reads the loader's length
-    before that hook, and its workers load the first batches of epoch 0 even before training starts::
-
-        setup                        refuse what cannot work; stand between Lightning and the train loader
-        train_dataloader   _swap     the loader is copied, and a SelectionSampler follows the plan
-        load_state_dict              a checkpoint's state waits for the data set
-        on_train_start               take hold of the optimizers and the training step
-        for each epoch:
-          sampler.set_epoch          score the hidden samples, merge the statistics, plan, shard
-          on_train_epoch_start       the clock
-          for each batch:
-            on_train_batch_start     the engine knows the batch (backprop: scores it and chooses)
-            strategy.training_step   the engine runs the step and records its sample values
-            optimizer.step           with the learning-rate factor
-            on_train_batch_end       schedules keep pace (draw: what was observed is written)
-          on_train_epoch_end         count and log
-        on_train_end                 give every rank all statistics, let go
+    The order of events is at the top of this module.
 
     Args:
         method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object.
@@ -77,6 +81,10 @@ class SampleSelection(pl.Callback):
             to forget it and start the selection from the beginning.
         scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that scores
             batches in the module's place and is trained alongside, on the same batches.
+        check_attribution: on the first batch, run the step forward on the whole batch and on its first half, and raise when a sample's
+            value depends on which others are in its batch, or is another sample's. ``False`` goes on without this test.
+        unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no
+            sample's (a penalty on weights) and stays as it is. By default such a loss is refused.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -99,6 +107,8 @@ class SampleSelection(pl.Callback):
         sample_outputs: Callable[[Any], Mapping[str, Tensor]] | None = None,
         on_mismatch: Literal["error", "reset"] = "error",
         scorer: pl.LightningModule | None = None,
+        check_attribution: bool = True,
+        unweighted_rest: bool = False,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
@@ -112,8 +122,10 @@ class SampleSelection(pl.Callback):
         on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
         sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
         compatibility.check_scorer(scorer, self.method)
+        check_attribution = compatibility.checked_argument("check_attribution", check_attribution)
+        unweighted_rest = compatibility.checked_argument("unweighted_rest", unweighted_rest)
         self.session: Session | None = None
-        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer)
+        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer, check_attribution, unweighted_rest)
         self._sample_outputs = sample_outputs
         self._watch = Stopwatch()
         self._described = False
@@ -142,6 +154,22 @@ class SampleSelection(pl.Callback):
         if self.session is None:
             raise ConflictError("SampleSelection is used before Trainer.fit; add it to the Trainer's callbacks")
         return self.session
+
+    @staticmethod
+    def check(model: pl.LightningModule, data: Any, *, sample_outputs: Any = None, **trainer_settings: Any) -> TrialReport:
+        """Run the verification of the first batch without training; ``print`` what it returns.
+
+        Args:
+            model: its parameters and buffers are afterwards what they were.
+            data: a LightningDataModule, or a train DataLoader.
+            sample_outputs: as for the callback.
+            trainer_settings: for example ``precision``; one device is used.
+
+        Raises:
+            ValueError: the module or the loader cannot be used with sample selection at all.
+        """
+        selection = SampleSelection("baseline", sample_outputs=sample_outputs)
+        return run_trial(selection, model, data, sample_outputs, trainer_settings)
 
     def wrap(self, loader: DataLoader) -> DataLoader:
         """Let ``loader`` follow the selection, through Lightning's public API only.
@@ -184,9 +212,10 @@ class SampleSelection(pl.Callback):
         outputs = SampleOutputs(
             self.method.reads,
             function,
-            compiled=session.adapter.is_compiled(pl_module),
             weighs=self.method.weighs,
             manual=not pl_module.automatic_optimization,
+            check_attribution=self._settings.check_attribution,
+            unweighted_rest=self._settings.unweighted_rest,
         )
         session.begin_fit(outputs)
         # not so: a resumed session goes on at the right batch
@@ -256,11 +285,8 @@ class SampleSelection(pl.Callback):
         session.end_batch(batch_idx)
         if not self._described and session.outputs.source:
             self._described = True
-            changed = (field for field in fields(self.method) if getattr(self.method, field.name) != field.default)
-            settings = ", ".join(f"{field.name}={brief(getattr(self.method, field.name))}" for field in changed)
             rank_zero_info(
-                f"SampleSelection: {self.method.name}({settings}) {self.method.summary}. Per-sample values come from "
-                f"{session.outputs.source}."
+                f"SampleSelection: {_with_settings(self.method)}. Per-sample values come from {session.outputs.source}."
             )
             compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
@@ -288,12 +314,7 @@ class SampleSelection(pl.Callback):
         session.merge()
         session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
-        if session.adapter.is_apart:
-            rank_zero_warn(
-                "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
-                "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
-                "RunRecorder, or train with strategy='ddp'"
-            )
+        compatibility.warn_of_processes(session.adapter.is_apart)
         session.release()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -337,6 +358,13 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+def _with_settings(method: Method) -> str:
+    """The method in one line: its settings that are no defaults, and what it does."""
+    changed = (field for field in fields(method) if getattr(method, field.name) != field.default)
+    settings = ", ".join(f"{field.name}={brief(getattr(method, field.name))}" for field in changed)
+    return f"{method.name}({settings}) {method.summary}"
 
 
 join(SampleSelection)  # for a command line that asks before an instance is made

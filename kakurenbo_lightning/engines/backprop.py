@@ -12,13 +12,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kakurenbo_lightning.core.batch_rows import BatchCheck, like, plain, versions
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.engines.base import Engine
-from kakurenbo_lightning.engines.batch_rows import BatchCheck, like, plain, versions
 from kakurenbo_lightning.engines.sample_buffer import SampleBuffer, Samples
 from kakurenbo_lightning.engines.scoring import ScoringPass
 from kakurenbo_lightning.errors import ConflictError

@@ -16,7 +16,7 @@ from kakurenbo_lightning.core.timers import PhaseTimer
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.forward_pass import scoring
+from kakurenbo_lightning.trainer.forward_pass import replaying, scoring
 
 PHASES = ("score", "forward", "backward", "data")
 Counts = dict[str, float]
@@ -104,7 +104,9 @@ class Engine:
         return outputs, indices
 
     def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
-        return self._outputs.observe(step, batch, size, partial(scoring, self._adapter), weights)
+        """Run ``step``, and verify on the first batch what is recorded; the module itself is run again then, outside the strategy."""
+        again = replaying(self._trainer.lightning_module, self._number)
+        return self._outputs.observe(step, batch, size, partial(scoring, self._adapter), weights, **again)
 
     def trained_batch(self, values: Values | None, batch: Any) -> None:
         """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""

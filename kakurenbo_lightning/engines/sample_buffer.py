@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.engines.batch_rows import join_rows, move, take_rows
+from kakurenbo_lightning.core.batch_rows import join_rows, move, take_rows
 
 
 class Samples:
     """Some samples of batches, with what they are: a batch that is cut and joined by rows.
 
     Args:
-        batch: of ``size`` samples, as :func:`~kakurenbo_lightning.engines.batch_rows.plain` makes it.
+        batch: of ``size`` samples, as :func:`~kakurenbo_lightning.core.batch_rows.plain` makes it.
         indices: ``int64[size]``, which samples of the data set they are.
         weights: ``float32[size]`` or ``None``.
     """

@@ -13,12 +13,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kakurenbo_lightning.engines.batch_rows import like, map_tensors, plain
+from kakurenbo_lightning.core.batch_rows import like, map_tensors, plain
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only
+from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only, replaying
 from kakurenbo_lightning.trainer.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,6 +37,7 @@ class ScoringPass:
     def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
         self._adapter, self._trainer, self._method, self._scorer = adapter, adapter.trainer, method, scorer
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
+        self._of_scorer: SampleOutputs | None = None
         if scorer is None:
             return
         device = self._trainer.strategy.root_device
@@ -50,8 +51,6 @@ class ScoringPass:
         for tensor in [*scorer.parameters(), *scorer.buffers()]:  # every rank begins with the same
             if adapter.world_size > 1:
                 dist.broadcast(tensor.data, src=0)
-        self._outputs = SampleOutputs(method.reads, getattr(scorer, "sample_outputs", None))
-        self._outputs.device = device
 
     def check(self, batch: Any) -> None:
         """Raise ``ConflictError`` for a first batch that cannot be scored as the settings say."""
@@ -64,9 +63,10 @@ class ScoringPass:
         broadcast_buffers(module)
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
+        if self._scorer is not None:
+            outputs = self._of_scorer = self._of_scorer or outputs.of_module(self._scorer)
         with self._context(module):
-            source = outputs if self._scorer is None else self._outputs
-            return source.score(partial(call_training_step, module, batch, number), batch, size)
+            return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:

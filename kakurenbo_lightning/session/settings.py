@@ -18,6 +18,8 @@ class SessionSettings:
         align_schedules: whether step schedules keep pace with shortened epochs.
         on_mismatch: what to do with a checkpoint of another data set, method or setting.
         scorer: scores in the module's place.
+        check_attribution: whether a value that is not of its own sample alone is an error.
+        unweighted_rest: whether loss weights may leave a part of the loss as it is.
     """
 
     seed: int | None = None
@@ -25,3 +27,5 @@ class SessionSettings:
     align_schedules: bool = True
     on_mismatch: Literal["error", "reset"] = "error"
     scorer: pl.LightningModule | None = None
+    check_attribution: bool = True
+    unweighted_rest: bool = False

@@ -1,305 +1,249 @@
-"""Criterion calls: how they are seen while a step runs, and what they say about each sample."""
+"""The criteria of ``torch.nn.functional``: what a call of one says about each sample."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.nn._reduction import legacy_get_string
 
-Values = dict[str, Tensor]
-Reads = tuple[str, ...]
-IGNORE_INDEX = -100
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values, binary_values, class_values
 
-
-def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX, reads: Reads = ()) -> Values:
-    """Confidence and correctness of a classification.
-
-    Args:
-        scores: logits, float ``[B, C, ...]``; the classes are axis 1. Positions after it (segmentation, sequences) are
-            averaged over those whose target is not ``ignore_index``.
-        target: ``int64[B, ...]`` class indices, or float ``[B, C, ...]`` class probabilities.
-        ignore_index: target of positions that do not count.
-        reads: what is wanted beside confidence and correct.
-
-    Returns:
-        ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half
-        of the positions right). On demand ``el2n`` (``float32[B]``, ``||softmax(scores) - onehot(target)||_2``), ``entropy``
-        (``float32[B]``, of the softmax, in nats) and, where a sample has one class, ``target`` (``int64[B]``).
-    """
-    probability = scores.float().softmax(1)
-    confidence, predicted = probability.max(1)
-    error_norm = _error_norm(probability, target, ignore_index) if "el2n" in reads else None
-    if target.shape == scores.shape and target.is_floating_point():
-        target = target.argmax(1)
-    right = predicted == target
-    values = {"confidence": confidence, "correct": right}
-    if right.dim() == 1 and "target" in reads:
-        values["target"] = target
-    if error_norm is not None:
-        values["el2n"] = error_norm
-    if "entropy" in reads:
-        values["entropy"] = torch.special.entr(probability).sum(1)
-    if right.dim() == 1:
-        return values
-    counted = target != ignore_index
-    averaged = {name: _mean_where(value, counted) for name, value in values.items()}
-    return {**averaged, "correct": averaged["correct"] >= 0.5}
+Function = Callable[..., Tensor]
 
 
-def _error_norm(probability: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """Length of ``probability`` minus the target's distribution along axis 1; ``[B, ...]``."""
-    if target.shape == probability.shape and target.is_floating_point():
-        return (probability - target).norm(dim=1)
-    here = torch.where(target == ignore_index, 0, target).unsqueeze(1)  # positions that are ignored count nowhere
-    return probability.scatter_add(1, here, torch.full_like(probability[:, :1], -1.0)).norm(dim=1)
+def _functions() -> dict[Function, tuple[str, ...]]:
+    """Every function of ``torch.nn.functional`` that has a ``reduction``, with the names of its parameters in order."""
+    found = {}
+    for name, function in vars(F).items():
+        if inspect.isfunction(function) and not name.startswith("_") and "reduction" in inspect.signature(function).parameters:
+            found[function] = tuple(inspect.signature(function).parameters)
+    return found
 
 
-def _mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over all axes but the first, of the positions that count; ``[B]``."""
-    values, counted = values.flatten(1), counted.flatten(1)
-    return (values * counted).sum(1) / counted.sum(1).clamp(min=1)
+CRITERIA = _functions()
+# named here, because torch.nn.functional holds other functions by these names while a step runs
+_CTC, _KL_DIV, _GAUSSIAN, _LINEAR = F.ctc_loss, F.kl_div, F.gaussian_nll_loss, getattr(F, "linear_cross_entropy", None)
+_CLASSES = {F.cross_entropy, F.nll_loss, _LINEAR}  # with ignore_index and a weight for each class
+_WEIGHTED_MEAN = {F.mse_loss, F.l1_loss, F.huber_loss}  # whose mean is divided by the sum of the weights
 
 
-def _cross_entropy(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    ignore_index = options.get("ignore_index", IGNORE_INDEX)
-    values = class_values(scores, target, ignore_index, reads)
-    if loss.dim() > 1:
-        counted = target != ignore_index if target.shape == loss.shape else torch.ones_like(loss, dtype=torch.bool)
-        loss = _mean_where(loss, counted)
-    return {"loss": loss, **values}
-
-
-def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Values:
-    """Confidence and correctness of binary labels.
+class CriterionCall:
+    """The arguments of one call, and what they say.
 
     Args:
-        probability: float ``[B]``, ``[B, L]`` (labels), ``[B, H, W]`` (positions) or ``[B, L, ...]`` (labels at positions).
-        target: the same shape, 0 to 1.
-        reads: what is wanted beside confidence and correct: ``entropy``.
-
-    Returns:
-        As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one; its
-        entropy is the mean of its labels'.
-    """
-    confidence = torch.maximum(probability, 1 - probability).float()
-    right = (probability > 0.5) == (target > 0.5)
-    further = {}
-    if "entropy" in reads:
-        entropy = torch.special.entr(probability.float()) + torch.special.entr(1 - probability.float())
-        further["entropy"] = _per_sample(entropy)
-    if right.dim() == 2 or right.dim() > 3:
-        confidence, right = confidence.amin(1), right.all(1)
-    if right.dim() > 1:
-        confidence, right = confidence.flatten(1).mean(1), right.flatten(1).float().mean(1) >= 0.5
-    return {"confidence": confidence, "correct": right, **further}
-
-
-def _with_logits(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    return {"loss": _per_sample(loss), **binary_values(scores.sigmoid(), target, reads)}
-
-
-def _with_probabilities(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    return {"loss": _per_sample(loss), **binary_values(scores, target, reads)}
-
-
-def _regression(loss: Tensor, scores: Tensor, target: Tensor, options: dict[str, Any], reads: Reads) -> Values:
-    return {"loss": _per_sample(loss)}
-
-
-def _per_sample(loss: Tensor) -> Tensor:
-    return loss.flatten(1).mean(1) if loss.dim() > 1 else loss
-
-
-# log-probabilities are logits whose softmax is themselves, so nll_loss reads as cross_entropy does
-CRITERIA: dict[Callable[..., Tensor], Callable[..., Values]] = {
-    F.cross_entropy: _cross_entropy,
-    F.nll_loss: _cross_entropy,
-    F.binary_cross_entropy_with_logits: _with_logits,
-    F.binary_cross_entropy: _with_probabilities,
-    F.mse_loss: _regression,
-    F.l1_loss: _regression,
-    F.smooth_l1_loss: _regression,
-    F.huber_loss: _regression,
-}
-
-
-def evaluate_per_sample(
-    criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], reads: Reads = ()
-) -> Values:
-    """The values of each sample of one criterion call, on detached inputs: the call itself cannot be changed by it."""
-    if len(args) > 2:
-        bound = inspect.signature(criterion).bind(*args, **kwargs).arguments
-        options = dict(bound)
-    else:
-        options = dict(kwargs)
-        options.update(zip(("input", "target"), args, strict=False))
-    scores, target = options.pop("input").detach(), options.pop("target").detach()
-    for legacy in ("reduction", "size_average", "reduce"):
-        options.pop(legacy, None)
-    with torch.no_grad():
-        loss = criterion(scores, target, reduction="none", **options)
-        return CRITERIA[criterion](loss, scores, target, options, reads)
-
-
-class _WeighGradient(torch.autograd.Function):
-    """The identity whose backward multiplies the gradient of sample i (axis 0) by ``weights[i]``."""
-
-    @staticmethod
-    def forward(ctx: Any, scores: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(weights)
-        return scores.view_as(scores)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (weights,) = ctx.saved_tensors
-        return gradient * weights.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1)), None
-
-
-def weighted(
-    criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], loss: Tensor, weights: Tensor
-) -> Tensor:
-    """The criterion's own result with sample i counting ``weights[i]`` times in the gradient, whatever its reduction and options.
-
-    A result that is reduced has the weighted value too (where samples have different numbers of ignored positions: nearly); one value
-    per sample is left as it is, because the step may go on with any function of it.
-
-    Args:
-        criterion: of :data:`CRITERIA`.
+        function: of :data:`CRITERIA`.
         args: of the call.
         kwargs: of the call.
-        loss: ``[B]``, of each sample, detached.
-        weights: ``float32[B]``.
-    """
-
-    def weigh(value: Any) -> Any:
-        has_rows = isinstance(value, Tensor) and value.requires_grad and value.dim() and len(value) == len(weights)
-        return _WeighGradient.apply(value, weights) if has_rows else value
-
-    result = criterion(
-        *map(weigh, args[:2]), *args[2:], **{name: weigh(v) if name in _INPUTS else v for name, v in kwargs.items()}
-    )
-    if result.dim():
-        return result
-    total = loss.sum()
-    scaled = result.detach() * torch.where(total == 0, 1.0, (loss * weights).sum() / total).to(result.dtype)
-    return result + (scaled - result.detach())
-
-
-_INPUTS = ("input", "target")
-
-
-class CriterionCapture:
-    """Sees the criterion calls of a step, evaluates them per sample, and weighs them where asked.
-
-    The first step is watched through a ``TorchFunctionMode``, which sees every call but costs about a microsecond for each torch
-    call of the step. When the same calls were also seen by replacing ``F.cross_entropy`` and its like by name, only that is
-    done from the second step on.
-
-    Args:
-        reads: the values that are wanted of each call.
-        always_mode: keep to the function mode (when the step itself is compiled).
 
     Attributes:
-        reads: as given; may be changed.
-        calls: name and values of each criterion call of the last watched step.
-        criterion: name of the last criterion seen.
+        name: for messages.
+        reduction: ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"none"``, whichever way it was given.
+        predicts: whether the call is a classification, so that it has confidence and correctness.
     """
 
-    def __init__(self, reads: Reads = (), always_mode: bool = False) -> None:
-        self.calls: list[tuple[str, Values]] = []
-        self.criterion = ""
-        self.reads = reads
-        self._weights: Tensor | None = None
-        self._by_name: bool | None = False if always_mode else None
-        self._reporting = _reporting(self._seen)
+    def __init__(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        options = dict(zip(CRITERIA[function], args, strict=False), **kwargs)
+        legacy = options.pop("size_average", None), options.pop("reduce", None)
+        self.reduction = options.pop("reduction", "mean")
+        if legacy != (None, None):
+            self.reduction = legacy_get_string(*legacy, emit_warning=False)
+        self.function, self.options = function, options
+        self.name = f"F.{function.__name__}"
+        self.predicts = function in _PREDICTIONS and (function is not _KL_DIV or options["input"].dim() == 2)
 
-    @property
-    def manner(self) -> str:
-        """How calls are seen, for the log."""
-        return "by its name in torch.nn.functional" if self._by_name else "through a torch function mode"
+    def elements(self) -> Tensor:
+        """The call with ``reduction="none"``: one number for each row and position, ``[n, ...]``."""
+        if self.function is _GAUSSIAN:
+            return _gaussian_elements(**self.options)
+        return self.function(**self.options, reduction="none")
 
-    @contextlib.contextmanager
-    def watching(self, weights: Tensor | None = None) -> Iterator[None]:
-        """See the calls made inside; :attr:`calls` holds them afterwards.
+    def values(self, elements: Tensor, size: int, order: str) -> Tensor:
+        """What the call would have given for each sample alone, ``[size]``: averaged or summed, as its reduction does.
+
+        Positions that are ignored do not count; the weight of a sample's class does, as with ``reduction="none"``.
 
         Args:
-            weights: ``float32[B]``, how often each sample counts in the result of a call; ``None`` for once.
+            elements: as :meth:`elements`.
+            size: B.
+            order: see :func:`grouped`.
         """
-        self.calls, self._weights = [], weights
-        if self._by_name:
-            with _in_functional(self._reporting):
-                yield
-            return
-        if self._by_name is False:
-            with _Mode(self._seen):
-                yield
-            return
-        named: list[Callable[..., Tensor]] = []
+        per_sample = grouped(self._normalised(elements), size, order)
+        if self.reduction in ("sum", "batchmean"):
+            return total(per_sample)
+        if per_sample.dim() == 1 and self.function not in _WEIGHTED_MEAN:
+            return per_sample
+        counts = self._counts(elements)
+        if counts is None:
+            return mean(per_sample)
+        counts = total(grouped(counts, size, order))
+        return total(per_sample) / torch.where(counts == 0, 1.0, counts)
 
-        def called_by_name(criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-            named.append(criterion)
-            return criterion(*args, **kwargs)
+    def shares(self, elements: Tensor, size: int, order: str) -> Tensor:
+        """What each sample adds to the call's result, ``[size]``; their sum is the result."""
+        share = total(grouped(self._normalised(elements), size, order))
+        if self.reduction == "sum":
+            return share
+        if self.reduction == "batchmean":
+            return share / len(elements)
+        weights = self._class_weights(elements)
+        if weights is None:
+            weights = self._counts(elements)
+        return share / (elements.numel() if weights is None else weights.sum())
 
-        with _in_functional(_reporting(called_by_name)), _Mode(self._seen):
-            yield
-        if self.calls:
-            self._by_name = len(named) == len(self.calls)
+    def _normalised(self, elements: Tensor) -> Tensor:
+        """``ctc_loss`` divides the mean by the length of each target."""
+        if self.function is not _CTC or self.reduction != "mean":
+            return elements
+        lengths = torch.as_tensor(self.options["target_lengths"], device=elements.device)
+        return elements / lengths.clamp(min=1)
 
-    def _seen(self, criterion: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        self.criterion = f"F.{criterion.__name__}"
-        values = evaluate_per_sample(criterion, args, kwargs, self.reads)
-        self.calls.append((self.criterion, values))
-        if self._weights is None or values["loss"].shape != self._weights.shape:  # an error follows
-            return criterion(*args, **kwargs)
-        return weighted(criterion, args, kwargs, values["loss"], self._weights)
+    def _counts(self, elements: Tensor) -> Tensor | None:
+        """How much each element counts in a mean over a sample's positions; ``None``: all alike."""
+        if self.function in _CLASSES and self.options["target"].shape == elements.shape:
+            return (self.options["target"] != self.options.get("ignore_index", IGNORE_INDEX)).to(elements.dtype)
+        if self.function in _WEIGHTED_MEAN and self.options.get("weight") is not None:
+            return self.options["weight"].expand_as(elements)
+        return None
 
+    def _class_weights(self, elements: Tensor) -> Tensor | None:
+        """How much each element counts in the mean over all, where classes have weights."""
+        counts = self._counts(elements) if self.function in _CLASSES else None
+        if counts is None or self.options.get("weight") is None:
+            return None
+        target = torch.where(counts > 0, self.options["target"], 0)
+        return self.options["weight"][target] * counts
 
-Call = Callable[[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]], Tensor]
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, call: Call) -> None:
-        super().__init__()
-        self._call = call
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        func = getattr(func, "_criterion", func)  # functionals hand over themselves by name, replaced or not
-        return self._call(func, args, kwargs) if func in CRITERIA else func(*args, **kwargs)
-
-
-def _reporting(call: Call) -> dict[str, Callable[..., Tensor]]:
-    """The functions of :data:`CRITERIA` by name, each leaving its calls to ``call``."""
-
-    def reporting(criterion: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        @functools.wraps(criterion)
-        def reported(*args: Any, **kwargs: Any) -> Tensor:
-            return call(criterion, args, kwargs)
-
-        vars(reported)["_criterion"] = criterion
-        return reported
-
-    return {criterion.__name__: reporting(criterion) for criterion in CRITERIA}
+    def predictions(self, size: int, order: str, reads: Reads) -> Values:
+        """Confidence, correctness and what else is read of ``size`` samples; detached."""
+        return _PREDICTIONS[self.function](self.options, size, order, reads)
 
 
-@contextlib.contextmanager
-def _in_functional(replacements: dict[str, Callable[..., Tensor]]) -> Iterator[None]:
-    """Within this context ``torch.nn.functional`` holds these functions."""
-    functional = F.__dict__
-    # another library's patch stays: what it trains on is the user's choice
-    before = {name: original for name, original in _ORIGINALS.items() if functional[name] is original}
-    functional.update({name: replacements[name] for name in before})
-    try:
-        yield
-    finally:
-        functional.update(before)
+def _gaussian_elements(input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6) -> Tensor:
+    """``gaussian_nll_loss`` by element, without its test for negative variances, which waits for the device."""
+    var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
+    if var.dim() and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    var = var + (var.clamp(min=eps) - var).detach()  # as the function itself, whose clamp has no gradient
+    loss = 0.5 * (var.log() + (input - target) ** 2 / var)
+    return loss + 0.5 * math.log(2 * math.pi) if full else loss
 
 
-_ORIGINALS = {criterion.__name__: criterion for criterion in CRITERIA}
+def grouped(rows: Tensor, size: int, order: str) -> Tensor:
+    """Rows of a loss by sample.
+
+    Args:
+        rows: ``[n, ...]``, where n is ``size`` or a multiple of it.
+        size: B.
+        order: of ``k * B`` rows: ``"samples"``: k rows of the first sample, then k of the second; ``"positions"``: the first row of
+            every sample, then the second of every sample.
+
+    Returns:
+        ``[B, ...]``, or ``[B, k, ...]``.
+
+    Raises:
+        OutputsError: n is no multiple of B.
+    """
+    if not rows.dim():  # a batch of one, whose axis the step has squeezed away
+        rows = rows.reshape(1)
+    if len(rows) == size:
+        return rows
+    if len(rows) % size:
+        raise OutputsError(f"per-sample values: the loss has shape {list(rows.shape)}, but the batch trains {size} samples")
+    if order == "positions":
+        return rows.reshape(-1, size, *rows.shape[1:]).transpose(0, 1)
+    return rows.reshape(size, -1, *rows.shape[1:])
+
+
+def total(per_sample: Tensor) -> Tensor:
+    """Sum over all axes but the first, ``[B]``; of half precision in float32."""
+    if per_sample.dim() == 1:
+        return per_sample
+    half = per_sample.dtype in (torch.float16, torch.bfloat16)
+    return per_sample.flatten(1).sum(1, dtype=torch.float32 if half else None)
+
+
+def mean(per_sample: Tensor) -> Tensor:
+    """Mean over all axes but the first, ``[B]``; of half precision in float32."""
+    if per_sample.dim() == 1:
+        return per_sample
+    half = per_sample.dtype in (torch.float16, torch.bfloat16)
+    return per_sample.flatten(1).mean(1, dtype=torch.float32 if half else None)
+
+
+def of_classes(scores: Tensor, target: Tensor, ignore_index: int, size: int, order: str, reads: Reads) -> Values:
+    """:func:`class_values` of rows ``[n, C, ...]`` that are grouped by sample."""
+    scores, target = scores.detach(), target.detach()
+    if len(scores) != size:  # positions go behind the classes
+        with_classes = target.shape == scores.shape and target.is_floating_point()
+        scores, target = grouped(scores, size, order).transpose(1, 2), grouped(target, size, order)
+        target = target.transpose(1, 2) if with_classes else target
+    return class_values(scores, target, ignore_index, reads)
+
+
+def of_labels(probability: Tensor, target: Tensor, size: int, order: str, reads: Reads) -> Values:
+    """:func:`binary_values` of rows ``[n, ...]`` that are grouped by sample."""
+    if len(probability) != size:  # positions go behind the labels
+        probability, target = grouped(probability, size, order), grouped(target, size, order)
+        if probability.dim() == 2:
+            probability, target = probability.unsqueeze(1), target.unsqueeze(1)
+        else:
+            probability, target = probability.transpose(1, 2).unsqueeze(-1), target.transpose(1, 2).unsqueeze(-1)
+    return binary_values(probability, target, reads)
+
+
+def _classes(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
+    # log-probabilities are logits whose softmax is themselves, so nll_loss reads as cross_entropy does
+    ignore_index = options.get("ignore_index", IGNORE_INDEX)
+    return of_classes(options["input"], options["target"], ignore_index, size, order, reads)
+
+
+def _linear_classes(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
+    with torch.no_grad():
+        bias = options.get("linear_bias")
+        logits = F.linear(options["input"].float(), options["linear_weight"].float(), None if bias is None else bias.float())
+    return _classes({**options, "input": logits}, size, order, reads)
+
+
+def _logits(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
+    return of_labels(options["input"].detach().sigmoid(), options["target"].detach(), size, order, reads)
+
+
+def _probabilities(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
+    return of_labels(options["input"].detach(), options["target"].detach(), size, order, reads)
+
+
+def _divergence(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
+    target = options["target"].detach()
+    target = target.exp() if options.get("log_target") else target
+    return of_classes(options["input"], target, IGNORE_INDEX, size, order, reads)
+
+
+# the classifications, the likeliest to be the task first
+_PREDICTIONS: dict[Function | None, Callable[..., Values]] = {
+    F.cross_entropy: _classes,
+    F.nll_loss: _classes,
+    _LINEAR: _linear_classes,
+    F.binary_cross_entropy_with_logits: _logits,
+    F.binary_cross_entropy: _probabilities,
+    F.multi_margin_loss: _classes,
+    F.multilabel_soft_margin_loss: _logits,
+    F.soft_margin_loss: _logits,  # labels -1 and 1
+    F.kl_div: _divergence,
+}
+PRIORITY = {function: place for place, function in enumerate(_PREDICTIONS)}
+
+
+def evaluate_per_sample(criterion: Function, args: tuple[Any, ...], kwargs: dict[str, Any], reads: Reads = ()) -> Values:
+    """The values of each sample of one criterion call of which every row is a sample; the call itself cannot be changed by it."""
+    call = CriterionCall(criterion, args, kwargs)
+    with torch.no_grad():
+        elements = call.elements()
+        loss = call.values(elements, len(elements), "samples")
+        return {"loss": loss, **(call.predictions(len(elements), "samples", reads) if call.predicts else {})}

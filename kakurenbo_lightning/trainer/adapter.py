@@ -245,7 +245,3 @@ class TrainerAdapter:
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-
-    def is_compiled(self, module: pl.LightningModule) -> bool:
-        """Whether the LightningModule itself went through ``torch.compile``."""
-        return getattr(module, "_compiler_ctx", None) is not None

@@ -36,6 +36,10 @@ def _function(value: object) -> object:
 _ARGUMENTS = {
     "seed": Setting(optional(integer()), "", "", "For example: 0."),
     "align_schedules": Setting(flag(), "", "", "False leaves step schedules to run at their own pace."),
+    "check_attribution": Setting(flag(), "", "", "False trains a loss whose values may be other samples' too."),
+    "unweighted_rest": Setting(
+        flag(), "", "", "True says that what else is in the loss is no sample's, such as a penalty on weights."
+    ),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
     "sample_outputs": Setting(
         Kind("None or a function of a batch that returns a dict", Any, _function),
@@ -112,6 +116,16 @@ def warn_of_trainer(trainer: AnyTrainer, method: Method) -> None:
         rank_zero_warn(
             f"Trainer(limit_train_batches={trainer.limit_train_batches}) cuts off the step that trains what is left at an "
             "epoch's end: it is carried over into the next epoch"
+        )
+
+
+def warn_of_processes(apart: bool) -> None:
+    """Warn that what a training that ran ``apart``, in processes of its own, has left is not in the one that called ``fit``."""
+    if apart:
+        rank_zero_warn(
+            "SampleSelection: this training ran in processes of its own (ddp_spawn, ddp_fork, ddp_notebook), so totals, statistics and "
+            "plan are not there in the process that called fit; read them from a checkpoint (kakurenbo-inspect), keep them with "
+            "RunRecorder, or train with strategy='ddp'"
         )
 
 

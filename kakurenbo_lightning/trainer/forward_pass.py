@@ -28,6 +28,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import batch_hooks
 from kakurenbo_lightning.trainer.loader import seed_workers
+from kakurenbo_lightning.trainer.module_state import attributes_kept
 
 
 @contextlib.contextmanager
@@ -174,7 +175,7 @@ def score_samples(
                 step = partial(call_training_step, module, batch, number)
                 size = shard.batch_length(number)
                 with _explained(trainer):
-                    values = outputs.score(step, batch, size)
+                    values = outputs.score(step, batch, size, **replaying(module, number))
                 rows = on_device.step(number)
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
@@ -208,6 +209,14 @@ def call_training_step(module: pl.LightningModule, batch: object, number: int) -
     """``training_step`` with as many of ``(batch, batch_idx)`` as it takes."""
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # Lightning's own rule
     return module.training_step(batch, number) if takes_index else module.training_step(batch)
+
+
+def replaying(module: pl.LightningModule, number: int) -> dict[str, Any]:
+    """Arguments of ``SampleOutputs`` that say how it runs the step of batch ``number`` again, to verify what it records."""
+    return {
+        "replay": lambda batch: call_training_step(module, batch, number),
+        "kept": partial(attributes_kept, module),  # what is appended to a list of the module's is taken away again
+    }
 
 
 def broadcast_buffers(module: pl.LightningModule) -> None:

@@ -142,6 +142,39 @@ def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
         owner._buffers[name] = None if buffer is None or copy is None else copy.to(buffer.device)
 
 
+@contextlib.contextmanager
+def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
+    """Put back what the user's code assigns to attributes of ``module`` and its parts.
+
+    The content of lists, dicts, sets and deques is put back too, two levels down. Buffers and metrics are put back elsewhere; what lies
+    deeper, in objects of the user's, is not.
+    """
+    own = vars(pl.LightningModule()).keys()  # Lightning's, not the user's
+    parts = [part for part in module.modules() if not isinstance(part, Metric)]
+    before = [(part, {name: value for name, value in vars(part).items() if name not in own}) for part in parts]
+    contents = [found for _, attributes in before for value in attributes.values() for found in _containers(value)]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            for name in [name for name in vars(part) if name not in own and name not in attributes]:
+                del vars(part)[name]
+            vars(part).update(attributes)
+        for value, copy in contents:
+            value.clear()
+            (value.extend if isinstance(value, list | deque) else value.update)(copy)
+
+
+def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
+    """Containers that ``value`` is or holds, each with a copy; of a long one only itself."""
+    if type(value) not in (list, dict, set, deque):
+        return
+    yield value, value.copy()
+    if depth > 1 and len(value) <= LONGEST:
+        for part in list(value.values() if isinstance(value, dict) else value):
+            yield from _containers(part, depth - 1)
+
+
 # --- what is not put back
 
 

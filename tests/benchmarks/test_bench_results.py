@@ -115,6 +115,9 @@ QUOTED = {
         f"{rows[0][key]:.3f}" for key in ("ratio", "control_ratio")
     ],
     (BENCHMARKS, "overhead"): lambda result, rows, million: overhead(rows),
+    (BENCHMARKS, "verification"): lambda result, rows, million: [
+        f"{row['first_batch_steps']['median']:.2f} | {row['later_ratio']['median']:.3f}" for row in rows
+    ],
     (BENCHMARKS, "selection"): lambda result, rows, million: [f"{row['ns_per_sample']:.0f} ns" for row in rows],
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),

@@ -31,6 +31,7 @@ from recipes.benchmarks import (
     saving,
     selection,
     sync,
+    verification,
 )
 from recipes.benchmarks.selection import select_with_loops, shard_with_loops
 from recipes.benchmarks.training import Classifier, RandomImages, trainer
@@ -79,6 +80,14 @@ SMALL = {
         "--samples 256 --epochs 6 --sizes 1000 --repeats 2",
         "run",
         lambda run: 0 < run["hooks_cpu_s"] + run["thread_cpu_s"] < run["fit_cpu_s"] and run["epochs"] == 6,
+    ),
+    verification: (
+        "--batch-size 8 --rounds 2",
+        "losses",
+        lambda rows: (
+            ["F.cross_entropy" in row["source"] for row in rows] == [True, False, False, False]
+            and all(row["first_batch_steps"]["median"] > 0 for row in rows)
+        ),
     ),
     sync: ("--steps 1", "arms", lambda arms: all(arm["error"] is None for arm in arms.values())),
 }

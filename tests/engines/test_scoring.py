@@ -110,7 +110,12 @@ def test_images_are_looked_at_in_a_lower_resolution_and_trained_in_full():
     generator = torch.Generator().manual_seed(0)
     images, classes = torch.randn(40, 3, 16, 16, generator=generator), torch.arange(40) % 3
     module = Images()
-    fit(module, DataLoader(TensorDataset(images, classes), 8), SampleSelection(SelectiveBackprop(scale=0.5)), max_epochs=3)
+    fit(
+        module,
+        DataLoader(TensorDataset(images, classes), 8),
+        SampleSelection(SelectiveBackprop(scale=0.5), check_attribution=False),
+        max_epochs=3,
+    )
     assert module.seen == {(True, (16, 16)), (False, (8, 8))}
 
 
@@ -149,7 +154,7 @@ class Small(pl.LightningModule):
 
 def scored_fit(*callbacks, **settings):
     small, net = Small(), Net(dropout=0.0)
-    selection, trained = SampleSelection("selective_backprop", scorer=small), Trained()
+    selection, trained = SampleSelection("selective_backprop", scorer=small, check_attribution=False), Trained()
     fit(net, loader(61), selection, trained, *callbacks, **{"max_epochs": EPOCHS, **settings})
     return selection, small, net, trained
 

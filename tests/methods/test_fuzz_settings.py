@@ -325,6 +325,8 @@ def test_more_than_a_thousand_bad_settings_are_tried_and_defaults_are_good_ones(
 ARGUMENTS = {
     "seed": "None or an integer >= 0",
     "align_schedules": "True or False",
+    "check_attribution": "True or False",
+    "unweighted_rest": "True or False",
     "on_mismatch": "'error' or 'reset'",
     "sample_outputs": None,
     "scorer": None,

@@ -106,7 +106,7 @@ def test_every_kept_sample_is_trained_once_and_no_hidden_one(module, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_row_of_the_statistics_holds_the_sample_of_its_index(workers):
     _, selection, _ = watched_fit(train=loader(61, num_workers=workers))
-    assert torch.equal(selection.statistics.confidence, (torch.arange(61) + 1) / 1024)
+    assert torch.equal(selection.statistics.confidence, (torch.arange(61) + 1) / 4096)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

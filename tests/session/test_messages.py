@@ -242,6 +242,8 @@ def test_drop_last_is_named_when_the_epoch_is_planned_where_the_share_is_drawn()
     [
         ("seed", ["abc", 1.5, float("nan"), True, np.True_, -1, [0], np.zeros(2), torch.zeros(2), 1j], "None or an integer >= 0"),
         ("align_schedules", ["False", 1, 0.0, None, np.ones(3), np.ones(3, bool), "x" * 5000], "True or False"),
+        ("check_attribution", ["False", 1, None, np.ones(3)], "True or False"),
+        ("unweighted_rest", ["yes", 0, None, torch.ones(3)], "True or False"),
         ("on_mismatch", ["maybe", None, 1, np.array(["error", "reset"]), "x" * 5000], "'error' or 'reset'"),
         (
             "sample_outputs",

@@ -16,7 +16,7 @@ class HandWrittenNet(SureNet):
 
     def training_step(self, batch, batch_idx):
         loss = -self.network(batch[0]).log_softmax(1).gather(1, batch[1][:, None]).squeeze(1)
-        return {"loss": loss.mean(), "sample_loss": loss, "confidence": loss.exp(), "correct": loss < 1e9}
+        return {"loss": loss.mean(), "sample_loss": loss, "confidence": (-loss).exp(), "correct": loss < 1e9}
 
 
 def still(module=SureNet):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy as imported_cross_entropy
 
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals.criteria import CriterionCapture, evaluate_per_sample
+from kakurenbo_lightning.signals.criteria import evaluate_per_sample
 from kakurenbo_lightning.signals.outputs import SampleOutputs, from_returned
 
 B, C = 6, 4
@@ -187,23 +187,31 @@ def test_capture_sees_the_call_and_leaves_the_loss_alone(call, batch):
     criterion, by_name = CALLS[call]
     plain = criterion(logits, target)
     (plain_gradient,) = torch.autograd.grad(plain, logits)
-    capture = CriterionCapture()
+    source = SampleOutputs(READS)
     for _ in range(3):
-        with capture.watching():
-            seen = criterion(logits, target)
-        assert len(capture.calls) == 1
-        assert_rows(capture.calls[0][1], slow_cross_entropy(logits.detach(), target))
-        assert not capture.calls[0][1]["loss"].requires_grad
+        seen, values = source.observe(lambda: criterion(logits, target), None, B, contextlib.nullcontext)
+        assert_rows(values, slow_cross_entropy(logits.detach(), target))
+        assert not values["loss"].requires_grad
         assert torch.equal(seen, plain)
         assert torch.equal(torch.autograd.grad(seen, logits)[0], plain_gradient)
-    assert ("by its name" in capture.manner) == by_name
+    assert ("by its name" in source.source) == by_name
     assert F.cross_entropy is imported_cross_entropy, "nothing stays replaced"
 
 
-def test_capture_puts_the_functions_back_after_an_error():
-    with pytest.raises(KeyError), CriterionCapture().watching():
+def test_everything_that_was_replaced_is_put_back_after_an_error():
+    mean, method = torch.mean, torch.Tensor.mean
+
+    def step():
+        assert F.cross_entropy is not imported_cross_entropy and torch.Tensor.mean is not method
+        assert torch.mean is mean, "Lightning keeps it as reduce_fx of what is logged"
         raise KeyError
+
+    with pytest.raises(KeyError):
+        SampleOutputs(READS).observe(step, None, B, contextlib.nullcontext)
     assert F.cross_entropy is imported_cross_entropy
+    assert torch.Tensor.mean is method
+    assert not {"mean", "sum", "nanmean", "nansum"} & set(vars(torch.Tensor))
+    assert not nn.modules.module._global_forward_hooks
 
 
 def test_returned_values_win_over_capture(batch):
@@ -230,7 +238,7 @@ def test_function_is_used_before_capture(batch):
 
     def sample_outputs(given):
         seen.append(given)
-        return {"sample_loss": torch.arange(B), "logits": logits, "target": target}
+        return {"sample_loss": torch.arange(float(B)), "logits": logits, "target": target}
 
     _, values, source = observe(lambda: F.cross_entropy(logits, target), sample_outputs=sample_outputs)
     assert values["loss"].tolist() == list(range(B))
@@ -250,7 +258,7 @@ def test_capture_is_used_when_the_step_returns_a_scalar(batch):
     [
         (lambda z, y: -z.log_softmax(1)[range(B), y].mean(), "no call of a criterion"),
         (lambda z, y: F.cross_entropy(z, y) + F.cross_entropy(z, y.flip(0)), "2 criterion calls"),
-        (lambda z, y: F.cross_entropy(z[:3], y[:3]), r"loss has shape \[3\], but the batch trains 6"),
+        (lambda z, y: F.cross_entropy(z[:3], y[:3]), r"F.cross_entropy has shape \[3\], but the batch trains 6"),
         (lambda z, y: F.mse_loss(z, z), "reads confidence, correct, but"),
         (
             lambda z, y: {"loss": z.sum(), "sample_loss": torch.zeros(B - 1)},

@@ -1,5 +1,7 @@
 """Loss weights: each sample counts as often as its method says, in value and gradient, however the step makes its loss."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import ConflictError, OutputsError
-from kakurenbo_lightning.signals.criteria import CriterionCapture, weighted
+from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 4.0, 1.0])
 CLASSES = torch.tensor([0, 2, 1, 1, 0])
@@ -19,6 +21,13 @@ SCALE = torch.tensor([0.2, 1.0, 3.0])
 
 def scores(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+
+
+def weighted(step):
+    """The loss of a step in which sample i counts ``WEIGHTS[i]`` times."""
+    source = SampleOutputs(("loss",))
+    loss, _ = source.observe(step, None, 5, contextlib.nullcontext, WEIGHTS.double())
+    return loss
 
 
 def by_hand(per_sample):
@@ -79,38 +88,34 @@ CASES = {
 def test_value_and_gradient_are_those_of_the_loss_written_out(name, by_keyword):
     criterion, shape, target, options, written_out = CASES[name]
     seen, expected = scores(*shape), scores(*shape)
-    capture = CriterionCapture(("loss",))
-    with capture.watching(WEIGHTS.double()):
-        inputs = ((), {"input": seen, "target": target}) if by_keyword else ((seen, target), {})
-        loss = criterion(*inputs[0], **inputs[1], **options)
+    inputs = ((), {"input": seen, "target": target}) if by_keyword else ((seen, target), {})
+    loss = weighted(lambda: criterion(*inputs[0], **inputs[1], **options))
     wanted = written_out(expected, target)
     assert torch.allclose(loss, wanted, rtol=1e-12)
-    loss.sum().backward()
-    wanted.sum().backward()
+    loss.backward()
+    wanted.backward()
     assert torch.allclose(seen.grad, expected.grad, rtol=1e-12, atol=1e-15)
 
 
-def test_a_loss_per_sample_keeps_its_value_and_any_function_of_it_is_weighted():
+def test_any_function_of_a_loss_per_sample_is_weighted():
     """As in a focal loss: the step goes on with the values themselves."""
     seen, expected = scores(5, 3), scores(5, 3)
 
-    def focal(loss):
+    def focal(z):
+        loss = F.cross_entropy(z, CLASSES, reduction="none")
         return (1 - (-loss).exp()).square() * loss
 
-    with CriterionCapture().watching(WEIGHTS.double()):
-        loss = F.cross_entropy(seen, CLASSES, reduction="none")
-    plain = F.cross_entropy(expected, CLASSES, reduction="none")
-    assert torch.equal(loss, plain)
-    focal(loss).mean().backward()
-    by_hand(focal(plain)).backward()
+    loss, wanted = weighted(lambda: focal(seen).mean()), by_hand(focal(expected))
+    assert torch.allclose(loss, wanted, rtol=1e-12)
+    loss.backward()
+    wanted.backward()
     assert torch.allclose(seen.grad, expected.grad, rtol=1e-12)
 
 
 def test_predictions_in_the_place_of_the_target_are_weighted_too():
     target = torch.arange(10.0, dtype=torch.float64).view(5, 2)
     seen, expected = scores(5, 2), scores(5, 2)
-    with CriterionCapture().watching(WEIGHTS.double()):
-        (F.mse_loss(target, seen)).backward()
+    weighted(lambda: F.mse_loss(target, seen)).backward()
     by_hand(F.mse_loss(expected, target, reduction="none").mean(1)).backward()
     assert torch.allclose(seen.grad, expected.grad, rtol=1e-12)
 
@@ -119,16 +124,14 @@ def test_ignored_positions_weigh_nothing():
     target = CLASSES.clone()
     target[1] = -100
     seen, expected = scores(5, 3), scores(5, 3)
-    per_sample = F.cross_entropy(seen, target, reduction="none").detach()
-    weighted(F.cross_entropy, (seen, target), {}, per_sample, WEIGHTS.double()).backward()
+    weighted(lambda: F.cross_entropy(seen, target)).backward()
     ((F.cross_entropy(expected, target, reduction="none") * WEIGHTS).sum() / 4).backward()
     assert torch.allclose(seen.grad, expected.grad)
 
 
 def test_a_loss_of_zero_stays_finite():
     seen, target = torch.tensor([[200.0, 0.0]] * 5, requires_grad=True), torch.zeros(5, dtype=torch.long)
-    with CriterionCapture().watching(WEIGHTS):
-        loss = F.cross_entropy(seen, target)
+    loss = weighted(lambda: F.cross_entropy(seen, target))
     loss.backward()
     assert loss.item() == 0 and seen.grad.isfinite().all()
 

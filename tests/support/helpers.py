@@ -80,7 +80,7 @@ class Net(pl.LightningModule):
 class SureNet(Net):
     """Returns per-sample values that call every sample right and sure, so that exactly ``floor(F_e * N)`` are hidden.
 
-    The confidence is ``(index + 1) / 1024``: it tells whose statistics a row really holds.
+    The confidence is ``(index + 1) / 4096``: it tells whose statistics a row really holds.
     """
 
     def training_step(self, batch, batch_idx):
@@ -88,7 +88,7 @@ class SureNet(Net):
         return {
             "loss": loss.mean(),
             "sample_loss": loss,
-            "confidence": (batch[2] + 1) / 1024,
+            "confidence": (batch[2] + 1) / 4096,
             "correct": torch.ones_like(loss, dtype=torch.bool),
         }
 

@@ -86,7 +86,8 @@ class Draws(Callback):
 
 def stream_fit(method="plb", module=None, train=None, *callbacks, **settings):
     """Train and return the Trainer, the selection, its :class:`Draws` and the module."""
-    selection = SampleSelection(get_method(method) if isinstance(method, str) else method)
+    made = get_method(method) if isinstance(method, str) else method
+    selection = SampleSelection(made, check_attribution=False)  # its two passes over the first batch are no draws
     draws, module = Draws(selection), LogitsNet() if module is None else module
     made = fit(module, train or loader(SAMPLES), selection, draws, *callbacks, **{"max_epochs": EPOCHS, **settings})
     return made, selection, draws, module

@@ -169,7 +169,7 @@ def test_a_fit_within_a_fit_with_the_same_selection_is_refused_and_the_outer_one
     assert "SampleSelection of its own" in str(module.refused)
     assert spy.steps == GROWING
     assert_trained_as_planned(spy)
-    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
+    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 4096)
 
 
 def test_a_fit_within_a_fit_with_a_selection_of_its_own_works():

@@ -112,7 +112,7 @@ def test_one_loader_in_a_list_or_dict_is_one_loader_whose_batches_come_in_one(na
     for epoch, hidden in indexed.hidden.items():
         assert sorted(indexed.trained[epoch] + hidden) == list(range(64))
     assert [len(hidden) for hidden in indexed.hidden.values()] == [0, 32, 32, 16, 0]
-    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
+    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 4096)
 
 
 @pytest.mark.parametrize("method", ["kakurenbo", "infobatch", "selective_backprop", "plb"])
@@ -260,7 +260,7 @@ def test_a_collate_function_and_batched_fetching_work():
 
     spy, selection, _ = watched_fit(Keyed(), DataLoader(Fetching(64), 8, shuffle=True, collate_fn=collate))
     assert_ran_as_planned(spy)
-    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 1024)
+    assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 4096)
 
 
 # --- workers

@@ -84,7 +84,7 @@ class TestWrap:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_statistics_belong_to_the_sample_of_their_index(self, workers):
         _, selection, _ = wrapped_fit(count=61, loader_settings={"num_workers": workers})
-        assert torch.equal(selection.statistics.confidence, (torch.arange(61) + 1) / 1024)
+        assert torch.equal(selection.statistics.confidence, (torch.arange(61) + 1) / 4096)
         assert selection.statistics.epoch_seen.tolist() == [EPOCHS - 1] * 61
 
     def test_a_step_that_returns_a_scalar_hides_too(self):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from kakurenbo_lightning.engines.batch_rows import BatchCheck, join_rows, like, move, plain, take_rows
+from kakurenbo_lightning.core.batch_rows import BatchCheck, join_rows, like, move, plain, take_rows
 from kakurenbo_lightning.errors import ConflictError
 
 Pair = namedtuple("Pair", "left right")

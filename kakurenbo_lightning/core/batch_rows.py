@@ -84,6 +84,19 @@ def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
     return _map(take, [batch], size)
 
 
+def slice_batch(batch: Any, rows: Tensor, size: int) -> Any:
+    """The samples ``rows`` (``int64[k]``) of the user's batch of ``size``, in its own containers.
+
+    Raises:
+        ValueError: a tensor in it does not have one row per sample.
+    """
+    known = plain(batch)
+    for shape in _shapes(known, size, "").values():
+        if shape and shape[0] != size:
+            raise ValueError(f"the batch of {size} samples holds a tensor of shape {list(shape)}")
+    return like(batch, take_rows(known, rows, size))
+
+
 def join_rows(batches: Sequence[Any], sizes: Sequence[int]) -> Any:
     """One batch of the samples of several plain ones, in order; ``sizes`` says how many each has.
 

@@ -1,0 +1,177 @@
+"""What can be known of a module and its data without training: what the first batch proves, and what each method could do with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from kakurenbo_lightning.core.batch_rows import BatchCheck
+from kakurenbo_lightning.core.flavour import is_instance, join
+from kakurenbo_lightning.errors import ConflictError, OutputsError
+from kakurenbo_lightning.methods import available_methods, get_method
+from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.signals.outputs import SampleOutputs
+from kakurenbo_lightning.signals.report import Report
+from kakurenbo_lightning.trainer.compatibility import check_module
+from kakurenbo_lightning.trainer.forward_pass import replaying, scoring
+
+
+@dataclass(frozen=True)
+class TrialReport:
+    """What a trial has shown; ``print`` it for a table.
+
+    Attributes:
+        values: what was verified of the loss of each sample; ``None`` where it cannot be had.
+        problem: why it cannot, and what works; empty where it can.
+        methods: what stands against each registered method with its default settings, by name; empty where it works.
+        families: of the methods, by name.
+    """
+
+    values: Report | None
+    problem: str
+    methods: dict[str, str] = field(default_factory=dict)
+    families: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = self.values.lines() if self.values is not None else ["the loss of each sample cannot be had, see below"]
+        reasons = list(dict.fromkeys(reason for reason in self.methods.values() if reason))
+        widths = [max(map(len, names)) for names in (["method", *self.methods], ["family", *self.families.values()])]
+        rows = [("method", "family", "works")]
+        for name, reason in self.methods.items():
+            rows.append((name, self.families[name], f"no, see [{reasons.index(reason) + 1}]" if reason else "yes"))
+        table = [f"{name.ljust(widths[0])}  {family.ljust(widths[1])}  {works}" for name, family, works in rows]
+        notes = [f"\n[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
+        return "\n".join([*lines, "", *table, *notes])
+
+
+class _Tried(Exception):
+    """The first batch has been tried; nothing of it is trained."""
+
+
+class _Trial(pl.Callback):
+    """Runs the first batch in every way that a method may need, and stops the training before its first step.
+
+    Args:
+        session: of the SampleSelection that comes before in the Trainer's callbacks.
+        function: ``sample_outputs``; ``None`` for none.
+    """
+
+    def __init__(self, session: Callable[[], Session], function: Callable[[Any], Any] | None) -> None:
+        join(_Trial)
+        self._session, self._function = session, function
+        self.report: TrialReport | None = None
+        self._known: dict[tuple[tuple[str, ...], bool], tuple[Report | None, str]] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stand in the place of the training step."""
+        self._session().adapter.wrap_training_step(self._try)
+
+    def _try(self, step: Callable[..., Any], *args: Any) -> Any:
+        self._step, self._batch, self._rest = step, args[0], args[1:]
+        values, problem = self._outcome(("loss",), False)
+        infos = available_methods()
+        problems = {name: self._problem(name) for name in infos}
+        self.report = TrialReport(values, problem, problems, {name: info.family for name, info in infos.items()})
+        raise _Tried
+
+    @property
+    def _size(self) -> int:
+        return self._session().data.sampler.shard.batch_length(0)
+
+    def _problem(self, name: str) -> str:
+        """What stands against a method."""
+        try:
+            method = get_method(name)
+        except (TypeError, ValueError) as error:
+            return f"it needs settings of yours: {error}"
+        adapter = self._session().adapter
+        try:
+            check_module(adapter.trainer, adapter.trainer.lightning_module, method, self._function)
+            if method.family == "backprop":
+                chosen: Any = method  # the family's own settings
+                BatchCheck(name, chosen.pooled or chosen.batches_per_choice > 1)(self._batch, self._size)
+        except (ConflictError, TypeError) as error:
+            return str(error)
+        return self._outcome(method.reads, method.weighs)[1]
+
+    def _outcome(self, reads: tuple[str, ...], weighs: bool) -> tuple[Report | None, str]:
+        """What is verified for a method that reads these values, or why they cannot be had."""
+        if (reads, weighs) not in self._known:
+            self._known[reads, weighs] = self._observed(reads, weighs)
+        return self._known[reads, weighs]
+
+    def _observed(self, reads: tuple[str, ...], weighs: bool) -> tuple[Report | None, str]:
+        adapter = self._session().adapter
+        module: pl.LightningModule = adapter.trainer.lightning_module
+        outputs = SampleOutputs(reads, self._function, weighs=weighs, manual=not module.automatic_optimization)
+        outputs.device = adapter.trainer.strategy.root_device
+        step = partial(self._step, self._batch, *self._rest)
+        try:
+            outputs.observe(
+                step,
+                self._batch,
+                self._size,
+                partial(scoring, adapter),
+                **replaying(module, 0),
+            )
+        except OutputsError as error:
+            return None, str(error)
+        return outputs.report, "" if outputs.report is not None else "training_step returns no loss on the first batch"
+
+
+def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: Any, settings: dict[str, Any]) -> TrialReport:
+    """Try the first batch; the module's parameters and buffers, and all random numbers, are afterwards what they were.
+
+    Args:
+        selection: a SampleSelection that needs nothing of the step.
+        module: the user's.
+        data: a LightningDataModule, or a train loader.
+        function: ``sample_outputs``; ``None`` for none.
+        settings: of the Trainer, for example ``precision``.
+
+    Raises:
+        ValueError: the Trainer, module, loader or data set cannot be used with sample selection at all.
+    """
+    trial = _Trial(lambda: selection.session, function or getattr(module, "sample_outputs", None))
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    made = {"max_epochs": 1, "devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
+    trainer = _trainer_class(module)(**made, callbacks=[selection, trial])
+    given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
+    with isolate_rng(), _tensors_kept(module), contextlib.suppress(_Tried):
+        trainer.fit(module, **given)
+    if trial.report is None:
+        raise ConflictError("the Trainer made no training step: the train loader gives no batch")
+    return trial.report
+
+
+def _trainer_class(module: pl.LightningModule) -> Any:
+    """The Trainer of the copy of Lightning that the module's class is from."""
+    names = {base.__module__.partition(".")[0] for base in type(module).__mro__ if base.__qualname__ == "LightningModule"}
+    return import_module("pytorch_lightning").Trainer if names == {"pytorch_lightning"} else pl.Trainer
+
+
+@contextlib.contextmanager
+def _tensors_kept(module: pl.LightningModule) -> Iterator[None]:
+    """Put back parameters and buffers: a module that optimizes by itself makes a step, and BatchNorm counts batches."""
+    kept: list[tuple[Tensor, Tensor]] = []
+    flags = [(part, part.training) for part in module.modules()]
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not torch.nn.parameter.is_lazy(tensor):
+            kept.append((tensor, tensor.detach().clone()))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, copy in kept:
+                tensor.copy_(copy)
+        for part, training in flags:
+            part.training = training

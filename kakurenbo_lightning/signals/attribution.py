@@ -1,0 +1,201 @@
+"""A test, made once: does row i of what is recorded depend on sample i alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.batch_rows import slice_batch
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, values_of
+from kakurenbo_lightning.signals.graph import leaves
+from kakurenbo_lightning.signals.watching import LossCall, Recording
+
+MOST_NOISE = 5.0  # times the difference between two equal passes is no proof that the rest of the batch matters
+CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the test has shown.
+
+    Attributes:
+        outcome: ``"verified"``, ``"skipped"``, ``"permuted"`` (the same numbers in another order) or ``"batch"`` (a sample's value depends
+            on the rest of its batch).
+        reason: why it was skipped.
+        cut: the first that passed.
+    """
+
+    outcome: str
+    reason: str = ""
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Halved:
+    """The first half of a batch.
+
+    Attributes:
+        batch: as the step takes it.
+        size: samples in it.
+    """
+
+    batch: Any
+    size: int
+
+
+def halve(batch: Any, size: int) -> Halved | str:
+    """The first half of a batch, or why there is none."""
+    if size < 2:
+        return "the batch has one sample"
+    half = size // 2
+    try:
+        part = slice_batch(batch, torch.arange(half), size)
+    except (ValueError, TypeError) as error:
+        return f"the batch cannot be sliced ({error})"
+    before, after = ([len(leaf) for leaf in leaves(b) if leaf.dim()] for b in (batch, part))
+    if after == before or size in after:
+        return f"the batch, a {type(batch).__name__}, cannot be sliced"
+    return Halved(part, half)
+
+
+def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor], tolerance: float = CLOSE) -> Verdict:
+    """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
+
+    Where they differ by more than ``tolerance``, ``again`` gives the values of the whole batch once more, with other random numbers.
+    """
+    scale, first = whole.abs().nanmean(), whole[: len(half)]
+    if _same(half, first, scale, tolerance):
+        return Verdict("verified")
+    once_more = again()
+    if _same(once_more, whole, scale, 1e-4):
+        return Verdict("permuted" if _all_among(half, whole) else "batch")
+    if _same(once_more.sort().values, whole.sort().values, scale, 1e-3):
+        return Verdict("permuted")
+    if once_more.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(once_more, whole):
+        return Verdict("skipped", "two equal passes differ: the step draws random numbers")
+    return Verdict("batch")
+
+
+def _same(one: Tensor, other: Tensor, scale: Tensor, tolerance: float) -> bool:
+    """Whether two tensors hold the same values, relative to the larger of each and ``scale``; less than 1e-6 is rounding."""
+    if one.shape != other.shape:
+        return False
+    near = (one - other).abs() <= tolerance * torch.maximum(other.abs(), scale) + 1e-6
+    return bool((near | (one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().nan_to_num(0.0).max())
+
+
+def _all_among(part: Tensor, whole: Tensor) -> bool:
+    """Whether every value of ``part`` is one of ``whole``."""
+    distance = (part[:, None] - whole).abs().amin(1)
+    spread = whole.max() - whole.min()
+    return bool((distance <= 1e-3 * spread / len(whole)).all())
+
+
+Run = Callable[[Any, int, bool], tuple[Recording, Tensor]]  # of a batch, its size, and whether with other random numbers
+
+
+@torch.no_grad()
+def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved) -> Verdict:
+    """Test ways to make a loss of parts until one passes.
+
+    Args:
+        cuts: the best first.
+        run: runs the step forward only and returns what was seen and the loss.
+        batch: the first.
+        size: B.
+        half: of it.
+    """
+    runs = [Tried(*run(batch, size, False), size), Tried(*run(half.batch, half.size, False), half.size)]
+    if any(tried.recording.batch_statistics for tried in runs):
+        return Verdict(
+            "skipped", "a BatchNorm without running statistics makes every sample depend on its batch, in eval mode too"
+        )
+    again = cache(lambda: Tried(*run(batch, size, True), size))
+    verdicts = [_tried(cut, runs, again) for cut in cuts]
+    return min(verdicts, key=lambda verdict: ("verified", "permuted", "batch", "skipped").index(verdict.outcome))
+
+
+class Tried(NamedTuple):
+    """A run of the step: what was seen, the loss, and how many samples there were."""
+
+    recording: Recording
+    loss: Tensor
+    size: int
+
+
+def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdict:
+    made = [terms_of(cut, tried.recording, tried.loss) for tried in runs]
+    terms = [one.terms for one in made if one is not None and len(one.terms) == len(cut.parts)]
+    if len(terms) < len(made):
+        return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
+    whole, half = terms
+
+    def once_more(number: int) -> Tensor:
+        tried = again()
+        made = terms_of(cut, tried.recording, tried.loss)
+        return raw_of(made.terms[number], tried.size).float() if made else torch.empty(0)
+
+    for number, parts in enumerate(zip(whole, half, strict=True)):
+        try:
+            values = [raw_of(term, tried.size).float() for term, tried in zip(parts, runs, strict=True)]
+        except OutputsError:
+            return Verdict("batch")
+        tolerance = 10 * CLOSE if any(tried.recording.low_precision for tried in runs) else CLOSE
+        verdict = compare(values[0], values[1], partial(once_more, number), tolerance)
+        if verdict.outcome != "verified":
+            return verdict
+    counts = _counts(*runs)
+    parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
+    return Verdict("verified", cut=replace(cut, parts=tuple(parts), guess=""))
+
+
+def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence[tuple[LossCall, LossCall]]) -> Part:
+    """The part with the scale by which a sample's value does not depend on which others there are.
+
+    Args:
+        whole: in the whole batch.
+        half: in its first half.
+        size: B.
+        half_size: B // 2.
+        counts: what the loss may have been divided by, in both.
+    """
+    part = whole.part
+    if part.plain:
+        return part
+
+    def error(scale: str, one: Tensor | None = None, other: Tensor | None = None) -> float:
+        tried = replace(part, scale=scale, weight_sum=None)
+        alone = values_of([whole._replace(part=tried, counts=one)], size)[:half_size]
+        again = values_of([half._replace(part=tried, counts=other)], half_size)
+        return float((alone - again).abs().max() / alone.abs().max().clamp(min=1e-12))
+
+    scales = ("mean", "weights", "sum") if part.has_rows else ("alone", "times", "over")
+    errors = {scale: error(scale) for scale in dict.fromkeys((part.scale, *scales))}
+    best = min(errors.values())
+    if best <= CLOSE:
+        scale = next(scale for scale, e in errors.items() if e <= 2 * best + 1e-5)
+        return part if scale == part.scale else replace(part, scale=scale, weight_sum=None)
+    for one, other in counts if part.has_rows else ():
+        if error("count", one.rows, other.rows) <= 1e-4:
+            return replace(part, scale="count", weight_sum=None, count=one.key)
+    return replace(
+        part, scale="mean" if part.has_rows else part.scale, weight_sum=None
+    )  # which count, the batch decides: hard examples
+
+
+def _counts(whole: Tried, half: Tried) -> list[tuple[LossCall, LossCall]]:
+    """Sums over samples of what has no graph, in the whole batch and its half."""
+    known = {call.key: call for call in half.recording.calls}
+    found = [call for call in whole.recording.calls if call.kind == "reduction" and call.edge is None and call.key in known]
+    pairs = [(call, known[call.key]) for call in found if call.result.dim() == 0]
+    return [(one, other) for one, other in pairs if len(one.known_rows) * half.size == len(other.known_rows) * whole.size]

@@ -1,0 +1,325 @@
+"""Values of a step that returns none: read from the calls that made its loss."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.attribution import Verdict
+from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
+from kakurenbo_lightning.signals.criterion_module import Findings
+from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, shares_of, terms_of, values_of
+from kakurenbo_lightning.signals.finding import find
+from kakurenbo_lightning.signals.graph import gradients, is_hidden, is_linear, reduced_by, root_of
+from kakurenbo_lightning.signals.predictions import Reads, Values
+from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
+
+_PREDICTIONS = frozenset({"confidence", "correct", "el2n", "entropy", "target"})
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The call that says how sure a sample is, and whether it is right.
+
+    Attributes:
+        key: of the call.
+        order: of its rows.
+        by_sample: each of its rows is a sample; where it has many for each, predictions are worked out only when they are read.
+        module: what was found out, of a loss module.
+    """
+
+    key: Key
+    order: str = "samples"
+    by_sample: bool = True
+    module: Findings | None = None
+
+
+class CapturedLoss:
+    """How the loss of a step is made, decided on the first batch; later steps are read by that.
+
+    Attributes:
+        known: its parts; ``None`` before the first batch.
+        calls: names of the parts.
+        clone: the step changes rows in place, so copies are kept.
+    """
+
+    def __init__(self) -> None:
+        self.known: Cut | None = None
+        self._sight: Sight = EVERYTHING
+        self._modules: list[weakref.ref[nn.Module]] = []
+        self.calls: tuple[str, ...] = ()
+        self.clone = True
+        self._ways: list[tuple[Cut, set[Form]]] = []  # what was verified: parts, and the forms in which they make the loss
+        self._prediction: Prediction | None = None
+
+    @property
+    def cut(self) -> Cut:
+        """Its parts."""
+        assert self.known is not None, "the first batch comes before"
+        return self.known
+
+    @property
+    def source(self) -> str:
+        """One line for the log."""
+        return f"the step's call of {' + '.join(self.calls)}, seen {self.manner}"
+
+    @property
+    def sight(self) -> Sight:
+        """What to watch in the next step."""
+        if not self._modules:
+            return self._sight
+        modules = [reference() for reference in self._modules]
+        return replace(self._sight, modules=True if any(m is None for m in modules) else tuple(dict.fromkeys(modules)))
+
+    @property
+    def manner(self) -> str:
+        """How calls are seen, for the log."""
+        ways = [
+            *(["by its name in torch.nn.functional"] if self._sight.criteria and not self._sight.mode else []),
+            *(["by its name among the methods of tensors"] if self._sight.reductions and not self._sight.mode else []),
+            *(["through a torch function mode"] if self._sight.mode else []),
+            *(["by a hook of the module"] if self._modules else []),
+        ]
+        return " and ".join(ways)
+
+    # --- the first batch
+
+    def decide(self, recording: Recording, loss: Any, batch: Any, provable: bool, manual: bool = False) -> list[Cut]:
+        """The ways in which the loss is made of parts with values for each sample, the best first; waits for the device.
+
+        Args:
+            recording: of the step.
+            loss: that it returned.
+            batch: that it was given.
+            provable: a test of attribution follows.
+            manual: the step has made its backward pass itself, so the graph of the loss is gone.
+
+        Raises:
+            OutputsError: there is none.
+        """
+        root = root_of(loss) if isinstance(loss, Tensor) else None
+        if manual or root is None or is_hidden(root):
+            return [self._without_graph(recording, loss)]
+        finding = find(recording.calls, loss, batch, recording.size, provable)
+        if not finding.cuts:
+            names = sorted({call.name for call in recording.calls if call.edge is not None and call.kind == "criterion"})
+            raise OutputsError(refusals.none_found(names, finding.reasons))
+        return [self._unmixed(cut, recording.calls, provable) for cut in finding.cuts]
+
+    def decide_freely(self, recording: Recording, loss: Any) -> bool:
+        """Whether the loss is nothing but one criterion's result, so that its values cost nothing; then they are read."""
+        if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion",))):
+            call, plain = found[0]
+            if len(_rows(call)) == recording.size:
+                cut = Cut((Part(call.key, call.rows is not None, plain),), True, True)
+                self.settle([cut], recording, loss, Verdict("off"))
+                return True
+        return False
+
+    def again(self, before: Cut, cuts: Sequence[Cut], attribution: str) -> Verdict:
+        """What a scoring pass has shown of the parts of ``before`` holds in training where one of ``cuts`` has the same."""
+        for cut in cuts:
+            known = {part.key: part for part in before.parts}
+            if known.keys() == {part.key for part in cut.parts}:
+                parts = tuple(replace(known[part.key], plain=part.plain, share=part.share) for part in cut.parts)
+                return Verdict(attribution, cut=replace(cut, parts=parts, guess=""))
+        return Verdict("skipped", "in training the step makes its loss in another way than in a scoring pass")
+
+    def _without_graph(self, recording: Recording, loss: Any) -> Cut:
+        """By identity, or the one criterion there is."""
+        if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion", "reduction"))):
+            call, plain = found[0]
+            return Cut((Part(call.key, call.rows is not None, plain),), True, True)
+        criteria = [call for call in recording.calls if call.kind == "criterion"]
+        criteria = [call for call in criteria if call.edge is not None] or criteria
+        if len(criteria) > 1:
+            raise OutputsError(refusals.ambiguous([call.name for call in criteria]))
+        if not criteria or not _is_by_sample(criteria[0], recording.size):
+            shapes = [
+                f"{c.name} has shape {list(_rows(c).shape)}, but the batch trains {recording.size} samples" for c in criteria
+            ]
+            raise OutputsError(refusals.none_found([call.name for call in criteria], shapes))
+        (call,) = criteria
+        part = Part(call.key, call.rows is not None, "result" if call.rows is None else "mean")
+        return Cut((part,), False, False, verified=False)
+
+    def _unmixed(self, cut: Cut, calls: Sequence[LossCall], provable: bool) -> Cut:
+        """Refuse several criteria of one prediction, unless a test can show that a sample's value is its own."""
+        keys = {part.key for part in cut.parts}
+        parts = [call for call in calls if call.key in keys and isinstance(call.arguments, CriterionCall)]
+        for number, one in enumerate(parts):
+            for other in parts[:number]:
+                if _is_mixed(one.criterion, other.criterion):
+                    if not provable:
+                        raise OutputsError(refusals.mixed([call.name for call in parts]))
+                    return replace(cut, guess=refusals.mixed([call.name for call in parts]))
+        return cut
+
+    def settle(self, cuts: Sequence[Cut], recording: Recording, loss: Tensor, verdict: Verdict) -> None:
+        """Choose among the ways, now that attribution is tested, and what to watch from now on.
+
+        Raises:
+            OutputsError: the test has failed, or could not be made where only it can prove the way.
+        """
+        self.known = cut = verdict.cut or cuts[0]
+        if cut.guess:
+            raise OutputsError(cut.guess)
+        if verdict.outcome in ("permuted", "batch"):
+            raise OutputsError(refusals.attribution(verdict.outcome))
+        made = terms_of(cut, recording, loss) if cut.verified and isinstance(loss, Tensor) else None
+        self._ways = [(cut, set() if made is None else {made.form})]
+        self._prediction = self._predicting(recording, loss)
+        parts = {part.key for part in cut.parts}
+        others = {part.count for part in cut.parts} | {self._prediction and self._prediction.key}
+        needed = [call for call in recording.calls if call.key in parts | others]
+        names = {call.key[:2] for call in needed}
+        alike = [call for call in recording.calls if call.key[:2] in names]  # they are counted together
+        kinds = {kind for kind, _ in names}
+        functions = tuple(name.removeprefix("F.") for kind, name in names if kind == "criterion")
+        self._sight = Sight(functions, "reduction" in kinds, not all(call.named for call in alike))
+        self._modules = [weakref.ref(call.module.module) for call in alike if call.kind == "module"]
+        self.clone = any(call.changed_in_place for call in needed)
+        self.calls = tuple(dict.fromkeys(call.described for call in needed if call.key in parts))
+
+    def _predicting(self, recording: Recording, loss: Tensor) -> Prediction | None:
+        """The call that is likeliest the task: of those that the loss depends on."""
+        orders = {part.key: part.order for part in self.cut.parts}
+        order = self.cut.parts[0].order
+        share = {part.key: abs(part.share) for part in self.cut.parts}
+        calls = [call for call in recording.calls if call.arguments is not None and self._is_used(call, loss)]
+        criteria = [
+            call for call in calls if call.kind == "criterion" and call.criterion.predicts and _is_by_sample(call, recording.size)
+        ]
+        criteria.sort(key=lambda call: (PRIORITY[call.criterion.function], -share.get(call.key, 0.0)))
+        if criteria:
+            call = criteria[0]
+            return Prediction(call.key, orders.get(call.key, order), len(_rows(call)) == recording.size)
+        for call in calls:
+            if call.kind == "module" and call.module.read_target(call.result):
+                by_sample = call.module.rows == recording.size
+                return Prediction(call.key, orders.get(call.key, order), by_sample, call.module.findings)
+        return None
+
+    def _is_used(self, call: LossCall, loss: Tensor) -> bool:
+        if not self.cut.verified or not loss.requires_grad:
+            return call.key in {part.key for part in self.cut.parts}
+        return call.edge is not None and gradients(loss, [call.edge])[0] is not None
+
+    # --- each step
+
+    def recording(self, size: int, graph: bool = False, scoring: bool = False) -> Recording:
+        """For one run of the step; ``graph``: to be weighted; ``scoring``: it makes no graph."""
+        return Recording(size, graph, self._leaves if scoring else frozenset(), self.clone)
+
+    @property
+    def _leaves(self) -> frozenset[Key]:
+        """Calls at which a graph must begin in a run that makes none: none where the loss was always a call's result."""
+        return frozenset().union(*(cut.leaves for cut, _ in self._ways))
+
+    def terms(self, recording: Recording, loss: Any, batch: Any) -> list[Term]:
+        """The parts of the loss. It is verified once for every form in which a step makes its loss, which waits for the device.
+
+        Raises:
+            OutputsError: it was made of something else than the first one.
+        """
+        if not self.cut.verified:
+            calls = [call for call in recording.calls if call.key == self.cut.parts[0].key]
+            if calls:
+                return [Term(self.cut.parts[0], calls[0], None)]
+        elif isinstance(loss, Tensor):
+            for cut, forms in self._ways:
+                made = terms_of(cut, recording, loss, forms)
+                if made is not None:
+                    return made.terms
+            if root_of(loss) is not None and (terms := self._verified_once_more(recording, loss, batch)) is not None:
+                return terms
+        raise OutputsError(refusals.changed(" + ".join(self.calls)))
+
+    def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> list[Term] | None:
+        """The parts of a loss that is made in a new form: of the same calls, or it cannot be known."""
+        for known, forms in self._ways:
+            made = terms_of(known, recording, loss)
+            if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
+                calls = [term.call for term in made.terms]
+                if not is_linear(loss, [call.known_edge for call in calls], [call.values for call in calls]):
+                    return None
+                forms.add(made.form)
+                return made.terms
+        names = {part.key[:2] for known, _ in self._ways for part in known.parts}
+        for cut in find(recording.calls, loss, batch, recording.size, False).cuts:
+            if {part.key[:2] for part in cut.parts} <= names and (cut.complete or not self.cut.complete):
+                made = terms_of(cut, recording, loss)
+                if made is not None:
+                    self._ways.append((cut, {made.form}))
+                    return made.terms
+        return None
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same."""
+        if self._leaves:
+            with torch.inference_mode(False), torch.no_grad():
+                yield
+        else:
+            yield
+
+    def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
+        """The values of the samples, each ``[B]``, detached; no host synchronisation."""
+        wanted, size = self._prediction, recording.size
+        with torch.no_grad():
+            values = {"loss": values_of(terms, size)}
+            if wanted is None or not (wanted.by_sample or _PREDICTIONS.intersection(reads)):
+                return values
+            alike = [call for call in recording.calls if call.key[:2] == wanted.key[:2]]
+            call = alike[0] if len(alike) == 1 else next((call for call in alike if call.key == wanted.key), None)
+            if call is None:
+                raise OutputsError(refusals.changed(wanted.key[1]))
+            if wanted.module is not None:
+                call.module.findings = wanted.module
+            return {**values, **call.given.predictions(size, wanted.order, reads)}
+
+    def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
+        """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
+        shares = shares_of(terms, len(weights))
+        return loss + ((weights.to(shares.dtype) - 1) * shares).sum().to(loss.dtype)
+
+
+def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> list[tuple[LossCall, str]]:
+    """The calls whose result, or the mean or sum of whose rows, is the loss, and which of these; criteria first."""
+    root, found = root_of(loss), []
+    how = None if root is None else reduced_by(root)
+    for call in sorted(recording.calls, key=lambda call: call.kind):
+        if call.kind not in kinds or not _is_by_sample(call, recording.size):
+            continue
+        if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
+            found.append((call, "result"))
+        elif call.rows is not None and how is not None and how[1] == call.edge:
+            found.append((call, how[0]))
+        elif call.kind == "reduction" and call.result is loss and call.name in ("mean", "sum"):
+            found.append((call, call.name))
+    return found
+
+
+def _rows(call: LossCall) -> Tensor:
+    rows = call.evaluate() if call.rows is None else call.rows
+    return rows if rows.dim() else rows.reshape(1)  # of a batch of one, whose axis the step has squeezed away
+
+
+def _is_by_sample(call: LossCall, size: int) -> bool:
+    return len(_rows(call)) % size == 0
+
+
+def _is_mixed(one: CriterionCall, other: CriterionCall) -> bool:
+    """Whether two calls compare the same prediction with different targets."""
+    targets = [call.options["target"] for call in (one, other) if isinstance(call.options.get("target"), Tensor)]
+    if one.function is not other.function or one.options.get("input") is not other.options.get("input"):
+        return False
+    return len(targets) == 2 and not torch.equal(targets[0], targets[1])

@@ -1,0 +1,235 @@
+"""Loss modules that nothing else sees into: their values by row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kakurenbo_lightning.signals.criteria import grouped, mean, of_classes, of_labels, total
+from kakurenbo_lightning.signals.graph import leaves
+from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values
+
+MOST_LOOPED = 32  # rows of a batch that are evaluated one after the other in every step, where torch.vmap refuses
+TESTED_ROWS = 64  # at most, of which torch.vmap is compared with a plain loop
+
+
+@dataclass
+class Findings:
+    """What the first call of a loss module has shown.
+
+    Attributes:
+        reduction: how its result is made of what it gives for each row, ``"mean"`` or ``"sum"``.
+        looped: rows go through a plain loop.
+        target: what predictions are compared with, ``"classes"``, ``"probabilities"`` or ``"labels"``; ``None``: with none of these.
+        logits: its predictions are logits, not probabilities.
+    """
+
+    reduction: str = "mean"
+    looped: bool = False
+    target: str | None = None
+    logits: bool = True
+
+
+class ModuleCall:
+    """The arguments of a call of a loss module, and what they say.
+
+    Args:
+        module: that was called.
+        args: of the call.
+        kwargs: of the call.
+        size: B.
+
+    Attributes:
+        name: of its class.
+        rows: how many the call was given, n: B or a multiple.
+        findings: of :meth:`verify` and :meth:`read_target`, or of an earlier call.
+    """
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> None:
+        self.module, self._names, self._given = module, tuple(kwargs), (*args, *kwargs.values())
+        self.name = type(module).__name__
+        self.rows = next(len(a) for a in self._given if _has_rows(a, size))
+        self._mapped = [_has_rows(a, size) and len(a) == self.rows for a in self._given]
+        self.findings = Findings()
+        device = next(a.device.type for a in self._given if isinstance(a, Tensor))
+        self._precision = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
+
+    @staticmethod
+    def may_be_loss(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, size: int, graph: bool = True) -> bool:
+        """Whether a module was given predictions of B rows (or a multiple), and gave one number, or one for each sample.
+
+        ``graph``: where there is a graph, predictions have one too, and data have none.
+        """
+        if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape not in ((), (size,)):
+            return False
+        graph = graph and torch.is_grad_enabled() and output.requires_grad
+        given = (a for a in (*args, *kwargs.values()) if _has_rows(a, size) and a.is_floating_point())
+        return any(a.requires_grad or not graph for a in given)
+
+    @property
+    def reduction(self) -> str:
+        """As :class:`Findings`."""
+        return self.findings.reduction
+
+    # --- its loss
+
+    def elements(self) -> Tensor:
+        """The module's result for each row alone, ``[n]``, in the precision of the call."""
+        device, dtype, enabled = self._precision
+        with torch.autocast(device, dtype, enabled), _attributes_kept(self.module):
+            if self.findings.looped:
+                return self._loop(range(self.rows))
+            in_dims = tuple(0 if is_mapped else None for is_mapped in self._mapped)
+            return torch.vmap(self._of_one, in_dims, randomness="error")(*self._given)
+
+    def _of_one(self, *given: Any) -> Tensor:
+        """The module's result for one row of each mapped argument."""
+        row = [a.unsqueeze(0) if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
+        first = len(row) - len(self._names)
+        return self.module.forward(*row[:first], **dict(zip(self._names, row[first:], strict=True))).reshape(())
+
+    def _loop(self, rows: Iterable[int]) -> Tensor:
+        pairs = list(zip(self._given, self._mapped, strict=True))
+        return torch.stack([self._of_one(*(a[i] if is_mapped else a for a, is_mapped in pairs)) for i in rows])
+
+    def verify(self, result: Tensor, tolerance: float) -> str | None:
+        """Find out whether ``result`` is the mean or the sum of what each row gives alone; waits for the device.
+
+        Args:
+            result: of the call.
+            tolerance: relative.
+
+        Returns:
+            ``None``, or why it is not. The module is as it was, either way.
+        """
+        others = (a for a, is_mapped in zip(self._given, self._mapped, strict=True) if not is_mapped)
+        if any(tensor.requires_grad for other in others for tensor in leaves(other)):
+            return "is given predictions that are not one row for each sample"
+        some = range(0, self.rows, -(-self.rows // TESTED_ROWS))
+        changed: list[str] = []
+        with torch.no_grad(), _attributes_kept(self.module), _buffers_kept(self.module, changed):
+            try:
+                alone = self._loop(some)
+            except Exception as error:
+                return f"cannot be called with one row ({type(error).__name__}: {error})"
+        if changed:
+            return f"changes its {', '.join(changed)} in each call, so it cannot be called for each row"
+        with torch.no_grad():
+            try:
+                values = self.elements()
+            except Exception as error:
+                if self.rows > MOST_LOOPED:
+                    return f"takes one row after the other only, and {self.rows} are too many for each step; torch.vmap says: {error}"
+                self.findings.looped = True
+                values = self.elements()
+            if not torch.allclose(values[list(some)], alone, rtol=10 * tolerance, atol=1e-6, equal_nan=True):
+                return "gives other values under torch.vmap than row by row"
+            for self.findings.reduction, made in (("mean", values.mean()), ("sum", values.sum())):
+                if torch.isclose(made, result.detach().to(made.dtype), rtol=tolerance, atol=1e-7):
+                    return None
+        return "gives neither the mean nor the sum of what it gives for each row alone"
+
+    def values(self, elements: Tensor, size: int, order: str) -> Tensor:
+        """What the module gives for each sample alone, ``[size]``."""
+        per_sample = grouped(elements, size, order)
+        return mean(per_sample) if self.findings.reduction == "mean" else total(per_sample)
+
+    def shares(self, elements: Tensor, size: int, order: str) -> Tensor:
+        """What each sample adds to the module's result, ``[size]``."""
+        return self.values(elements, size, order) / (size if self.findings.reduction == "mean" else 1)
+
+    # --- its predictions
+
+    def read_target(self, result: Tensor) -> bool:
+        """Find out what the arguments say about predictions, and whether they do; waits for the device.
+
+        A module with parameters of its own makes its logits itself, and labels beside embeddings are no classes of them: more of what the
+        target names must lower the loss.
+        """
+        pair = self._scores_and_target()
+        if pair is None or not (pair[0].requires_grad and result.requires_grad) or any(True for _ in self.module.parameters()):
+            return False
+        scores, target = pair[0].detach(), pair[1].detach()
+        wide = scores.dim() > 1 and scores.shape[1] > 1
+        if wide and target.shape == scores.shape[:1] + scores.shape[2:] and bool((target == target.round()).all()):
+            self.findings.target = "classes"
+        elif wide and target.is_floating_point() and target.shape == scores.shape and _are_distributions(target):
+            self.findings.target = "probabilities"
+        elif target.shape == scores.shape and bool(((target == 0) | (target == 1)).all()):
+            self.findings.target = "labels"
+        else:
+            return False
+        in_range = bool(((scores >= 0) & (scores <= 1)).all())
+        self.findings.logits = not (in_range and (self.findings.target == "labels" or _are_distributions(scores)))
+        (gradient,) = torch.autograd.grad(result, pair[0], torch.ones_like(result), retain_graph=True, allow_unused=True)
+        return gradient is not None and _lowered_by(gradient, scores, target, self.findings.target)
+
+    def _scores_and_target(self) -> tuple[Tensor, Tensor] | None:
+        """The first two arguments that have rows; a channel of one in a target of classes is left out."""
+        given = [a for a, is_mapped in zip(self._given, self._mapped, strict=True) if is_mapped]
+        if len(given) < 2 or not given[0].is_floating_point():
+            return None
+        scores, target = given[:2]
+        if target.dim() == scores.dim() > 1 and target.shape[1] == 1 < scores.shape[1]:
+            target = target.squeeze(1)
+        return scores, target
+
+    def predictions(self, size: int, order: str, reads: Reads) -> Values:
+        """Confidence, correctness and what else is read of ``size`` samples; detached."""
+        pair = self._scores_and_target()
+        assert pair is not None, "read_target has found them"
+        scores, target = (a.detach() for a in pair)
+        if self.findings.target == "labels":
+            return of_labels(scores.sigmoid() if self.findings.logits else scores, target, size, order, reads)
+        scores = scores if self.findings.logits else scores.log()  # the softmax of a distribution's logarithm is itself
+        target = target.long() if self.findings.target == "classes" else target
+        return of_classes(scores, target, IGNORE_INDEX, size, order, reads)
+
+
+def _has_rows(value: Any, size: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) > 0 and len(value) % size == 0
+
+
+def _lowered_by(gradient: Tensor, scores: Tensor, target: Tensor, what: str) -> bool:
+    """Whether the loss falls, for most samples, where scores go to where the target says."""
+    if what == "labels":
+        towards = ((gradient <= 0) == (target > 0.5)).float().mean()
+    elif what == "probabilities":
+        towards = ((gradient * (target - scores.softmax(1))).sum(1) <= 0).float().mean()
+    else:
+        counted = (target >= 0) & (target < gradient.shape[1])
+        towards = ((gradient.argmin(1) == target) & counted).sum() / counted.sum().clamp(min=1)
+    return bool(towards > 0.75)
+
+
+def _are_distributions(values: Tensor) -> bool:
+    return bool((values >= 0).all()) and bool(((values.float().sum(1) - 1).abs() < 1e-3).all())
+
+
+@contextlib.contextmanager
+def _buffers_kept(module: nn.Module, changed: list[str]) -> Iterator[None]:
+    """Put back the buffers of ``module`` that change inside, and name them in ``changed``."""
+    before = {name: (buffer, buffer._version, buffer.clone()) for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
+        for name, (buffer, version, copy) in before.items():
+            if buffer._version != version:
+                changed.append(name)
+                buffer.copy_(copy)
+
+
+@contextlib.contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """Put back the attributes of ``module`` that are set inside."""
+    before = [(part, dict(vars(part))) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            vars(part).update(attributes)

@@ -1,0 +1,289 @@
+"""What a loss is made of: parts that have one value for each sample, and how the loss adds them up."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals.criteria import grouped, mean, total
+from kakurenbo_lightning.signals.criterion_module import Findings
+from kakurenbo_lightning.signals.graph import FEW_NODES, Edge, frontier, gradients, reduced_by, root_of
+from kakurenbo_lightning.signals.watching import Key, LossCall, Recording
+
+
+@dataclass(frozen=True)
+class Part:
+    """A call that makes the loss, or a part of it.
+
+    Attributes:
+        key: of the call.
+        has_rows: see :class:`LossCall`: the call has rows; else it gave one number.
+        plain: the loss is nothing but the call's result (``"result"``), or the ``"mean"`` or ``"sum"`` of its rows; ``None``: there is
+            more between them, a weight, a mask, a sign, another part.
+        scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
+            (``"mean"``), that divided by the sample's share of the weights (``"weights"``, the loss is a weighted mean), or by its share of
+            what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
+            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``).
+        order: of the rows, see :func:`grouped`.
+        weight_sum: of all weights, in the batch that was verified; ``None``: not compared.
+        count: the call that made what the loss was divided by.
+        module: of a loss module: what was found out about it.
+        share: of the loss, in the batch that was verified.
+    """
+
+    key: Key
+    has_rows: bool
+    plain: str | None = None
+    scale: str = "mean"
+    order: str = "samples"
+    weight_sum: float | None = None
+    count: Key | None = None
+    module: Findings | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Parts that together make the loss.
+
+    Attributes:
+        parts: at least one.
+        complete: the loss depends on parameters through them alone.
+        exact: what they add up to is the loss.
+        ignored: calls of the same kinds that are no parts.
+        verified: there was a graph of the loss to prove it by.
+        guess: what to say unless a test of attribution proves that the values of a sample are its own; empty: nothing is guessed.
+    """
+
+    parts: tuple[Part, ...]
+    complete: bool
+    exact: bool
+    ignored: frozenset[Key] = frozenset()
+    verified: bool = True
+    guess: str = ""
+
+    @property
+    def plain(self) -> bool:
+        return self.parts[0].plain is not None
+
+    @property
+    def share(self) -> float:
+        """Of the loss, that its parts are."""
+        return sum(part.share for part in self.parts)
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        return frozenset(part.key[0] for part in self.parts)
+
+    @property
+    def leaves(self) -> frozenset[Key]:
+        """Calls at which a graph must begin in a run that makes none."""
+        return frozenset() if self.plain else frozenset(part.key for part in self.parts)
+
+
+class Term(NamedTuple):
+    """A part of one step's loss.
+
+    Attributes:
+        part: which.
+        call: that made it.
+        gradient: of the loss, there; ``None`` where the part is plain.
+        counts: what the loss was divided by, as rows.
+    """
+
+    part: Part
+    call: LossCall
+    gradient: Tensor | None
+    counts: Tensor | None = None
+
+
+# --- finding the parts again
+
+
+Form = tuple[str, ...]  # names of the operations between parts and the loss; (): none, a plain mean or sum, or not looked for
+
+
+class Made(NamedTuple):
+    """How one step's loss was made of its parts."""
+
+    terms: list[Term]
+    form: Form
+
+
+def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[Form] | None = None) -> Made | None:
+    """The parts of the loss that a step has returned; no host synchronisation.
+
+    Args:
+        cut: which.
+        recording: of the step.
+        loss: that it returned.
+        forms: those that were verified; ``None``: any.
+
+    Returns:
+        ``None`` where the loss was made in another way.
+    """
+    calls = [call for call in recording.calls if call.key[0] in cut.kinds and call.key not in cut.ignored]
+    root = root_of(loss)
+    if cut.plain:
+        (part,) = cut.parts
+        for call in reversed(calls):
+            if _is_plain(part, call, loss, root):
+                return Made([Term(part, _with_findings(part, call), None)], ())
+        if root is None and part.plain != "result" and (call := _by_key(part.key, calls)) is not None:
+            return Made([Term(part, _with_findings(part, call), None)], ())  # nothing tells, without a graph
+        return None
+    if root is None:
+        return None
+    chosen, form = _by_keys(cut, calls), ()
+    if cut.complete or chosen is None:  # else the way down to parameters is long
+        known = by_edge(calls)
+        edges, _, form = frontier(root, known.keys(), FEW_NODES)
+        chosen = _in_order(cut, [known[edge] for edge in edges])
+        if chosen is None:
+            return _only_one(cut, calls, root)
+        if cut.complete and forms is not None and form not in forms:
+            return None
+    found = gradients(loss, [call.known_edge for call in chosen])
+    if any(gradient is None for gradient in found):
+        return None
+    terms = [Term(p, _with_findings(p, c), g) for p, c, g in zip(cut.parts, chosen, found, strict=True)]
+    if any(part.count is not None for part in cut.parts):
+        counts = [_by_key(part.count, recording.calls) if part.count else None for part in cut.parts]
+        terms = [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
+    return Made(terms, form)
+
+
+def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
+    """The calls that a loss was found to be made of in the order of a cut's parts, if they are of the same kind."""
+    found, parts = sorted(found, key=lambda call: call.key), sorted(cut.parts, key=lambda part: part.key)
+    if [(call.key[:2], call.rows is not None) for call in found] != [(part.key[:2], part.has_rows) for part in parts]:
+        return None
+    by_part = {part.key: call for part, call in zip(parts, found, strict=True)}
+    return [by_part[part.key] for part in cut.parts]
+
+
+def _by_keys(cut: Cut, calls: Sequence[LossCall]) -> list[LossCall] | None:
+    """The calls of a cut's parts by their number, if they are of the same kind."""
+    pairs = [(_by_key(part.key, calls), part) for part in cut.parts]
+    chosen = [call for call, part in pairs if call and call.edge is not None and (call.rows is not None) == part.has_rows]
+    return chosen if len(chosen) == len(pairs) else None
+
+
+def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> Made | None:
+    """The one part that the loss has in eval mode, where it has auxiliary ones in training."""
+    for part in cut.parts:
+        call = _by_key(part.key, calls)
+        if call is not None and not part.has_rows and call.edge == root:
+            return Made([Term(replace(part, plain="result"), _with_findings(part, call), None)], ())
+    return None
+
+
+def _is_plain(part: Part, call: LossCall, loss: Tensor, root: Any) -> bool:
+    if call.name != part.key[1] or (call.rows is not None) != part.has_rows:
+        return False
+    if root is None or call.edge is None:
+        return call.result is loss and (not part.has_rows or call.kind == "reduction")
+    if not part.has_rows:
+        return call.edge == root or call.result is loss  # the latter in a compiled step
+    return reduced_by(root) == (part.plain, call.edge)
+
+
+def by_edge(calls: Sequence[LossCall]) -> dict[Edge, LossCall]:
+    """Calls by their edge; where a criterion's result is what a reduction was given, or a module gave, the criterion."""
+    return {call.edge: call for call in sorted(calls, key=lambda call: call.kind, reverse=True) if call.edge is not None}
+
+
+def _by_key(key: Key, calls: Sequence[LossCall]) -> LossCall | None:
+    return next((call for call in calls if call.key == key), None)
+
+
+def _with_findings(part: Part, call: LossCall) -> LossCall:
+    if part.module is not None:
+        call.module.findings = part.module
+    return call
+
+
+# --- what they say
+
+
+def values_of(terms: Sequence[Term], size: int) -> Tensor:
+    """The loss of each sample alone, ``[size]``, detached; to be called without a graph."""
+    parts = [_values(term, size) for term in terms]
+    return parts[0].detach() if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def shares_of(terms: Sequence[Term], size: int) -> Tensor:
+    """What each sample adds to the loss, ``[size]``, with its graph."""
+    parts = [_shares(term, size) for term in terms]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+
+
+def raw_of(term: Term, size: int) -> Tensor:
+    """What a part's call gave for each sample, whatever the loss makes of it, ``[size]``."""
+    part, call = term.part, term.call
+    with torch.no_grad():
+        if part.has_rows:
+            return mean(grouped(_rows(call), size, part.order).nan_to_num(0, 0, 0))
+        return call.given.values(call.evaluate(), size, part.order)
+
+
+def weights_of(term: Term, size: int) -> Tensor:
+    """How much the rows of each sample count in the loss, ``[size]``."""
+    assert term.gradient is not None, "it is plain: all count alike"
+    return total(grouped(term.gradient, size, term.part.order))
+
+
+def _rows(call: LossCall) -> Tensor:
+    if call.rows is call.original and call.changed_in_place:
+        raise OutputsError(
+            f"per-sample values: what {call.name} was given or gave was changed in place later in the step, so it is not what the loss was "
+            "made of; make a new tensor (loss = loss * mask, not loss *= mask)"
+        )
+    return call.known_rows
+
+
+def _values(term: Term, size: int) -> Tensor:
+    part, call = term.part, term.call
+    if not part.has_rows:
+        values = call.given.values(call.evaluate(), size, part.order)
+        if part.plain:
+            return values
+        factor = {"alone": 1.0, "times": size, "over": 1.0 / size}[part.scale]
+        return values * (term.gradient * factor)
+    if part.plain:
+        rows = grouped(_rows(call), size, part.order)
+        return mean(rows) if part.plain == "mean" else total(rows)
+    share = _shares(term, size)
+    if part.scale == "sum":
+        return share
+    if part.scale == "mean" and part.weight_sum is None:
+        return share * size
+    weight = weights_of(term, size) if term.counts is None else total(grouped(term.counts.float(), size, part.order))
+    together = weight.sum()
+    alone = share / torch.where(weight == 0, 1.0, weight) * together
+    if part.scale != "mean":
+        return alone
+    # a weighted mean, as it may have been in the first batch, where all weights were equal
+    assert part.weight_sum is not None
+    same = (together - part.weight_sum).abs() <= 1e-4 * abs(part.weight_sum)
+    return torch.where(same, alone, share * size)
+
+
+def _shares(term: Term, size: int) -> Tensor:
+    part, call, gradient = term.part, term.call, term.gradient
+    if not part.has_rows:
+        share = call.given.shares(call.evaluate(), size, part.order)
+        return share if gradient is None else share * gradient
+    rows = _rows(call)
+    if gradient is None:
+        return total(grouped(rows, size, part.order)) / (rows.numel() if part.plain == "mean" else 1)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows, gradient = rows.float(), gradient.float()
+    weighted = torch.where(gradient == 0, 0.0, gradient * rows)  # what does not count may be NaN
+    return total(grouped(weighted, size, part.order))

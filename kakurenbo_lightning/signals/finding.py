@@ -1,0 +1,240 @@
+"""The first batch: which calls of the step made the loss, proved by what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, shares_of, weights_of
+from kakurenbo_lightning.signals.graph import (
+    Edge,
+    depends_on_parameters_alone,
+    edge_of,
+    frontier,
+    gradients,
+    is_linear,
+    leaves,
+    reduced_by,
+    root_of,
+)
+from kakurenbo_lightning.signals.watching import Key, LossCall
+
+# what parts may be: the cheapest to see in later steps first
+LEVELS = (("criterion",), ("criterion", "reduction"), ("criterion", "reduction", "module"))
+
+
+@dataclass
+class Finding:
+    """What was found out about the loss of a step.
+
+    Attributes:
+        cuts: ways to make the loss of parts that have values for each sample, the best first.
+        reasons: why calls are no such parts.
+    """
+
+    cuts: list[Cut] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, reason: str) -> None:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+def tolerance_of(*tensors: Tensor) -> float:
+    """Relative error up to which numbers of these precisions count as equal."""
+    return max({torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(tensor.dtype, 1e-4) for tensor in tensors)
+
+
+def find(calls: Sequence[LossCall], loss: Tensor, batch: Any, size: int, provable: bool) -> Finding:
+    """Find the parts of a loss; waits for the device.
+
+    Args:
+        calls: that the step made.
+        loss: that it returned.
+        batch: that it was given.
+        size: B.
+        provable: a test of attribution follows, so rows may be grouped by a guess.
+    """
+    finding = Finding()
+    root = root_of(loss)
+    if root is None:
+        finding.add("the loss has no graph (its requires_grad is False)")
+        return finding
+    search = _Search(finding, loss, root, batch, size, provable, calls)
+    cuts: list[Cut] = []
+    for level in LEVELS:
+        cuts += [cut for cut in search.cuts(level) if cut not in cuts]
+        full = [cut for cut in cuts if cut.complete]
+        if any(cut.plain for cut in full) or (full and "reduction" in level):
+            break
+    if full:
+        finding.cuts = sorted(full, key=lambda cut: (not cut.exact, not cut.plain))
+    else:
+        finding.cuts = sorted(cuts, key=lambda cut: (not cut.exact, -abs(cut.share)))
+    return finding
+
+
+@dataclass
+class _Search:
+    finding: Finding
+    loss: Tensor
+    root: Edge
+    batch: Any
+    size: int
+    provable: bool
+    calls: Sequence[LossCall]
+
+    def cuts(self, kinds: tuple[str, ...]) -> Iterator[Cut]:
+        """What the loss is made of, of calls of these kinds."""
+        calls = [call for call in self.calls if call.kind in kinds]
+        ignored: set[Key] = set()
+        while True:
+            known = by_edge([call for call in calls if call.key not in ignored])
+            edges, complete, _ = frontier(self.root, known.keys())
+            unfit = {known[edge].key for edge in edges if not self._fits(known[edge])}
+            if not unfit:
+                break
+            ignored |= unfit
+        parts = [known[edge] for edge in edges]
+        for order, guess in self._orders(parts) if parts else ():
+            cut = self._cut(parts, order, complete)
+            if cut is not None:
+                yield replace(cut, ignored=frozenset(ignored), guess=guess)
+
+    def _fits(self, call: LossCall) -> bool:
+        """Whether a call has values for each sample."""
+        rows = call.rows if call.rows is not None else self._elements(call)
+        if rows is None or not rows.dim():
+            return rows is not None and self.size == 1 and (call.rows is not None or self._adds_up(call))
+        if len(rows) % self.size:
+            self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
+            return False
+        if call.kind == "reduction":
+            return not depends_on_parameters_alone(call.known_rows) and not self._is_of_the_batch(call)
+        if len(rows) != self.size and not self._orders([call]):
+            k = len(rows) // self.size
+            self.finding.add(
+                f"{call.described} has {len(rows)} rows, {k} for each of {self.size} samples, but the batch holds no tensor of {k} for each"
+            )
+            return False
+        return call.rows is not None or self._adds_up(call)
+
+    def _elements(self, call: LossCall) -> Tensor | None:
+        if call.kind == "module":
+            tolerance = tolerance_of(call.result)
+            reason = call.module.verify(call.result, tolerance)
+            if reason is not None:
+                self.finding.add(f"{call.name} {reason}")
+                return None
+        try:
+            return call.evaluate()
+        except Exception as error:  # of the user's arguments, where each element is asked for
+            self.finding.add(f"{call.name} has no values by element ({type(error).__name__}: {error})")
+            return None
+
+    def _adds_up(self, call: LossCall) -> bool:
+        """Whether the values of one number's samples make the number."""
+        shares = call.given.shares(call.evaluate(), self.size, "samples").detach()
+        if _close(shares.double().sum(), call.result.detach().double(), tolerance_of(call.result)):
+            return True
+        self.finding.add(f"{call.name} is not the {call.given.reduction} of values of its samples")
+        return False
+
+    def _is_of_the_batch(self, call: LossCall) -> bool:
+        """Whether everything in ``call.rows`` has gone through a sum over samples before: its rows are something else."""
+        sums = {edge_of(c.result) for c in self.calls if c.kind == "reduction" and c is not call and c.result.dim()}
+        found = frontier(call.known_edge, {edge for edge in sums if edge is not None})
+        return bool(found.edges) and found.complete
+
+    def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
+        """How rows may be grouped by sample, and what to say if that is a guess and wrong."""
+        if self.size == 1:
+            return [("samples", "")]
+        counts = {call.described: len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls}
+        counts = {name: k for name, k in counts.items() if k > 1}
+        if not counts:
+            return [("samples", "")]
+        seen = set.intersection(*(set(_shapes(self.batch, self.size, k)) for k in counts.values()))
+        known = [(order, "") for order in ("samples", "positions") if order in seen]
+        if known or not self.provable:
+            return known
+        reasons = [
+            f"{name} has {k * self.size} rows, {k} for each of {self.size} samples, but nothing shows which are whose"
+            for name, k in counts.items()
+        ]
+        guess = refusals.none_found(list(counts), reasons)
+        return [("samples", guess), ("positions", guess)]
+
+    def _cut(self, calls: Sequence[LossCall], order: str, complete: bool) -> Cut | None:
+        edges = [call.known_edge for call in calls]
+        parts = [Part(call.key, call.rows is not None, self._plain(calls, call, complete), order=order) for call in calls]
+        found = gradients(self.loss, edges)
+        if any(gradient is None for gradient in found):
+            return None
+        plain = parts[0].plain is not None
+        values = [call.values for call in calls]
+        finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
+        if not plain and finite and not is_linear(self.loss, edges, values):
+            self.finding.add(
+                f"the loss is made of {_names(calls)}, but does not add up from them sample by sample (it is no linear function)"
+            )
+            return None
+        terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
+        loss = self.loss.detach().double()
+        with torch.no_grad():
+            shares = torch.stack([shares_of([term], self.size).double().sum() for term in terms])
+        exact = not finite or _close(shares.sum(), loss, tolerance_of(self.loss, *values))
+        of_loss = [float(share / loss) if float(loss) else 1.0 / len(shares) for share in shares]
+        parts = [_described(term, share, self.size) for term, share in zip(terms, of_loss, strict=True)]
+        return Cut(tuple(parts), complete, exact)
+
+    def _plain(self, calls: Sequence[LossCall], call: LossCall, complete: bool) -> str | None:
+        if len(calls) != 1 or not complete:
+            return None
+        if call.rows is None:
+            return "result" if call.edge == self.root else None
+        how = reduced_by(self.root)
+        return how[0] if how is not None and how[1] == call.edge else None
+
+
+def _described(term: Term, share: float, size: int) -> Part:
+    """The part with what its gradient says about a sample alone, as long as nothing else is known."""
+    part, call, gradient = term.part, term.call, term.gradient
+    part = replace(part, share=share, module=call.module.findings if call.kind == "module" else None)
+    if gradient is None:
+        return part
+    if not part.has_rows:
+        times = call.given.reduction == "sum" and abs(float(gradient) * size - 1) < 1e-4
+        return replace(part, scale="times" if times else "alone")
+    if bool((gradient.abs() == 1).all()):
+        return replace(part, scale="sum")
+    weights = weights_of(term, size).double()
+    together = float(weights.sum())
+    if float(weights.max() - weights.min()) <= 1e-5 * abs(together) / size:
+        mean = call.name != "sum" or min(abs(abs(together) - n) for n in (1, gradient.numel() // size)) < 1e-4
+        return replace(part, scale="mean" if mean else "sum", weight_sum=together if mean else None)
+    return replace(part, scale="weights" if abs(together - 1) < 1e-4 else "mean")
+
+
+def _names(calls: Sequence[LossCall]) -> str:
+    return " and ".join(dict.fromkeys(call.described for call in calls))
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return bool((one - other).abs() <= tolerance * other.abs() + 1e-9) or bool(torch.isnan(one) & torch.isnan(other))
+
+
+def _shapes(batch: Any, size: int, k: int) -> Iterator[str]:
+    """In which orders a tensor of the batch has ``k`` positions for each sample."""
+    for leaf in leaves(batch):
+        if leaf.dim() > 1 and len(leaf) == size:
+            positions = leaf.numel() // size
+            if positions == k or (positions == k + 1 and leaf.dim() == 2 and not leaf.is_floating_point()):  # shifted by one
+                yield "samples"
+        elif leaf.dim() > 1 and len(leaf) == k and leaf.shape[1] == size:
+            yield "positions"

@@ -1,0 +1,184 @@
+"""The first batch: what each way of getting values gives is verified to be the loss that is trained, and each sample's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.attribution import Verdict, try_cuts
+from kakurenbo_lightning.signals.captured import CapturedLoss
+from kakurenbo_lightning.signals.predictions import Reads, Values
+from kakurenbo_lightning.signals.report import Report
+from kakurenbo_lightning.signals.returned import check_ranges, from_returned, loss_of
+from kakurenbo_lightning.signals.verification import Rehearsal, verify_returned, weighable
+from kakurenbo_lightning.signals.watching import Recording, Watcher
+
+Function = Callable[[Any], Mapping[str, Tensor]]
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Needs:
+    """What a method needs of a step.
+
+    Attributes:
+        reads: the values, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
+        weighs: there may be loss weights.
+        unweighted_rest: what else is in the loss is no sample's.
+        manual: the module optimizes by itself, so the graph of its loss is gone when the step returns.
+        device: where values must be.
+    """
+
+    reads: Reads
+    weighs: bool = False
+    unweighted_rest: bool = False
+    manual: bool = False
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def nothing(self) -> bool:
+        """Nothing is required of the step."""
+        return not self.reads and not self.weighs
+
+    def check(self, values: Values, size: int, source: str) -> None:
+        """Raise ``OutputsError`` unless ``values`` from ``source`` are all that is read, each ``[size]`` on the device."""
+        for name, value in values.items():
+            if value.shape != (size,):
+                raise OutputsError(
+                    f"per-sample values: {name} has shape {list(value.shape)}, but the batch trains {size} samples: it must be "
+                    f"[{size}]. Return one value per sample, in the order of the batch. {refusals.WAYS}"
+                )
+            if value.device != self.device:
+                raise OutputsError(
+                    f"per-sample values: {name} is on {value.device}, the module is on {self.device}; return every value on the "
+                    "module's device"
+                )
+        missing = [name for name in self.reads if name not in values]
+        if missing:
+            raise OutputsError(refusals.missing_values(missing, list(values), source, size))
+
+
+RETURNED = "the dict that training_step returns"
+FUNCTION = "sample_outputs(batch), one more forward pass per training batch (return the values from training_step to save it)"
+
+
+def verified_returned(needs: Needs, outputs: Mapping[str, Any], batch: Any, size: int, rehearsal: Rehearsal) -> Report:
+    """Verify the ``sample_loss`` of the dict that a step has returned.
+
+    Raises:
+        OutputsError: something is missing or out of range, weights cannot act, or a value is another sample's.
+    """
+    if needs.nothing:
+        return Report("returned", RETURNED)
+    values = from_returned(outputs, size, reads=needs.reads)
+    needs.check(values, size, RETURNED)
+    check_ranges(outputs, "training_step")
+    made = verify_returned(outputs)
+    if needs.weighs:
+        weighable(outputs, size)
+        if made.complete is False and made.share is None:
+            raise OutputsError(refusals.NOT_MADE_FROM_IT)
+        if made.complete is False and made.share is not None and not needs.unweighted_rest:
+            raise OutputsError(refusals.rest_unweighted("the returned sample_loss", made.share))
+    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.run(part, count), count)["loss"])
+    _refuse_permuted(verdict)
+    weights = "exact" if made.complete else "sample_loss is not all of the loss" if made.complete is False else "not verified"
+    return Report("returned", RETURNED, (), tuple(values), made.share, made.complete, said(verdict), weights)
+
+
+def verified_function(needs: Needs, function: Function, batch: Any, size: int, rehearsal: Rehearsal) -> tuple[Values, Report]:
+    """Verify what ``sample_outputs(batch)`` gives; the values of the batch, each ``[size]``, and the report.
+
+    Raises:
+        OutputsError: something is missing or out of range, there may be weights, or a value is another sample's.
+    """
+    if needs.weighs:
+        raise OutputsError(refusals.not_weighable(FUNCTION))
+    with rehearsal.scoring():
+        outputs = function(batch)
+    values = from_returned(outputs, size, "sample_outputs", needs.reads)
+    needs.check(values, size, FUNCTION)
+    check_ranges(outputs, "sample_outputs")
+    rehearsal = replace(rehearsal, replay=function)
+    verdict = rehearsal.values(batch, size, lambda part, count: from_returned(rehearsal.run(part, count), count)["loss"])
+    _refuse_permuted(verdict)
+    weights = "they cannot enter through sample_outputs"
+    return values, Report("function", FUNCTION, (), tuple(values), attribution=said(verdict), weights=weights)
+
+
+def verified_captured(
+    needs: Needs,
+    captured: CapturedLoss,
+    outputs: Any,
+    recording: Recording,
+    batch: Any,
+    rehearsal: Rehearsal,
+    before: Report | None,
+) -> Report:
+    """Verify what the calls seen in a step say of its loss; ``captured`` knows afterwards how to read later steps.
+
+    Args:
+        needs: of the method.
+        captured: decides.
+        outputs: of the step.
+        recording: of the step.
+        batch: that it was given.
+        rehearsal: runs the step again.
+        before: what a scoring pass has shown; ``None`` where there was none.
+
+    Raises:
+        OutputsError: the loss is not made of values of samples, one depends on other samples, or weights would act on a part of the loss.
+    """
+    loss, size, known = loss_of(outputs), recording.size, captured.known
+    cuts = captured.decide(recording, loss, batch, rehearsal.possible, needs.manual)
+    if known is not None and before is not None:  # what was proved then holds of the same parts
+        verdict = captured.again(known, cuts, before.attribution)
+    else:
+        leaves = frozenset[Any]().union(*(cut.leaves for cut in cuts))
+        run = rehearsal.recorded(Watcher(), lambda count: Recording(count, leaves=leaves, clone=True))
+        verdict = rehearsal.test(batch, size, lambda half: try_cuts(cuts, run, batch, size, half))
+    captured.settle(cuts, recording, loss, verdict)
+    cut, names = captured.cut, " + ".join(captured.calls)
+    if needs.weighs and not (cut.complete or needs.unweighted_rest):
+        raise OutputsError(refusals.rest_unweighted(names, cut.share) if cut.verified else refusals.unverified(names))
+    weights = "exact" if cut.complete else "they would act on a part of the loss" if cut.verified else "not verified"
+    if before is None or before.weights != weights:
+        if not cut.verified:
+            rank_zero_warn(refusals.not_verified(names))
+        elif not cut.complete and not cut.exact:
+            rank_zero_warn(refusals.part_of_loss(names, cut.share))
+    values = captured.values(captured.terms(recording, loss, batch), recording, needs.reads)
+    return Report(
+        "captured",
+        captured.source,
+        captured.calls,
+        tuple(values),
+        cut.share if cut.verified else None,
+        cut.complete if cut.verified else None,
+        said(verdict),
+        weights,
+    )
+
+
+def _refuse_permuted(verdict: Verdict) -> None:
+    """What a user returns on purpose may depend on its batch, but not be another sample's."""
+    if verdict.outcome == "permuted":
+        raise OutputsError(refusals.attribution(verdict.outcome))
+
+
+def said(verdict: Verdict) -> str:
+    """The outcome in words, which the log gets too where nothing was proved."""
+    words = f"skipped: {verdict.reason}" if verdict.outcome == "skipped" else verdict.outcome
+    if verdict.outcome != "verified":
+        logger.info(
+            "SampleSelection: the test of attribution (does a value depend on its own sample alone?) was not passed: %s", words
+        )
+    return words

@@ -1,0 +1,154 @@
+"""Questions to the autograd graph of a loss: what is it made of, and how does it depend on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+Edge = tuple[Any, int]  # a node of the graph, and which of its outputs
+FEW_NODES = 512  # between a loss and what it is made of, where nothing leads past that into the network
+
+# nodes in which parameters hide: their own graph is not to be seen from outside
+_OPAQUE = ("Checkpoint", "Compiled")
+_ELEMENTWISE = ("Pow", "Mul", "Abs", "Sub", "Add", "Div", "Neg", "Exp", "View", "Reshape", "ToCopy", "Clone", "Unsafe", "Alias")
+
+
+def edge_of(tensor: Tensor) -> Edge | None:
+    """Where ``tensor`` comes from, as it is now: a change in place moves it on to another edge. ``None`` for a leaf, or without a graph."""
+    node = tensor.grad_fn
+    return None if node is None else (node, tensor.output_nr)
+
+
+def root_of(loss: Tensor) -> Edge | None:
+    """The edge of a returned loss; DistributedDataParallel's own node around the outputs is left out."""
+    edge = edge_of(loss)
+    while edge is not None and "DDPSink" in edge[0].name():
+        following = edge[0].next_functions
+        edge = following[edge[1]] if edge[1] < len(following) and following[edge[1]][0] is not None else None
+    return edge
+
+
+def is_hidden(root: Edge) -> bool:
+    """Whether what a loss was made of cannot be seen, because ``torch.compile`` made it."""
+    return "Compiled" in root[0].name()
+
+
+def reduced_by(root: Edge) -> tuple[str, Edge] | None:
+    """``("mean" or "sum", edge of the rows)`` where the loss is nothing but that of all elements of one tensor."""
+    name = root[0].name()
+    if name.startswith(("MeanBackward", "SumBackward")):
+        return name[: name.index("B")].lower(), root[0].next_functions[0]
+    return None
+
+
+class Frontier(NamedTuple):
+    """What a loss was made of.
+
+    Attributes:
+        edges: that were found, the nearest first.
+        complete: no way leads past all of them to a parameter.
+        passed: names of the nodes between the loss and them: the form of the function that the loss is of them.
+    """
+
+    edges: list[Edge]
+    complete: bool
+    passed: tuple[str, ...]
+
+
+def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None) -> Frontier:
+    """The first of ``candidates`` on every way from ``root`` down, of which at most ``limit`` nodes are visited."""
+    found: dict[Edge, None] = {}
+    complete, waiting, visited, passed = True, deque([root]), set(), []
+    while waiting:
+        edge = waiting.popleft()
+        if edge in candidates:
+            found[edge] = None
+            continue
+        node = edge[0]
+        if node in visited:
+            continue
+        visited.add(node)
+        name = node.name()
+        passed.append(name)
+        if hasattr(node, "variable") or any(word in name for word in _OPAQUE):
+            complete = False
+        if limit is not None and len(visited) >= limit:
+            return Frontier(list(found), False, tuple(passed))
+        waiting.extend(following for following in node.next_functions if following[0] is not None)
+    return Frontier(list(found), complete, tuple(passed))
+
+
+def depends_on_parameters_alone(rows: Tensor) -> bool:
+    """Whether ``rows`` is an elementwise function of one parameter of its size, as in a penalty on weights: its rows are no samples."""
+    waiting, visited, leaves = [rows.grad_fn], 0, set()
+    while waiting:
+        node = waiting.pop()
+        if node is None:
+            continue
+        visited += 1
+        variable = getattr(node, "variable", None)  # of a leaf
+        if variable is not None:
+            leaves.add(variable)
+        elif visited > 32 or not node.name().startswith(_ELEMENTWISE):
+            return False
+        waiting.extend(following for following, _ in node.next_functions)
+    return len(leaves) == 1 and leaves.pop().numel() == rows.numel()
+
+
+def _gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
+    return [GradientEdge(*edge) for edge in edges]
+
+
+def gradients(loss: Tensor, edges: Sequence[Edge]) -> list[Tensor | None]:
+    """The gradient of ``loss`` at each edge, by a backward pass over what lies between; ``None`` where it does not depend on it."""
+    return list(torch.autograd.grad(loss, _gradient_edges(edges), retain_graph=True, allow_unused=True))
+
+
+@torch.enable_grad()
+def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> bool:
+    """Whether ``loss`` is, near where it is, a linear function of what it depends on through ``edges``.
+
+    Its gradient there must not change with them: a second derivative in a random direction is zero.
+
+    Args:
+        loss: the returned loss.
+        edges: where it is looked at.
+        values: the tensors that are there.
+    """
+    inputs = _gradient_edges(edges)
+    try:
+        first = torch.autograd.grad(loss, inputs, retain_graph=True, create_graph=True, allow_unused=True)
+        curved = [(g, value) for g, value in zip(first, values, strict=True) if g is not None and g.requires_grad]
+        if not curved:
+            return True
+        generator = torch.Generator().manual_seed(0)
+        directions = [
+            value.detach().nan_to_num(0, 0, 0) * torch.rand(value.shape, generator=generator).to(value) for _, value in curved
+        ]
+        terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
+        along = sum(terms, start=torch.zeros((), device=loss.device))
+        second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
+    except RuntimeError:  # an operation that cannot be differentiated twice says nothing of the kind
+        return True
+    size = max(float(g.detach().abs().max()) for g, _ in curved)
+    return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)
+
+
+def leaves(parts: Any, depth: int = 4) -> Iterator[Tensor]:
+    """The tensors in dicts, lists, tuples and attributes of objects."""
+    if isinstance(parts, Tensor):
+        yield parts
+    elif depth and isinstance(parts, Mapping):
+        for part in parts.values():
+            yield from leaves(part, depth - 1)
+    elif depth and isinstance(parts, (list, tuple)):
+        for part in parts:
+            yield from leaves(part, depth - 1)
+    elif depth and hasattr(parts, "__dict__"):
+        for part in vars(parts).values():
+            yield from leaves(part, depth - 1)

@@ -1,0 +1,36 @@
+"""The reduction of a loss itself: a mean or sum over a tensor whose first axis is the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_NAMES = ("mean", "sum", "nanmean", "nansum")
+OF_TENSOR: dict[str, Callable[..., Tensor]] = {name: getattr(Tensor, name) for name in _NAMES}
+REDUCTIONS = {function: name for name, function in OF_TENSOR.items()} | {getattr(torch, name): name for name in _NAMES}
+
+
+def rows_reduced(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Tensor | None:
+    """The tensor of which a call of a reduction takes the mean or sum over the samples; ``None`` where it does not.
+
+    Args:
+        args: of the call.
+        kwargs: of the call.
+        size: B; the first axis must have B rows or a multiple of it, and be among those that are reduced.
+    """
+    rows = args[0] if args else kwargs.get("input")
+    if not isinstance(rows, Tensor) or rows.is_complex():
+        return None
+    if not rows.dim():  # of a batch of one, whose axis the step has squeezed away
+        return rows if size == 1 else None
+    if not len(rows) or len(rows) % size:
+        return None
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    if dim is not None:
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        if dims and 0 not in dims and -rows.dim() not in dims:
+            return None
+    return rows

@@ -1,0 +1,147 @@
+"""What is said when values cannot be had: why, and what works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXAMPLE = """
+    sample_loss = F.cross_entropy(logits, target, reduction="none")
+    return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits, "target": target}"""
+
+OTHERS = """
+a regression (its values are the loss alone):
+    sample_loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+    return {"loss": sample_loss.mean(), "sample_loss": sample_loss}
+tokens:
+    token_loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # [B, T], 0 where ignored
+    sample_loss = token_loss.sum(1) / (labels != -100).sum(1).clamp(min=1)
+    return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits.transpose(1, 2), "target": labels}
+Where training_step is not yours, give the callback a function that returns the same dict: SampleSelection(..., sample_outputs=lambda \
+batch: ...). random, random_cycle and baseline need no values and train any step."""
+
+WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
+
+
+NOT_MADE_FROM_IT = (
+    "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
+    f"never reached the gradient; make it from that one:{EXAMPLE}"
+)
+
+
+def none_found(calls: Sequence[str], reasons: Sequence[str]) -> str:
+    """Nothing in the step makes its loss of values of samples."""
+    if not calls and not reasons:
+        what = (
+            "no call of a criterion that is known (F.cross_entropy, F.nll_loss, F.mse_loss, ...), and no mean or sum over samples, "
+            "made the loss"
+        )
+    else:
+        what = "; ".join(reasons) if reasons else f"the loss is not made of the calls that were seen ({', '.join(calls)})"
+    return (
+        f"per-sample values: the loss of this training_step cannot be split into one value for each sample: {what}. A loss over the whole "
+        "batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: use random or random_cycle, or return values of your own "
+        f"choice. {WAYS}"
+    )
+
+
+def mixed(calls: Sequence[str]) -> str:
+    """Two criterion calls on one prediction, as mixup makes them."""
+    return (
+        f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}) on one prediction with different "
+        "targets, exactly one is needed. Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * "
+        "loss_b, with the target of the larger weight; a criterion that is only a metric may go under torch.no_grad()):"
+        f"{EXAMPLE}{OTHERS}"
+    )
+
+
+def ambiguous(calls: Sequence[str]) -> str:
+    """Several criterion calls, and no graph that tells which made the loss."""
+    return (
+        f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}), and without a graph of the loss "
+        f"exactly one is needed. {WAYS}"
+    )
+
+
+def changed(call: str) -> str:
+    """A later step makes its loss in another way."""
+    return (
+        f"per-sample values: this step makes its loss in another way than the first one did ({call}), so its values cannot be known. "
+        "Let every step, in train and in eval mode, make its loss in the same way, or return the values from training_step:"
+        f"{EXAMPLE}{OTHERS}"
+    )
+
+
+def attribution(outcome: str) -> str:
+    """The test of attribution has failed."""
+    if outcome == "permuted":
+        what = (
+            "training_step puts the samples into another order (the first half of the batch alone gives the same numbers in other "
+            "places): what is recorded for a sample would be another one's. Keep the order of the batch (shuffle in the DataLoader), "
+            "or return sample_loss in the order of the batch"
+        )
+    else:
+        what = (
+            "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), "
+            "as in a contrastive loss, or with mixup: it is not the sample's own. Use random or random_cycle, or return values of "
+            "your own choice"
+        )
+    return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
+
+
+def part_of_loss(calls: str, share: float) -> str:
+    """A warning: values are of a part of the loss."""
+    return (
+        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch. Samples are chosen by that part alone; "
+        "to choose by all of it, return sample_loss from training_step"
+    )
+
+
+def not_verified(calls: str) -> str:
+    """A warning: nothing tells whether values are the loss."""
+    return (
+        f"SampleSelection: that the loss is made of {calls} alone cannot be seen, because torch.compile made it, it has no gradient, "
+        "or the step has made its own backward pass. The values are taken to be the loss; to be sure, return sample_loss from "
+        "training_step"
+    )
+
+
+def rest_unweighted(what: str, share: float) -> str:
+    """Loss weights that would act on a part of the loss."""
+    return (
+        f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If "
+        "the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of "
+        f"the whole loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+    )
+
+
+def unverified(what: str) -> str:
+    """Loss weights that would act on a call of which nothing is proved."""
+    return (
+        f"loss weights: that the loss is made of {what} alone cannot be seen, because torch.compile made it, it has no gradient, or the "
+        "step has made its own backward pass. Compile the network instead of the loss (self.network = torch.compile(self.network)), "
+        f"return sample_loss from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+    )
+
+
+def not_weighable(source: str) -> str:
+    """Loss weights that have no way into the loss."""
+    return (
+        f"loss weights: they cannot enter the loss of this training_step, because values come from {source}. Return them "
+        f"from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+    )
+
+
+def missing_values(names: Sequence[str], given: Sequence[str], source: str, size: int) -> str:
+    """The method reads what the step does not give."""
+    if list(names) == ["target"]:
+        return (
+            f"classes: balance='class' and protected_classes need the class of each sample, but {source} gives only "
+            f"{', '.join(given)}, and the data set has no targets, labels or y. Give the data set an attribute targets (one integer "
+            "per sample), return logits and target from training_step, or leave these settings out"
+        )
+    return (
+        f"per-sample values: the method reads {', '.join(names)}, but {source} gives only "
+        f"{', '.join(given)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop, "
+        "plb) or nothing (random), or return confidence (float in [0, 1]), correct (bool) or entropy (float) of your own, each "
+        f"[{size}]. A classification returns logits and target:{EXAMPLE}{OTHERS}"
+    )

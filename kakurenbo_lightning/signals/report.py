@@ -1,0 +1,48 @@
+"""What was verified of the values, on the first batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of the values that are recorded.
+
+    Attributes:
+        way: ``"returned"``, ``"function"``, ``"captured"`` or ``"none"``.
+        source: one line saying where values come from.
+        calls: that the loss was found to be made of, where it is captured.
+        gives: names of the values, ``loss`` first.
+        share: of the returned loss that the values make up; ``None``: not known.
+        complete: the loss depends on parameters through the values alone; ``None``: not known.
+        attribution: ``"verified"``, ``"off"``, ``"skipped: ..."`` with the reason, or ``"batch"``: returned values that depend on the rest
+            of the batch.
+        weights: ``"exact"``: loss weights reach the gradient exactly; else why they do not.
+    """
+
+    way: str
+    source: str
+    calls: tuple[str, ...] = ()
+    gives: tuple[str, ...] = ()
+    share: float | None = None
+    complete: bool | None = None
+    attribution: str = "off"
+    weights: str = "exact"
+
+    @property
+    def decomposes(self) -> bool | None:
+        """Whether the loss is the sum of what its samples add to it; ``None``: not known."""
+        return None if self.share is None or self.complete is None else self.complete
+
+    def lines(self) -> list[str]:
+        """The report as text, one fact in each line."""
+        shown = {True: "yes", False: "no", None: "not known"}
+        return [
+            f"values come from: {self.source}",
+            f"values: {', '.join(self.gives) or 'none'}",
+            f"share of the loss: {'not known' if self.share is None else f'{self.share:.1%}'}",
+            f"decomposes over samples: {shown[self.decomposes]}",
+            f"attribution: {self.attribution}",
+            f"loss weights: {self.weights}",
+        ]

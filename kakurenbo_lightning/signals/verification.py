@@ -1,0 +1,203 @@
+"""What is proved on the first batch, and what loss weights need."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kakurenbo_lightning.core.batch_rows import slice_batch
+from kakurenbo_lightning.core.random import rng_state, seed_everything, set_rng_state
+from kakurenbo_lightning.errors import OutputsError
+from kakurenbo_lightning.signals import refusals
+from kakurenbo_lightning.signals.attribution import Verdict, compare, halve
+from kakurenbo_lightning.signals.graph import edge_of, frontier, gradients, root_of
+from kakurenbo_lightning.signals.returned import loss_of
+from kakurenbo_lightning.signals.watching import EVERYTHING, Recording, Watcher
+
+OTHER_NUMBERS = 0x5EED  # seeds a second run that shall draw other random numbers
+
+
+@contextlib.contextmanager
+def eagerly() -> Iterator[None]:
+    """What the user compiled runs uncompiled inside: its calls are seen, and a batch of another size compiles nothing."""
+    if "torch._dynamo" in sys.modules:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def random_numbers_kept() -> Iterator[None]:
+    """Random numbers that are drawn inside are drawn again afterwards."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def replayed(step: Callable[[], Any], batch: Any) -> Callable[[Any], Any] | None:
+    """The step as a function of its batch, where it is a ``functools.partial`` that holds the batch."""
+    if not isinstance(step, partial) or not any(argument is batch for argument in step.args):
+        return None
+    return lambda other: step.func(*(other if argument is batch else argument for argument in step.args), **step.keywords)
+
+
+class StepFailed(Exception):
+    """The user's step, or function, has failed in a run that trains nothing."""
+
+
+@contextlib.contextmanager
+def _rehearsing(rehearsal: Rehearsal, others: bool) -> Iterator[None]:
+    """A run without a trace; ``others``: with other random numbers."""
+    try:
+        with (
+            rehearsal.scoring(),
+            rehearsal.kept(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            eagerly(),
+            random_numbers_kept(),
+        ):
+            if others:
+                seed_everything(OTHER_NUMBERS)
+            yield
+    except Exception as error:
+        raise StepFailed(f"a scoring pass failed ({type(error).__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Runs of the step that train nothing.
+
+    Attributes:
+        scoring: makes the context in which the module may run without a trace.
+        replay: runs the step on a batch; ``None`` where it cannot be given another one.
+        wanted: whether attribution shall be tested.
+        kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
+    """
+
+    scoring: Callable[[], Any]
+    replay: Callable[[Any], Any] | None
+    wanted: bool = True
+    kept: Callable[[], Any] = contextlib.nullcontext
+
+    def run(self, batch: Any, size: int) -> Any:
+        """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
+        assert self.replay is not None, "it is not possible"
+        try:
+            copied = slice_batch(batch, torch.arange(size), size)
+        except (ValueError, TypeError):  # it is no batch of rows, so attribution is not tested
+            copied = batch
+        return self.replay(copied)
+
+    @property
+    def possible(self) -> bool:
+        """Whether a test of attribution may follow."""
+        return self.wanted and self.replay is not None
+
+    def test(self, batch: Any, size: int, tried: Callable[[Any], Verdict]) -> Verdict:
+        """Test attribution; ``tried`` is given the first half of the batch. What the step cannot do is a reason to skip it.
+
+        Raises:
+            OutputsError: by ``tried``.
+        """
+        if not self.wanted:
+            return Verdict("off")
+        if not self.possible:
+            return Verdict("skipped", "the step cannot be given another batch")
+        half = halve(batch, size)
+        if isinstance(half, str):
+            return Verdict("skipped", half)
+        try:
+            return tried(half)
+        except StepFailed as error:
+            return Verdict("skipped", str(error))
+
+    def values(self, batch: Any, size: int, values: Callable[[Any, int], Tensor]) -> Verdict:
+        """Test values that a function of (batch, size) gives, ``[size]``."""
+
+        def run(part: Any, count: int, others: bool) -> Tensor:
+            with _rehearsing(self, others):
+                return values(part, count).float()
+
+        return self.test(
+            batch,
+            size,
+            lambda half: compare(run(batch, size, False), run(half.batch, half.size, False), lambda: run(batch, size, True)),
+        )
+
+    def recorded(
+        self, watcher: Watcher, make: Callable[[int], Recording]
+    ) -> Callable[[Any, int, bool], tuple[Recording, Tensor]]:
+        """A function that runs the step on (batch, size, with other random numbers) and gives its recording and loss."""
+
+        def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
+            recording = make(size)
+            with _rehearsing(self, others), watcher.watching(EVERYTHING, recording):
+                loss = loss_of(self.run(batch, size))
+                recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
+            halves = (torch.float16, torch.bfloat16)
+            recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)
+            if not isinstance(loss, Tensor):
+                raise StepFailed(f"in a scoring pass the step returned a {type(loss).__name__} as its loss")
+            return recording, loss
+
+        return run
+
+
+# --- a returned sample_loss
+
+
+@dataclass(frozen=True)
+class Returned:
+    """How a returned loss was made of the ``sample_loss`` beside it.
+
+    Attributes:
+        share: of the loss; ``None``: not made of it, or nothing tells.
+        complete: the loss depends on parameters through it alone.
+    """
+
+    share: float | None = None
+    complete: bool | None = None
+
+
+def verify_returned(outputs: Mapping[str, Any]) -> Returned:
+    """Look at the graph between a returned loss and its ``sample_loss``; waits for the device."""
+    loss, sample_loss = outputs.get("loss"), outputs["sample_loss"]
+    if not isinstance(loss, Tensor) or (root := root_of(loss)) is None or (edge := edge_of(sample_loss)) is None:
+        return Returned()
+    try:
+        (gradient,) = gradients(loss, [edge])
+    except RuntimeError:  # a manual step has freed it
+        return Returned()
+    if gradient is None:
+        return Returned(complete=False)
+    made = float((gradient * sample_loss.detach()).double().nansum())
+    whole = float(loss.detach())
+    return Returned(made / whole if whole else 1.0, frontier(root, {edge}).complete)
+
+
+def weighable(outputs: Mapping[str, Any], size: int) -> Tensor:
+    """The returned ``sample_loss``, at which weights can act on the gradient.
+
+    Raises:
+        OutputsError: it has no graph, or is not there.
+    """
+    sample_loss = outputs["sample_loss"]
+    if "loss" not in outputs or not (
+        isinstance(sample_loss, Tensor) and sample_loss.requires_grad and sample_loss.shape == (size,)
+    ):
+        raise OutputsError(
+            "loss weights: training_step must return 'loss' and 'sample_loss', the latter with its graph (not detached), one per "
+            f"sample, [{size}]:{refusals.EXAMPLE}"
+        )
+    return sample_loss

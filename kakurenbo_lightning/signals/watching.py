@@ -1,0 +1,359 @@
+"""The calls of a step that may have made its loss, seen while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
+
+from kakurenbo_lightning.signals.criteria import CRITERIA, CriterionCall
+from kakurenbo_lightning.signals.criterion_module import ModuleCall
+from kakurenbo_lightning.signals.graph import Edge, edge_of
+from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, rows_reduced
+
+Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
+
+
+@dataclass(eq=False, slots=True)
+class LossCall:
+    """A call whose result may be the loss, or a part of it.
+
+    Attributes:
+        key: kind (``"criterion"``, ``"module"`` or ``"reduction"``), name, and which call of these it was, from 0.
+        named: replacing functions by name is enough to see it.
+        result: what the step got.
+        rows: ``[n, ...]``, where there is one number or more for each row: an unreduced result, or what was reduced; else ``None``.
+        edge: of ``rows``, else of ``result``, at the time of the call; ``None`` without a graph.
+        arguments: of a criterion or module.
+        elements: of a criterion or module that gave one number: what that is the mean or sum of, ``[n, ...]``, as far as evaluated.
+        original: of ``rows``, where they are a copy.
+        version: of it, at the time of the call.
+        graph: ``elements`` keep their graph.
+    """
+
+    key: Key
+    named: bool
+    result: Tensor
+    rows: Tensor | None
+    edge: Edge | None
+    arguments: CriterionCall | ModuleCall | None = None
+    elements: Tensor | None = None
+    original: Tensor | None = None
+    version: int = 0
+    graph: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.key[0]
+
+    @property
+    def name(self) -> str:
+        return self.key[1]
+
+    @property
+    def described(self) -> str:
+        """For messages."""
+        return f"a {self.name} of {list(self.known_rows.shape)}" if self.kind == "reduction" else self.name
+
+    @property
+    def known_rows(self) -> Tensor:
+        """:attr:`rows` of a call that has some."""
+        assert self.rows is not None
+        return self.rows
+
+    @property
+    def values(self) -> Tensor:
+        """What is at :attr:`edge`."""
+        return self.result if self.rows is None else self.rows
+
+    @property
+    def known_edge(self) -> Edge:
+        """:attr:`edge` of a call that has a graph."""
+        assert self.edge is not None
+        return self.edge
+
+    @property
+    def criterion(self) -> CriterionCall:
+        """:attr:`arguments` of a criterion."""
+        assert isinstance(self.arguments, CriterionCall)
+        return self.arguments
+
+    @property
+    def module(self) -> ModuleCall:
+        """:attr:`arguments` of a module."""
+        assert isinstance(self.arguments, ModuleCall)
+        return self.arguments
+
+    @property
+    def given(self) -> CriterionCall | ModuleCall:
+        """:attr:`arguments` of a criterion or module."""
+        assert self.arguments is not None
+        return self.arguments
+
+    @property
+    def changed_in_place(self) -> bool:
+        """The step has changed what it reduced, or was given, since."""
+        return self.original is not None and not self.original.is_inference() and self.original._version != self.version
+
+    def evaluate(self) -> Tensor:
+        """:attr:`elements`, evaluated now if they were not."""
+        if self.elements is None:
+            with torch.enable_grad() if self.graph else torch.no_grad():
+                self.elements = self.given.elements()
+        return self.elements
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What to watch.
+
+    Attributes:
+        criteria: names of functions of torch.nn.functional.
+        reductions: means and sums.
+        mode: see functions whatever name they are called by, through a ``TorchFunctionMode``: about a microsecond for each torch call.
+        modules: loss modules: all that are called, or these.
+    """
+
+    criteria: tuple[str, ...] = ()
+    reductions: bool = False
+    mode: bool = False
+    modules: bool | tuple[nn.Module, ...] = ()
+
+
+_FUNCTIONS = {function.__name__: function for function in CRITERIA}
+NOTHING = Sight()
+CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))
+EVERYTHING = Sight(tuple(_FUNCTIONS), reductions=True, mode=True, modules=True)
+
+
+@dataclass(eq=False, slots=True)
+class Recording:
+    """The calls of one run of the step.
+
+    Attributes:
+        size: B.
+        graph: what is evaluated again keeps its graph, so that it can be weighted.
+        leaves: calls at which a graph begins, in a run that makes none.
+        clone: rows are copied, because the step changes them in place.
+        calls: in order.
+        batch_statistics: a BatchNorm has used the batch's.
+        low_precision: the step computes in half precision, at least in part; noticed where attribution is tested.
+        busy: a call is being made or evaluated; what it calls itself is not of interest.
+        traced: calls within ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
+    """
+
+    size: int
+    graph: bool = False
+    leaves: frozenset[Key] = frozenset()
+    clone: bool = False
+    calls: list[LossCall] = field(default_factory=list)
+    batch_statistics: bool = False
+    low_precision: bool = False
+    busy: bool = False
+    traced: list[tuple[Any, ...]] = field(default_factory=list)
+    _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def _key(self, kind: str, name: str) -> Key:
+        number = self._counts.get((kind, name), 0)
+        self._counts[kind, name] = number + 1
+        return kind, name, number
+
+    def _leaf(self, tensor: Tensor, key: Key) -> Tensor:
+        """``tensor``, or its values as the beginning of a graph: gradients are made from here on."""
+        if key not in self.leaves or tensor.requires_grad:
+            return tensor
+        torch.set_grad_enabled(True)
+        return tensor.detach().requires_grad_().clone()  # a leaf could not be changed in place
+
+    def _add(self, key: Key, named: bool, result: Tensor, rows: Tensor | None, arguments: Any = None) -> LossCall:
+        edge = edge_of(result if rows is None else rows)
+        version = 0 if rows is None or rows.is_inference() else rows._version
+        kept = rows.clone() if self.clone and rows is not None else rows
+        call = LossCall(key, named, result, kept, edge, arguments, None, rows, version, self.graph)
+        self.calls.append(call)
+        return call
+
+    def criterion(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Make the call of a criterion, and evaluate it by element now, in its precision and before its inputs change."""
+        if torch.compiler.is_dynamo_compiling():
+            return self._trace(function, named, args, kwargs)
+        if torch.compiler.is_compiling():  # the compiler itself, which tries out what it has made
+            return function(*args, **kwargs)
+        self.busy = True
+        try:
+            result = function(*args, **kwargs)
+            if _is_wrapped(result):  # one row of a function that the step runs under torch.vmap
+                return result
+            arguments = CriterionCall(function, args, kwargs)
+            key = self._key("criterion", arguments.name)
+            making_graph = torch.is_grad_enabled()
+            result = self._leaf(result, key)
+            rows = result if result.dim() or arguments.reduction == "none" else None
+            call = self._add(key, named, result, rows, arguments)
+            if rows is None and (result.requires_grad or not making_graph):
+                with contextlib.suppress(Exception):  # of a call that may be no part of the loss
+                    call.evaluate()
+            return result
+        finally:
+            self.busy = False
+
+    def reduction(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Make the call of a mean or sum."""
+        rows = None if torch.compiler.is_compiling() else rows_reduced(args, kwargs, self.size)
+        if rows is None or _is_wrapped(rows):
+            return function(*args, **kwargs)
+        key = self._key("reduction", REDUCTIONS[function])
+        rows = self._leaf(rows, key)
+        args, kwargs = ((rows, *args[1:]), kwargs) if args else (args, {**kwargs, "input": rows})
+        self.busy = True
+        try:
+            result = function(*args, **kwargs)
+        finally:
+            self.busy = False
+        self._add(key, named, result, rows)
+        return result
+
+    def _trace(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Make the call of a criterion within ``torch.compile``, which follows what this does: as little as possible."""
+        result, elements = function(*args, **kwargs), None
+        if not result.dim():
+            with nullcontext() if self.graph else torch.no_grad():
+                elements = CriterionCall(function, args, kwargs).elements()
+        self.traced.append((function, named, args, kwargs, result, elements))
+        return result
+
+    def take_traced(self) -> None:
+        """Add the calls that were made within ``torch.compile``; a backend that runs them as they are has shown some already."""
+        known = [tensor for *_, result, elements in self.traced for tensor in (result, elements)]
+        self.calls = [call for call in self.calls if not any(call.result is tensor for tensor in known)]
+        self._counts = {names: number for names, number in self._counts.items() if names[0] != "criterion"}
+        for call in self.calls:
+            call.key = self._key(*call.key[:2]) if call.kind == "criterion" else call.key
+        for function, named, args, kwargs, result, elements in self.traced:
+            arguments = CriterionCall(function, args, kwargs)
+            call = self._add(self._key("criterion", arguments.name), named, result, result if result.dim() else None, arguments)
+            call.elements = elements
+
+    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
+        """A module has been called; what it shall return in place of ``output``."""
+        if self.busy or not ModuleCall.may_be_loss(args, kwargs, output, self.size, graph=not self.leaves):
+            return None
+        key = self._key("module", type(module).__name__)
+        result = self._leaf(output, key)
+        self._add(key, True, result, result if result.dim() else None, ModuleCall(module, args, kwargs, self.size))
+        return result
+
+
+_FUNCTORCH: Any = vars(torch._C)["_functorch"]
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor exists within a transform of torch.func only."""
+    return _FUNCTORCH.is_functorch_wrapped_tensor(tensor)
+
+
+class Watcher:
+    """Replaces functions by name, enters function modes and hooks modules while a step runs, and takes all of it back."""
+
+    def __init__(self) -> None:
+        self._recording: Recording | None = None
+        self._criteria = {f.__name__: self._replacement(f, Recording.criterion) for f in CRITERIA}
+        self._reductions = {name: self._replacement(f, Recording.reduction) for name, f in OF_TENSOR.items()}
+
+    @contextlib.contextmanager
+    def watching(self, sight: Sight, recording: Recording) -> Iterator[Recording]:
+        """What is called inside is in ``recording`` afterwards."""
+        self._recording = recording
+        before = self._replace_functionals(sight.criteria)
+        try:
+            if sight.reductions or sight.mode or sight.modules or recording.leaves:
+                with contextlib.ExitStack() as stack:
+                    self._enter(sight, recording, stack)
+                    yield recording
+            else:
+                yield recording
+            if recording.traced:
+                recording.take_traced()
+        finally:
+            F.__dict__.update(before)
+            self._recording = None
+
+    def _replace_functionals(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Let ``torch.nn.functional`` hold our functions; what it held."""
+        functional = F.__dict__
+        # another library's patch stays: what it trains on is the user's choice
+        before = {name: functional[name] for name in names if functional[name] is _FUNCTIONS[name]}
+        for name in before:
+            functional[name] = self._criteria[name]
+        return before
+
+    def _enter(self, sight: Sight, recording: Recording, stack: contextlib.ExitStack) -> None:
+        """What is not as cheap."""
+        if recording.leaves:
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        if sight.reductions:
+            stack.enter_context(_methods_replaced(self._reductions))
+        if sight.mode:
+            stack.enter_context(_Mode(recording, sight))
+        if sight.modules is True:
+            stack.callback(register_module_forward_hook(self._hook, with_kwargs=True).remove)
+        elif sight.modules:
+            for module in sight.modules:
+                stack.callback(module.register_forward_hook(self._hook, with_kwargs=True).remove)
+
+    def _hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return None if self._recording is None else self._recording.module(module, args, kwargs, output)
+
+    def _replacement(self, function: Callable[..., Tensor], make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def replaced(*args: Any, **kwargs: Any) -> Tensor:
+            recording = self._recording
+            if recording is None or recording.busy:
+                return function(*args, **kwargs)
+            return make(recording, function, True, args, kwargs)
+
+        return replaced
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, recording: Recording, sight: Sight) -> None:
+        super().__init__()
+        self._recording, self._sight = recording, sight
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._recording.busy:
+            return func(*args, **kwargs)
+        function = getattr(func, "__wrapped__", func)  # functionals hand over themselves by name, replaced or not
+        if function in CRITERIA:
+            return self._recording.criterion(function, False, args, kwargs)
+        if function is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training")):
+            self._recording.batch_statistics = True
+        if self._sight.reductions and func in REDUCTIONS:
+            return self._recording.reduction(func, False, args, kwargs)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _methods_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context these methods of tensors are ``replacements``.
+
+    ``torch.mean`` and ``torch.sum`` are left alone, because Lightning keeps them as ``reduce_fx`` of what a step logs, and compares them.
+    """
+    mine = [name for name in replacements if name not in vars(Tensor)]  # they are inherited
+    for name in mine:
+        setattr(Tensor, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name in mine:
+            delattr(Tensor, name)

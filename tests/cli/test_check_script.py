@@ -1,0 +1,186 @@
+"""The console script `kakurenbo-check`, and `SampleSelection.check`: what the first batch proves, without training."""
+
+import re
+import textwrap
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import SureNet, fit, loader
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning.cli.check import main
+from kakurenbo_lightning.errors import ConflictError
+
+NO_VALUES = {"baseline", "random", "random_cycle"}
+
+
+class Module(pl.LightningModule):
+    """A network with a BatchNorm and a Dropout, and a loss."""
+
+    def __init__(self, loss, manual=False):
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.loss, self.automatic_optimization = loss, not manual
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(self.network(batch[0]), batch[1])
+        self.log("loss", loss)
+        if not self.automatic_optimization:
+            self.manual_backward(loss)
+            self.optimizers().step()
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def items(size=24):
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(TensorDataset(torch.randn(size, 4, generator=generator), torch.arange(size) % 3), 8, shuffle=True)
+
+
+def dice(logits, target):
+    p, one = logits.sigmoid(), F.one_hot(target, 3)
+    return 1 - 2 * (p * one).sum() / (p.sum() + one.sum())
+
+
+def works(report):
+    return {name for name, reason in report.methods.items() if not reason}
+
+
+def test_a_classification_works_with_every_method():
+    report = SampleSelection.check(Module(F.cross_entropy), items())
+    assert works(report) == set(available_methods()) == set(report.families)
+    assert report.values.calls == ("F.cross_entropy",) and report.values.share == pytest.approx(1)
+    assert report.values.decomposes and report.values.attribution == "verified" and report.values.weights == "exact"
+    assert not report.problem
+    text = str(report)
+    assert "values come from: the step's call of F.cross_entropy" in text and "share of the loss: 100.0%" in text
+    assert re.search(r"infobatch +hide +yes", text)
+
+
+def test_a_loss_of_the_batch_works_with_methods_that_read_nothing():
+    report = SampleSelection.check(Module(dice), items())
+    assert report.values is None and works(report) == NO_VALUES
+    assert "cannot be split into one value for each sample" in report.problem
+    text = str(report)
+    assert text.count("cannot be split into one value") == 1 and re.search(r"infobatch +hide +no, see \[1\]", text)
+
+
+def test_a_part_of_the_loss_works_without_weights():
+    module = Module(lambda logits, target: F.cross_entropy(logits, target) + 0.1 * module.network[0].weight.square().sum())
+    with pytest.warns(UserWarning, match="F.cross_entropy is a part of the loss"):
+        report = SampleSelection.check(module, items())
+    assert 0 < report.values.share < 1 and not report.values.decomposes
+    assert "kakurenbo" in works(report) and "unweighted_rest=True" in report.methods["infobatch"]
+
+
+def test_a_regression_works_with_methods_that_read_the_loss_alone():
+    report = SampleSelection.check(Module(lambda prediction, target: F.mse_loss(prediction[:, 0], target.float())), items())
+    assert report.values.gives == ("loss",)
+    assert {"infobatch", "plb", "selective_backprop"} <= works(report)
+    assert "reads confidence, correct" in report.methods["kakurenbo"]
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_nothing_is_trained_and_everything_is_put_back(manual):
+    module, data = Module(F.cross_entropy, manual), items()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    report = SampleSelection.check(module, data)
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert module.training and all(part.training for part in module.modules())
+    assert ("automatic_optimization" in report.methods["infobatch"]) == manual
+    trainer = fit(module, data, SampleSelection("random"), max_epochs=1)
+    assert trainer.global_step == 3, "the module trains as if nothing had been tried"
+
+
+def test_values_of_a_function():
+    def values_of(batch):
+        return {"sample_loss": batch[0].mean(1), "confidence": torch.full((len(batch[0]),), 0.5), "correct": batch[1] > 0}
+
+    report = SampleSelection.check(Module(dice), items(), sample_outputs=values_of)
+    assert report.values.way == "function" and "kakurenbo" in works(report) and "infobatch" not in works(report)
+
+
+def test_a_module_that_cannot_be_used_at_all_is_an_error():
+    class Iterating(SureNet):
+        def training_step(self, dataloader_iter):
+            return None
+
+    with pytest.raises(ConflictError, match="dataloader_iter"):
+        SampleSelection.check(Iterating(), loader())
+
+
+def test_a_data_module_and_settings_of_the_trainer():
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return items()
+
+    report = SampleSelection.check(Module(F.cross_entropy), Data(), precision="bf16-mixed")
+    assert works(report) == set(available_methods())
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a module of a model and its data."""
+    (tmp_path / "project_of_a_user.py").write_text(
+        textwrap.dedent("""
+            from helpers import Net, loader
+            from test_check_script import Module, dice
+
+            class Broken(Module):
+                def __init__(self):
+                    super().__init__(dice)
+
+            model, data, number = Net(), loader(), 3
+            def make_data():
+                return loader()
+        """)
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+def said(capsys, code, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == code
+    out = capsys.readouterr()
+    return out.out if code < 2 else out.err
+
+
+def test_the_script_prints_the_table(project, capsys):
+    name = "project_of_a_user"
+    for model in ("model", "Net"):
+        text = said(capsys, 0, f"{name}:{model}", f"{name}:make_data")
+        assert "values come from:" in text and re.search(r"kakurenbo +hide +yes", text)
+    text = said(capsys, 1, f"{name}:Broken", "test_check_script:items")
+    assert "the loss of each sample cannot be had" in text and re.search(r"random +hide +yes", text)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("project_of_a_user", "project_of_a_user:data"), "'project_of_a_user' is not of the form MODULE:NAME"),
+        (("project_of_a_user:other", "project_of_a_user:data"), "'project_of_a_user:other' cannot be imported"),
+        (("nowhere_at_all:model", "project_of_a_user:data"), "'nowhere_at_all:model' cannot be imported"),
+        (
+            ("project_of_a_user:number", "project_of_a_user:data"),
+            "'project_of_a_user:number' is an object of class int; MODEL must be a LightningModule",
+        ),
+    ],
+)
+def test_a_name_that_leads_nowhere_ends_with_exit_code_2(names, words, project, capsys):
+    assert words in said(capsys, 2, *names)
+
+
+def test_help_teaches_by_examples(capsys):
+    text = said(capsys, 0, "--help")
+    assert "kakurenbo-check my_project.model:Net my_project.data:DigitsData" in text and "MODULE:NAME" in text
