@@ -77,11 +77,6 @@ class Session:
         return self.loader.data
 
     @property
-    def fingerprint(self) -> str:
-        """Of the samples that are trained."""
-        return self.data.identity
-
-    @property
     def has_state(self) -> bool:
         """Whether it has begun, here or in a checkpoint."""
         return self.state.phase is not Phase.IDLE or self.keeper.loaded is not None
