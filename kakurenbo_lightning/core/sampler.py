@@ -77,6 +77,11 @@ class SelectionSampler(DistributedSampler):
         self.start = start
 
     @property
+    def was_iterated(self) -> bool:
+        """Whether an iterator was ever made."""
+        return self._begun is not None
+
+    @property
     def has_begun(self) -> bool:
         """Whether the iterator that was made last goes over the batches that are followed now."""
         if self._begun is None or self._begun[1:] != (self.start, self.extra):

@@ -84,7 +84,7 @@ class FollowedLoader:
     def position(self, state: EpochState) -> str:
         """Rank, epoch and step, for errors."""
         steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
-        return f"rank {self.sampler.rank}, in epoch {state.epoch} after step {state.step} of {steps},"
+        return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step} of {steps},"
 
 
 def worker_seed(sampler: SelectionSampler, epoch: int) -> int:

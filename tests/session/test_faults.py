@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from fault_fits import BROKEN, absent_rank, broken_sample, told
 from helpers import Net, Points, Spy, fit
+from lightning.pytorch.callbacks import Callback
 from method_tester import short_run
 from pod_tester import STREAMS
 from torch import nn
@@ -132,7 +133,9 @@ def ended(folder, function, *args, world_size=1, seconds=60):
 
 def assert_note(end, *words):
     if sys.version_info >= (3, 11):
-        (note,) = [note for note in end["notes"] if note.startswith("SampleSelection: ")]
+        notes = [note for note in end["notes"] if note.startswith("SampleSelection: ")]
+        assert len(notes) == 1, end
+        (note,) = notes
         for word in words:
             assert word in note
 
@@ -151,6 +154,21 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, epoch):
     (end,) = ended(tmp_path, broken_sample, "die", epoch, 2)
     assert end["type"] == "RuntimeError" and "DataLoader worker" in end["text"]
     assert_note(end, "rank 0", f"in epoch {epoch}")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
+def test_an_error_before_the_first_epoch_is_planned_says_where_it_was():
+    """A worker may die as soon as it has been started, which is before."""
+
+    class Dying(Callback):
+        def on_train_start(self, trainer, pl_module):
+            assert selection.plan is None
+            raise RuntimeError("DataLoader worker is killed")
+
+    selection = SampleSelection("kakurenbo")
+    with pytest.raises(RuntimeError, match="is killed") as caught:
+        fit(Net(), DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=2), selection, Dying())
+    assert_note({"notes": caught.value.__notes__}, "rank 0, in epoch 0 after step 0")
 
 
 def test_a_rank_that_never_arrives_is_an_error_that_says_who_waited_where(tmp_path):
