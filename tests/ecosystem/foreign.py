@@ -77,6 +77,10 @@ class Training:
         outputs = module.training_step(self.loader.collate_fn([sample]), 0)
         return outputs["loss"] if isinstance(outputs, Mapping) else outputs
 
+    def value(self, loss: Tensor, sample: Any) -> Tensor:
+        """What is to be recorded of a sample that has ``loss`` alone."""
+        return loss
+
 
 @dataclass(frozen=True)
 class Case:
@@ -210,7 +214,7 @@ def _compared(training: Training, untouched: pl.LightningModule, statistics, gra
     for sample, factor in zip(samples, factors, strict=True):
         untouched.zero_grad()
         loss = training.loss_alone(untouched, sample)
-        losses.append(loss.detach())
+        losses.append(training.value(loss.detach(), sample))
         if factor:
             loss.backward()
             wanted = wanted + float(factor) * flat_gradient(untouched)

@@ -1,69 +1,85 @@
-"""Prints the table of docs/ecosystem.md: ``python tests/ecosystem/table.py``, in the environment of ``make test-ecosystem``."""
+"""Tries every case with every method and writes the table of docs/ecosystem.md.
+
+In the environment of ``make test-ecosystem``, in the folder of the repository::
+
+    PYTHONPATH=. .venv-ecosystem/bin/python tests/ecosystem/table.py docs/ecosystem.md
+"""
 
 import importlib
 import logging
 import os
 import re
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from foreign import GRADIENT_TOLERANCE, METHODS, TOLERANCE, Case, Outcome, outcome
 
 LIBRARIES = ("chemprop", "geometric", "smp", "tabular", "torchgeo", "transformers")
+BEGIN = "<!-- written by tests/ecosystem/table.py -->\n"
+HEAD = "| case | methods | trained untouched | what was said | values exact | gradients exact |\n| --- | --- | --- | --- | --- | --- |"
 
 
-def first_sentence(text: str) -> str:
+def brief(text: str) -> str:
     """What was said, without its examples, short enough for a cell."""
     text = re.sub(r"\s+", " ", text.partition("\n")[0]).replace("|", "\\|")
-    return text if len(text) <= 160 else f"{text[:157]}..."
+    text = re.sub(r"^(per-sample values|SampleSelection): ", "", text)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def cells(case: Case, method: str) -> list[str]:
-    """One row of the table."""
+def tried(case: Case, method: str) -> tuple[str, str, Outcome]:
+    """Whether it trained, what was said, and what came of it at a learning rate of 0."""
     made = outcome(case, method)
-    if made.error is not None:
-        return [method, "no", f"{type(made.error).__name__}: {first_sentence(str(made.error))}", "-", "-"]
-    own = outcome(case, method, still=False)
-    said = "; ".join(map(first_sentence, made.warned + own.warned)) or "-"
+    own = outcome(case, method, still=False) if made.error is None else made
     if own.error is not None:
-        said = f"at its own learning rate {type(own.error).__name__}: {first_sentence(str(own.error))}"
-    return [method, "yes" if own.error is None else "no", said, values(case, made), gradients(made)]
+        return "no", f"{type(own.error).__name__}: {brief(str(own.error))}", made
+    return "yes", "; ".join(dict.fromkeys(map(brief, made.warned + own.warned))) or "-", made
 
 
-def values(case: Case, made: Outcome) -> str:
-    """Whether the recorded losses are those of the samples alone."""
-    if not made.measured:
-        return "none recorded"
-    if made.difference is None:
-        return "BatchNorm: not comparable" if not case.comparable else "-"
-    return f"{'yes' if made.difference <= TOLERANCE else '**no**'} ({made.difference:.0e})"
-
-
-def gradients(made: Outcome) -> str:
-    """Whether the gradients are the weighted sums of those of the samples."""
-    if made.gradient is None:
+def exact(errors: list[float | None], tolerance: float) -> str:
+    """Whether the largest of the errors is small enough."""
+    known = [error for error in errors if error is not None]
+    if not known:
         return "-"
-    return f"{'yes' if made.gradient <= GRADIENT_TOLERANCE else '**no**'} ({made.gradient:.0e})"
+    return f"{'yes' if max(known) <= tolerance else '**no**'} ({max(known):.0e})"
 
 
-def main() -> None:
-    """Try every case with every method."""
+def rows(case: Case) -> Iterator[str]:
+    """One row for all methods of which the same was said."""
+    groups: dict[tuple[str, str], dict[str, Outcome]] = {}
+    for method in METHODS:
+        trained, said, made = tried(case, method)
+        said = re.sub(r"\[\d+(, \d+)*\]", "[...]", said)  # shapes differ by the batch that came first
+        groups.setdefault((trained, said), {})[method] = made
+    for (trained, said), made in groups.items():
+        values = exact([one.difference if one.measured else None for one in made.values()], TOLERANCE)
+        gradients = exact([one.gradient for one in made.values()], GRADIENT_TOLERANCE)
+        yield f"| {case.name} | {', '.join(made)} | {trained} | {said} | {values} | {gradients} |"
+
+
+def main(path: Path) -> None:
+    """Write the tables, one for each library, into the file at ``path``."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("lightning.pytorch", "pytorch_lightning", "pytorch_tabular"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    path = path.resolve()
     modules = [importlib.import_module(f"test_{name}") for name in LIBRARIES]
     os.chdir(tempfile.mkdtemp())  # pytorch-tabular writes lightning_logs
-    print(
-        "| case | method | trained untouched | what was said | values exact | gradient exact |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    tables = []
     for module in modules:
-        for case in module.CASES:
-            for method in METHODS:
-                print(f"| {case.package} {version(case.package)}: {case.name} | {' | '.join(cells(case, method))} |", flush=True)
+        package = module.CASES[0].package
+        print(package, flush=True)
+        made = [row for case in module.CASES for row in rows(case)]
+        tables.append("\n".join([f"\n## {package} {version(package)}\n", HEAD, *made, ""]))
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "torchmetrics", "timm"))
+    text = path.read_text().partition(BEGIN)[0]
+    path.write_text(f"{text}{BEGIN}\nWith {others}.\n{''.join(tables)}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

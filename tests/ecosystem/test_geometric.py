@@ -55,9 +55,28 @@ class NodeNet(GraphNet):
         return F.cross_entropy(self.head(self.nodes(batch)), batch.y)
 
 
+class MaskedNet(GraphNet):
+    """Three tasks for each graph, some of which have no label: the loss is over those that have one, as in OGB's examples."""
+
+    def training_step(self, batch, batch_idx):
+        scores = self.head(global_mean_pool(self.nodes(batch), batch.batch))
+        labels = batch.y.view(scores.shape)
+        labelled = labels == labels
+        return F.binary_cross_entropy_with_logits(scores[labelled], labels[labelled])
+
+
+def with_gaps():
+    loader, generator = graphs(), torch.Generator().manual_seed(1)
+    for graph in loader.dataset:
+        graph.y = torch.randint(2, (1, CLASSES), generator=generator).float()
+        graph.y[:, 1:][torch.rand(1, CLASSES - 1, generator=generator) < 0.4] = torch.nan
+    return Training(MaskedNet(), loader, terms=lambda graph: graph.y.isfinite().sum())
+
+
 OWN_CLASS = {"selective_backprop": r"the batch holds a DataBatch.*kakurenbo, infobatch or plb"}
 CASES = [
     Case("graph-level classification", "torch-geometric", lambda: Training(GraphNet(), graphs()), OWN_CLASS),
+    Case("three tasks with missing labels", "torch-geometric", with_gaps, {**INDIVISIBLE, **OWN_CLASS}),
     Case(
         "classification of nodes",
         "torch-geometric",

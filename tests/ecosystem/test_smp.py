@@ -31,12 +31,30 @@ def training(criterion, binary=False, mean=True):
     return Training(module, images) if mean else Training(module, images, terms=None)
 
 
+class Sum(torch.nn.Module):
+    """Losses that are added."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+
+    def forward(self, scores, target):
+        return sum(part(scores, target) for part in self.parts)
+
+
+FOCAL, DICE = smp.losses.FocalLoss("multiclass"), smp.losses.DiceLoss("multiclass")
+SOFT = smp.losses.SoftCrossEntropyLoss(smooth_factor=0.1)
 PACKAGE = "segmentation-models-pytorch"
 CASES = [
-    Case("Unet, FocalLoss, three classes", PACKAGE, lambda: training(smp.losses.FocalLoss("multiclass"))),
+    Case("Unet, FocalLoss, three classes", PACKAGE, lambda: training(FOCAL)),
     Case("Unet, FocalLoss, binary", PACKAGE, lambda: training(smp.losses.FocalLoss("binary"), binary=True)),
-    Case("Unet, SoftCrossEntropyLoss", PACKAGE, lambda: training(smp.losses.SoftCrossEntropyLoss(smooth_factor=0.1))),
-    Case("Unet, DiceLoss", PACKAGE, lambda: training(smp.losses.DiceLoss("multiclass"), mean=False), INDIVISIBLE),
+    Case("Unet, SoftCrossEntropyLoss", PACKAGE, lambda: training(SOFT)),
+    Case("Unet, DiceLoss", PACKAGE, lambda: training(DICE, mean=False), INDIVISIBLE),
+    Case("Unet, FocalLoss and SoftCrossEntropyLoss", PACKAGE, lambda: training(Sum(FOCAL, SOFT))),
+    Case("Unet, FocalLoss and DiceLoss", PACKAGE, lambda: training(Sum(FOCAL, DICE), mean=False), INDIVISIBLE),
+    Case(
+        "Unet, LovaszLoss over the batch", PACKAGE, lambda: training(smp.losses.LovaszLoss("multiclass"), mean=False), INDIVISIBLE
+    ),
     Case("Unet, JaccardLoss", PACKAGE, lambda: training(smp.losses.JaccardLoss("multiclass"), mean=False), INDIVISIBLE),
 ]
 
