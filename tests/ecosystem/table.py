@@ -42,7 +42,9 @@ def tried(case: Case, method: str) -> tuple[str, str, Outcome]:
     if own.error is not None:
         said = f"{type(own.error).__name__}: {brief(str(own.error))}"
     else:
-        said = "; ".join(dict.fromkeys(map(brief, made.warned + own.warned))) or "-"
+        said = "; ".join(dict.fromkeys(map(brief, made.warned + own.warned))) or (
+            "it is not refused" if method in case.refused else "-"
+        )
     return "yes" if own.error is None else "no", said if as_expected(case, method, own) else f"**to be mended**: {said}", made
 
 
@@ -68,7 +70,7 @@ def rows(case: Case) -> Iterator[str]:
     groups: dict[tuple[str, str], dict[str, Outcome]] = {}
     for method in METHODS:
         trained, said, made = tried(case, method)
-        said = re.sub(r"\[\d+(, \d+)*\]", "[...]", said)  # shapes differ by the batch that came first
+        said = re.sub(r"(shape|of|each) \[\d+(, \d+)*\]", r"\1 [...]", said)  # shapes differ by the batch that came first
         groups.setdefault((trained, said), {})[method] = made
     for (trained, said), made in groups.items():
         values = exact([one.difference if one.measured else None for one in made.values()], TOLERANCE)
