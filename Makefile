@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_OLDEST ?= $(VENV)-oldest
+VENV_ECOSYSTEM ?= $(VENV)-ecosystem
 DATA_ROOT ?= data/cifar10
 # `make coverage TESTS=tests/core COVER=kakurenbo_lightning/core` measures a part
 TESTS ?= tests
@@ -14,7 +15,7 @@ STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(op
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest test-gpu coverage bench controls losers lint release-check clean
+.PHONY: help venv train test test-all test-oldest test-ecosystem test-gpu coverage bench controls losers lint release-check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -30,6 +31,9 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
+
+test-ecosystem: $(VENV_ECOSYSTEM)/$(STAMP) ## try the callback on chemprop, torchgeo, pytorch-tabular, transformers, smp and PyTorch Geometric
+	$(VENV_ECOSYSTEM)/bin/python -m pytest -n 2 tests/ecosystem
 
 test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
 	KAKURENBO_TEST_ACCELERATOR=gpu $(BIN)/python -m pytest -n 4
@@ -69,5 +73,6 @@ clean: ## delete caches and build results (environments and outputs stay)
 	find kakurenbo_lightning recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_OLDEST)/$(STAMP): CONSTRAINTS = --constraint .ci/oldest.txt
+$(VENV_ECOSYSTEM)/$(STAMP): CONSTRAINTS = --requirement .ci/ecosystem.txt
 %/$(STAMP):
 	@PYTHON="$(PYTHON)" .ci/venv "$*" "$(STAMP)" $(CONSTRAINTS)
