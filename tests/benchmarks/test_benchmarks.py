@@ -169,7 +169,9 @@ def test_a_function_mode_case_really_uses_the_mode(monkeypatch):
     monkeypatch.setattr(SampleOutputs, "observe", spy)
     for name, case in overhead.CASES.items():
         model = Classifier(overhead.tiny(), case.by_name)
-        trainer("cpu", [SampleSelection("baseline")]).fit(model, datamodule=RandomImages(8, batch_size=4))
+        trainer("cpu", [SampleSelection("kakurenbo", **overhead.METHODS["kakurenbo"])]).fit(
+            model, datamodule=RandomImages(8, batch_size=4)
+        )
         assert ("function mode" in seen[-1]) == (name == "resnet50-mode")
 
 
