@@ -16,9 +16,9 @@ settings.load_profile("repository")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Of a test marked `quick("a", "b")`, only the cases with "a" or "b" in their id are fast; the others are slow (`make test-all`)."""
+    """Make cases of a test slow (`make test-all`): all but those named in `quick(...)`, or those named in `slow_cases(...)`."""
     for item in items:
-        mark = item.get_closest_marker("quick")
         parts = item.callspec.id.split("-") if hasattr(item, "callspec") else []
-        if mark is not None and parts and not any(name in parts for name in mark.args):
+        quick, slow = item.get_closest_marker("quick"), item.get_closest_marker("slow_cases")
+        if (quick is not None and not set(parts) & set(quick.args)) or (slow is not None and set(parts) & set(slow.args)):
             item.add_marker(pytest.mark.slow)

@@ -59,8 +59,7 @@ REPLAYED = {
 }
 
 every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
-LATER = ("random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned")  # take the path of the others
-pytestmark = pytest.mark.quick(*(name for name in FITS if name not in LATER))
+pytestmark = pytest.mark.slow_cases("random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned")
 
 
 @every_fit
