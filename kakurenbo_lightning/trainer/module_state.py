@@ -144,11 +144,15 @@ def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
 
 @contextlib.contextmanager
 def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
-    """Put back what the user's code assigns to attributes of ``module`` and its parts.
+    """Put back what the user's code assigns to attributes of ``module`` and its parts, and to frozen parameters (a teacher that follows).
 
     The content of lists, dicts, sets and deques is put back too, two levels down. Buffers and metrics are put back elsewhere; what lies
     deeper, in objects of the user's, is not.
     """
+    frozen = [parameter for parameter in module.parameters() if not parameter.requires_grad and not is_lazy(parameter)]
+    if sum(parameter.nbytes for parameter in frozen) > LARGE:  # a backbone that is never changed; a change would be named
+        frozen = []
+    weights = [(parameter, parameter.detach().clone()) for parameter in frozen]
     own = vars(pl.LightningModule()).keys()  # Lightning's, not the user's
     parts = [part for part in module.modules() if not isinstance(part, Metric)]
     before = [(part, {name: value for name, value in vars(part).items() if name not in own}) for part in parts]
@@ -160,6 +164,9 @@ def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
             for name in [name for name in vars(part) if name not in own and name not in attributes]:
                 del vars(part)[name]
             vars(part).update(attributes)
+        for parameter, weight in weights:
+            if not torch.equal(parameter, weight):  # not through autograd, which may have saved the parameter for a step
+                parameter.data.copy_(weight)
         for value, copy in contents:
             value.clear()
             (value.extend if isinstance(value, list | deque) else value.update)(copy)

@@ -102,6 +102,7 @@ def test_an_app_has_every_method_without_code(site, tmp_path):
     assert any(plugin == folder / "hydra_plugins" / "kakurenbo_methods.py" for folder in site)
 
 
+@pytest.mark.slow_cases("editable")
 def test_a_wrong_method_is_answered_with_those_there_are(site, tmp_path):
     program = app(tmp_path, OTHER, config=CONFIG)
     printed = started(program, "method=plbb", site=site, fails=True)
@@ -111,6 +112,7 @@ def test_a_wrong_method_is_answered_with_those_there_are(site, tmp_path):
     assert "Could not override 'data'" in started(program, "data=digits", site=site, fails=True)
 
 
+@pytest.mark.slow_cases("editable")
 def test_an_app_that_means_something_else_by_method_is_left_alone(site, tmp_path):
     program = app(tmp_path, OTHER, config="method: sgd\n")
     assert "method adam []" in started(program, "method=adam", site=site)
@@ -118,6 +120,7 @@ def test_an_app_that_means_something_else_by_method_is_left_alone(site, tmp_path
     assert "method: sgd" in printed and "kakurenbo" not in printed
 
 
+@pytest.mark.slow_cases("editable")
 def test_an_app_with_a_group_of_that_name_keeps_it_to_itself(site, tmp_path):
     option = "# @package _global_\nmethod: {}\n"
     files = {"config": "defaults: [{method: a}]\n", "method__a": option.format("a"), "method__b": option.format("b")}
@@ -129,6 +132,7 @@ def test_an_app_with_a_group_of_that_name_keeps_it_to_itself(site, tmp_path):
     assert "Available options in 'method':\n\ta\n\tb\n" in printed
 
 
+@pytest.mark.slow_cases("editable")
 def test_an_app_may_put_its_own_options_beside_ours(site, tmp_path):
     files = {
         "config": "defaults: [{method: mine}]\n",

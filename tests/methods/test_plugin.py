@@ -110,6 +110,7 @@ def test_the_tests_of_the_page_pass(project, site):
     assert re.search(r"^\d+ passed", printed, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_recipe_has_the_method_as_an_option(project, site):
     tiny = ["data.size=8", "data.subset=96", "data.batch_size=8", "data.drop_last=false", "data.crop_padding=1", "model.width=4"]
     tiny += ["trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]

@@ -126,6 +126,7 @@ def test_a_table_with_other_losses_is_another_setting(tmp_path):
     assert described[0] == described[1] != described[2]
 
 
+@pytest.mark.slow
 def test_the_two_commands_work_one_after_the_other_and_the_wrong_data_are_refused(tmp_path):
     said = program("kakurenbo_recipes.train", *TINY, "method=rho_loss", cwd=tmp_path, fails=True)
     assert "python -m kakurenbo_recipes.irreducible" in said
@@ -138,6 +139,7 @@ def test_the_two_commands_work_one_after_the_other_and_the_wrong_data_are_refuse
     assert "fingerprint" in said and "python -m kakurenbo_recipes.irreducible" in said
 
 
+@pytest.mark.slow
 def test_help_teaches(tmp_path):
     said = program("kakurenbo_recipes.irreducible", "--help", cwd=tmp_path)
     words = [

@@ -149,6 +149,7 @@ def test_a_search_with_other_settings_is_refused(searching, capsys):
     assert "--folder='search' is not possible: it must be of a search with" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_search_trains(tmp_path):
     printed = program("kakurenbo_recipes.search", "F=interval(0.1,0.5)", *TINY, "--trials=2", cwd=tmp_path)
     assert printed.count("trained 54 samples") == 2 and "2 runs" in printed, "ten of 64 images are held out"

@@ -89,7 +89,8 @@ class Absent(Net):
         self.stops = training
 
     def training_step(self, batch, batch_idx):
-        here = not torch.is_grad_enabled() if self.stops is None else self.trainer.global_step == self.stops
+        refresh = not torch.is_grad_enabled() and self.current_epoch > 0  # the first step is run again, too
+        here = refresh if self.stops is None else self.trainer.global_step == self.stops
         if here and self.global_rank == 1:
             signal.pause()
         return super().training_step(batch, batch_idx)
