@@ -12,6 +12,7 @@ from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epo
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -74,6 +75,12 @@ class TrainLoader:
         if not self.is_asked_for:
             raise ConflictError(self._adapter.missing_message())
         self._planner.check(len(self.data.statistics))
+
+    def explain(self, exception: BaseException, state: EpochState) -> None:
+        """Note on an exception how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
+        add_note = getattr(exception, "add_note", None)  # since Python 3.11
+        if self.is_known and self.data.sampler.was_iterated and add_note is not None:
+            add_note(f"SampleSelection: {self.data.position(state)} when this happened")
 
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
