@@ -299,11 +299,11 @@ def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> 
     for call in sorted(recording.calls, key=lambda call: call.kind):
         if call.kind not in kinds or not _is_by_sample(call, recording.size):
             continue
-        if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
+        if call.rows is None and (call.gave(loss) or (root is not None and call.edge == root)):
             found.append((call, "result"))
         elif call.rows is not None and how is not None and how[1] == call.edge:
             found.append((call, how[0]))
-        elif call.kind == "reduction" and call.result is loss and call.name in ("mean", "sum"):
+        elif call.kind == "reduction" and call.gave(loss) and call.name in ("mean", "sum"):
             found.append((call, call.name))
     return found
 

@@ -96,6 +96,19 @@ def part_of_loss(calls: str, share: float) -> str:
     )
 
 
+def small_part(calls: str, share: float, parts: int) -> str:
+    """What is found is too little of the loss to stand for it."""
+    are = "is" if parts == 1 else "are together"
+    return (
+        f"per-sample values: {calls} {are} only {share:.1%} of the loss of the first batch, and the rest of it has no values by sample "
+        "that could be found, so samples would be chosen by what is hardly trained. Return the whole loss of each sample from "
+        "training_step as sample_loss, or give the callback a function that does, SampleSelection(..., sample_outputs=lambda batch: ...); "
+        "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). random and random_cycle "
+        "need no values."
+        f"{EXAMPLE}{OTHERS}"
+    )
+
+
 def not_verified(calls: str) -> str:
     """A warning: nothing tells whether values are the loss."""
     return (

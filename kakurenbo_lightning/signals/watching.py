@@ -37,6 +37,8 @@ class LossCall:
         elements: of a criterion or module that gave one number: what that is the mean or sum of, ``[n, ...]``, as far as evaluated.
         original: of ``rows``, where they are a copy.
         version: of it, at the time of the call.
+        number: a copy of ``result``, where that is one number and copies are kept: the step may add to it in place.
+        result_version: of ``result``, at the time of the call.
         graph: ``elements`` keep their graph.
     """
 
@@ -49,6 +51,8 @@ class LossCall:
     elements: Tensor | None = None
     original: Tensor | None = None
     version: int = 0
+    number: Tensor | None = None
+    result_version: int = 0
     graph: bool = False
 
     @property
@@ -73,7 +77,9 @@ class LossCall:
     @property
     def values(self) -> Tensor:
         """What is at :attr:`edge`."""
-        return self.result if self.rows is None else self.rows
+        if self.rows is not None:
+            return self.rows
+        return self.result if self.number is None else self.number
 
     @property
     def known_edge(self) -> Edge:
@@ -102,7 +108,13 @@ class LossCall:
     @property
     def changed_in_place(self) -> bool:
         """The step has changed what it reduced, or was given, since."""
-        return self.original is not None and not self.original.is_inference() and self.original._version != self.version
+        if self.rows is None:
+            return _version(self.result) != self.result_version
+        return self.original is not None and _version(self.original) != self.version
+
+    def gave(self, loss: Any) -> bool:
+        """Whether ``loss`` is the result, and nothing was added to it in place."""
+        return self.result is loss and _version(self.result) == self.result_version
 
     def evaluate(self) -> Tensor:
         """:attr:`elements`, evaluated now if they were not."""
@@ -127,6 +139,11 @@ class Sight:
     reductions: bool = False
     mode: bool = False
     modules: bool | tuple[nn.Module, ...] = ()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; not counted in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 _FUNCTIONS = {function.__name__: function for function in CRITERIA}
@@ -176,9 +193,12 @@ class Recording:
 
     def _add(self, key: Key, named: bool, result: Tensor, rows: Tensor | None, arguments: Any = None) -> LossCall:
         edge = edge_of(result if rows is None else rows)
-        version = 0 if rows is None or rows.is_inference() else rows._version
-        kept = rows.clone() if self.clone and rows is not None else rows
-        call = LossCall(key, named, result, kept, edge, arguments, None, rows, version, self.graph)
+        call = LossCall(key, named, result, rows, edge, arguments, original=rows, graph=self.graph)
+        call.result_version = _version(result)
+        if rows is not None:
+            call.version = _version(rows)
+        if self.clone:
+            call.rows, call.number = (None, result.detach().clone()) if rows is None else (rows.clone(), None)
         self.calls.append(call)
         return call
 
