@@ -127,9 +127,11 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         if not curved:
             return True
         generator = torch.Generator().manual_seed(0)
-        directions = [
-            value.detach().nan_to_num(0, 0, 0) * torch.rand(value.shape, generator=generator).to(value) for _, value in curved
-        ]
+        steps = [value.detach().nan_to_num(0, 0, 0) for _, value in curved]
+        steps = [
+            step if step.any() else torch.ones_like(step) for step in steps
+        ]  # from zero on, a step of zero would lead nowhere
+        directions = [step * torch.rand(step.shape, generator=generator).to(step) for step in steps]
         terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
         along = sum(terms, start=torch.zeros((), device=loss.device))
         second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
