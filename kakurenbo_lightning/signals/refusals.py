@@ -82,8 +82,8 @@ def attribution(outcome: str) -> str:
     else:
         what = (
             "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), "
-            "as in a contrastive loss, or with mixup: it is not the sample's own. Use random or random_cycle, or return values of "
-            "your own choice"
+            "as in a contrastive loss, with mixup, or in a loss normalised over the batch (Dice, Jaccard): it is not the sample's own. "
+            "Use random or random_cycle, or return values of your own choice"
         )
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
