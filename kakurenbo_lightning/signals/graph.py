@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -139,6 +140,13 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         return True
     size = max(float(g.detach().abs().max()) for g, _ in curved)
     return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)
+
+
+@contextlib.contextmanager
+def from_the_beginning(frozen: Callable[[], Any]) -> Iterator[None]:
+    """Gradients are on, but the network, which is ``frozen`` inside, makes no graph: that of the loss begins at its parts."""
+    with torch.enable_grad(), frozen():
+        yield
 
 
 def leaves(parts: Any, depth: int = 4) -> Iterator[Tensor]:

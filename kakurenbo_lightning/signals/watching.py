@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from kakurenbo_lightning.signals.criteria import CRITERIA, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import ModuleCall
-from kakurenbo_lightning.signals.graph import Edge, edge_of
+from kakurenbo_lightning.signals.graph import Edge, edge_of, gradients, root_of
 from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, rows_reduced
 
 Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
@@ -160,6 +160,7 @@ class Recording:
         size: B.
         graph: what is evaluated again keeps its graph, so that it can be weighted.
         leaves: calls at which a graph begins, in a run that makes none.
+        enclosed: it has begun where the step itself has gradients on, and may end with that (a torchmetrics metric has, in ``update``).
         clone: rows are copied, because the step changes them in place.
         calls: in order.
         batch_statistics: a BatchNorm has used the batch's.
@@ -176,8 +177,10 @@ class Recording:
     batch_statistics: bool = False
     low_precision: bool = False
     busy: bool = False
+    enclosed: bool = False
     traced: list[tuple[Any, ...]] = field(default_factory=list)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _begun: bool = False
 
     def _key(self, kind: str, name: str) -> Key:
         number = self._counts.get((kind, name), 0)
@@ -186,10 +189,21 @@ class Recording:
 
     def _leaf(self, tensor: Tensor, key: Key) -> Tensor:
         """``tensor``, or its values as the beginning of a graph: gradients are made from here on."""
-        if key not in self.leaves or tensor.requires_grad:
+        if key not in self.leaves:
             return tensor
+        self.enclosed |= torch.is_grad_enabled() and not self._begun
+        if tensor.requires_grad:
+            return tensor
+        self._begun = True
         torch.set_grad_enabled(True)
         return tensor.detach().requires_grad_().clone()  # a leaf could not be changed in place
+
+    def lost(self, loss: Any) -> bool:
+        """Whether ``loss`` has no graph, or not all of it, because that has ended where it had begun."""
+        if not self.enclosed or not isinstance(loss, Tensor):
+            return False
+        edges = [call.known_edge for call in self.calls if call.key in self.leaves and call.edge is not None]
+        return root_of(loss) is None or any(gradient is None for gradient in gradients(loss, edges))
 
     def _add(self, key: Key, named: bool, result: Tensor, rows: Tensor | None, arguments: Any = None) -> LossCall:
         edge = edge_of(result if rows is None else rows)
