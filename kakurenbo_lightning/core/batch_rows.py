@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.errors import ConflictError
 
-WHOLE = "or use a method that trains loaded batches as they are, for example kakurenbo, infobatch or plb"
+WHOLE = "or use a method that trains loaded batches as they are, for example kakurenbo, infobatch or plb; random needs no values of samples"
 
 
 # --- containers

@@ -145,6 +145,8 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdi
         made = terms_of(cut, tried.recording, tried.loss)
         return raw_of(made.terms[number], tried.size).float() if made else torch.empty(0)
 
+    if runs[0].size > runs[1].size and any(_are_no_samples(*parts) for parts in zip(whole, half, strict=True)):
+        return Verdict("batch")
     for number, parts in enumerate(zip(whole, half, strict=True)):
         try:
             values = [raw_of(term, tried.size).float() for term, tried in zip(parts, runs, strict=True)]
@@ -157,6 +159,12 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdi
     counts = _counts(*runs)
     parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
     return Verdict("verified", cut=replace(cut, parts=tuple(parts), guess=""))
+
+
+def _are_no_samples(whole: Term, half: Term) -> bool:
+    """Whether there are as many rows for half of the samples: they are classes, or what else the batch has the same number of."""
+    rows = [term.call.rows for term in (whole, half)]
+    return rows[0] is not None and rows[1] is not None and rows[0].dim() > 0 and len(rows[0]) == len(rows[1])
 
 
 def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence[tuple[LossCall, LossCall]]) -> Part:

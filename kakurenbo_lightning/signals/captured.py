@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
 from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, shares_of, terms_of, values_of
 from kakurenbo_lightning.signals.finding import find
-from kakurenbo_lightning.signals.graph import gradients, is_hidden, is_linear, reduced_by, root_of
+from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, is_linear, reduced_by, root_of
 from kakurenbo_lightning.signals.predictions import Reads, Values
 from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
 
@@ -49,6 +49,7 @@ class CapturedLoss:
         known: its parts; ``None`` before the first batch.
         calls: names of the parts.
         clone: the step changes rows in place, so copies are kept.
+        throughout: a scoring pass has gradients on from its beginning, not from the first part of the loss; ``None``: none was made yet.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class CapturedLoss:
         self._modules: list[weakref.ref[nn.Module]] = []
         self.calls: tuple[str, ...] = ()
         self.clone = True
+        self.throughout: bool | None = None
         self._ways: list[tuple[Cut, set[Form]]] = []  # what was verified: parts, and the forms in which they make the loss
         self._prediction: Prediction | None = None
 
@@ -263,10 +265,13 @@ class CapturedLoss:
         return None
 
     @contextlib.contextmanager
-    def scoring(self) -> Iterator[None]:
-        """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same."""
+    def scoring(self, frozen: Callable[[], Any]) -> Iterator[None]:
+        """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same.
+
+        ``frozen`` makes a context in which the network has nothing that asks for a gradient.
+        """
         if self._leaves:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), from_the_beginning(frozen) if self.throughout else torch.no_grad():
                 yield
         else:
             yield
@@ -299,11 +304,11 @@ def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> 
     for call in sorted(recording.calls, key=lambda call: call.kind):
         if call.kind not in kinds or not _is_by_sample(call, recording.size):
             continue
-        if call.rows is None and (call.result is loss or (root is not None and call.edge == root)):
+        if call.rows is None and (call.gave(loss) or (root is not None and call.edge == root)):
             found.append((call, "result"))
         elif call.rows is not None and how is not None and how[1] == call.edge:
             found.append((call, how[0]))
-        elif call.kind == "reduction" and call.result is loss and call.name in ("mean", "sum"):
+        elif call.kind == "reduction" and call.gave(loss) and call.name in ("mean", "sum"):
             found.append((call, call.name))
     return found
 

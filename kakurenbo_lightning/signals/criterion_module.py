@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values
 
 MOST_LOOPED = 32  # rows of a batch that are evaluated one after the other in every step, where torch.vmap refuses
 TESTED_ROWS = 64  # at most, of which torch.vmap is compared with a plain loop
+GRADIENT, HALF_GRADIENT = 1e-3, 3e-2  # relative difference up to which gradients are the same
 
 
 @dataclass
@@ -131,8 +132,56 @@ class ModuleCall:
                 return "gives other values under torch.vmap than row by row"
             for self.findings.reduction, made in (("mean", values.mean()), ("sum", values.sum())):
                 if torch.isclose(made, result.detach().to(made.dtype), rtol=tolerance, atol=1e-7):
-                    return None
+                    return self._verify_gradient(some)
         return "gives neither the mean nor the sum of what it gives for each row alone"
+
+    def _verify_gradient(self, some: Sequence[int]) -> str | None:
+        """Find out whether predictions change the result as they change the mean or sum of the rows.
+
+        The numbers alone may agree by coincidence: an untrained network predicts nearly the same of every sample.
+        """
+        half = (torch.float16, torch.bfloat16)
+        given = [a.detach() if isinstance(a, Tensor) else a for a in self._given]
+        full = [a.float() if isinstance(a, Tensor) and a.dtype in half else a for a in given]
+        device, dtype, enabled = self._precision
+        try:  # half precision says less
+            with torch.autocast(device, enabled=False):
+                differ, most = self._gradients_differ(full, some), GRADIENT
+        except Exception:  # of a module that has weights in half precision
+            with torch.autocast(device, dtype, enabled):
+                differ, most = self._gradients_differ(given, some), HALF_GRADIENT
+        if differ <= most:
+            return None
+        return (
+            f"gives the {self.findings.reduction} of what it gives for each row alone by coincidence only: their gradients differ by "
+            f"{differ:.1%}, as those of a loss that is normalised over the batch"
+        )
+
+    def _gradients_differ(self, given: Sequence[Any], some: Sequence[int]) -> float:
+        """How far the gradient of the whole is from that of some rows alone, relative to the largest of it; ``given``: detached."""
+        learned = [m and a.requires_grad for a, m in zip(self._given, self._mapped, strict=True)]
+        if not any(learned):  # the module alone is trained
+            return 0.0
+
+        def gradients(rows: slice) -> tuple[Tensor, ...]:
+            part = [a[rows] if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
+            inputs = [a.requires_grad_() for a, is_learned in zip(part, learned, strict=True) if is_learned]
+            part = [a.clone() if is_learned else a for a, is_learned in zip(part, learned, strict=True)]  # a leaf stays as it is
+            first = len(part) - len(self._names)
+            result = self.module.forward(*part[:first], **dict(zip(self._names, part[first:], strict=True)))
+            return torch.autograd.grad(result.sum(), inputs, materialize_grads=True)
+
+        share = 1 / self.rows if self.findings.reduction == "mean" else 1.0
+        with torch.enable_grad(), _attributes_kept(self.module), _buffers_kept(self.module, []):
+            whole = gradients(slice(None))
+            alone = [gradients(slice(i, i + 1)) for i in some]
+        far = [
+            (share * one[0] - all_[i]).abs().max()
+            for i, row in zip(some, alone, strict=True)
+            for one, all_ in zip(row, whole, strict=True)
+        ]
+        largest = max(float(gradient.abs().max()) for gradient in whole)
+        return float(torch.stack(far).nan_to_num().max()) / max(largest, 1e-30)
 
     def values(self, elements: Tensor, size: int, order: str) -> Tensor:
         """What the module gives for each sample alone, ``[size]``."""

@@ -188,9 +188,9 @@ def _is_plain(part: Part, call: LossCall, loss: Tensor, root: Any) -> bool:
     if call.name != part.key[1] or (call.rows is not None) != part.has_rows:
         return False
     if root is None or call.edge is None:
-        return call.result is loss and (not part.has_rows or call.kind == "reduction")
+        return call.gave(loss) and (not part.has_rows or call.kind == "reduction")
     if not part.has_rows:
-        return call.edge == root or call.result is loss  # the latter in a compiled step
+        return call.edge == root or call.gave(loss)  # the latter in a compiled step
     return reduced_by(root) == (part.plain, call.edge)
 
 

@@ -126,8 +126,7 @@ class _Search:
 
     def _elements(self, call: LossCall) -> Tensor | None:
         if call.kind == "module":
-            tolerance = tolerance_of(call.result)
-            reason = call.module.verify(call.result, tolerance)
+            reason = call.module.verify(call.values, tolerance_of(call.values))
             if reason is not None:
                 self.finding.add(f"{call.name} {reason}")
                 return None
@@ -140,7 +139,7 @@ class _Search:
     def _adds_up(self, call: LossCall) -> bool:
         """Whether the values of one number's samples make the number."""
         shares = call.given.shares(call.evaluate(), self.size, "samples").detach()
-        if _close(shares.double().sum(), call.result.detach().double(), tolerance_of(call.result)):
+        if _close(shares.double().sum(), call.values.detach().double(), tolerance_of(call.values)):
             return True
         self.finding.add(f"{call.name} is not the {call.given.reduction} of values of its samples")
         return False

@@ -23,6 +23,7 @@ from kakurenbo_lightning.signals.watching import Recording, Watcher
 
 Function = Callable[[Any], Mapping[str, Tensor]]
 logger = logging.getLogger(__name__)
+LEAST_SHARE = 0.5  # of the loss; less of it is not what is trained
 
 
 @dataclass
@@ -154,6 +155,8 @@ def verified_captured(
         if not cut.verified:
             rank_zero_warn(refusals.not_verified(names))
         elif not cut.complete and not cut.exact:
+            if cut.share < LEAST_SHARE and not needs.unweighted_rest:
+                raise OutputsError(refusals.small_part(names, cut.share, len(cut.parts)))
             rank_zero_warn(refusals.part_of_loss(names, cut.share))
     values = captured.values(captured.terms(recording, loss, batch), recording, needs.reads)
     return Report(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -127,9 +128,11 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         if not curved:
             return True
         generator = torch.Generator().manual_seed(0)
-        directions = [
-            value.detach().nan_to_num(0, 0, 0) * torch.rand(value.shape, generator=generator).to(value) for _, value in curved
-        ]
+        steps = [value.detach().nan_to_num(0, 0, 0) for _, value in curved]
+        steps = [
+            step if step.any() else torch.ones_like(step) for step in steps
+        ]  # from zero on, a step of zero would lead nowhere
+        directions = [step * torch.rand(step.shape, generator=generator).to(step) for step in steps]
         terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
         along = sum(terms, start=torch.zeros((), device=loss.device))
         second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
@@ -137,6 +140,13 @@ def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> 
         return True
     size = max(float(g.detach().abs().max()) for g, _ in curved)
     return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)
+
+
+@contextlib.contextmanager
+def from_the_beginning(frozen: Callable[[], Any]) -> Iterator[None]:
+    """Gradients are on, but the network, which is ``frozen`` inside, makes no graph: that of the loss begins at its parts."""
+    with torch.enable_grad(), frozen():
+        yield
 
 
 def leaves(parts: Any, depth: int = 4) -> Iterator[Tensor]:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.captured import CapturedLoss
@@ -111,6 +112,7 @@ class SampleOutputs:
         weights: Tensor | None = None,
         replay: Replay | None = None,
         kept: Scoring = nullcontext,
+        frozen: Scoring = nullcontext,
     ) -> tuple[Any, Values | None]:
         """Run one training step and return its outputs and the values of its samples.
 
@@ -123,6 +125,7 @@ class SampleOutputs:
             replay: runs the step of the module itself, outside of any wrapper, on another batch; by default ``step`` is given the other
                 batch, where it is a ``functools.partial`` that holds this one.
             kept: makes the context in which it is run again, which puts back what else it changes.
+            frozen: makes a context in which no parameter asks for a gradient.
 
         Returns:
             The step's outputs, unchanged but for the weights, and the values (each ``[size]``, detached), or ``None`` when there are none.
@@ -141,7 +144,7 @@ class SampleOutputs:
                 dist.is_available() and dist.is_initialized()
             ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
-            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution, kept))
+            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution, kept, frozen))
             self._in_training = True
         if self._needs.nothing and weights is None:
             return outputs, self._free_values(outputs, recording)
@@ -225,7 +228,13 @@ class SampleOutputs:
     # --- a scoring pass
 
     def score(
-        self, step: Callable[[], Any], batch: Any, size: int, replay: Replay | None = None, kept: Scoring = nullcontext
+        self,
+        step: Callable[[], Any],
+        batch: Any,
+        size: int,
+        replay: Replay | None = None,
+        kept: Scoring = nullcontext,
+        frozen: Scoring = nullcontext,
     ) -> Values:
         """Values of a batch that is not trained; the caller provides the no-grad context.
 
@@ -235,6 +244,7 @@ class SampleOutputs:
             size: number of samples in it.
             replay: as for :meth:`observe`.
             kept: as for :meth:`observe`.
+            frozen: as for :meth:`observe`.
 
         Raises:
             OutputsError: as :meth:`observe`.
@@ -243,15 +253,30 @@ class SampleOutputs:
             values = self._call_function(batch, size, nullcontext)
         else:
             if self._way is None:  # a resumed run scores before it trains
-                self._decide_scoring(
-                    step, batch, size, Rehearsal(nullcontext, replay or replayed(step, batch), self._tests_attribution, kept)
-                )
-            recording = self._captured.recording(size, scoring=True)
-            with self._captured.scoring(), self._watcher.watching(self._scoring_sight, recording):
-                outputs = step()
-            values = self._read(outputs, recording, batch)
+                replay = replay or replayed(step, batch)
+                self._decide_scoring(step, batch, size, Rehearsal(nullcontext, replay, self._tests_attribution, kept, frozen))
+            values = self._read(*self._run_scoring(step, size, frozen), batch)
         self._needs.check(values, size, str(self.source))
         return values
+
+    def _run_scoring(self, step: Callable[[], Any], size: int, frozen: Scoring) -> tuple[Any, Recording]:
+        """The outputs of a step that is not trained, and what was seen of it."""
+        captured = self._captured
+        before = rng_state() if captured.throughout is None else None
+
+        def run() -> tuple[Any, Recording]:
+            recording = captured.recording(size, scoring=True)
+            with captured.scoring(frozen), self._watcher.watching(self._scoring_sight, recording):
+                return step(), recording
+
+        outputs, recording = run()
+        if not captured.throughout:
+            captured.throughout = recording.lost(loss_of(outputs))
+            if captured.throughout:  # once for all: the next passes are made so
+                if before is not None:
+                    set_rng_state(before)
+                outputs, recording = run()
+        return outputs, recording
 
     def _decide_scoring(self, step: Callable[[], Any], batch: Any, size: int, rehearsal: Rehearsal) -> None:
         """Choose the way by a run with a graph, of which nothing is left; the scoring pass itself makes none."""

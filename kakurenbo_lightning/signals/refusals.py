@@ -82,8 +82,8 @@ def attribution(outcome: str) -> str:
     else:
         what = (
             "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), "
-            "as in a contrastive loss, or with mixup: it is not the sample's own. Use random or random_cycle, or return values of "
-            "your own choice"
+            "as in a contrastive loss, with mixup, or in a loss normalised over the batch (Dice, Jaccard): it is not the sample's own. "
+            "Use random or random_cycle, or return values of your own choice"
         )
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
@@ -93,6 +93,19 @@ def part_of_loss(calls: str, share: float) -> str:
     return (
         f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch. Samples are chosen by that part alone; "
         "to choose by all of it, return sample_loss from training_step"
+    )
+
+
+def small_part(calls: str, share: float, parts: int) -> str:
+    """What is found is too little of the loss to stand for it."""
+    are = "is" if parts == 1 else "are together"
+    return (
+        f"per-sample values: {calls} {are} only {share:.1%} of the loss of the first batch, and the rest of it has no values by sample "
+        "that could be found, so samples would be chosen by what is hardly trained. Return the whole loss of each sample from "
+        "training_step as sample_loss, or give the callback a function that does, SampleSelection(..., sample_outputs=lambda batch: ...); "
+        "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). random and random_cycle "
+        "need no values."
+        f"{EXAMPLE}{OTHERS}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from kakurenbo_lightning.core.random import rng_state, seed_everything, set_rng_
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict, compare, halve
-from kakurenbo_lightning.signals.graph import edge_of, frontier, gradients, root_of
+from kakurenbo_lightning.signals.graph import edge_of, from_the_beginning, frontier, gradients, root_of
 from kakurenbo_lightning.signals.returned import loss_of
 from kakurenbo_lightning.signals.watching import EVERYTHING, Recording, Watcher
 
@@ -83,12 +84,14 @@ class Rehearsal:
         replay: runs the step on a batch; ``None`` where it cannot be given another one.
         wanted: whether attribution shall be tested.
         kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
+        frozen: makes a context in which the network has nothing that asks for a gradient.
     """
 
     scoring: Callable[[], Any]
     replay: Callable[[Any], Any] | None
     wanted: bool = True
     kept: Callable[[], Any] = contextlib.nullcontext
+    frozen: Callable[[], Any] = contextlib.nullcontext
 
     def run(self, batch: Any, size: int) -> Any:
         """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
@@ -141,8 +144,14 @@ class Rehearsal:
         """A function that runs the step on (batch, size, with other random numbers) and gives its recording and loss."""
 
         def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
+            recording, loss = once(batch, size, others, torch.no_grad())
+            if recording.lost(loss):
+                return once(batch, size, others, from_the_beginning(self.frozen))
+            return recording, loss
+
+        def once(batch: Any, size: int, others: bool, gradients: AbstractContextManager[Any]) -> tuple[Recording, Tensor]:
             recording = make(size)
-            with _rehearsing(self, others), watcher.watching(EVERYTHING, recording):
+            with _rehearsing(self, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from kakurenbo_lightning.signals.criteria import CRITERIA, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import ModuleCall
-from kakurenbo_lightning.signals.graph import Edge, edge_of
+from kakurenbo_lightning.signals.graph import Edge, edge_of, gradients, root_of
 from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, rows_reduced
 
 Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
@@ -37,6 +37,8 @@ class LossCall:
         elements: of a criterion or module that gave one number: what that is the mean or sum of, ``[n, ...]``, as far as evaluated.
         original: of ``rows``, where they are a copy.
         version: of it, at the time of the call.
+        number: a copy of ``result``, where that is one number and copies are kept: the step may add to it in place.
+        result_version: of ``result``, at the time of the call.
         graph: ``elements`` keep their graph.
     """
 
@@ -49,6 +51,8 @@ class LossCall:
     elements: Tensor | None = None
     original: Tensor | None = None
     version: int = 0
+    number: Tensor | None = None
+    result_version: int = 0
     graph: bool = False
 
     @property
@@ -73,7 +77,9 @@ class LossCall:
     @property
     def values(self) -> Tensor:
         """What is at :attr:`edge`."""
-        return self.result if self.rows is None else self.rows
+        if self.rows is not None:
+            return self.rows
+        return self.result if self.number is None else self.number
 
     @property
     def known_edge(self) -> Edge:
@@ -102,7 +108,13 @@ class LossCall:
     @property
     def changed_in_place(self) -> bool:
         """The step has changed what it reduced, or was given, since."""
-        return self.original is not None and not self.original.is_inference() and self.original._version != self.version
+        if self.rows is None:
+            return _version(self.result) != self.result_version
+        return self.original is not None and _version(self.original) != self.version
+
+    def gave(self, loss: Any) -> bool:
+        """Whether ``loss`` is the result, and nothing was added to it in place."""
+        return self.result is loss and _version(self.result) == self.result_version
 
     def evaluate(self) -> Tensor:
         """:attr:`elements`, evaluated now if they were not."""
@@ -129,6 +141,11 @@ class Sight:
     modules: bool | tuple[nn.Module, ...] = ()
 
 
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; not counted in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 _FUNCTIONS = {function.__name__: function for function in CRITERIA}
 NOTHING = Sight()
 CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))
@@ -143,6 +160,7 @@ class Recording:
         size: B.
         graph: what is evaluated again keeps its graph, so that it can be weighted.
         leaves: calls at which a graph begins, in a run that makes none.
+        enclosed: it has begun where the step itself has gradients on, and may end with that (a torchmetrics metric has, in ``update``).
         clone: rows are copied, because the step changes them in place.
         calls: in order.
         batch_statistics: a BatchNorm has used the batch's.
@@ -159,8 +177,10 @@ class Recording:
     batch_statistics: bool = False
     low_precision: bool = False
     busy: bool = False
+    enclosed: bool = False
     traced: list[tuple[Any, ...]] = field(default_factory=list)
     _counts: dict[tuple[str, str], int] = field(default_factory=dict)
+    _begun: bool = False
 
     def _key(self, kind: str, name: str) -> Key:
         number = self._counts.get((kind, name), 0)
@@ -169,16 +189,30 @@ class Recording:
 
     def _leaf(self, tensor: Tensor, key: Key) -> Tensor:
         """``tensor``, or its values as the beginning of a graph: gradients are made from here on."""
-        if key not in self.leaves or tensor.requires_grad:
+        if key not in self.leaves:
             return tensor
+        self.enclosed |= torch.is_grad_enabled() and not self._begun
+        if tensor.requires_grad:
+            return tensor
+        self._begun = True
         torch.set_grad_enabled(True)
         return tensor.detach().requires_grad_().clone()  # a leaf could not be changed in place
 
+    def lost(self, loss: Any) -> bool:
+        """Whether ``loss`` has no graph, or not all of it, because that has ended where it had begun."""
+        if not self.enclosed or not isinstance(loss, Tensor):
+            return False
+        edges = [call.known_edge for call in self.calls if call.key in self.leaves and call.edge is not None]
+        return root_of(loss) is None or any(gradient is None for gradient in gradients(loss, edges))
+
     def _add(self, key: Key, named: bool, result: Tensor, rows: Tensor | None, arguments: Any = None) -> LossCall:
         edge = edge_of(result if rows is None else rows)
-        version = 0 if rows is None or rows.is_inference() else rows._version
-        kept = rows.clone() if self.clone and rows is not None else rows
-        call = LossCall(key, named, result, kept, edge, arguments, None, rows, version, self.graph)
+        call = LossCall(key, named, result, rows, edge, arguments, original=rows, graph=self.graph)
+        call.result_version = _version(result)
+        if rows is not None:
+            call.version = _version(rows)
+        if self.clone:
+            call.rows, call.number = (None, result.detach().clone()) if rows is None else (rows.clone(), None)
         self.calls.append(call)
         return call
 

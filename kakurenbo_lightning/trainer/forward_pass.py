@@ -216,7 +216,21 @@ def replaying(module: pl.LightningModule, number: int) -> dict[str, Any]:
     return {
         "replay": lambda batch: call_training_step(module, batch, number),
         "kept": partial(attributes_kept, module),  # what is appended to a list of the module's is taken away again
+        "frozen": partial(frozen, module),
     }
+
+
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of ``module`` asks for a gradient inside, so it keeps nothing for a backward pass though gradients are on."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad and parameter.is_leaf]
+    try:
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def broadcast_buffers(module: pl.LightningModule) -> None:

@@ -136,7 +136,7 @@ def test_graphs_are_refused_on_the_first_batch_with_methods_that_take_them():
 
     train = DataLoader(Points(SAMPLES), 8, shuffle=True, collate_fn=collate)
     for method in ("selective_backprop", "sb_fixed"):
-        match = r"the batch holds a Graphs: .* convert it in collate_fn, or use a method .* kakurenbo, infobatch or plb"
+        match = r"the batch holds a Graphs: .* convert it in collate_fn, or use a method .* plb; random needs"
         refused_after(0, match, SampleSelection(method), module=Own(KINDS["Pair"][1]), train=train, error=TypeError)
     for method in ("kakurenbo", "infobatch", "plb"):
         fit(Own(KINDS["Pair"][1]), train, SampleSelection(method), max_epochs=3)
@@ -173,7 +173,7 @@ def test_a_tensor_without_one_row_per_sample_is_refused_on_the_first_batch():
         return [*default_collate(samples), torch.ones(3)]
 
     train = DataLoader(Points(SAMPLES), 8, shuffle=True, collate_fn=collate)
-    match = r"batch\[3\] is a tensor of shape \[3\] in a batch of 8 samples: .* one row per sample .* kakurenbo, infobatch or plb"
+    match = r"batch\[3\] is a tensor of shape \[3\] in a batch of 8 samples: .* one row per sample .* plb; random needs"
     refused_after(0, match, SampleSelection("selective_backprop", warmup_epochs=3), train=train)
 
 
