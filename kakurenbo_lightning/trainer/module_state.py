@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -146,10 +146,11 @@ def _put_back(place: Place, buffer: Tensor | None, copy: Tensor | None) -> None:
 def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
     """Put back what the user's code assigns to attributes of ``module`` and its parts.
 
-    The content of lists, dicts, sets and deques is put back too, two levels down. Buffers and metrics are put back elsewhere; what lies
-    deeper, in objects of the user's, is not.
+    The content of lists, dicts, sets and deques is put back too, two levels down, and hooks of modules with the flag that says that they
+    are there (transformers installs some when they are first needed). Buffers and metrics are put back elsewhere; what lies deeper, in
+    objects of the user's, is not.
     """
-    own = vars(pl.LightningModule()).keys()  # Lightning's, not the user's
+    own = {name for name in vars(pl.LightningModule()) if "hooks" not in name}  # Lightning's, not the user's
     parts = [part for part in module.modules() if not isinstance(part, Metric)]
     before = [(part, {name: value for name, value in vars(part).items() if name not in own}) for part in parts]
     contents = [found for _, attributes in before for value in attributes.values() for found in _containers(value)]
@@ -167,7 +168,7 @@ def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
 
 def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
     """Containers that ``value`` is or holds, each with a copy; of a long one only itself."""
-    if type(value) not in (list, dict, set, deque):
+    if type(value) not in (list, dict, OrderedDict, set, deque):
         return
     yield value, value.copy()
     if depth > 1 and len(value) <= LONGEST:

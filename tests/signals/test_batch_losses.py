@@ -141,3 +141,27 @@ def test_a_training_in_which_nothing_is_hidden_is_that_of_plain_lightning(method
     del made["stream"], plain["stream"]  # the loader's seed for workers comes from a stream of the selection
     for name, value in plain.items():
         assert torch.equal(made[name], value), name
+
+
+class Hooking(Module):
+    """Installs a hook when it is first needed, as models of transformers do that return what is inside."""
+
+    def __init__(self, loss):
+        super().__init__(loss)
+        self.has_hook, self.seen, self.numbers = False, [], []
+
+    def training_step(self, batch, batch_idx):
+        if not self.has_hook:
+            self.network[0].register_forward_hook(lambda module, args, output: self.seen.append(1))
+            self.has_hook = True
+        self.seen.clear()
+        loss = super().training_step(batch, batch_idx)
+        self.numbers.append(len(self.seen))
+        return loss
+
+
+@pytest.mark.parametrize("method", ["infobatch", "plb"])
+def test_a_hook_that_the_module_installs_when_first_needed_is_installed_once(method):
+    module = Hooking(F.cross_entropy)
+    fit(module, DataLoader(items(), BATCH), SampleSelection(method), max_epochs=3)
+    assert set(module.numbers) == {1} and len(module.network[0]._forward_hooks) == 1
