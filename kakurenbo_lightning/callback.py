@@ -324,7 +324,7 @@ class SampleSelection(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         session, add_note = self.session, getattr(exception, "add_note", None)  # since Python 3.11
-        if session is not None and trainer is session.adapter.trainer and trainer.state.fn == TrainerFn.FITTING:
+        if session is not None and trainer is session.adapter.trainer and trainer.state.fn == TrainerFn.FITTING:  # noqa: SIM102
             # not only once an epoch is planned: workers may die before
             if session.loader.is_known and session.data.sampler.was_iterated and add_note is not None:
                 add_note(f"SampleSelection: {session.position} when this happened")
