@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from math import ceil
 from typing import Any
@@ -123,10 +124,11 @@ def scheduler_steps(batches: int, accumulate: int, frequency: int, *, complete: 
 class ScheduleAligner:
     """Moves step-interval schedulers so that they end each epoch where an epoch of the length they were built for would.
 
-    After the k-th of n scheduler steps of the epoch the schedule stands at position ``floor(k * n_full / n)`` of the full
-    epoch's n_full, after the last batch at n_full. In a shortened epoch the aligner adds steps to Lightning's; in one that is longer
-    (resumed on fewer ranks) it takes them in Lightning's place. Schedulers without a ``last_epoch`` counter, ReduceLROnPlateau and
-    "epoch" ones are left alone.
+    Of the n steps of an epoch that was to have ``full``, the k-th (from 0) uses the rate at position ``round(k * (full - 1) / (n - 1))``:
+    the first and the last step use the first and the last rate of a full epoch, and then the schedule stands at its end. After
+    resharding the same holds of what is left of the way, and of the steps that are left. Where there are fewer steps than positions
+    the aligner adds steps to Lightning's; where there are more it takes them in Lightning's place. Schedulers without a ``last_epoch``
+    counter, ReduceLROnPlateau and "epoch" ones are left alone.
     """
 
     def __init__(self) -> None:
@@ -163,14 +165,14 @@ class ScheduleAligner:
             before = scheduler_steps(self._paces["anchor_step"], accumulate, config.frequency, complete=False)
             if steps != full or before or skips:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
-                self._tracks.append(_Track(config, anchor, origin + full, steps - before, behind - before, owned=steps > full))
+                self._tracks.append(_Track(config, anchor, origin + full, steps - before, behind - before))
 
     def after_batch(self, batch_idx: int, step_scheduler: Callable[[Any], None]) -> None:
         """Take the steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
         last = batch_idx + 1 == self._batches
         stepped = last or (batch_idx + 1) % self._accumulate == 0
         for track in self._tracks:
-            track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.config.frequency == 0, last)
+            track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.frequency == 0, last)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedulers stood when the epoch, or this layout of it, began."""
@@ -179,7 +181,7 @@ class ScheduleAligner:
     def release(self) -> None:
         """Hand the schedulers back to Lightning."""
         for track in self._tracks:
-            track.config.interval = "step"
+            track.config.frequency = track.frequency
         self._tracks = []
 
 
@@ -192,15 +194,20 @@ def positions(configs: Iterable[Any]) -> list[int | None]:
 class _Track:
     """One scheduler's way from ``start`` to ``end`` in ``steps`` steps, of which ``taken`` are behind."""
 
-    def __init__(self, config: Any, start: int, end: int, steps: int, taken: int, owned: bool) -> None:
+    def __init__(self, config: Any, start: int, end: int, steps: int, taken: int) -> None:
         self.config, self.start, self.end, self.steps, self.taken = config, start, end, steps, taken
-        if owned:
-            config.interval = "selection"  # Lightning would take a step each time
+        self.frequency = config.frequency
+        if steps > end - start:
+            config.frequency = (
+                sys.maxsize
+            )  # Lightning would take a step each time; a LearningRateMonitor still finds the "step" interval
 
     def catch_up(self, step_scheduler: Callable[[Any], None], due: bool, last: bool) -> None:
         self.taken += due
-        way = self.end - self.start
-        target = self.start + (way if last else self.taken * way // self.steps if self.steps else 0)
+        if last or 0 < self.steps <= self.taken:
+            target = self.end
+        else:
+            target = self.start + round(self.taken * max(0, self.end - self.start - 1) / max(1, self.steps - 1))
         scheduler = self.config.scheduler
         while scheduler.last_epoch < target:
             before = scheduler.last_epoch

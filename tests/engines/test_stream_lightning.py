@@ -76,8 +76,9 @@ def test_a_schedule_lowers_the_rate_evenly_over_shorter_epochs():
     stream_fit(PLB(epoch_length=4), LogitsNet(schedule=one_cycle), None, Rates())
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     schedule, expected = OneCycleLR(optimizer, 0.3, total_steps=STEPS * EPOCHS), []
+    used = [round(k * (STEPS - 1) / 3) for k in range(4)]  # of each epoch, from its first rate to its last
     for step in range(STEPS * EPOCHS):
-        expected += [optimizer.param_groups[0]["lr"]] if step % 2 == 0 else []
+        expected += [optimizer.param_groups[0]["lr"]] if step % STEPS in used else []
         optimizer.step()
         schedule.step()
     assert rates == pytest.approx(expected)

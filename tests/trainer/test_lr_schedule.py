@@ -151,38 +151,52 @@ def test_scheduler_steps_counts_as_lightning_does(batches, accumulate, frequency
     assert scheduler_steps(batches, accumulate, frequency) == slow_scheduler_steps(batches, accumulate, frequency)
 
 
-@given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 3), st.data())
-def test_aligned_epochs_end_where_full_ones_would(lengths, accumulate, frequency, data):
-    """Also when the run is cut within an epoch and a new aligner takes over."""
+def spread(steps, way):
+    """Positions that the steps of an epoch use, relative to its begin: the formula of DESIGN.md."""
+    return [round(k * max(0, way - 1) / max(1, steps - 1)) for k in range(steps)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=5),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.data(),
+)
+def test_epochs_of_any_length_end_where_full_ones_would(lengths, accumulate, frequency, data):
+    """Also when the run is cut within an epoch and goes on in another process, with as many batches or with others left."""
     full = 30
+    way = scheduler_steps(full, accumulate, frequency)
     optimizer = optimizer_of(1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 1.0)
     config = SimpleNamespace(scheduler=scheduler, interval="step", frequency=frequency, reduce_on_plateau=False)
     optimizer.step()
-    for batches in lengths:
-        steps, done = scheduler_steps(batches, accumulate, frequency), 0
-        cut = data.draw(st.integers(0, batches - 1))
-        origin = scheduler.last_epoch
-        config.interval = "step"
+    for batches, left in lengths:
+        cut, resharded = data.draw(st.integers(0, batches - 1)), data.draw(st.booleans())
+        origin, used, at_cut = scheduler.last_epoch, [], None
         aligner = ScheduleAligner()
         aligner.begin_epoch([config], batches, full, accumulate)
-        for batch in range(batches):
-            if batch == cut and cut:
-                config.interval, saved = "step", aligner.state_dict()  # another process
+        batch = 0
+        while batch < batches:
+            if batch == cut and cut and at_cut is None:
+                saved, at_cut = aligner.state_dict(), (len(used), scheduler.last_epoch - origin)
+                config.frequency = frequency  # another process
+                if resharded:
+                    batches, saved = cut + left, saved | {"anchor_step": cut, "anchors": [scheduler.last_epoch]}
                 aligner = ScheduleAligner()
                 aligner.begin_epoch([config], batches, full, accumulate, done=cut, resumed=saved)
             stepped = (batch + 1) % accumulate == 0 or batch + 1 == batches
             if stepped and (batch + 1) % frequency == 0:
-                if config.interval == "step":  # as Lightning does
+                used.append(scheduler.last_epoch - origin)
+                if (batch + 1) % config.frequency == 0:  # as Lightning does
                     scheduler.step()
-                done += 1
             aligner.after_batch(batch, lambda s: s.step())
-            if batch + 1 < batches:
-                expected = done * scheduler_steps(full, accumulate, frequency) // steps if steps else 0
-                assert scheduler.last_epoch - origin == expected
-        assert scheduler.last_epoch - origin == scheduler_steps(full, accumulate, frequency)
-    aligner.release()
-    assert config.interval == "step"
+            assert scheduler.last_epoch - origin <= way
+            batch += 1
+        assert scheduler.last_epoch - origin == way
+        behind, position = at_cut if resharded and at_cut is not None else (0, 0)
+        assert used[behind:] == [position + place for place in spread(len(used) - behind, way - position)]
+        aligner.release()
+        assert (config.interval, config.frequency) == ("step", frequency)
 
 
 def test_a_schedule_that_cannot_be_advanced_is_left_alone():

@@ -1,9 +1,12 @@
 """Learning rates: the factor lives only inside ``optimizer.step``, and step schedules end where a full run ends them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import GROWING, Net, Spy, SureNet, before_update, fit, hide_then_grow, loader
-from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from torch.optim import lr_scheduler as schedulers
 
 from kakurenbo_lightning import SampleSelection
@@ -257,12 +260,16 @@ def test_within_an_epoch_the_schedule_advances_evenly():
 
     run(per_step(one_cycle), hide_then_grow(), module=Watched)
     ends = [8 * epoch for epoch in range(EPOCHS)]
-    assert positions == [start + (k + 1) * 8 // n for start, n in zip(ends, GROWING, strict=True) for k in range(n)]
+    after = [[round((k + 1) * 7 / (n - 1)) for k in range(n - 1)] + [8] for n in GROWING]
+    assert positions == [start + place for start, places in zip(ends, after, strict=True) for place in places]
 
 
-def test_the_last_step_uses_the_last_rate_of_the_schedule():
-    spy, _, _ = run(per_step(one_cycle), hide_then_grow())
-    assert spy.rates[EPOCHS - 1][-1] == pytest.approx(0.2 / 25 / 1e4)
+@pytest.mark.parametrize("max_epochs", [2, EPOCHS], ids=["a shortened epoch", "a full epoch"])
+def test_the_last_step_uses_the_last_rate_of_the_schedule(max_epochs):
+    plain, _, _ = run(per_step(one_cycle), None, max_epochs=max_epochs)
+    spy, _, _ = run(per_step(one_cycle), hide_then_grow(), max_epochs=max_epochs)
+    assert plain.rates[max_epochs - 1][-1] == pytest.approx(0.2 / 25 / 1e4)
+    assert spy.rates[max_epochs - 1][-1] == pytest.approx(FACTORS[max_epochs - 1] * 0.2 / 25 / 1e4)
 
 
 def test_align_schedules_off_leaves_schedules_alone():
@@ -335,3 +342,45 @@ def test_a_run_resumed_within_an_epoch_uses_the_same_rates(tmp_path, position):
     rates, again = [[rate for epoch in range(EPOCHS) for rate in spy.rates[epoch]] for spy in (whole, rest)]
     assert again == rates[position:]
     assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == made.lr_scheduler_configs[0].scheduler.last_epoch
+
+
+@pytest.mark.parametrize("make", [one_cycle, cosine])
+@pytest.mark.parametrize(("before", "after"), [(16, 8), (8, 16), (16, 5)])
+def test_after_resharding_what_is_left_of_the_way_is_spread_over_the_steps_that_are_left(tmp_path, make, before, after):
+    """One cycle once ended in "Tried to step 101 times", and a cosine went on past its end without a word."""
+
+    def train(batch_size, *callbacks, **settings):
+        spy, rates = Spy(), LearningRateMonitor()
+        net = SureNet(dropout=0.0, schedule=per_step(make))
+        logger = CSVLogger(tmp_path / f"log {batch_size}", name="", version="")
+        made = fit(
+            net, loader(320, batch_size), SampleSelection("random", max_fraction=0.4, seed=0), *callbacks, spy, rates,
+            max_epochs=5, logger=logger, log_every_n_steps=1, **settings,
+        )  # fmt: skip
+        return made, spy
+
+    full = 320 // before
+    stop = 2 * full * 3 // 5 + full * 3 // 10  # in the middle of the third epoch, of which each hides two fifths
+    keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    whole, _ = train(before, keep, enable_checkpointing=True)
+    made, spy = train(after, ckpt_path=tmp_path / f"step={stop}.ckpt")
+    (scheduler,), (end,) = ([config.scheduler for config in trained.lr_scheduler_configs] for trained in (made, whole))
+    assert scheduler.last_epoch == end.last_epoch == 5 * full
+    assert scheduler.get_last_lr() == end.get_last_lr()
+    assert spy.base_rates[4][-1] == pytest.approx(make_alone(make, 5 * full)[-1]), "the last step has the schedule's last rate"
+    rows = (tmp_path / f"log {after}" / "metrics.csv").read_text().splitlines()
+    assert sum(bool(row.split(",")[rows[0].split(",").index("lr-SGD")]) for row in rows[1:]) == sum(spy.steps), (
+        "every step is monitored"
+    )
+
+
+def make_alone(make, steps):
+    """The rates of a schedule of so many steps."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = make(optimizer, SimpleNamespace(trainer=SimpleNamespace(estimated_stepping_batches=steps)))
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
