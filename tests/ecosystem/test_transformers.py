@@ -117,7 +117,7 @@ def t5():
 
 
 def mixture():
-    """Its loss is cross-entropy plus a thousandth of a loss of the router, added in place, which is no sample's."""
+    """Its loss is cross-entropy plus a thousandth of a loss of the router, added in place: of all experts chosen, a mean over words."""
     words, mask = sentences()
     config = MixtralConfig(
         vocab_size=WORDS,
@@ -134,7 +134,6 @@ def mixture():
     return Training(Module(MixtralForCausalLM(config).train()), loader(words, mask, words))
 
 
-PART = r"F\.cross_entropy is a part of the loss, 99\.\d% of it"
 PACKAGE = "transformers"
 CASES = [
     Case("GPT-2, sentences of one length", PACKAGE, gpt2),
@@ -143,14 +142,7 @@ CASES = [
     Case("BERT, classes of words", PACKAGE, bert_tokens),
     Case("BERT, masked words", PACKAGE, bert_masked),
     Case("T5, padded sentences", PACKAGE, t5),
-    Case(
-        "Mixtral with the loss of its router",
-        PACKAGE,
-        mixture,
-        {"infobatch": r"F\.cross_entropy is only a part of the loss, 99\.\d% of it.*unweighted_rest=True"},
-        warned=dict.fromkeys(("kakurenbo", "selective_backprop", "plb"), PART),
-        comparable=False,
-    ),
+    Case("Mixtral with the loss of its router", PACKAGE, mixture),
 ]
 
 
