@@ -94,6 +94,9 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
+_SHARES = ("F", "max_fraction", "prune_ratio", "fraction")  # what methods, papers and the command line call how much is left out
+
+
 def get_method(name: str, /, **settings: Any) -> Method:
     """The method ``name`` with these settings.
 
@@ -105,7 +108,11 @@ def get_method(name: str, /, **settings: Any) -> Method:
     known = [field.name for field in fields(cls)]
     for setting in settings:
         if setting not in known:
-            raise TypeError(f"{name} has no setting {shown(setting)}; {_suggest(setting, known)}")
+            own_share = [each for each in known if each in _SHARES and setting in _SHARES]
+            hint = (
+                f"its share is called {own_share[0]!r}; available: {', '.join(known)}" if own_share else _suggest(setting, known)
+            )
+            raise TypeError(f"{name} has no setting {shown(setting)}; {hint}")
     return cls(**settings)
 
 

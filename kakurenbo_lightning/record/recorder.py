@@ -19,7 +19,7 @@ from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.core.extras import require
 from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.methods.settings import require as check
-from kakurenbo_lightning.record import files
+from kakurenbo_lightning.record import files, schema
 from kakurenbo_lightning.record.epoch_rows import EpochRows
 from kakurenbo_lightning.record.loggers import log_samples
 from kakurenbo_lightning.record.machine import git_state, machine, typed_command, versions, without_secrets
@@ -129,6 +129,11 @@ class RunRecorder(L.Callback):
             "command": typed_command(),
         }
         if trainer.is_global_zero:
+            if self._loaded is None and not self._fit_seconds and (self.folder / schema.RUN).exists():
+                rank_zero_warn(
+                    f"RunRecorder: {self.folder} holds a run already, which this one replaces; give each run a folder of its own, or "
+                    "resume it with ckpt_path"
+                )
             self._writer.start()
         if self._loaded is None:  # else what the folder says of the run is right until training goes on
             self._write_run()

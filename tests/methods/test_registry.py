@@ -49,6 +49,11 @@ def test_unknown_method_suggests_the_nearest():
 def test_unknown_setting_suggests_the_nearest():
     with pytest.raises(TypeError, match="kakurenbo has no setting 'max_fractoin'; did you mean 'max_fraction'"):
         SampleSelection("kakurenbo", max_fractoin=0.3)
+    for method, setting, own in (("kakurenbo", "F", "max_fraction"), ("infobatch", "max_fraction", "prune_ratio")):
+        with pytest.raises(
+            TypeError, match=f"{method} has no setting '{setting}'; its share is called '{own}'; available: start_"
+        ):
+            SampleSelection(method, **{setting: 0.3})
     for name in ("name", "self", "cls"):  # which Python's own functions take as names of arguments
         with pytest.raises(TypeError, match=f"kakurenbo has no setting '{name}'; available: start_epoch, "):
             SampleSelection("kakurenbo", **{name: 1})

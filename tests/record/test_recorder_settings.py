@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -108,3 +109,15 @@ def test_a_logged_metric_never_takes_the_place_of_a_column(tmp_path):
     rows = Files(tmp_path).epochs
     assert rows["epoch"].tolist() == list(range(EPOCHS)) and (rows["samples_trained"] > 0).all() and (rows["lr"] > 0).all()
     assert rows["index"].tolist() == [-7.0] * EPOCHS
+
+
+def test_a_run_that_is_replaced_is_named_and_a_second_fit_or_a_resumed_run_is_none(tmp_path):
+    message = "holds a run already, which this one replaces; give each run a folder of its own"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        _, made = record(tmp_path / "run", "kakurenbo", max_epochs=1)
+        made.save_checkpoint(tmp_path / "at.ckpt")
+        record(tmp_path / "run", "kakurenbo", max_epochs=2, fit={"ckpt_path": tmp_path / "at.ckpt"})
+    assert not [each for each in warned if message in str(each.message)]
+    with pytest.warns(UserWarning, match=message):
+        record(tmp_path / "run", "random", max_epochs=1)
