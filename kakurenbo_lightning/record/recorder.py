@@ -129,11 +129,8 @@ class RunRecorder(L.Callback):
             "command": typed_command(),
         }
         if trainer.is_global_zero:
-            if self._loaded is None and not self._fit_seconds and (self.folder / schema.RUN).exists():
-                rank_zero_warn(
-                    f"RunRecorder: {self.folder} holds a run already, which this one replaces; give each run a folder of its own, or "
-                    "resume it with ckpt_path"
-                )
+            if self._loaded is None and not self._fit_seconds:
+                _warn_of_run(self.folder)
             self._writer.start()
         if self._loaded is None:  # else what the folder says of the run is right until training goes on
             self._write_run()
@@ -334,6 +331,14 @@ class RunRecorder(L.Callback):
 
 
 join(RunRecorder)  # for a command line that asks before an instance is made
+
+
+def _warn_of_run(folder: Path) -> None:
+    if (folder / schema.RUN).exists():
+        rank_zero_warn(
+            f"RunRecorder: {folder} holds a run already, which this one replaces; give each run a folder of its own, or resume it with "
+            "ckpt_path"
+        )
 
 
 def _now() -> str:
