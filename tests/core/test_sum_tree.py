@@ -208,6 +208,7 @@ def test_any_updates_leave_what_dense_ones_leave(size, updates, seed):
             assert (dense[tree.draw(64, generator(seed)).numpy()] > 0).all()
 
 
+@pytest.mark.quick("1000")
 @pytest.mark.parametrize("size", [1000, SQUARE + 1])
 def test_nothing_drifts_in_20_000_updates(size):
     """Large values, and at last small ones: a sum that is corrected rather than made anew would have lost those."""

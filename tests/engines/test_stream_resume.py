@@ -130,6 +130,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow_cases("2")
 @pytest.mark.parametrize(("setting", "workers"), [*((setting, 0) for setting in SETTINGS), ("so many batches", 2)])
 def test_cut_and_resumed_equals_uncut_whatever_the_trainer_does(tmp_path, setting, workers):
     cuts = {"mid": ("on_train_batch_end", 1, 3), "last": ("on_train_batch_end", 1, -1), "end": ("on_train_epoch_end", 1)}
@@ -309,6 +310,7 @@ def written(table, steps):
     return whole.state_dict()
 
 
+@pytest.mark.quick("one step observed nothing")
 @pytest.mark.parametrize("skipped", [False, True], ids=["all observed", "one step observed nothing"])
 def test_two_ranks_become_one_and_lose_nothing_that_was_observed(tmp_path, skipped):
     """The ranks had not exchanged their last two steps."""
