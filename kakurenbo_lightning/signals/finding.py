@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.signals import refusals
-from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, shares_of, weights_of
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, numbers_of, shares_of, weights_of
 from kakurenbo_lightning.signals.graph import (
     Edge,
     depends_on_parameters_alone,
@@ -104,7 +104,7 @@ class _Search:
         for order, guess in self._orders(parts) if parts else ():
             cut = self._cut(parts, order, complete)
             if cut is not None:
-                yield replace(cut, ignored=frozenset(ignored), guess=guess)
+                yield replace(cut, ignored=frozenset(ignored), guess=guess, numbers=numbers_of(self.calls))
 
     def _fits(self, call: LossCall) -> bool:
         """Whether a call has values for each sample."""
