@@ -29,7 +29,8 @@ class Part:
         scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
             (``"mean"``), that divided by the sample's share of the weights (``"weights"``, the loss is a weighted mean), or by its share of
             what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
-            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``).
+            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``); or times the number of the batch's targets that are not
+            ignored, and divided by that of the sample's (``"counted"``).
         order: of the rows, see :func:`grouped`.
         weight_sum: of all weights, in the batch that was verified; ``None``: not compared.
         count: the call that made what the loss was divided by.
@@ -304,13 +305,23 @@ def _rows(call: LossCall) -> Tensor:
     return call.known_rows
 
 
+def counts_of(call: LossCall) -> Tensor | None:
+    """Which elements count in a sum over classes that ignores some; ``None``: all, or it is another criterion."""
+    return call.criterion.counted(call.evaluate()) if call.kind == "criterion" and call.given.reduction == "sum" else None
+
+
 def _values(term: Term, size: int) -> Tensor:
     part, call = term.part, term.call
     if not part.has_rows:
         values = call.given.values(call.evaluate(), size, part.order)
         if part.plain:
             return values
-        factor = {"alone": 1.0, "times": size, "over": 1.0 / size}[part.scale]
+        assert term.gradient is not None, "it is not plain"
+        counts = counts_of(call) if part.scale == "counted" else None
+        if counts is not None:
+            own = total(grouped(counts, size, part.order))
+            return values / own.clamp(min=1) * (term.gradient * own.sum())
+        factor = {"alone": 1.0, "times": size, "counted": size, "over": 1.0 / size}[part.scale]
         return values * (term.gradient * factor)
     if part.plain:
         rows = grouped(_rows(call), size, part.order)
