@@ -187,7 +187,7 @@ def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence
         again = values_of([half._replace(part=tried, counts=other)], half_size)
         return float((alone - again).abs().max() / alone.abs().max().clamp(min=1e-12))
 
-    scales = ("mean", "weights", "sum") if part.has_rows else ("alone", "times", "over")
+    scales = ("mean", "weights", "sum") if part.has_rows else ("alone", "times", "over", "counted")
     errors = {scale: error(scale) for scale in dict.fromkeys((part.scale, *scales))}
     best = min(errors.values())
     if best <= CLOSE:

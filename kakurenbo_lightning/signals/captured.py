@@ -16,7 +16,7 @@ from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict
 from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
-from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, shares_of, terms_of, values_of
+from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, numbers_of, shares_of, terms_of, values_of, with_divisors
 from kakurenbo_lightning.signals.finding import find
 from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, is_linear, reduced_by, root_of
 from kakurenbo_lightning.signals.predictions import Reads, Values
@@ -34,12 +34,47 @@ class Prediction:
         order: of its rows.
         by_sample: each of its rows is a sample; where it has many for each, predictions are worked out only when they are read.
         module: what was found out, of a loss module.
+        alike: how many calls of its name the step made.
+        used: how many of these have a graph.
+        before: how many of those come before it.
     """
 
     key: Key
     order: str = "samples"
     by_sample: bool = True
     module: Findings | None = None
+    alike: int = 1
+    used: int = 1
+    before: int = 0
+
+    @classmethod
+    def of(cls, call: LossCall, recording: Recording, order: str, by_sample: bool, module: Findings | None = None) -> Prediction:
+        """The call in the step that is verified."""
+        alike = [other for other in recording.calls if other.key[:2] == call.key[:2]]
+        used = [other for other in alike if other.edge is not None]
+        return cls(call.key, order, by_sample, module, len(alike), len(used), used.index(call) if call in used else 0)
+
+    def found(self, recording: Recording, terms: Sequence[Term], cut: Cut) -> LossCall | None:
+        """The same call in a later step; ``None`` where nothing tells which.
+
+        Args:
+            recording: of that step.
+            terms: of its loss.
+            cut: that was verified first.
+        """
+        parts = [term for term in terms if term.call.key[:2] == self.key[:2]]
+        if {term.part.key for term in terms} != {part.key for part in cut.parts}:  # another way to make the loss
+            if parts:
+                return max(parts, key=_weight).call  # of equal ones the first
+        elif one := next((term.call for term in parts if term.part.key == self.key), None):
+            return one
+        alike = [call for call in recording.calls if call.key[:2] == self.key[:2]]
+        used = [call for call in alike if call.edge is not None]
+        if used and self.used and not recording.leaves:
+            return used[0] if len(used) == 1 else used[self.before] if len(used) == self.used else None
+        if len(alike) == 1 or len(alike) == self.alike or (len(alike) < self.alike and self.key[2] == 0):
+            return alike[0] if len(alike) == 1 else next((call for call in alike if call.key == self.key), None)
+        return None
 
 
 class CapturedLoss:
@@ -151,7 +186,7 @@ class CapturedLoss:
             raise OutputsError(refusals.none_found([call.name for call in criteria], shapes))
         (call,) = criteria
         part = Part(call.key, call.rows is not None, "result" if call.rows is None else "mean")
-        return Cut((part,), False, False, verified=False)
+        return Cut((part,), False, False, verified=False, numbers=numbers_of(recording.calls))
 
     def _unmixed(self, cut: Cut, calls: Sequence[LossCall], provable: bool) -> Cut:
         """Refuse several criteria of one prediction, unless a test can show that a sample's value is its own."""
@@ -177,6 +212,8 @@ class CapturedLoss:
         if verdict.outcome in ("permuted", "batch"):
             raise OutputsError(refusals.attribution(verdict.outcome))
         made = terms_of(cut, recording, loss) if cut.verified and isinstance(loss, Tensor) else None
+        if made is not None:
+            self.known = cut = with_divisors(cut, made.terms)
         self._ways = [(cut, set() if made is None else {made.form})]
         self._prediction = self._predicting(recording, loss)
         parts = {part.key for part in cut.parts}
@@ -203,11 +240,11 @@ class CapturedLoss:
         criteria.sort(key=lambda call: (PRIORITY[call.criterion.function], -share.get(call.key, 0.0)))
         if criteria:
             call = criteria[0]
-            return Prediction(call.key, orders.get(call.key, order), len(_rows(call)) == recording.size)
+            return Prediction.of(call, recording, orders.get(call.key, order), len(_rows(call)) == recording.size)
         for call in calls:
             if call.kind == "module" and call.module.read_target(call.result):
                 by_sample = call.module.rows == recording.size
-                return Prediction(call.key, orders.get(call.key, order), by_sample, call.module.findings)
+                return Prediction.of(call, recording, orders.get(call.key, order), by_sample, call.module.findings)
         return None
 
     def _is_used(self, call: LossCall, loss: Tensor) -> bool:
@@ -233,9 +270,8 @@ class CapturedLoss:
             OutputsError: it was made of something else than the first one.
         """
         if not self.cut.verified:
-            calls = [call for call in recording.calls if call.key == self.cut.parts[0].key]
-            if calls:
-                return [Term(self.cut.parts[0], calls[0], None)]
+            if (call := self._only_call(recording)) is not None:
+                return [Term(self.cut.parts[0], call, None)]
         elif isinstance(loss, Tensor):
             for cut, forms in self._ways:
                 made = terms_of(cut, recording, loss, forms)
@@ -244,6 +280,15 @@ class CapturedLoss:
             if root_of(loss) is not None and (terms := self._verified_once_more(recording, loss, batch)) is not None:
                 return terms
         raise OutputsError(refusals.changed(" + ".join(self.calls)))
+
+    def _only_call(self, recording: Recording) -> LossCall | None:
+        """The one criterion of a step of which nothing is proved."""
+        part = self.cut.parts[0]
+        alike = [call for call in recording.calls if call.key[:2] == part.key[:2]]
+        with_graph = [call for call in alike if call.edge is not None]
+        if len(with_graph) > 1 or (not with_graph and len(alike) > 1 and not self.cut.is_numbered(recording, {part.key[:2]})):
+            raise OutputsError(refusals.ambiguous([call.name for call in with_graph or alike]))
+        return next(iter(with_graph), None) or next((call for call in alike if call.key == part.key), None)
 
     def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> list[Term] | None:
         """The parts of a loss that is made in a new form: of the same calls, or it cannot be known."""
@@ -277,14 +322,13 @@ class CapturedLoss:
             yield
 
     def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
-        """The values of the samples, each ``[B]``, detached; no host synchronisation."""
+        """The values of the samples, each ``[B]``, detached; no host synchronisation, but where the loss has got other parts."""
         wanted, size = self._prediction, recording.size
         with torch.no_grad():
             values = {"loss": values_of(terms, size)}
             if wanted is None or not (wanted.by_sample or _PREDICTIONS.intersection(reads)):
                 return values
-            alike = [call for call in recording.calls if call.key[:2] == wanted.key[:2]]
-            call = alike[0] if len(alike) == 1 else next((call for call in alike if call.key == wanted.key), None)
+            call = wanted.found(recording, terms, self.cut)
             if call is None:
                 raise OutputsError(refusals.changed(wanted.key[1]))
             if wanted.module is not None:
@@ -295,6 +339,11 @@ class CapturedLoss:
         """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
         shares = shares_of(terms, len(weights))
         return loss + ((weights.to(shares.dtype) - 1) * shares).sum().to(loss.dtype)
+
+
+def _weight(term: Term) -> float:
+    """How much a part counts in the loss, whatever its values are; waits for the device."""
+    return 1.0 if term.gradient is None else round(float(term.gradient.abs().sum()), 4)
 
 
 def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> list[tuple[LossCall, str]]:

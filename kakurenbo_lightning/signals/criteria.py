@@ -112,6 +112,11 @@ class CriterionCall:
             return self.options["weight"].expand_as(elements)
         return None
 
+    def counted(self, elements: Tensor) -> Tensor | None:
+        """Which elements have a class that is not ignored, 1 or 0; ``None`` where nothing is ignored."""
+        counts = self._counts(elements) if self.function in _CLASSES else None
+        return None if counts is None else counts.float()
+
     def _class_weights(self, elements: Tensor) -> Tensor | None:
         """How much each element counts in the mean over all, where classes have weights."""
         counts = self._counts(elements) if self.function in _CLASSES else None

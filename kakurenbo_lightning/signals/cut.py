@@ -29,10 +29,12 @@ class Part:
         scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
             (``"mean"``), that divided by the sample's share of the weights (``"weights"``, the loss is a weighted mean), or by its share of
             what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
-            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``).
+            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``); or times the number of the batch's targets that are not
+            ignored, and divided by that of the sample's (``"counted"``).
         order: of the rows, see :func:`grouped`.
         weight_sum: of all weights, in the batch that was verified; ``None``: not compared.
         count: the call that made what the loss was divided by.
+        divided: the largest gradient times that, in the batch that was verified.
         module: of a loss module: what was found out about it.
         share: of the loss, in the batch that was verified.
     """
@@ -44,8 +46,19 @@ class Part:
     order: str = "samples"
     weight_sum: float | None = None
     count: Key | None = None
+    divided: float | None = None
     module: Findings | None = None
     share: float = 1.0
+
+
+Numbers = frozenset[tuple[tuple[str, str], int, int]]  # kind and name, how many calls of these, and how many have a graph
+
+
+def numbers_of(calls: Sequence[LossCall], names: Collection[tuple[str, str]] | None = None) -> Numbers:
+    """How many calls of each name a step has made; ``names``: of these. Where it has made others, the number of a call says nothing."""
+    names = {call.key[:2] for call in calls} if names is None else names
+    alike = {name: [call for call in calls if call.key[:2] == name] for name in names}
+    return frozenset((name, len(found), sum(call.edge is not None for call in found)) for name, found in alike.items() if found)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class Cut:
         ignored: calls of the same kinds that are no parts.
         verified: there was a graph of the loss to prove it by.
         guess: what to say unless a test of attribution proves that the values of a sample are its own; empty: nothing is guessed.
+        numbers: of the calls of the step that was verified, see :func:`numbers_of`; ``None``: not known.
     """
 
     parts: tuple[Part, ...]
@@ -67,6 +81,7 @@ class Cut:
     ignored: frozenset[Key] = frozenset()
     verified: bool = True
     guess: str = ""
+    numbers: Numbers | None = None
 
     @property
     def plain(self) -> bool:
@@ -80,6 +95,16 @@ class Cut:
     @cached_property
     def kinds(self) -> frozenset[str]:
         return frozenset(part.key[0] for part in self.parts)
+
+    def is_numbered(self, recording: Recording, names: Collection[tuple[str, str]], graphs: bool = False) -> bool:
+        """Whether a step has made as many calls of ``names`` as the one that was verified, and, with ``graphs``, as many with a graph."""
+        if self.numbers is None:
+            return True
+        known = {entry for entry in self.numbers if entry[0] in names}
+        found = numbers_of(recording.calls, names)
+        if not graphs or recording.leaves:  # without a network's graph, that of the loss begins where it is told to
+            return {entry[:2] for entry in known} == {entry[:2] for entry in found}
+        return known == found
 
     @property
     def leaves(self) -> frozenset[Key]:
@@ -117,7 +142,7 @@ class Made(NamedTuple):
 
 
 def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[Form] | None = None) -> Made | None:
-    """The parts of the loss that a step has returned; no host synchronisation.
+    """The parts of the loss that a step has returned; no host synchronisation, but where it has made more calls or fewer.
 
     Args:
         cut: which.
@@ -128,7 +153,9 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
     Returns:
         ``None`` where the loss was made in another way.
     """
-    calls = [call for call in recording.calls if call.key[0] in cut.kinds and call.key not in cut.ignored]
+    names = {part.key[:2] for part in cut.parts}
+    numbered = cut.is_numbered(recording, names | {key[:2] for key in cut.ignored})
+    calls = [call for call in recording.calls if call.key[0] in cut.kinds and not (numbered and call.key in cut.ignored)]
     root = root_of(loss)
     if cut.plain:
         (part,) = cut.parts
@@ -140,10 +167,11 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
         return None
     if root is None:
         return None
-    chosen, form = _by_keys(cut, calls), ()
+    numbered = numbered and cut.is_numbered(recording, names, graphs=True)
+    chosen, form = _by_keys(cut, calls) if numbered else None, ()
     if cut.complete or chosen is None:  # else the way down to parameters is long
         known = by_edge(calls)
-        edges, _, form = frontier(root, known.keys(), FEW_NODES)
+        edges, _, form = frontier(root, known.keys(), FEW_NODES if numbered or cut.complete else None)
         chosen = _in_order(cut, [known[edge] for edge in edges])
         if chosen is None:
             return _only_one(cut, calls, root)
@@ -154,9 +182,38 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
         return None
     terms = [Term(p, _with_findings(p, c), g) for p, c, g in zip(cut.parts, chosen, found, strict=True)]
     if any(part.count is not None for part in cut.parts):
-        counts = [_by_key(part.count, recording.calls) if part.count else None for part in cut.parts]
+        counts = [_divisor(cut, term, recording) if term.part.count else None for term in terms]
+        if any(term.part.count and call is None for term, call in zip(terms, counts, strict=True)):
+            return None
         terms = [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
     return Made(terms, form)
+
+
+def _divisor(cut: Cut, term: Term, recording: Recording) -> LossCall | None:
+    """The call that made what the loss was divided by: by its number, or, where the step has made others too, by its value."""
+    part = term.part
+    assert part.count is not None and term.gradient is not None
+    if part.divided is None or cut.is_numbered(recording, {part.count[:2]}):
+        return _by_key(part.count, recording.calls)
+    alike = [call for call in recording.calls if call.key[:2] == part.count[:2] and call.edge is None and not call.result.dim()]
+    largest = term.gradient.detach().abs().max().double()
+    fits = [call for call in alike if abs(float(largest * call.result) - part.divided) <= 1e-4 * abs(part.divided)]
+    one = fits[0] if fits else None
+    return one if one and all(_are_equal(call.known_rows, one.known_rows) for call in fits) else None
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one.double(), other.double())
+
+
+def with_divisors(cut: Cut, terms: Sequence[Term]) -> Cut:
+    """The cut that knows how what its loss was divided by makes its gradient; waits for the device."""
+    known = {
+        term.part.key: float(term.gradient.abs().max() * term.counts.sum())
+        for term in terms
+        if term.counts is not None and term.gradient is not None
+    }
+    return replace(cut, parts=tuple(replace(part, divided=known.get(part.key)) for part in cut.parts)) if known else cut
 
 
 def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
@@ -248,13 +305,23 @@ def _rows(call: LossCall) -> Tensor:
     return call.known_rows
 
 
+def counts_of(call: LossCall) -> Tensor | None:
+    """Which elements count in a sum over classes that ignores some; ``None``: all, or it is another criterion."""
+    return call.criterion.counted(call.evaluate()) if call.kind == "criterion" and call.given.reduction == "sum" else None
+
+
 def _values(term: Term, size: int) -> Tensor:
     part, call = term.part, term.call
     if not part.has_rows:
         values = call.given.values(call.evaluate(), size, part.order)
         if part.plain:
             return values
-        factor = {"alone": 1.0, "times": size, "over": 1.0 / size}[part.scale]
+        assert term.gradient is not None, "it is not plain"
+        counts = counts_of(call) if part.scale == "counted" else None
+        if counts is not None:
+            own = total(grouped(counts, size, part.order))
+            return values / own.clamp(min=1) * (term.gradient * own.sum())
+        factor = {"alone": 1.0, "times": size, "counted": size, "over": 1.0 / size}[part.scale]
         return values * (term.gradient * factor)
     if part.plain:
         rows = grouped(_rows(call), size, part.order)

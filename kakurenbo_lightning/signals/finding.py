@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.signals import refusals
-from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, shares_of, weights_of
+from kakurenbo_lightning.signals.cut import Cut, Part, Term, by_edge, counts_of, numbers_of, shares_of, weights_of
 from kakurenbo_lightning.signals.graph import (
     Edge,
     depends_on_parameters_alone,
@@ -104,7 +104,7 @@ class _Search:
         for order, guess in self._orders(parts) if parts else ():
             cut = self._cut(parts, order, complete)
             if cut is not None:
-                yield replace(cut, ignored=frozenset(ignored), guess=guess)
+                yield replace(cut, ignored=frozenset(ignored), guess=guess, numbers=numbers_of(self.calls))
 
     def _fits(self, call: LossCall) -> bool:
         """Whether a call has values for each sample."""
@@ -208,8 +208,7 @@ def _described(term: Term, share: float, size: int) -> Part:
     if gradient is None:
         return part
     if not part.has_rows:
-        times = call.given.reduction == "sum" and abs(float(gradient) * size - 1) < 1e-4
-        return replace(part, scale="times" if times else "alone")
+        return replace(part, scale=_divided_by(call, float(gradient), size))
     if bool((gradient.abs() == 1).all()):
         return replace(part, scale="sum")
     weights = weights_of(term, size).double()
@@ -218,6 +217,16 @@ def _described(term: Term, share: float, size: int) -> Part:
         mean = call.name != "sum" or min(abs(abs(together) - n) for n in (1, gradient.numel() // size)) < 1e-4
         return replace(part, scale="mean" if mean else "sum", weight_sum=together if mean else None)
     return replace(part, scale="weights" if abs(together - 1) < 1e-4 else "mean")
+
+
+def _divided_by(call: LossCall, gradient: float, size: int) -> str:
+    """What a number of all samples was divided by, as a scale: a sum by B, or by the number of its targets that are not ignored."""
+    if call.given.reduction != "sum":
+        return "alone"
+    if abs(gradient * size - 1) < 1e-4:
+        return "times"
+    counts = counts_of(call)
+    return "counted" if counts is not None and abs(gradient * float(counts.sum()) - 1) < 1e-4 else "alone"
 
 
 def _names(calls: Sequence[LossCall]) -> str:

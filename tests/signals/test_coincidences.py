@@ -122,3 +122,58 @@ def test_a_function_that_is_curved_is_not_linear_where_its_values_are_zero():
     values = torch.zeros(BATCH, requires_grad=True) * 1.0
     assert not is_linear((values.mean() + 1).log(), [edge_of(values)], [values])
     assert is_linear(3 * values.mean() + 1, [edge_of(values)], [values])
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """The square of the mean of rows, whose gradient has no graph."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        ctx.save_for_backward(rows)
+        return rows.mean() ** 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (rows,) = ctx.saved_tensors
+        return (grad * 2 * rows.mean() / len(rows)).expand_as(rows)
+
+
+class Norm(OnceDifferentiable):
+    """The norm of rows: what they add to it makes all of it."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        ctx.save_for_backward(rows)
+        return rows.norm()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (rows,) = ctx.saved_tensors
+        return grad * rows / rows.norm()
+
+
+@pytest.mark.parametrize("function", [OnceDifferentiable, Norm])
+@pytest.mark.parametrize("checks", [True, False])
+def test_a_function_whose_curvature_cannot_be_seen_is_not_taken_to_be_linear(function, checks):
+    heads = Heads()
+
+    def step(heads, batch):
+        return function.apply(F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none"))
+
+    with pytest.raises(OutputsError, match="it is no linear function"):
+        observed(step, heads, [heads.batch(0)], check_attribution=checks)
+
+
+def test_what_cannot_be_differentiated_twice_elsewhere_does_not_matter():
+    """A penalty beside the criterion."""
+    heads = Heads()
+
+    def step(heads, batch):
+        return 2 * F.cross_entropy(heads.classes(batch["x"]), batch["y"]) + 1e-3 * Norm.apply(heads.classes.weight.flatten())
+
+    with pytest.warns(UserWarning, match="is a part of the loss"):
+        _, ((_, values),) = observed(step, heads, [heads.batch(0)])
+    expected = 2 * F.cross_entropy(heads.classes(heads.batch(0)["x"]), heads.batch(0)["y"], reduction="none")
+    assert torch.allclose(values["loss"], expected, atol=1e-5)

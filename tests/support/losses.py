@@ -12,6 +12,7 @@ from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 FEATURES, CLASSES, OUTPUTS, SAMPLES, BATCH = 16, 10, 5, 192, 32
+TOKENS = 4
 
 
 class Heads(nn.Module):
@@ -129,6 +130,24 @@ CLASS_WEIGHTS = torch.linspace(0.5, 1.5, CLASSES)
 def ignoring(heads, batch):
     target = torch.where(batch["keep"] > 0, batch["y"], -100)
     return F.cross_entropy(heads.classes(batch["x"]), target)
+
+
+def sum_over_tokens(heads, batch):
+    """As language models write it."""
+    target = tokens(batch)
+    logits = heads.classes(batch["x"][:, None] * torch.linspace(0.5, 2, TOKENS)[:, None]).transpose(1, 2)
+    return F.cross_entropy(logits, target, reduction="sum") / (target != -100).sum().item()
+
+
+def tokens(batch):
+    """A target of each position, ``[B, 4]``; behind the end of a sample they are ignored."""
+    target = (batch["y"][:, None] + torch.arange(TOKENS)) % CLASSES
+    return torch.where(torch.arange(TOKENS) < 1 + batch["y"][:, None] % TOKENS, target, -100)
+
+
+def weighted_tokens(heads, batch, weights):
+    counts = (tokens(batch) != -100).sum(1)
+    return (weights * counts * one_by_one(sum_over_tokens)(heads, batch)).sum() / counts.sum()
 
 
 def ignored_each(heads, batch):
@@ -291,6 +310,10 @@ LOSSES = {
     "label smoothing": Loss(partial(cross_entropy, label_smoothing=0.1), predicts=True),
     "sum": Loss(partial(cross_entropy, reduction="sum"), weighted=sum_of_each(each_cross_entropy), predicts=True),
     "sum over B": Loss(lambda h, b: cross_entropy(h, b, reduction="sum") / len(b["x"]), predicts=True),
+    "sum over tokens": Loss(sum_over_tokens, weighted=weighted_tokens, predicts=True),
+    "half a sum over tokens": Loss(
+        lambda h, b: 0.5 * sum_over_tokens(h, b), weighted=lambda h, b, w: 0.5 * weighted_tokens(h, b, w), predicts=True
+    ),
     "none, then mean": Loss(lambda h, b: each_cross_entropy(h, b).mean(), predicts=True),
     "times a weight": Loss(lambda h, b: weighed(h, b).mean(), predicts=True),
     "weighted mean": Loss(
