@@ -214,7 +214,11 @@ def test_the_script_prints_the_table(project, capsys):
     name = "project_of_a_user"
     for model in ("model", "Net"):
         text = said(capsys, 0, f"{name}:{model}", f"{name}:make_data")
-        assert "values come from:" in text and re.search(r"kakurenbo +hide +yes", text)
+        assert (
+            "values come from:" in text
+            and "attribution: verified (in eval mode)" in text
+            and re.search(r"kakurenbo +hide +yes", text)
+        )
     text = said(capsys, 1, f"{name}:Broken", "test_check_script:items")
     assert "the loss of each sample cannot be had" in text and re.search(r"random +hide +yes", text)
 
@@ -228,6 +232,11 @@ def test_the_script_prints_the_table(project, capsys):
         (
             ("project_of_a_user:number", "project_of_a_user:data"),
             "'project_of_a_user:number' is an object of class int; MODEL must be a LightningModule",
+        ),
+        (
+            ("test_check_script:Module", "project_of_a_user:data"),
+            "'test_check_script:Module' cannot be made without arguments: Module needs loss. Write a function that makes one, "
+            "`def make(): return Module(loss=...)`, and give its name, test_check_script:make",
         ),
     ],
 )
