@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ One batch is run forward, in every way that a method may need; nothing is traine
   values come from         the dict that training_step returns, sample_outputs, or the calls in the step that made its loss
   share of the loss        how much of the loss the values of the samples add up to
   decomposes over samples  whether the loss depends on parameters through these values alone
-  attribution              verified: the value of a sample does not change with the other samples of its batch
+  attribution              verified: the value of a sample does not change with the other samples of its batch, in eval mode
   loss weights             exact: methods that weigh samples reach the gradient exactly
 
 The same from Python: print(SampleSelection.check(model, data)). The exit code is 1 where the loss of each sample cannot be had."""
@@ -51,13 +52,35 @@ def found(name: str) -> Any:
 
 
 def object_of(name: str) -> Any:
-    """As :func:`found`; a class or a plain function is called."""
+    """As :func:`found`; a class or a plain function is called.
+
+    Raises:
+        ValueError: also when it needs arguments.
+    """
     made = found(name)
-    return made() if isinstance(made, type) or type(made).__name__ in ("function", "method", "partial") else made
+    if not isinstance(made, type) and type(made).__name__ not in ("function", "method", "partial"):
+        return made
+    needed = _needed(made)
+    if needed:
+        what = getattr(made, "__name__", name)
+        raise ValueError(
+            f"{name!r} cannot be made without arguments: {what} needs {', '.join(needed)}. Write a function that makes one, "
+            f"`def make(): return {what}({', '.join(f'{n}=...' for n in needed)})`, and give its name, {name.partition(':')[0]}:make"
+        )
+    return made()
+
+
+def _needed(made: Any) -> list[str]:
+    """Names of the arguments that a class or function cannot do without."""
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):  # it has no signature
+        return []
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the first batch proves; a name that cannot be imported ends with exit code 2."""
+    """Print what the first batch proves; a name that leads to no object ends with exit code 2."""
     parser = argparse.ArgumentParser(
         "kakurenbo-check", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -70,6 +70,15 @@ def gather(mine: Any) -> list[Any]:
     return found
 
 
+def largest(mine: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers; waits for them, and for the device. Collective when there is more than one."""
+    if world_size() == 1:
+        return mine
+    number = torch.tensor(mine, device=device)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
+
+
 def check_same_data(num_samples: int, fingerprint: str, position: str) -> None:
     """Compare the ranks' data sets by length and fingerprint.
 

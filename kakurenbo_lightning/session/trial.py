@@ -12,7 +12,9 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torchmetrics import Metric
 
 from kakurenbo_lightning.core.batch_rows import BatchCheck
 from kakurenbo_lightning.core.flavour import is_instance, join
@@ -22,7 +24,8 @@ from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.trainer.compatibility import check_module
-from kakurenbo_lightning.trainer.forward_pass import replaying, scoring
+from kakurenbo_lightning.trainer.forward_pass import metrics_kept, replaying, scoring
+from kakurenbo_lightning.trainer.module_state import attributes_kept
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class _Trial(pl.Callback):
 
 
 def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: Any, settings: dict[str, Any]) -> TrialReport:
-    """Try the first batch; the module's parameters and buffers, and all random numbers, are afterwards what they were.
+    """Try the first batch; the module, with what is attached to it, and all random numbers are afterwards what they were.
 
     Args:
         selection: a SampleSelection that needs nothing of the step.
@@ -146,8 +149,13 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
     made = {"max_epochs": 1, "devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
     trainer = _trainer_class(module)(**made, callbacks=[selection, trial])
     given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
-    with isolate_rng(), _tensors_kept(module), contextlib.suppress(_Tried):
-        trainer.fit(module, **given)
+    attached = getattr(data, "trainer", None)
+    try:
+        with isolate_rng(), _all_kept(module), contextlib.suppress(_Tried):
+            trainer.fit(module, **given)
+    finally:
+        if "datamodule" in given:
+            data.trainer = attached
     if trial.report is None:
         raise ConflictError("the Trainer made no training step: the train loader gives no batch")
     return trial.report
@@ -160,18 +168,48 @@ def _trainer_class(module: pl.LightningModule) -> Any:
 
 
 @contextlib.contextmanager
-def _tensors_kept(module: pl.LightningModule) -> Iterator[None]:
-    """Put back parameters and buffers: a module that optimizes by itself makes a step, and BatchNorm counts batches."""
-    kept: list[tuple[Tensor, Tensor]] = []
-    flags = [(part, part.training) for part in module.modules()]
-    for tensor in (*module.parameters(), *module.buffers()):
-        if not torch.nn.parameter.is_lazy(tensor):
-            kept.append((tensor, tensor.detach().clone()))
+def _all_kept(module: pl.LightningModule) -> Iterator[None]:
+    """Put back all of a module: a Trainer attaches itself and converts it to its precision, and the step moves what it likes."""
+    parts = list(module.modules())
+    plain = [part for part in parts if not isinstance(part, Metric | torch.jit.ScriptModule)]
+    inside = [(part, dict(vars(part))) for part in plain]
+    registered = [
+        (vars(part)[name], dict(vars(part)[name])) for part in plain for name in ("_parameters", "_buffers", "_modules")
+    ]
+    flags = [(part, part.training) for part in parts]
+    own = [value for _, values in inside for value in values.values() if isinstance(value, Tensor)]
+    lazy = [tensor for tensor in (*module.parameters(), *module.buffers()) if is_lazy(tensor)]
+    known = [tensor for tensor in (*module.parameters(), *module.buffers(), *own) if not is_lazy(tensor)]
+    tensors = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in known]
+    asking = [(parameter, parameter.requires_grad) for parameter in known if isinstance(parameter, nn.Parameter)]
+    gradients = [(parameter, parameter.grad, _copied(parameter.grad)) for parameter, _ in asking]
+    trainers = [(part, part._trainer) for part in parts if is_instance(part, pl.LightningModule)]
+    attributes = contextlib.nullcontext() if lazy else attributes_kept(module)  # what the step has made of these stays
     try:
-        yield
+        with attributes, metrics_kept(parts):
+            yield
     finally:
-        with torch.no_grad():
-            for tensor, copy in kept:
-                tensor.copy_(copy)
+        for mapping, before in registered if not lazy else ():
+            mapping.clear()
+            mapping.update(before)
+        for part, before in inside if not lazy else ():
+            vars(part).clear()
+            vars(part).update(before)
         for part, training in flags:
             part.training = training
+        for part, trainer in trainers:
+            part._trainer = trainer
+        with torch.no_grad():
+            for tensor, memory, copy in tensors:
+                memory.copy_(copy)
+                tensor.data = memory
+            for parameter, gradient, copy in gradients:
+                parameter.grad = gradient
+                if gradient is not None and copy is not None:
+                    gradient.copy_(copy)
+        for parameter, asks in asking:
+            parameter.requires_grad_(asks)
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.clone()

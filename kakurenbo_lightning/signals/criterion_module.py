@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kakurenbo_lightning.core.random import isolated_rng
 from kakurenbo_lightning.signals.criteria import grouped, mean, of_classes, of_labels, total
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values
@@ -84,7 +85,8 @@ class ModuleCall:
         device, dtype, enabled = self._precision
         with torch.autocast(device, dtype, enabled), _attributes_kept(self.module):
             if self.findings.looped:
-                return self._loop(range(self.rows))
+                with isolated_rng():
+                    return self._loop(range(self.rows))
             in_dims = tuple(0 if is_mapped else None for is_mapped in self._mapped)
             return torch.vmap(self._of_one, in_dims, randomness="error")(*self._given)
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.core.distributed import world_size
+from kakurenbo_lightning.core.random import isolated_rng, rng_state, set_rng_state
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.captured import CapturedLoss
@@ -27,7 +29,8 @@ from kakurenbo_lightning.signals.first_batch import Needs, verified_captured, ve
 from kakurenbo_lightning.signals.predictions import Values
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.signals.returned import from_returned, loss_of, scaled, with_loss
-from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, random_numbers_kept, replayed, weighable
+from kakurenbo_lightning.signals.turns import together
+from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, weighable
 from kakurenbo_lightning.signals.watching import CRITERIA_BY_NAME, EVERYTHING, NOTHING, Recording, Sight, Watcher
 
 __all__ = ["SampleOutputs", "Values", "from_returned", "scaled"]
@@ -68,6 +71,7 @@ class SampleOutputs:
         self._way: str | None = None
         self._weighs = False  # weights wait for the backward pass
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
+        self._met: set[str] = set()  # of "scoring" and "training", the phases in which ranks have verified their first batch
         self.report: Report | None = None
 
     @property
@@ -137,15 +141,17 @@ class SampleOutputs:
         recording = self._captured.recording(size, graph=weights is not None)
         with self._watcher.watching(self._sight(), recording):
             outputs = step()
-        if self._skips(outputs) and not self._trained(values, recording):
-            return outputs, None
+        skips = self._skips(outputs) and not self._trained(values, recording)
         if not self._in_training:
             if replay is None and not (
                 dist.is_available() and dist.is_initialized()
             ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
-            values = self._decide(outputs, recording, batch, Rehearsal(scoring, replay, self._tests_attribution, kept, frozen))
-            self._in_training = True
+            rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen)
+            values = self._decide(None if skips else outputs, recording, batch, rehearsal, "training", skips)
+            self._in_training = not skips
+        if skips:
+            return outputs, None
         if self._needs.nothing and weights is None:
             return outputs, self._free_values(outputs, recording)
         terms = self._captured.terms(recording, loss_of(outputs), batch) if self._way == "captured" else None
@@ -284,13 +290,13 @@ class SampleOutputs:
         with torch.inference_mode(False), torch.no_grad():
             with (
                 rehearsal.kept(),
-                random_numbers_kept(),
+                isolated_rng(),
                 torch.enable_grad(),
                 eagerly(),
                 self._watcher.watching(EVERYTHING, recording),
             ):
                 outputs = step() if rehearsal.replay is None else rehearsal.run(batch, size)
-            self._decide(outputs, recording, batch, rehearsal)
+            self._decide(outputs, recording, batch, rehearsal, "scoring")
 
     @property
     def _scoring_sight(self) -> Sight:
@@ -298,8 +304,24 @@ class SampleOutputs:
 
     # --- the first batch
 
-    def _decide(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> Values | None:
-        """Choose the way, and verify what it gives; the values, where a function gave them."""
+    def _decide(
+        self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, skips: bool = False
+    ) -> Values | None:
+        """Choose the way, and verify what it gives; the values, where a function gave them. Every rank comes to the first of a phase."""
+        alone, meets = world_size() == 1 or self._needs.nothing, phase not in self._met
+        self._met |= {phase, "scoring"}
+        if not alone and not meets:  # the others do not come: this rank had skipped its first batch
+            rehearsal = replace(rehearsal, replay=None)
+        function = None if isinstance(outputs, Mapping) and "sample_loss" in outputs else self._sample_outputs
+        with isolated_rng():
+            if alone or not meets:
+                return None if skips else self._verify(outputs, recording, batch, rehearsal)
+            runs = rehearsal if function is None else replace(rehearsal, replay=function)
+            with together(runs, batch, recording.size, self.device) as turns:
+                return None if skips else self._verify(outputs, recording, batch, replace(rehearsal, turn=turns.turn))
+
+    def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> Values | None:
+        """As :meth:`_decide`, on this rank."""
         needs, values = self._needs, None
         if isinstance(outputs, Mapping) and "sample_loss" in outputs:
             self.report = verified_returned(needs, outputs, batch, recording.size, rehearsal)

@@ -43,6 +43,6 @@ class Report:
             f"values: {', '.join(self.gives) or 'none'}",
             f"share of the loss: {'not known' if self.share is None else f'{self.share:.1%}'}",
             f"decomposes over samples: {shown[self.decomposes]}",
-            f"attribution: {self.attribution}",
+            f"attribution: {self.attribution}{' (in eval mode)' if self.attribution == 'verified' else ''}",
             f"loss weights: {self.weights}",
         ]

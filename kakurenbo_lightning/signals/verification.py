@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.batch_rows import slice_batch
-from kakurenbo_lightning.core.random import rng_state, seed_everything, set_rng_state
+from kakurenbo_lightning.core.random import isolated_rng, seed_everything
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict, compare, halve
@@ -35,16 +35,6 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def random_numbers_kept() -> Iterator[None]:
-    """Random numbers that are drawn inside are drawn again afterwards."""
-    state = rng_state()
-    try:
-        yield
-    finally:
-        set_rng_state(state)
-
-
 def replayed(step: Callable[[], Any], batch: Any) -> Callable[[Any], Any] | None:
     """The step as a function of its batch, where it is a ``functools.partial`` that holds the batch."""
     if not isinstance(step, partial) or not any(argument is batch for argument in step.args):
@@ -57,8 +47,9 @@ class StepFailed(Exception):
 
 
 @contextlib.contextmanager
-def _rehearsing(rehearsal: Rehearsal, others: bool) -> Iterator[None]:
-    """A run without a trace; ``others``: with other random numbers."""
+def _rehearsing(rehearsal: Rehearsal, size: int, others: bool) -> Iterator[None]:
+    """A run of ``size`` samples without a trace; ``others``: with other random numbers."""
+    rehearsal.turn(size, others)
     try:
         with (
             rehearsal.scoring(),
@@ -66,7 +57,7 @@ def _rehearsing(rehearsal: Rehearsal, others: bool) -> Iterator[None]:
             torch.inference_mode(False),
             torch.no_grad(),
             eagerly(),
-            random_numbers_kept(),
+            isolated_rng(),
         ):
             if others:
                 seed_everything(OTHER_NUMBERS)
@@ -85,6 +76,7 @@ class Rehearsal:
         wanted: whether attribution shall be tested.
         kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
         frozen: makes a context in which the network has nothing that asks for a gradient.
+        turn: called before each run with its size and whether it draws other random numbers; other ranks may have to come along.
     """
 
     scoring: Callable[[], Any]
@@ -92,6 +84,7 @@ class Rehearsal:
     wanted: bool = True
     kept: Callable[[], Any] = contextlib.nullcontext
     frozen: Callable[[], Any] = contextlib.nullcontext
+    turn: Callable[[int, bool], None] = lambda size, others: None
 
     def run(self, batch: Any, size: int) -> Any:
         """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
@@ -101,6 +94,12 @@ class Rehearsal:
         except (ValueError, TypeError):  # it is no batch of rows, so attribution is not tested
             copied = batch
         return self.replay(copied)
+
+    def run_in_vain(self, batch: Any, size: int) -> None:
+        """Run the step because another rank does, and may wait for this one in it."""
+        if self.replay is not None:
+            with contextlib.suppress(StepFailed), _rehearsing(replace(self, turn=lambda size, others: None), size, False):
+                self.run(batch, size)
 
     @property
     def possible(self) -> bool:
@@ -129,7 +128,7 @@ class Rehearsal:
         """Test values that a function of (batch, size) gives, ``[size]``."""
 
         def run(part: Any, count: int, others: bool) -> Tensor:
-            with _rehearsing(self, others):
+            with _rehearsing(self, count, others):
                 return values(part, count).float()
 
         return self.test(
@@ -151,7 +150,7 @@ class Rehearsal:
 
         def once(batch: Any, size: int, others: bool, gradients: AbstractContextManager[Any]) -> tuple[Recording, Tensor]:
             recording = make(size)
-            with _rehearsing(self, others), gradients, watcher.watching(EVERYTHING, recording):
+            with _rehearsing(self, size, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)

@@ -318,7 +318,9 @@ class Watcher:
             if recording.traced:
                 recording.take_traced()
         finally:
-            F.__dict__.update(before)
+            for name, function in before.items():
+                if F.__dict__.get(name) is self._criteria[name]:  # a patch that the step has made stays
+                    F.__dict__[name] = function
             self._recording = None
 
     def _replace_functionals(self, names: tuple[str, ...]) -> dict[str, Any]:
@@ -390,4 +392,5 @@ def _methods_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         for name in mine:
-            delattr(Tensor, name)
+            if vars(Tensor).get(name) is replacements[name]:
+                delattr(Tensor, name)

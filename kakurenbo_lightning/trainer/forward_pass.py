@@ -46,7 +46,8 @@ def forward_only(
     with (
         adapter.module_state.kept(module, parts, thorough, but_norms=mode == "train"),
         _as_validation(adapter.trainer),
-        _flags_and_metrics(module, parts, mode),
+        _flags_kept(module, parts, mode),
+        metrics_kept(parts),
         torch.no_grad(),
         isolate_rng(),
         _silenced(module),
@@ -65,9 +66,8 @@ def _as_validation(trainer: AnyTrainer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _flags_and_metrics(module: pl.LightningModule, parts: list[nn.Module], mode: RefreshMode) -> Iterator[None]:
+def _flags_kept(module: pl.LightningModule, parts: list[nn.Module], mode: RefreshMode) -> Iterator[None]:
     flags = {part: part.training for part in parts}
-    metrics = {part: _metric_state(part) for part in parts if isinstance(part, Metric)}
     if mode == "eval":
         module.eval()
     try:
@@ -75,6 +75,15 @@ def _flags_and_metrics(module: pl.LightningModule, parts: list[nn.Module], mode:
     finally:
         for part, training in flags.items():
             part.training = training
+
+
+@contextlib.contextmanager
+def metrics_kept(parts: list[nn.Module]) -> Iterator[None]:
+    """Put back the state of the torchmetrics among ``parts``."""
+    metrics = {part: _metric_state(part) for part in parts if isinstance(part, Metric)}
+    try:
+        yield
+    finally:
         for metric, state in metrics.items():
             vars(metric).update(state)
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from helpers import SureNet, fit, loader
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric
 
 from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.cli.check import main
@@ -102,6 +103,59 @@ def test_nothing_is_trained_and_everything_is_put_back(manual):
     assert trainer.global_step == 3, "the module trains as if nothing had been tried"
 
 
+class Restless(Module):
+    """Changes everything it has in a step."""
+
+    def __init__(self, manual):
+        super().__init__(F.cross_entropy, manual)
+        self.register_buffer("centre", torch.zeros(3))
+        self.mean, self.count, self.seen = torch.zeros(3), 0, []
+        self.accuracy = MeanMetric()
+
+    def setup(self, stage):
+        self.extra = nn.Linear(2, 2)
+
+    def training_step(self, batch, batch_idx):
+        self.centre = self.centre * 0.9 + 1
+        self.mean.add_(1)
+        self.count += 1
+        self.seen.append(batch_idx)
+        self.accuracy.update(self.mean.mean())
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("manual", [False, True])
+def test_the_module_is_what_it_was_however_restless(manual, precision):
+    module, data = Restless(manual), pl.LightningDataModule.from_datasets(items().dataset, batch_size=8)
+    kept, centre = module.network[0].weight, module.centre
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    names = {name: set(vars(part)) for name, part in module.named_modules()}
+    SampleSelection.check(module, data, precision=precision)
+    assert module.network[0].weight is kept and module.centre is centre and kept.grad is None
+    after = module.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert all(value.dtype == before[name].dtype for name, value in after.items()) and module.dtype == torch.float32
+    assert not module.mean.any() and module.count == 0 and module.seen == [] and module.accuracy._update_count == 0
+    assert {name: set(vars(part)) for name, part in module.named_modules()} == names
+    assert module._trainer is None and data.trainer is None
+
+
+def test_a_lazy_module_can_be_trained_afterwards():
+    module = Module(F.cross_entropy)
+    module.network = nn.Sequential(nn.LazyLinear(3))
+    assert works(SampleSelection.check(module, items())) == set(available_methods())
+    assert module.network(torch.ones(2, 4)).shape == (2, 3)
+
+
+def test_gradients_that_are_there_stay():
+    module = Module(F.cross_entropy, manual=True)
+    module.network[0].weight.grad = gradient = torch.ones(3, 4)
+    SampleSelection.check(module, items())
+    assert module.network[0].weight.grad is gradient and bool((gradient == 1).all())
+    assert module.network[0].bias.grad is None
+
+
 def test_values_of_a_function():
     def values_of(batch):
         return {"sample_loss": batch[0].mean(1), "confidence": torch.full((len(batch[0]),), 0.5), "correct": batch[1] > 0}
@@ -160,7 +214,11 @@ def test_the_script_prints_the_table(project, capsys):
     name = "project_of_a_user"
     for model in ("model", "Net"):
         text = said(capsys, 0, f"{name}:{model}", f"{name}:make_data")
-        assert "values come from:" in text and re.search(r"kakurenbo +hide +yes", text)
+        assert (
+            "values come from:" in text
+            and "attribution: verified (in eval mode)" in text
+            and re.search(r"kakurenbo +hide +yes", text)
+        )
     text = said(capsys, 1, f"{name}:Broken", "test_check_script:items")
     assert "the loss of each sample cannot be had" in text and re.search(r"random +hide +yes", text)
 
@@ -174,6 +232,11 @@ def test_the_script_prints_the_table(project, capsys):
         (
             ("project_of_a_user:number", "project_of_a_user:data"),
             "'project_of_a_user:number' is an object of class int; MODEL must be a LightningModule",
+        ),
+        (
+            ("test_check_script:Module", "project_of_a_user:data"),
+            "'test_check_script:Module' cannot be made without arguments: Module needs loss. Write a function that makes one, "
+            "`def make(): return Module(loss=...)`, and give its name, test_check_script:make",
         ),
     ],
 )

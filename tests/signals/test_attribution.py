@@ -303,7 +303,7 @@ def test_compare_tells_apart():
     )
     nan = whole.masked_fill(torch.arange(8) == 1, float("nan"))
     assert compare(nan, nan[:4], equal).outcome == "verified"
-    assert compare(torch.zeros(8), torch.zeros(4), equal).outcome == "verified"
+    assert compare(torch.zeros(8), torch.zeros(4), equal).reason.startswith("all losses of the first batch are the same")
 
 
 def test_noise_that_only_small_losses_show_is_noise():
@@ -317,13 +317,19 @@ def test_noise_that_only_small_losses_show_is_noise():
 
 def test_losses_of_almost_nothing_are_rounding():
     whole = torch.tensor([1e-7, 2e-7, 3e-7, 2e-7])
-    assert compare(whole, whole[:2] + 4e-7, lambda: whole).outcome == "verified"
+    assert compare(whole, whole[:2] + 4e-7, lambda: whole).reason.startswith("all losses of the first batch are the same")
 
 
 def test_half_precision_may_differ_by_more():
     whole = torch.linspace(0.5, 1.0, 8)
     assert compare(whole, whole[:4] * 1.04, lambda: whole).outcome == "batch"
     assert compare(whole, whole[:4] * 1.04, lambda: whole, 0.1).outcome == "verified"
+
+
+def test_half_precision_tells_losses_apart_that_differ_by_a_little():
+    whole = torch.linspace(2.2, 2.5, 8)
+    assert compare(whole, whole[:4] * 1.004, lambda: whole, 0.1).outcome == "verified"
+    assert compare(whole, whole[4:], lambda: whole, 0.1).reason.startswith("all losses"), "or nearly the same"
 
 
 @pytest.mark.parametrize("change", [lambda x: x.sub_(1.0), lambda x: x.mul_(2.0)])
@@ -342,3 +348,53 @@ def test_a_step_that_changes_its_batch_in_place_can_go_backward(change, heads, b
     each = F.cross_entropy(heads.classes(given["x"]), batch["y"], reduction="none")
     assert torch.allclose(values["loss"], each)
     assert source.report.attribution == "verified"
+
+
+# --- losses that are all alike, as those of a head that begins with zeros (MAE, fine-tuning)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-5])
+@pytest.mark.parametrize("step", [shuffled, cross_entropy])
+def test_losses_that_are_all_alike_prove_nothing_and_say_so(step, scale):
+    heads = Heads()
+    with torch.no_grad():
+        heads.classes.weight.mul_(scale)
+        heads.classes.bias.zero_()
+    source, _ = observed(step, heads, [heads.batch(0)])
+    assert source.report.attribution.startswith("skipped: all losses of the first batch are the same")
+
+
+def test_losses_that_are_nearly_alike_are_compared_more_closely():
+    heads = Heads()
+    with torch.no_grad():
+        heads.classes.weight.mul_(1e-3)
+        heads.classes.bias.zero_()
+    assert observed(cross_entropy, heads, [heads.batch(0)])[0].report.attribution == "verified"
+    assert observed(flipped, heads, [heads.batch(0)])[0].report.attribution.startswith("skipped: all losses")
+
+
+def test_one_term_that_is_alike_does_not_hide_another():
+    heads = Heads()
+    with torch.no_grad():
+        heads.mean.weight.zero_()
+        heads.mean.bias.zero_()
+
+    def step(heads, batch):
+        same = F.mse_loss(heads.mean(batch["x"]), torch.ones_like(batch["target"]))
+        return F.cross_entropy(heads.classes(batch["x"]), batch["y"]) + 0.5 * same
+
+    source, _ = observed(step, heads, [heads.batch(0)])
+    assert source.report.attribution == "verified" and source.report.complete
+
+
+def test_tokens_of_a_head_of_zeros_belong_to_their_samples():
+    heads = Heads()
+    with torch.no_grad():
+        heads.classes.weight.zero_()
+
+    def step(heads, batch):
+        tokens = torch.stack([batch["x"], batch["x"].flip(1)], 1)
+        return F.cross_entropy(heads.classes(tokens).flatten(0, 1), batch["y"].repeat_interleave(2))
+
+    _, made = observed(step, heads, [heads.batch(0)])
+    assert made[0][1]["loss"].shape == (BATCH,)

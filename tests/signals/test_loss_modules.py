@@ -1,14 +1,17 @@
 """Loss modules that nothing else sees into: evaluated row by row, and what they say about predictions."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import BATCH, CLASSES, Heads, gradient, observed, onehot, rows_of
+from losses import BATCH, CLASSES, Heads, NoScoring, gradient, observed, onehot, rows_of
 from timm import loss as timm_loss
 from torch import nn
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.criterion_module import MOST_LOOPED
+from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 
 @pytest.fixture
@@ -138,6 +141,32 @@ class Running(LogCosh):
     def forward(self, prediction, target):
         self.centre.mul_(0.9).add_(0.1 * prediction.detach().mean())
         return super().forward(prediction - self.centre, target)
+
+
+class Drawing(LogCosh):
+    """Draws a random number in each call, of which nothing depends."""
+
+    def forward(self, prediction, target):
+        return super().forward(prediction, target) + 0 * torch.rand(())
+
+
+@pytest.mark.parametrize("tested", [True, False])
+def test_a_module_that_draws_leaves_the_random_numbers_of_the_next_step(tested, heads, batches):
+    module = Drawing()
+
+    def step(batch):
+        return F.cross_entropy(heads.classes(batch["x"]), batch["y"]) + 0.1 * module(heads.mean(batch["x"]), batch["target"])
+
+    def drawn(run):
+        torch.manual_seed(5)
+        for batch in batches:
+            run(partial(step, batch), batch)
+        return torch.rand(2)
+
+    source = SampleOutputs(("loss",), check_attribution=tested)
+    expected = drawn(lambda step, batch: step())
+    assert torch.equal(drawn(lambda step, batch: source.observe(step, batch, BATCH, NoScoring)), expected)
+    assert "Drawing" in source.source
 
 
 def test_a_module_whose_buffers_change_is_refused_and_left_alone(heads, batches):

@@ -336,7 +336,30 @@ def test_the_report_says_what_was_verified(heads, batches):
         "values: loss, confidence, correct",
         "share of the loss: 100.0%",
         "decomposes over samples: yes",
-        "attribution: verified",
+        "attribution: verified (in eval mode)",
         "loss weights: exact",
     ]
     assert SampleOutputs(()).report is None
+
+
+def test_a_patch_that_the_first_step_makes_of_a_criterion_stays(monkeypatch):
+    monkeypatch.setattr(F, "cross_entropy", F.cross_entropy)  # put back after the test
+    original, heads = F.cross_entropy, Heads()
+
+    def checked(*args, **kwargs):
+        return original_in_step(*args, **kwargs)
+
+    def step(batch):
+        nonlocal original_in_step
+        if original_in_step is None:
+            original_in_step = F.cross_entropy
+            F.cross_entropy = checked
+        return F.cross_entropy(heads.classes(batch["x"]), batch["y"])
+
+    original_in_step, source = None, SampleOutputs(("loss",), check_attribution=False)
+    for number in range(3):
+        batch = heads.batch(number * BATCH)
+        _, values = source.observe(partial(step, batch), batch, BATCH, NoScoring)
+        assert F.cross_entropy is checked
+        expected = original(heads.classes(batch["x"]), batch["y"], reduction="none")
+        assert torch.allclose(values["loss"], expected, atol=1e-5)
