@@ -245,3 +245,9 @@ def test_no_class_is_longer_than_300_lines():
     }
     wrong = [f"{where}: {length} lines" for where, length in classes.items() if length > LONGEST_CLASS]
     assert not wrong, lines(wrong)
+
+
+def test_no_two_test_files_have_one_name():
+    """They lie in folders without ``__init__.py``, and processes that a test starts import them by name."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
