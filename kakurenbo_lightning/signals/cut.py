@@ -102,7 +102,7 @@ class Cut:
             return True
         known = {entry for entry in self.numbers if entry[0] in names}
         found = numbers_of(recording.calls, names)
-        if not graphs or recording.leaves:  # without a network's graph, that of the loss begins where it is told to
+        if not graphs or recording.leaves:  # without a network's graph, that of the loss begins at its leaves
             return {entry[:2] for entry in known} == {entry[:2] for entry in found}
         return known == found
 

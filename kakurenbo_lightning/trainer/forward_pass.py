@@ -157,8 +157,7 @@ def score_samples(
     """
     wait_for(outputs.device)
     started = time.perf_counter()
-    trainer, sampler = adapter.trainer, loader.sampler
-    module = trainer.lightning_module
+    trainer, sampler, module = adapter.trainer, loader.sampler, adapter.trainer.lightning_module
     assert isinstance(sampler, SelectionSampler)
     broadcast_buffers(module)
     shard = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)

@@ -5,22 +5,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import BATCH, Heads, NoScoring, cross_entropy, each_cross_entropy, observed
+from losses import BATCH, NoScoring, cross_entropy, each_cross_entropy, observed
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 READS = ("loss", "confidence", "correct")
-
-
-@pytest.fixture
-def heads():
-    return Heads()
-
-
-@pytest.fixture
-def batches(heads):
-    return [heads.batch(start) for start in (0, BATCH, 2 * BATCH)]
 
 
 def teacher(heads, batch):

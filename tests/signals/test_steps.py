@@ -14,17 +14,6 @@ from torch.nn.functional import cross_entropy as imported_cross_entropy
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
-
-@pytest.fixture
-def heads():
-    return Heads()
-
-
-@pytest.fixture
-def batches(heads):
-    return [heads.batch(start) for start in (0, BATCH, 2 * BATCH)]
-
-
 # --- nothing is required
 
 
