@@ -16,7 +16,8 @@ from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, v
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.watching import LossCall, Recording
 
-MOST_NOISE = 5.0  # times the difference between two equal passes is no proof that the rest of the batch matters
+MOST_NOISE = 5.0  # times the difference between equal passes is no proof that the rest of the batch matters
+NOISE_PASSES = 8  # at most: with dropout, two equal passes may happen to differ little where a third differs much
 CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
 ROUNDING = 1e-4  # relative difference that says nothing
 
@@ -68,10 +69,11 @@ def halve(batch: Any, size: int) -> Halved | str:
     return Halved(part, half)
 
 
-def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor], tolerance: float = CLOSE) -> Verdict:
+def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], tolerance: float = CLOSE) -> Verdict:
     """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
-    Where they differ by more than ``tolerance``, ``again`` gives the values of the whole batch once more, with other random numbers.
+    Where they differ by more than ``tolerance``, ``again(k)`` gives the values of the whole batch once more, with the k-th other random
+    numbers, k = 1, 2, ...
     """
     scale, first = whole.abs().nanmean(), whole[: len(half)]
     if _same(half, first, scale, tolerance):
@@ -81,12 +83,13 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[], Tensor], tolerance:
         least = (ROUNDING if tolerance <= CLOSE else 3 * CLOSE) * scale + 2e-6
         finer = bool(spread > least) and _same(half, first, scale, 0.3 * float(spread / scale))
         return Verdict("verified") if finer else ALIKE
-    once_more = again()
+    once_more = again(1)
     if _same(once_more, whole, scale, 1e-4):
         return Verdict("permuted" if _all_among(half, whole) else "batch")
     if _same(once_more.sort().values, whole.sort().values, scale, 1e-3):
         return Verdict("permuted")
-    if once_more.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(once_more, whole):
+    passes = (once_more if number == 1 else again(number) for number in range(1, NOISE_PASSES + 1))
+    if any(other.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(other, whole) for other in passes):
         return Verdict("skipped", "two equal passes differ: the step draws random numbers")
     return Verdict("batch")
 
@@ -110,7 +113,7 @@ def _all_among(part: Tensor, whole: Tensor) -> bool:
     return bool((distance <= 1e-3 * spread / len(whole)).all())
 
 
-Run = Callable[[Any, int, bool], tuple[Recording, Tensor]]  # of a batch, its size, and whether with other random numbers
+Run = Callable[[Any, int, int], tuple[Recording, Tensor]]  # of a batch, its size, and which other random numbers (0: the same)
 
 
 @torch.no_grad()
@@ -124,12 +127,12 @@ def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved)
         size: B.
         half: of it.
     """
-    runs = [Tried(*run(batch, size, False), size), Tried(*run(half.batch, half.size, False), half.size)]
+    runs = [Tried(*run(batch, size, 0), size), Tried(*run(half.batch, half.size, 0), half.size)]
     if any(tried.recording.batch_statistics for tried in runs):
         return Verdict(
             "skipped", "a BatchNorm without running statistics makes every sample depend on its batch, in eval mode too"
         )
-    again = cache(lambda: Tried(*run(batch, size, True), size))
+    again = cache(lambda others: Tried(*run(batch, size, others), size))
     verdicts = [_tried(cut, runs, again) for cut in cuts]
     outcomes = ("verified", "alike", "permuted", "batch", "skipped")
     return min(verdicts, key=lambda verdict: outcomes.index("alike" if verdict.reason == ALIKE.reason else verdict.outcome))
@@ -143,15 +146,15 @@ class Tried(NamedTuple):
     size: int
 
 
-def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[], Tried]) -> Verdict:
+def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[int], Tried]) -> Verdict:
     found = [terms_of(cut, tried.recording, tried.loss) for tried in runs]
     terms = [one.terms for one in found if one is not None and len(one.terms) == len(cut.parts)]
     if len(terms) < len(found):
         return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
     whole, half = terms
 
-    def once_more(number: int) -> Tensor:
-        tried = again()
+    def once_more(number: int, others: int) -> Tensor:
+        tried = again(others)
         made = terms_of(cut, tried.recording, tried.loss)
         return raw_of(made.terms[number], tried.size).float() if made else torch.empty(0)
 

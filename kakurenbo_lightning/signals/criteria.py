@@ -49,7 +49,8 @@ class CriterionCall:
     """
 
     def __init__(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        options = dict(zip(CRITERIA[function], args, strict=False), **kwargs)
+        names = CRITERIA[function]  # not zip(..., strict=): torch 2.6 cannot trace it where a step is compiled
+        options = {**{names[at]: value for at, value in enumerate(args)}, **kwargs}
         legacy = options.pop("size_average", None), options.pop("reduce", None)
         self.reduction = options.pop("reduction", "mean")
         if legacy != (None, None):

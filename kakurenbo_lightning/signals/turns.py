@@ -30,8 +30,8 @@ class Turns:
     def __init__(self, rehearsal: Rehearsal, batch: Any, size: int, device: torch.device) -> None:
         self._rehearsal, self._batch, self._size, self._device = rehearsal, batch, size, device
 
-    def take(self, size: int, others: bool) -> None:
-        """Wait until every rank makes a run of ``size`` samples; ``others``: with other random numbers."""
+    def take(self, size: int, others: int) -> None:
+        """Wait until every rank makes a run of ``size`` samples; ``others``: which other random numbers, 0: the same."""
         mine = OTHER_NUMBERS if others else HALF if size < self._size else WHOLE
         while (agreed := largest(mine, self._device)) != mine:
             self._run_in_vain(agreed)

@@ -22,7 +22,7 @@ from kakurenbo_lightning.signals.graph import edge_of, from_the_beginning, front
 from kakurenbo_lightning.signals.returned import loss_of
 from kakurenbo_lightning.signals.watching import EVERYTHING, Recording, Watcher
 
-OTHER_NUMBERS = 0x5EED  # seeds a second run that shall draw other random numbers
+OTHER_NUMBERS = 0x5EED  # and what follows seed the runs that shall draw other random numbers
 
 
 @contextlib.contextmanager
@@ -47,8 +47,8 @@ class StepFailed(Exception):
 
 
 @contextlib.contextmanager
-def _rehearsing(rehearsal: Rehearsal, size: int, others: bool) -> Iterator[None]:
-    """A run of ``size`` samples without a trace; ``others``: with other random numbers."""
+def _rehearsing(rehearsal: Rehearsal, size: int, others: int) -> Iterator[None]:
+    """A run of ``size`` samples without a trace; ``others``: which other random numbers it draws, 0 for the same."""
     rehearsal.turn(size, others)
     try:
         with (
@@ -60,7 +60,7 @@ def _rehearsing(rehearsal: Rehearsal, size: int, others: bool) -> Iterator[None]
             isolated_rng(),
         ):
             if others:
-                seed_everything(OTHER_NUMBERS)
+                seed_everything(OTHER_NUMBERS + others - 1)
             yield
     except Exception as error:
         raise StepFailed(f"a scoring pass failed ({type(error).__name__}: {error})") from error
@@ -76,7 +76,8 @@ class Rehearsal:
         wanted: whether attribution shall be tested.
         kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
         frozen: makes a context in which the network has nothing that asks for a gradient.
-        turn: called before each run with its size and whether it draws other random numbers; other ranks may have to come along.
+        turn: called before each run with its size and which other random numbers it draws (0: the same); other ranks may
+            have to come along.
     """
 
     scoring: Callable[[], Any]
@@ -84,7 +85,7 @@ class Rehearsal:
     wanted: bool = True
     kept: Callable[[], Any] = contextlib.nullcontext
     frozen: Callable[[], Any] = contextlib.nullcontext
-    turn: Callable[[int, bool], None] = lambda size, others: None
+    turn: Callable[[int, int], None] = lambda size, others: None
 
     def run(self, batch: Any, size: int) -> Any:
         """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
@@ -98,7 +99,7 @@ class Rehearsal:
     def run_in_vain(self, batch: Any, size: int) -> None:
         """Run the step because another rank does, and may wait for this one in it."""
         if self.replay is not None:
-            with contextlib.suppress(StepFailed), _rehearsing(replace(self, turn=lambda size, others: None), size, False):
+            with contextlib.suppress(StepFailed), _rehearsing(replace(self, turn=lambda size, others: None), size, 0):
                 self.run(batch, size)
 
     @property
@@ -127,28 +128,26 @@ class Rehearsal:
     def values(self, batch: Any, size: int, values: Callable[[Any, int], Tensor]) -> Verdict:
         """Test values that a function of (batch, size) gives, ``[size]``."""
 
-        def run(part: Any, count: int, others: bool) -> Tensor:
+        def run(part: Any, count: int, others: int) -> Tensor:
             with _rehearsing(self, count, others):
                 return values(part, count).float()
 
         return self.test(
             batch,
             size,
-            lambda half: compare(run(batch, size, False), run(half.batch, half.size, False), lambda: run(batch, size, True)),
+            lambda half: compare(run(batch, size, 0), run(half.batch, half.size, 0), lambda others: run(batch, size, others)),
         )
 
-    def recorded(
-        self, watcher: Watcher, make: Callable[[int], Recording]
-    ) -> Callable[[Any, int, bool], tuple[Recording, Tensor]]:
-        """A function that runs the step on (batch, size, with other random numbers) and gives its recording and loss."""
+    def recorded(self, watcher: Watcher, make: Callable[[int], Recording]) -> Callable[[Any, int, int], tuple[Recording, Tensor]]:
+        """A function that runs the step on (batch, size, which other random numbers) and gives its recording and loss."""
 
-        def run(batch: Any, size: int, others: bool) -> tuple[Recording, Tensor]:
+        def run(batch: Any, size: int, others: int) -> tuple[Recording, Tensor]:
             recording, loss = once(batch, size, others, torch.no_grad())
             if recording.lost(loss):
                 return once(batch, size, others, from_the_beginning(self.frozen))
             return recording, loss
 
-        def once(batch: Any, size: int, others: bool, gradients: AbstractContextManager[Any]) -> tuple[Recording, Tensor]:
+        def once(batch: Any, size: int, others: int, gradients: AbstractContextManager[Any]) -> tuple[Recording, Tensor]:
             recording = make(size)
             with _rehearsing(self, size, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))

@@ -288,16 +288,16 @@ def test_returned_values_that_are_a_part_of_the_loss_carry_no_weights(heads, bat
 
 def test_compare_tells_apart():
     whole = torch.rand(8, generator=torch.Generator().manual_seed(0))
-    equal, other = (lambda: whole), (lambda: torch.rand(8))
+    equal, other = (lambda others: whole), (lambda others: torch.rand(8))
     assert compare(whole, whole[:4], equal).outcome == "verified"
     assert compare(whole, whole[:4] * 1.005, equal).outcome == "verified"
     assert compare(whole, whole[[3, 1, 0, 2]], equal).outcome == "permuted"
     assert compare(whole, whole[4:], equal).outcome == "permuted"
     assert compare(whole, whole[:4] + 0.3, equal).outcome == "batch"
-    assert compare(whole, whole[4:], lambda: whole[torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]).outcome == "permuted"
+    assert compare(whole, whole[4:], lambda others: whole[torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]).outcome == "permuted"
     assert compare(whole, whole[4:], other).outcome == "skipped"
     assert compare(whole, whole[:4], other).outcome == "verified", "a second run is not needed"
-    contrastive = (whole[:4] + 0.3, lambda: whole + 1e-6 * torch.randn(8))
+    contrastive = (whole[:4] + 0.3, lambda others: whole + 1e-6 * torch.randn(8))
     assert compare(whole, *contrastive).outcome == "batch", (
         "a device whose sums differ in the last digits draws no random numbers"
     )
@@ -310,26 +310,26 @@ def test_noise_that_only_small_losses_show_is_noise():
     """Losses of a step with random numbers late in a training: half of them wrong by far, the others almost 0."""
     whole = torch.tensor([0.0052, 0.1051, 0.1039, 0.0049, 3.654, 0.0077, 0.1034, 3.654])
     again = torch.tensor([0.0033, 0.1098, 0.1025, 0.0035, 3.654, 0.0076, 0.1062, 3.654])
-    assert compare(whole, torch.tensor([0.0052, 0.1077, 0.1013, 0.0025]), lambda: again).outcome == "verified"
+    assert compare(whole, torch.tensor([0.0052, 0.1077, 0.1013, 0.0025]), lambda others: again).outcome == "verified"
     small = whole.clamp(max=0.1)
-    assert compare(small, torch.tensor([0.0052, 0.098, 0.1, 0.0025]), lambda: again.clamp(max=0.1)).outcome == "skipped"
+    assert compare(small, torch.tensor([0.0052, 0.098, 0.1, 0.0025]), lambda others: again.clamp(max=0.1)).outcome == "skipped"
 
 
 def test_losses_of_almost_nothing_are_rounding():
     whole = torch.tensor([1e-7, 2e-7, 3e-7, 2e-7])
-    assert compare(whole, whole[:2] + 4e-7, lambda: whole).reason.startswith("all losses of the first batch are the same")
+    assert compare(whole, whole[:2] + 4e-7, lambda others: whole).reason.startswith("all losses of the first batch are the same")
 
 
 def test_half_precision_may_differ_by_more():
     whole = torch.linspace(0.5, 1.0, 8)
-    assert compare(whole, whole[:4] * 1.04, lambda: whole).outcome == "batch"
-    assert compare(whole, whole[:4] * 1.04, lambda: whole, 0.1).outcome == "verified"
+    assert compare(whole, whole[:4] * 1.04, lambda others: whole).outcome == "batch"
+    assert compare(whole, whole[:4] * 1.04, lambda others: whole, 0.1).outcome == "verified"
 
 
 def test_half_precision_tells_losses_apart_that_differ_by_a_little():
     whole = torch.linspace(2.2, 2.5, 8)
-    assert compare(whole, whole[:4] * 1.004, lambda: whole, 0.1).outcome == "verified"
-    assert compare(whole, whole[4:], lambda: whole, 0.1).reason.startswith("all losses"), "or nearly the same"
+    assert compare(whole, whole[:4] * 1.004, lambda others: whole, 0.1).outcome == "verified"
+    assert compare(whole, whole[4:], lambda others: whole, 0.1).reason.startswith("all losses"), "or nearly the same"
 
 
 @pytest.mark.parametrize("change", [lambda x: x.sub_(1.0), lambda x: x.mul_(2.0)])
