@@ -100,6 +100,7 @@ def saved(tmp_path_factory):
     return get
 
 
+@pytest.mark.quick("plb", "looking")
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_cut_anywhere_and_resumed_equals_uncut(saved, tmp_path, name):
     folder, whole = saved(name)
@@ -179,6 +180,7 @@ def plain_run(method, *first, workers=0, ckpt_path=None, after=()):
     return made, selection, table, net
 
 
+@pytest.mark.quick("plb")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", [OWC(), LB(), PLB()], ids=lambda method: method.name)
 @pytest.mark.parametrize("batch", [3, -1])

@@ -91,6 +91,7 @@ def started(program, *arguments, site, fails=False):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow_cases("editable")
 def test_an_app_has_every_method_without_code(site, tmp_path):
     program = app(tmp_path, APP, config=CONFIG)
     changed = ["method=mean_loss", "method.pool=0.4", "method.protected=[1,2]", "callbacks.selection.max_fraction=0.25"]

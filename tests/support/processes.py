@@ -1,9 +1,16 @@
 """Programs in processes of their own, as a user starts them."""
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+
+import program_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PLUGINS = REPOSITORY / "kakurenbo_lightning" / "hydra_support" / "plugins"
@@ -16,8 +23,29 @@ def environment(home, **more):
 
 
 def program(module, *arguments, cwd, fails=False, timeout=240):
-    """Run ``python -m module`` and return what it printed, errors included."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment(cwd), capture_output=True, text=True, timeout=timeout)
-    assert (done.returncode != 0) is fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """Run ``python -m module`` and return what it printed, errors included; see `program_server` for how it starts at once."""
+    server = started_server()
+    with tempfile.NamedTemporaryFile() as output:
+        order = {"module": module, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
+        order.update(environment=environment(cwd), output=output.name)
+        server.stdin.write(json.dumps(order) + "\n")
+        server.stdin.flush()
+        if not select.select([server.stdout], [], [], timeout)[0]:
+            os.killpg(server.pid, signal.SIGKILL)
+            started_server.cache_clear()
+            raise TimeoutError(f"{module} was not done after {timeout} s\n{Path(output.name).read_text(errors='replace')}")
+        code, printed = int(server.stdout.readline()), Path(output.name).read_text(errors="replace")
+    assert (code != 0) is fails, printed
+    return printed
+
+
+@cache
+def started_server():
+    """The process of this test process that runs its programs; it ends when its input does."""
+    return subprocess.Popen(
+        [sys.executable, program_server.__file__],
+        env=environment(tempfile.gettempdir()),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
