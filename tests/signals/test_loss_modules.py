@@ -5,23 +5,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from losses import BATCH, CLASSES, Heads, NoScoring, gradient, observed, onehot, rows_of
+from losses import BATCH, CLASSES, NoScoring, gradient, observed, onehot, rows_of
 from timm import loss as timm_loss
 from torch import nn
 
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.criterion_module import MOST_LOOPED
 from kakurenbo_lightning.signals.outputs import SampleOutputs
-
-
-@pytest.fixture
-def heads():
-    return Heads()
-
-
-@pytest.fixture
-def batches(heads):
-    return [heads.batch(start) for start in (0, BATCH, 2 * BATCH)]
 
 
 class LogCosh(nn.Module):

@@ -79,11 +79,6 @@ def environment():
 # --- torch.compile; aot_eager makes the graphs that inductor would, without a compiler
 
 
-@pytest.fixture
-def heads():
-    return Heads()
-
-
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
