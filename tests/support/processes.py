@@ -31,7 +31,7 @@ def program(module, *arguments, cwd, fails=False, timeout=240):
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], timeout)[0]:
-            os.killpg(server.pid, signal.SIGKILL)
+            os.killpg(server.pid, signal.SIGKILL)  # the server, the program and what it started
             started_server.cache_clear()
             raise TimeoutError(f"{module} was not done after {timeout} s\n{Path(output.name).read_text(errors='replace')}")
         code, printed = int(server.stdout.readline()), Path(output.name).read_text(errors="replace")
@@ -48,4 +48,5 @@ def started_server():
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )

@@ -25,7 +25,6 @@ def next_program():
 
 def become(module, arguments, cwd, environment, output):
     """Be ``python -m module``, started in ``cwd`` with ``environment``; what it prints goes to the file ``output``."""
-    os.setsid()
     for number, file in ((0, os.devnull), (1, output), (2, output)):
         os.dup2(os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)
