@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import TracingContext
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 
@@ -220,7 +221,7 @@ class Recording:
         """Make the call of a criterion, and evaluate it by element now, in its precision and before its inputs change."""
         if torch.compiler.is_dynamo_compiling():
             return self._trace(function, named, args, kwargs)
-        if torch.compiler.is_compiling():  # the compiler itself, which tries out what it has made
+        if _compiler_works():
             return function(*args, **kwargs)
         self.busy = True
         try:
@@ -242,7 +243,7 @@ class Recording:
 
     def reduction(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Make the call of a mean or sum."""
-        rows = None if torch.compiler.is_compiling() else rows_reduced(args, kwargs, self.size)
+        rows = None if _compiler_works() else rows_reduced(args, kwargs, self.size)
         if rows is None or _is_wrapped(rows):
             return function(*args, **kwargs)
         key = self._key("reduction", REDUCTIONS[function])
@@ -293,6 +294,11 @@ _FUNCTORCH: Any = vars(torch._C)["_functorch"]
 def _is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor exists within a transform of torch.func only."""
     return _FUNCTORCH.is_functorch_wrapped_tensor(tensor)
+
+
+def _compiler_works() -> bool:
+    """Whether a call is not the step's, but that of the compiler, which tries out what it has made; torch 2.6 knows the latter only."""
+    return torch.compiler.is_compiling() or TracingContext.try_get() is not None
 
 
 class Watcher:
