@@ -8,9 +8,13 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.cli.text_table import show
+
+if TYPE_CHECKING:  # Lightning is loaded when there is something to check, and --help does not need it
+    from kakurenbo_lightning import SampleSelection
+    from kakurenbo_lightning.session.trial import TrialReport
 
 ABOUT = "Say, without training, where the loss of each sample comes from, whether it is the loss that is trained, and which methods work."
 
@@ -30,44 +34,60 @@ One batch is run forward, in every way that a method may need; nothing is traine
   attribution              verified: the value of a sample does not change with the other samples of its batch, in eval mode
   loss weights             exact: methods that weigh samples reach the gradient exactly
 
-The same from Python: print(SampleSelection.check(model, data)). The exit code is 1 where the loss of each sample cannot be had."""
+The same from Python: print(SampleSelection.check(model, data)). The exit code is 1 where the loss of each sample cannot be had, and where
+MODEL or DATA is not what it must be."""
 
 
-def found(name: str) -> Any:
-    """The object ``MODULE:NAME``, made where it is a function or a class.
+def found(option: str, name: str) -> Any:
+    """The object ``MODULE:NAME`` that was given as ``option``.
 
     Raises:
         ValueError: there is none, with the reason.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise ValueError(f"{name!r} is not of the form MODULE:NAME, for example my_project.model:Net")
+        raise ValueError(f"{option}={name!r} is not of the form MODULE:NAME, for example my_project.model:Net")
     try:
         made = import_module(module)
         for part in attribute.split("."):
             made = getattr(made, part)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{name!r} cannot be imported: {error}") from None
+    except Exception as error:  # the user's module may fail in any way
+        raise ValueError(
+            f"{option}={name!r} cannot be imported: {_in_words(error)}; it must be MODULE:NAME such that `from MODULE import NAME` works "
+            "in this folder"
+        ) from None
     return made
 
 
-def object_of(name: str) -> Any:
+def object_of(option: str, name: str) -> Any:
     """As :func:`found`; a class or a plain function is called.
 
     Raises:
-        ValueError: also when it needs arguments.
+        ValueError: also when it needs arguments, or fails.
     """
-    made = found(name)
+    made = found(option, name)
     if not isinstance(made, type) and type(made).__name__ not in ("function", "method", "partial"):
         return made
-    needed = _needed(made)
+    needed, what = _needed(made), getattr(made, "__name__", name)
     if needed:
-        what = getattr(made, "__name__", name)
         raise ValueError(
-            f"{name!r} cannot be made without arguments: {what} needs {', '.join(needed)}. Write a function that makes one, "
+            f"{option}={name!r} cannot be made without arguments: {what} needs {', '.join(needed)}. Write a function that makes one, "
             f"`def make(): return {what}({', '.join(f'{n}=...' for n in needed)})`, and give its name, {name.partition(':')[0]}:make"
         )
-    return made()
+    try:
+        return made()
+    except Exception as error:
+        module, _, attribute = name.partition(":")
+        root = attribute.partition(".")[0]
+        raise ValueError(
+            f"{option}={name!r} cannot be made: {what}() raised {_in_words(error)}; it must return the object without an error. To see "
+            f'where it fails: python -c "from {module} import {root}; {attribute}()"'
+        ) from None
+
+
+def _in_words(error: Exception) -> str:
+    """Class and message of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _needed(made: Any) -> list[str]:
@@ -80,7 +100,7 @@ def _needed(made: Any) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the first batch proves; a name that leads to no object ends with exit code 2."""
+    """Print what the first batch proves; a MODEL or DATA that is none ends with one sentence and exit code 1."""
     parser = argparse.ArgumentParser(
         "kakurenbo-check", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -94,23 +114,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
     parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
     asked = parser.parse_args(arguments)
-    from kakurenbo_lightning import SampleSelection  # here, because --help shall not wait for Lightning
+    from kakurenbo_lightning import SampleSelection
 
     sys.path.insert(0, "")  # as for python -m: modules of the current folder
     for name in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
     try:
-        model, data = object_of(asked.model), object_of(asked.data)
-        if not callable(getattr(model, "training_step", None)):
-            raise ValueError(f"{asked.model!r} is an object of class {type(model).__name__}; MODEL must be a LightningModule")
-        function = found(asked.sample_outputs) if asked.sample_outputs else None
-        report = SampleSelection.check(
-            model, data, sample_outputs=function, precision=asked.precision, accelerator=asked.accelerator
-        )
+        report = _report(SampleSelection, asked)
     except ValueError as error:
-        parser.error(str(error))
+        parser.exit(1, f"kakurenbo-check: error: {error}\n")
     show(str(report))
     sys.exit(0 if report.values is not None else 1)
+
+
+def _report(selection: type[SampleSelection], asked: argparse.Namespace) -> TrialReport:
+    """What the first batch proves of the model and data that were asked for.
+
+    Raises:
+        ValueError: one of them is not what it must be, or they do not fit each other.
+    """
+    model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
+    function = found("--sample-outputs", asked.sample_outputs) if asked.sample_outputs else None
+    try:
+        return selection.check(model, data, sample_outputs=function, precision=asked.precision, accelerator=asked.accelerator)
+    except ValueError as error:
+        raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
+    except Exception as error:  # of the user's step, of the data set, of the Trainer
+        raise ValueError(
+            f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {_in_words(error)}; training_step must take what "
+            "the train DataLoader gives. To see where it fails: Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -14,13 +14,17 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from kakurenbo_lightning.core.batch_rows import BatchCheck
 from kakurenbo_lightning.core.flavour import is_instance, join
 from kakurenbo_lightning.errors import ConflictError, OutputsError
 from kakurenbo_lightning.methods import available_methods, get_method
+from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.trainer.compatibility import check_module
@@ -33,7 +37,7 @@ class TrialReport:
     """What a trial has shown; ``print`` it for a table.
 
     Attributes:
-        values: what was verified of the loss of each sample; ``None`` where it cannot be had.
+        values: what was verified of the loss of each sample, and all the values that can be had beside it; ``None`` where it cannot be had.
         problem: why it cannot, and what works; empty where it can.
         methods: what stands against each registered method with its default settings, by name; empty where it works.
         families: of the methods, by name.
@@ -47,12 +51,15 @@ class TrialReport:
     def __str__(self) -> str:
         lines = self.values.lines() if self.values is not None else ["the loss of each sample cannot be had, see below"]
         reasons = list(dict.fromkeys(reason for reason in self.methods.values() if reason))
+        brief = [refusals.without_lines(reason, "see below") for reason in reasons]
         widths = [max(map(len, names)) for names in (["method", *self.methods], ["family", *self.families.values()])]
         rows = [("method", "family", "works")]
         for name, reason in self.methods.items():
             rows.append((name, self.families[name], f"no, see [{reasons.index(reason) + 1}]" if reason else "yes"))
         table = [f"{name.ljust(widths[0])}  {family.ljust(widths[1])}  {works}" for name, family, works in rows]
-        notes = [f"\n[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
+        notes = [f"\n[{number}] {reason}" for number, reason in enumerate(brief, 1)]
+        if brief != reasons:
+            notes.append(f"\nwhat training_step can return:{refusals.EXAMPLE}{refusals.OTHERS}")
         return "\n".join([*lines, "", *table, *notes])
 
 
@@ -83,6 +90,9 @@ class _Trial(pl.Callback):
         values, problem = self._outcome(("loss",), False)
         infos = available_methods()
         problems = {name: self._problem(name) for name in infos}
+        if values is not None:  # methods that read more have been given more
+            found = (report.gives for report, _ in self._known.values() if report is not None)
+            values = replace(values, gives=tuple(dict.fromkeys(name for gives in (values.gives, *found) for name in gives)))
         self.report = TrialReport(values, problem, problems, {name: info.family for name, info in infos.items()})
         raise _Tried
 
@@ -144,6 +154,7 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
     Raises:
         ValueError: the Trainer, module, loader or data set cannot be used with sample selection at all.
     """
+    _check_given(module, data)
     trial = _Trial(lambda: selection.session, function or getattr(module, "sample_outputs", None))
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     made = {"max_epochs": 1, "devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
@@ -159,6 +170,25 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
     if trial.report is None:
         raise ConflictError("the Trainer made no training step: the train loader gives no batch")
     return trial.report
+
+
+def _check_given(module: object, data: object) -> None:
+    """Raise ``ConflictError`` unless there is a LightningModule, and a LightningDataModule or a train loader."""
+    if not is_instance(module, pl.LightningModule):
+        raise ConflictError(
+            f"model={shown(module)} is an object of class {type(module).__name__}; it must be a LightningModule with a training_step"
+        )
+    if is_instance(data, pl.LightningDataModule):
+        if getattr(data.train_dataloader, "__module__", "").endswith("pytorch.core.hooks"):
+            raise ConflictError(
+                f"data={shown(data)} has no train_dataloader; a LightningDataModule must return one DataLoader from it: define "
+                "train_dataloader, or give a train DataLoader"
+            )
+    elif not any(isinstance(part, DataLoader) for part in tree_leaves(getattr(data, "iterables", data))):
+        raise ConflictError(
+            f"data={shown(data)} is an object of class {type(data).__name__}; it must be a LightningDataModule or a train DataLoader: put "
+            "a data set into torch.utils.data.DataLoader(dataset, batch_size=...)"
+        )
 
 
 def _trainer_class(module: pl.LightningModule) -> Any:

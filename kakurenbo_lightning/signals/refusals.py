@@ -22,6 +22,13 @@ batch: ...). random, random_cycle and baseline need no values and train any step
 WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
 
 
+def without_lines(text: str, instead: str) -> str:
+    """A refusal that names ``instead`` where it shows what training_step can return, for a page that shows these lines once."""
+    for lines in (EXAMPLE + OTHERS, EXAMPLE):
+        text = text.replace(f":{lines}", f" ({instead})").replace(lines, f" ({instead})")
+    return text
+
+
 NOT_MADE_FROM_IT = (
     "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
     f"never reached the gradient; make it from that one:{EXAMPLE}"

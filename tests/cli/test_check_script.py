@@ -187,16 +187,26 @@ def project(tmp_path, monkeypatch):
     """A folder with a module of a model and its data."""
     (tmp_path / "project_of_a_user.py").write_text(
         textwrap.dedent("""
-            from helpers import Net, loader
+            import lightning.pytorch as pl
+            from helpers import Net, Points, loader
+            from torch.utils.data import DataLoader
             from test_check_script import Module, dice
 
             class Broken(Module):
                 def __init__(self):
                     super().__init__(dice)
 
-            model, data, number = Net(), loader(), 3
+            class NoLoader(pl.LightningDataModule):
+                pass
+
+            model, data, number, dataset = Net(), loader(), 3, Points()
+            wrong = DataLoader([1.0] * 8, 4)
             def make_data():
                 return loader()
+            def nothing():
+                pass
+            def failing():
+                raise RuntimeError("no such folder")
         """)
     )
     monkeypatch.chdir(tmp_path)
@@ -207,7 +217,7 @@ def said(capsys, code, *arguments):
         main(arguments)
     assert ended.value.code == code
     out = capsys.readouterr()
-    return out.out if code < 2 else out.err
+    return out.out or out.err
 
 
 def test_the_script_prints_the_table(project, capsys):
@@ -224,24 +234,62 @@ def test_the_script_prints_the_table(project, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"),
+    ("model", "data", "words"),
     [
-        (("project_of_a_user", "project_of_a_user:data"), "'project_of_a_user' is not of the form MODULE:NAME"),
-        (("project_of_a_user:other", "project_of_a_user:data"), "'project_of_a_user:other' cannot be imported"),
-        (("nowhere_at_all:model", "project_of_a_user:data"), "'nowhere_at_all:model' cannot be imported"),
+        ("project_of_a_user", "data", "MODEL='project_of_a_user' is not of the form MODULE:NAME"),
+        ("other", "data", "MODEL='project_of_a_user:other' cannot be imported: AttributeError"),
+        ("nowhere_at_all:model", "data", "MODEL='nowhere_at_all:model' cannot be imported: ModuleNotFoundError"),
+        ("number", "data", "model=3 is an object of class int; it must be a LightningModule"),
         (
-            ("project_of_a_user:number", "project_of_a_user:data"),
-            "'project_of_a_user:number' is an object of class int; MODEL must be a LightningModule",
-        ),
-        (
-            ("test_check_script:Module", "project_of_a_user:data"),
-            "'test_check_script:Module' cannot be made without arguments: Module needs loss. Write a function that makes one, "
+            "test_check_script:Module",
+            "data",
+            "MODEL='test_check_script:Module' cannot be made without arguments: Module needs loss. Write a function that makes one, "
             "`def make(): return Module(loss=...)`, and give its name, test_check_script:make",
         ),
+        ("failing", "data", "MODEL='project_of_a_user:failing' cannot be made: failing() raised RuntimeError: no such folder"),
+        (
+            "model",
+            "number",
+            "DATA='project_of_a_user:number': data=3 is an object of class int; it must be a LightningDataModule or a",
+        ),
+        (
+            "model",
+            "dataset",
+            "is an object of class Points; it must be a LightningDataModule or a train DataLoader: put a data set into",
+        ),
+        ("model", "model", "is an object of class Net; it must be a LightningDataModule or a train DataLoader"),
+        ("model", "nothing", "data=None is an object of class NoneType"),
+        ("model", "NoLoader", "has no train_dataloader; a LightningDataModule must return one DataLoader from it"),
+        ("model", "failing", "DATA='project_of_a_user:failing' cannot be made"),
+        ("model", "wrong", "cannot train the first batch of DATA='project_of_a_user:wrong': "),
     ],
 )
-def test_a_name_that_leads_nowhere_ends_with_exit_code_2(names, words, project, capsys):
-    assert words in said(capsys, 2, *names)
+def test_what_cannot_be_checked_is_named_in_one_sentence(model, data, words, project, capsys):
+    names = [name if ":" in name or name == "project_of_a_user" else f"project_of_a_user:{name}" for name in (model, data)]
+    text = said(capsys, 1, *names)
+    assert words in text and text.startswith("kakurenbo-check: error: ") and text.count("\n") == 1
+
+
+def test_the_values_of_tokens_are_all_that_methods_read():
+    class Tokens(Module):
+        def __init__(self):
+            super().__init__(F.cross_entropy)
+            self.network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+
+        def training_step(self, batch, batch_idx):
+            return self.loss(self.network(batch[0]).flatten(0, 1), batch[0].flatten())
+
+    tokens = torch.randint(0, 5, (24, 6), generator=torch.Generator().manual_seed(0))
+    report = SampleSelection.check(Tokens(), DataLoader(TensorDataset(tokens), 8))
+    assert "values: loss, confidence, correct, el2n, entropy\n" in str(report) and works(report) == set(available_methods())
+
+
+def test_the_lines_that_help_are_printed_once():
+    regression = Module(lambda prediction, target: F.mse_loss(prediction[:, 0], target.float()))
+    for module in (regression, Module(dice)):
+        text = str(SampleSelection.check(module, items()))
+        assert text.count("sample_loss = F.cross_entropy(") == text.count("a regression (its values") == 1
+        assert "what training_step can return:" in text
 
 
 def test_help_teaches_by_examples(capsys):
