@@ -95,6 +95,7 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int)
     """
     statistics, hidden, count = state.statistics, state.epoch.plan.hidden, state.num_samples
     measured = statistics["epoch_seen"] >= 0
+    judged = measured & (statistics["epoch_seen"] >= state.judged_since if state.judged_since is not None else False)
     loss = statistics["loss"]
     finite = loss[measured & loss.isfinite()]
     some = finite[:: max(1, len(finite) // 1_000_000)]  # torch.quantile takes no more than 16 million
@@ -113,7 +114,7 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int)
         "hidden_share": len(hidden) / max(1, count),
         "measured": int(measured.count_nonzero()),
         "not_finite": int((measured & ~loss.isfinite()).count_nonzero()),
-        "correct": int((statistics["correct"] & measured).count_nonzero()),
+        "correct": int((statistics["correct"] & judged).count_nonzero()) if bool(judged.any()) else None,
         "loss_quantiles": quantiles,
         "totals": asdict(state.totals),
         "saved_seconds": state.totals.saved_seconds,
@@ -142,6 +143,7 @@ def _waiting(engines: Any) -> int:
 def page(found: Mapping[str, Any], family: str = "") -> str:
     """The summary as text."""
     settings = ", ".join(f"{name}={brief(value)}" for name, value in found["settings"].items())
+    right = found["correct"]
     lines = {
         "method": f"{found['method']}({settings})",
         "seed": found["seed"],
@@ -149,7 +151,7 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
         "position": f"epoch {found['epoch']} (counted from 0), after step {found['step']}",
         "ranks": f"{found['world_size']}, with batches of {found['batch_size']}",
         "hidden now": f"{found['hidden']:,} ({found['hidden_share']:.1%}), learning rate x {found['lr_factor']:.3f}",
-        "measured": f"{found['measured']:,} samples, {found['correct']:,} predicted correctly, "
+        "measured": f"{found['measured']:,} samples, {'unknown how many' if right is None else f'{right:,}'} predicted correctly, "
         f"{found['not_finite']:,} without a finite loss",
         "so far": Totals(**found["totals"]).summary(family),
     }

@@ -53,7 +53,8 @@ class SampleStatistics:
     Attributes:
         loss: ``float32[N]``, NaN where never measured.
         confidence: ``float32[N]``, the largest class probability, NaN where never measured.
-        correct: ``bool[N]``, whether the arg max equalled the target.
+        correct: ``bool[N]``, whether the arg max equalled the target; see :attr:`judged` for where it is known.
+        judged_since: the epoch from which on every record had ``correct``; ``None`` where the last one had none, as a regression's.
         extra: the further columns by name, each ``[N]``.
     """
 
@@ -71,6 +72,7 @@ class SampleStatistics:
         # where rows may be written by several ranks: the number of the last :meth:`record` since a merge
         self._when = torch.zeros(num_samples, dtype=torch.int32, device=device) if repeats else None
         self._records = 0
+        self.judged_since: int | None = None
         self._epoch_seen = torch.full((num_samples,), -1, dtype=torch.int16, device=device)
         self._touched = torch.zeros(num_samples, dtype=torch.bool, device=device)
         # indices recorded in _pending_epoch whose epoch_seen and touched are not written yet: once per epoch is enough
@@ -105,6 +107,12 @@ class SampleStatistics:
         return self.epoch_seen >= 0
 
     @property
+    def judged(self) -> Tensor:
+        """``bool[N]``: measured, and :attr:`correct` is known; where it is False, :attr:`correct` says nothing."""
+        since = MAX_EPOCHS if self.judged_since is None else self.judged_since - 1
+        return self.epoch_seen > since
+
+    @property
     def bytes_per_sample(self) -> int:
         """Memory of one row."""
         return sum(column.element_size() for column in self._columns().values()) + (1 if self._when is None else 5)
@@ -123,7 +131,7 @@ class SampleStatistics:
             rows = rows.to(self.device)
         part = object.__new__(SampleStatistics)  # 1,000 classes are 1,000 parts
         part.loss, part.confidence, part.correct = self.loss[rows], self.confidence[rows], self.correct[rows]
-        part._epoch_seen, part._pending = self.epoch_seen[rows], []
+        part._epoch_seen, part._pending, part.judged_since = self.epoch_seen[rows], [], self.judged_since
         part.extra = {name: column[rows] for name, column in self.extra.items()}
         return part
 
@@ -142,6 +150,8 @@ class SampleStatistics:
             self._columns()
             self._pending_epoch = epoch
         self._pending.append(indices)
+        if ("correct" in values) != (self.judged_since is not None):
+            self.judged_since = epoch if "correct" in values else None
         if self._when is not None:
             self._records += 1
             self._when.index_fill_(0, indices, self._records)

@@ -39,13 +39,15 @@ def write_epochs(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_samples(folder: Path, columns: Mapping[str, np.ndarray], epochs: int) -> None:
-    """Write samples.parquet, a row per sample: what was known of them after ``epochs`` epochs."""
+    """Write samples.parquet, a row per sample: what was known of them after ``epochs`` epochs; see :meth:`SelectionView.columns`."""
     import pyarrow as pa
     from pyarrow import parquet
 
     columns = {"index": np.arange(len(columns["loss"])), **columns}
+    judged = columns.pop(schema.JUDGED)
     known = {name: values.astype(schema.SAMPLE_COLUMNS.get(name, values.dtype), copy=False) for name, values in columns.items()}
-    table = pa.table(known).replace_schema_metadata({schema.EPOCHS_KEY: str(epochs)})
+    table = pa.table({**known, "correct": pa.array(known["correct"], mask=~judged)})
+    table = table.replace_schema_metadata({schema.EPOCHS_KEY: str(epochs)})
     with replacing(folder / schema.SAMPLES) as path:
         parquet.write_table(table, path, compression="zstd")
 

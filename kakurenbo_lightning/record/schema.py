@@ -41,13 +41,14 @@ SAMPLE_COLUMNS = {
     "index": "int64",
     "loss": "float32",
     "confidence": "float32",
-    "correct": "bool",
+    "correct": "bool",  # null where it is not known: never measured, or no classification
     "target": "int32",  # -1 where it is not known
     "epoch_seen": "int16",
     "times_trained": "int32",
     "times_hidden": "int32",
     "last_change": "int16",  # epoch in which the sample was hidden or came back, -1 for never
 }
+JUDGED = "judged"  # no column: where `correct` is known
 EPOCHS_KEY = "epochs"  # of the file's metadata: how many epochs it covers
 
 FORMAT_1 = {"samples_looked": "samples_scored", "look_seconds": "score_seconds", "looked": "scored"}  # names until format 2

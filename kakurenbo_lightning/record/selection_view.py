@@ -15,7 +15,7 @@ from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.record.sample_counts import SampleCounts
-from kakurenbo_lightning.record.schema import Thumbnails
+from kakurenbo_lightning.record.schema import JUDGED, Thumbnails
 from kakurenbo_lightning.record.thumbnails import thumbnails_of
 from kakurenbo_lightning.session.checkpoint import describe_method
 from kakurenbo_lightning.session.session import Session
@@ -91,13 +91,19 @@ class SelectionView:
             self._selection.session.on_trained = function
 
     def columns(self, trained: Tensor, counts: SampleCounts) -> dict[str, Tensor]:
-        """The columns of samples.parquet but for the index, ``[N]`` each; ``trained``: how often each sample was, on all ranks."""
+        """The columns of samples.parquet but for the index, ``[N]`` each, and where ``correct`` is known, ``judged``.
+
+        Args:
+            trained: how often each sample was, on all ranks.
+            counts: of the recorder.
+        """
         statistics, known = self.statistics, targets_of(self.dataset)
         unknown = torch.full((len(statistics),), -1, dtype=torch.int32)
         return {
             "loss": statistics.loss,
             "confidence": statistics.confidence,
             "correct": statistics.correct,
+            JUDGED: statistics.judged,
             "target": unknown if known is None else known,
             "epoch_seen": statistics.epoch_seen,
             "times_trained": trained,

@@ -38,6 +38,7 @@ class SessionState:
         full_batches: batches of a full epoch that schedules were built for.
         schedules: where the schedulers stood when the epoch, or this layout of it, began.
         statistics: columns by name, each ``[N]`` on the CPU.
+        judged_since: of the statistics.
         totals: sums over the epochs.
         restart: of a static method.
         rng: random streams by rank; none where ranks could not be asked.
@@ -53,6 +54,7 @@ class SessionState:
     full_batches: int
     schedules: dict[str, Any]
     statistics: dict[str, Tensor]
+    judged_since: int | None
     totals: Totals
     restart: dict[str, Any]
     rng: list[dict[str, Any]]
@@ -92,6 +94,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "full_batches": state.full_batches,
         "schedules": state.schedules,
         "statistics": state.statistics,
+        "judged_since": state.judged_since,
         "totals": asdict(state.totals),
         "rng": state.rng,
         "engines": state.engines,
@@ -142,12 +145,18 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         full_batches=state["full_batches"],
         schedules=dict(state["schedules"]),
         statistics=dict(state["statistics"]),
+        judged_since=state["judged_since"] if "judged_since" in state else _judged_since(state["statistics"]),
         totals=Totals(**state["totals"]),
         restart=dict(state["restart"]),
         rng=list(state["rng"]),
         engines=state["engines"],
         shared=state["shared"],
     )
+
+
+def _judged_since(statistics: Mapping[str, Tensor]) -> int | None:
+    """Of a state that does not say it: since the first epoch where any sample was right or had a confidence."""
+    return 0 if bool(statistics["correct"].any()) or not bool(statistics["confidence"].isnan().all()) else None
 
 
 # --- the plan

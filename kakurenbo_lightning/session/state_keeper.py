@@ -87,6 +87,7 @@ class StateKeeper:
                 full_batches=self._schedules.full,
                 schedules=self._schedules.state_dict(),
                 statistics=data.statistics.state_dict(),
+                judged_since=data.statistics.judged_since,
                 totals=self._totals,
                 restart=self._restart.state_dict(),
                 rng=streams,
@@ -114,6 +115,7 @@ class StateKeeper:
         if saved is None:
             return None
         data.statistics.load_state_dict(saved.statistics)
+        data.statistics.judged_since = saved.judged_since
         data.sampler.seed, data.sampler.shuffle = saved.seed, saved.layout.shuffle
         self._totals.take_over(saved.totals)
         self._restart.load_state_dict(saved.restart)

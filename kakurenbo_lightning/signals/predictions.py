@@ -69,7 +69,8 @@ def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Val
 
     Returns:
         As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one; its
-        entropy is the mean of its labels'.
+        entropy is the mean of its labels'. So it is of one-hot targets too, because the criterion trains each column as a label of its
+        own and a row with one label may be of multi-label data: right is then more than the arg max being the class, never less.
     """
     confidence = torch.maximum(probability, 1 - probability).float()
     right = (probability > 0.5) == (target > 0.5)

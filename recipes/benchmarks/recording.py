@@ -22,7 +22,7 @@ from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_lightning.record.epoch_rows import histogram
 from kakurenbo_lightning.record.files import write_samples
 from kakurenbo_lightning.record.sample_counts import SampleCounts
-from kakurenbo_lightning.record.schema import EPOCHS, SAMPLES
+from kakurenbo_lightning.record.schema import EPOCHS, JUDGED, SAMPLES
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
@@ -84,7 +84,12 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
     plans = [EpochPlan.hide(torch.rand(count) < HIDDEN) for _ in range(2)]
 
     def copies() -> dict[str, Any]:
-        columns = {"loss": statistics.loss, "confidence": statistics.confidence, "correct": statistics.correct}
+        columns = {
+            "loss": statistics.loss,
+            "confidence": statistics.confidence,
+            "correct": statistics.correct,
+            JUDGED: statistics.judged,
+        }
         columns |= {"target": counts.hidden, "epoch_seen": statistics.epoch_seen, "times_trained": counts.trained(0)}
         columns |= {"times_hidden": counts.hidden, "last_change": counts.changed}
         return {name: column.to("cpu", copy=True).numpy() for name, column in columns.items()}

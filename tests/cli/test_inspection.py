@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SureNet, fit, hide_then_grow, loader
+import torch.nn.functional as F
+from helpers import Net, SureNet, fit, hide_then_grow, loader
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.cli.inspection import main, selection_in
@@ -44,6 +45,20 @@ def test_without_a_recorder_the_hidden_of_lowest_loss_are_listed(tmp_path, capsy
     assert found["loss_quantiles"][0] == pytest.approx(loss.min().item()) and found["loss_quantiles"][4] == pytest.approx(
         loss.max().item()
     )
+
+
+class Regression(Net):
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.network(batch[0])[:, 0], batch[1].float())
+
+
+def test_of_a_regression_nobody_knows_how_many_are_right(tmp_path, capsys):
+    path = saved(tmp_path, SampleSelection("infobatch"), module=Regression())
+    assert json.loads(said(capsys, path, "--json"))["correct"] is None
+    assert "64 samples, unknown how many predicted correctly" in said(capsys, path)
+    resumed = SampleSelection("infobatch")
+    fit(Regression(), loader(), resumed, ckpt_path=path, max_epochs=3)
+    assert resumed.statistics.measured.all() and not resumed.statistics.judged.any()
 
 
 def test_with_a_recorder_those_hidden_most_often_are_listed(tmp_path, capsys):

@@ -158,3 +158,17 @@ def test_repeated_rows_are_saved_and_loaded_like_others():
         one.record(*more, 2)
     for name, column in statistics.state_dict().items():
         assert torch.equal(column.nan_to_num(9), loaded.state_dict()[name].nan_to_num(9)), name
+
+
+def test_where_correctness_is_known():
+    statistics, loss = SampleStatistics(6), {"loss": torch.zeros(2)}
+    assert not statistics.judged.any()
+    statistics.record(torch.tensor([0, 1]), loss, epoch=0)
+    assert statistics.measured.sum() == 2 and not statistics.judged.any(), "a regression"
+    statistics.record(torch.tensor([2, 3]), sample_values(2), epoch=1)
+    assert statistics.judged.tolist() == [False, False, True, True, False, False]
+    assert statistics.subset(torch.tensor([3, 4])).judged.tolist() == [True, False]
+    statistics.record(torch.tensor([0, 4]), sample_values(2), epoch=2)
+    assert statistics.judged.tolist() == [True, False, True, True, True, False]
+    statistics.record(torch.tensor([5, 1]), loss, epoch=3)
+    assert not statistics.judged.any()

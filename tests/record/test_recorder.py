@@ -5,13 +5,17 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from cuts import SaveAt
-from helpers import Points
+from helpers import Net, Points, fit, loader
 from method_tester import short_run
 from recorded import EPOCHS, SAMPLES, Files, Witness, record, run_json
 
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_lightning.record.schema import FORMAT, LOSS_EDGES, SAMPLE_COLUMNS
 
 METHODS = ("kakurenbo", "infobatch", "forget", "selective_backprop", "stale_sb", "plb", "iswr", "baseline")
@@ -32,12 +36,28 @@ def test_every_sample_has_its_counts(recorded):
     files.assert_seen_by(witness)
     assert frame["index"].tolist() == list(range(SAMPLES))
     assert frame["times_trained"].sum() == selection.totals.samples_trained
-    for name in ("loss", "confidence", "correct", "epoch_seen"):
+    for name in ("loss", "confidence", "epoch_seen"):
         assert np.array_equal(frame[name], getattr(selection.statistics, name), equal_nan=name in ("loss", "confidence"))
+    known = frame["epoch_seen"] >= 0
+    assert known.any() and frame["correct"].notna().equals(known)
+    assert np.array_equal(frame["correct"][known].astype(bool), selection.statistics.correct[torch.from_numpy(known.to_numpy())])
     assert frame["target"].tolist() == Points(SAMPLES).y.tolist()
     assert files.samples.schema.metadata[b"epochs"] == str(len(files.epochs)).encode()
     types = [str(kind).replace("float", "float32").replace("double", "float64") for kind in files.samples.schema.types]
     assert dict(zip(files.samples.column_names, types, strict=True)).items() >= SAMPLE_COLUMNS.items()
+
+
+class Regression(Net):
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.network(batch[0])[:, 0], batch[1].float())
+
+
+def test_of_a_regression_nothing_is_said_to_be_right_or_wrong(tmp_path):
+    selection = SampleSelection("infobatch")
+    fit(Regression(), loader(), selection, RunRecorder(selection, tmp_path), max_epochs=2)
+    samples = pq.read_table(tmp_path / "samples.parquet")
+    assert samples["correct"].null_count == 64 and samples["loss"].null_count == 0
+    assert pq.read_table(tmp_path / "selection.parquet").to_pandas()["threshold"].isna().all()
 
 
 def test_every_epoch_has_its_counts_and_seconds(recorded):

@@ -122,6 +122,18 @@ def test_a_multi_label_sample_is_right_when_all_labels_are_and_as_sure_as_the_le
     assert values["loss"].shape == (3,)
 
 
+def test_one_hot_targets_of_a_binary_criterion_are_labels_each_of_its_own():
+    """All columns right is more than the arg max right, so nothing that the arg max calls wrong is called right."""
+    scores = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    classes = torch.arange(200) % 4
+    values = evaluate_per_sample(F.binary_cross_entropy_with_logits, (scores, F.one_hot(classes, 4).float()), {})
+    by_class = scores.argmax(1) == classes
+    assert torch.equal(values["correct"], (scores.sigmoid() > 0.5).eq(F.one_hot(classes, 4).bool()).all(1))
+    assert not (values["correct"] & ~by_class).any() and values["correct"].sum() < by_class.sum()
+    returned = from_returned({"sample_loss": values["loss"], "logits": scores, "target": classes}, 200)
+    assert torch.equal(returned["correct"], by_class), "what README says to do for the arg max"
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 4), (2, 1, 4, 4)])
 def test_binary_positions_are_averaged(shape):
     scores = torch.full(shape, 2.0)
