@@ -146,7 +146,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         schedules=dict(state["schedules"]),
         statistics=dict(state["statistics"]),
         judged_since=state["judged_since"] if "judged_since" in state else _judged_since(state["statistics"]),
-        totals=Totals(**state["totals"]),
+        totals=Totals(**{"samples_spared": state["totals"]["samples_hidden"], **state["totals"]}),
         restart=dict(state["restart"]),
         rng=list(state["rng"]),
         engines=state["engines"],

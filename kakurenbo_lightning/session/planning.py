@@ -138,6 +138,7 @@ class Planner:
         seconds = watch.take()
         self.totals.select_seconds += seconds
         self.totals.samples_hidden += len(plan.hidden)
+        self.totals.samples_spared += self._spared(len(plan.hidden), data)
         self.totals.moved_back += int(plan.metrics.get("moved_back", 0))
         metrics = planned_metrics(plan, nonfinite, self._trainer.optimizers)
         metrics |= engine.diagnosed(epoch, plan, lambda rows, record: self._score(rows, record, index, data, outputs))
@@ -147,6 +148,14 @@ class Planner:
         self._warn_idle(data)
         self._warn_nonfinite(nonfinite, len(statistics))
         return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
+
+    def _spared(self, hidden: int, data: FollowedLoader) -> int:
+        """How many of the ``hidden`` samples of an epoch would have been trained: not those behind ``limit_train_batches``."""
+        if self._trainer.limit_train_batches == 1.0 and isinstance(self._trainer.limit_train_batches, float):
+            return hidden
+        count, step = len(data.universe), data.sampler.batch_size * data.sampler.num_replicas
+        full, shortened = (min(n, self._adapter.limited(-(-n // step)) * step) for n in (count, count - hidden))
+        return full - shortened
 
     def _warn_idle(self, data: FollowedLoader) -> None:
         if not self._warned_idle and not self._trainer.fast_dev_run:

@@ -13,6 +13,7 @@ class Totals:
     Attributes:
         samples_trained: samples that went through a training step.
         samples_hidden: samples left out, summed over epochs.
+        samples_spared: of them, the ones that would have been trained: fewer where ``limit_train_batches`` cuts epochs off.
         moved_back: candidates that stayed in training, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
         samples_scored: samples that a backprop method scored before it chose.
@@ -29,6 +30,7 @@ class Totals:
 
     samples_trained: int = 0
     samples_hidden: int = 0
+    samples_spared: int = 0
     moved_back: int = 0
     samples_refreshed: int = 0
     samples_scored: int = 0
@@ -61,7 +63,7 @@ class Totals:
             return 0.0
         cost = (self.train_seconds - self.score_seconds - self.data_seconds) / self.samples_trained
         loading = self.data_seconds / max(self.samples_trained, self.samples_scored)
-        left_out = cost * (self.samples_hidden + self.samples_rejected) + loading * self.samples_hidden
+        left_out = cost * (self.samples_spared + self.samples_rejected) + loading * self.samples_spared
         return left_out - self.refresh_seconds - self.select_seconds - self.score_seconds
 
     def summary(self, family: str = "") -> str:

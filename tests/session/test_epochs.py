@@ -1,5 +1,6 @@
 """The loop stays true: an epoch has the length it is planned with, and trains what is planned, once."""
 
+import warnings
 from datetime import timedelta
 
 import lightning
@@ -214,6 +215,19 @@ def test_max_steps_counts_optimizer_steps_under_accumulation():
 def test_max_time_and_min_epochs_leave_the_epochs_whole():
     spy, _, _ = watched_fit(max_time="00:01:00:00", min_epochs=2)
     assert spy.steps == GROWING
+
+
+@pytest.mark.parametrize(("limit", "spared"), [(3, 0), (6, 4 * 16), (0.5, 4 * 16), (1.0, 4 * 32)])
+def test_only_what_would_have_been_trained_is_saved(limit, spared):
+    """64 samples in batches of 8, of which each epoch hides 32; behind the limit nothing would have been trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, selection, _ = watched_fit(
+            selection=SampleSelection("random", max_fraction=0.5), max_epochs=4, limit_train_batches=limit
+        )
+    totals = selection.totals
+    assert (totals.samples_spared, totals.samples_hidden) == (spared, 128)
+    assert (totals.saved_seconds > -totals.refresh_seconds - totals.select_seconds) == (spared > 0)
 
 
 @pytest.mark.parametrize("settings", [{"limit_train_batches": 0}, {"max_epochs": 0}, {"max_steps": 0}])
