@@ -18,7 +18,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.forward_pass import broadcast_buffers, call_training_step, forward_only, replaying
+from kakurenbo_lightning.trainer.forward_pass import buffers_of_rank_zero, call_training_step, forward_only, replaying
 from kakurenbo_lightning.trainer.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,12 +60,11 @@ class ScoringPass:
     def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
         """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
         module = self._trainer.lightning_module if self._scorer is None else self._scorer
-        broadcast_buffers(module)
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
         if self._scorer is not None:
             outputs = self._of_scorer = self._of_scorer or outputs.of_module(self._scorer)
-        with self._context(module):
+        with buffers_of_rank_zero(module), self._context(module):
             return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
 
     @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from tqdm.auto import tqdm
@@ -159,14 +160,13 @@ def score_samples(
     started = time.perf_counter()
     trainer, sampler, module = adapter.trainer, loader.sampler, adapter.trainer.lightning_module
     assert isinstance(sampler, SelectionSampler)
-    broadcast_buffers(module)
     shard = scoring_shard(indices, sampler.batch_size, sampler.num_replicas, sampler.rank)
     training, start = sampler.shard, sampler.start
     sampler.follow(shard)
     on_device = shard.to(outputs.device)
     bar = trainer.progress_bar_callback
     try:
-        with scoring(adapter, mode, thorough=True):
+        with buffers_of_rank_zero(module, mode), scoring(adapter, mode, thorough=True):
             seed_everything(seed)
             seed_workers(loader, seed)
             for number, batch in enumerate(
@@ -241,15 +241,36 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def broadcast_buffers(module: pl.LightningModule) -> None:
-    """Every rank scores with rank 0's buffers, the ones a checkpoint holds. Collective: one broadcast for each dtype."""
+@contextlib.contextmanager
+def buffers_of_rank_zero(module: pl.LightningModule, mode: RefreshMode = "eval") -> Iterator[None]:
+    """Every rank scores with rank 0's buffers, the ones a checkpoint holds, and has its own ones afterwards.
+
+    Collective: one broadcast for each dtype. ``mode="train"``: running statistics of normalisation layers, which are not read then and are
+    meant to move, stay each rank's own.
+    """
     if world_size() == 1:
+        yield
         return
+    norms = [part for part in module.modules() if mode == "train" and isinstance(part, _NormBase)]
+    left = {id(buffer) for part in norms for buffer in part.buffers(recurse=False)}
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for buffer in module.buffers():
-        by_dtype.setdefault(buffer.dtype, []).append(buffer)
+        if id(buffer) not in left:
+            by_dtype.setdefault(buffer.dtype, []).append(buffer)
+    own: list[tuple[Tensor, Tensor]] = []
     for dtype, buffers in by_dtype.items():
         flat = torch.cat([buffer.reshape(-1) for buffer in buffers])
+        if dist.get_rank() > 0:
+            own += zip(buffers, flat.clone().split([buffer.numel() for buffer in buffers]), strict=True)
         dist.broadcast(flat.view(torch.uint8) if dtype is torch.bool else flat, src=0)
-        for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+        _fill(zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True))
+    try:
+        yield
+    finally:
+        _fill(own)
+
+
+def _fill(buffers: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for buffer, values in buffers:
+            buffer.copy_(values.view_as(buffer))
