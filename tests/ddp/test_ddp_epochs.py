@@ -59,7 +59,9 @@ REPLAYED = {
 }
 
 every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
-pytestmark = pytest.mark.slow_cases("random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned")
+pytestmark = pytest.mark.slow_cases(
+    "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned", "uneven"
+)
 
 
 @every_fit

@@ -16,6 +16,7 @@ from kakurenbo_lightning.record import RunRecorder
 from recipes.benchmarks.forked import printed, run_ranks
 
 METHODS = ("kakurenbo", "random", "infobatch", "selective_backprop", "plb", "iswr")
+pytestmark = pytest.mark.slow_cases("infobatch", "iswr")
 
 
 def fit(folder, method, module=None, moment=None, resume=None):
@@ -48,8 +49,8 @@ class RecordedSureNet(SureNet):
         return super().training_step(batch, batch_idx)
 
 
-def all_fits(folder):
-    for method in METHODS:
+def all_fits(folder, methods):
+    for method in methods:
         fit(folder / method, method)
     fit(folder / "sure", "kakurenbo", RecordedSureNet())
     for name, moment in MOMENTS.items():
@@ -62,12 +63,14 @@ MOMENTS = {"within an epoch": ("on_train_batch_end", 2, 2), "at an epoch's end":
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """The folder of all fits on two ranks."""
+def two(request, tmp_path_factory):
+    """The folder of all fits on two ranks that the selected tests look at."""
     folder = tmp_path_factory.mktemp("two")
+    selected = [item.callspec.params for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    methods = {"random", *(params["method"] for params in selected if "method" in params)}
     fit(folder / "one", "random", moment=MOMENTS["within an epoch"])
     log = folder / "log"
-    assert run_ranks(all_fits, (folder,), 2, log=log, seconds=120) == [0, 0], printed(log, 2)
+    assert run_ranks(all_fits, (folder, sorted(methods)), 2, log=log, seconds=120) == [0, 0], printed(log, 2)
     return folder
 
 
