@@ -18,7 +18,8 @@ from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
 from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, numbers_of, shares_of, terms_of, values_of, with_divisors
 from kakurenbo_lightning.signals.finding import find
-from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, is_linear, reduced_by, root_of
+from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, reduced_by, root_of
+from kakurenbo_lightning.signals.linearity import why_not_linear
 from kakurenbo_lightning.signals.predictions import Reads, Values
 from kakurenbo_lightning.signals.watching import EVERYTHING, Key, LossCall, Recording, Sight
 
@@ -296,7 +297,7 @@ class CapturedLoss:
             made = terms_of(known, recording, loss)
             if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
                 calls = [term.call for term in made.terms]
-                if not is_linear(loss, [call.known_edge for call in calls], [call.values for call in calls]):
+                if why_not_linear(loss, [call.known_edge for call in calls], [call.values for call in calls]):
                     return None
                 forms.add(made.form)
                 return made.terms

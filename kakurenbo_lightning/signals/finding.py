@@ -17,11 +17,11 @@ from kakurenbo_lightning.signals.graph import (
     edge_of,
     frontier,
     gradients,
-    is_linear,
     leaves,
     reduced_by,
     root_of,
 )
+from kakurenbo_lightning.signals.linearity import why_not_linear
 from kakurenbo_lightning.signals.watching import Key, LossCall
 
 # what parts may be: the cheapest to see in later steps first
@@ -178,10 +178,8 @@ class _Search:
         plain = parts[0].plain is not None
         values = [call.values for call in calls]
         finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
-        if not plain and finite and not is_linear(self.loss, edges, values):
-            self.finding.add(
-                f"the loss is made of {_names(calls)}, but does not add up from them sample by sample (it is no linear function)"
-            )
+        if not plain and finite and (reason := why_not_linear(self.loss, edges, values)):
+            self.finding.add(f"the loss is made of {_names(calls)}, but does not add up from them sample by sample ({reason})")
             return None
         terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
         loss = self.loss.detach().double()

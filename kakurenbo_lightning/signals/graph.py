@@ -101,45 +101,14 @@ def depends_on_parameters_alone(rows: Tensor) -> bool:
     return len(leaves) == 1 and leaves.pop().numel() == rows.numel()
 
 
-def _gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
+def gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
+    """As ``torch.autograd.grad`` takes them."""
     return [GradientEdge(*edge) for edge in edges]
 
 
 def gradients(loss: Tensor, edges: Sequence[Edge]) -> list[Tensor | None]:
     """The gradient of ``loss`` at each edge, by a backward pass over what lies between; ``None`` where it does not depend on it."""
-    return list(torch.autograd.grad(loss, _gradient_edges(edges), retain_graph=True, allow_unused=True))
-
-
-@torch.enable_grad()
-def is_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> bool:
-    """Whether ``loss`` is, near where it is, a linear function of what it depends on through ``edges``.
-
-    Its gradient there must not change with them: a second derivative in a random direction is zero.
-
-    Args:
-        loss: the returned loss.
-        edges: where it is looked at.
-        values: the tensors that are there.
-    """
-    inputs = _gradient_edges(edges)
-    try:
-        first = torch.autograd.grad(loss, inputs, retain_graph=True, create_graph=True, allow_unused=True)
-        curved = [(g, value) for g, value in zip(first, values, strict=True) if g is not None and g.requires_grad]
-        if not curved:
-            return True
-        generator = torch.Generator().manual_seed(0)
-        steps = [value.detach().nan_to_num(0, 0, 0) for _, value in curved]
-        steps = [
-            step if step.any() else torch.ones_like(step) for step in steps
-        ]  # from zero on, a step of zero would lead nowhere
-        directions = [step * torch.rand(step.shape, generator=generator).to(step) for step in steps]
-        terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
-        along = sum(terms, start=torch.zeros((), device=loss.device))
-        second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
-    except RuntimeError:  # an operation that cannot be differentiated twice says nothing of the kind
-        return True
-    size = max(float(g.detach().abs().max()) for g, _ in curved)
-    return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)
+    return list(torch.autograd.grad(loss, gradient_edges(edges), retain_graph=True, allow_unused=True))
 
 
 @contextlib.contextmanager

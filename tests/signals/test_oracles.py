@@ -244,7 +244,7 @@ def test_the_same_parts_in_a_form_that_does_not_decompose_are_refused(heads, bat
 def test_each_form_of_a_loss_is_verified_once(heads, batches, monkeypatch):
     """As of a step that weights its loss in every other batch."""
     verified = []
-    for name in ("find", "is_linear"):
+    for name in ("find", "why_not_linear"):
         original = getattr(captured, name)
         monkeypatch.setattr(captured, name, lambda *args, made=original: verified.append(1) or made(*args))
     steps = [LOSSES[name].step for name in ("cross entropy", "times a weight", "scaled", "none, then mean")]
