@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.core.batch_rows import slice_batch
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals.cut import Cut, Part, Term, raw_of, terms_of, values_of
+from kakurenbo_lightning.signals.cut import Cut, Made, Part, Term, raw_of, terms_of, values_of
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.watching import LossCall, Recording
 
@@ -173,8 +173,21 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[int], Tried]) -> Ve
         verdicts.append(verdict)
     counts = _counts(*runs)
     parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
-    made = replace(cut, parts=tuple(parts), guess="")  # of what equal losses leave open the likeliest is taken
+    # of what equal losses leave open the likeliest is taken
+    made = replace(cut, parts=tuple(parts), guess="", constant=_constant(found, runs) if cut.constant else "")
     return replace(ALIKE if all(verdict is ALIKE for verdict in verdicts) else Verdict("verified"), cut=made)
+
+
+def _constant(found: Sequence[Made | None], runs: Sequence[Tried]) -> str:
+    """Of whom it is what a loss has beside its parts, by what it is in the whole batch and in its half."""
+    rests = [float(made.rest) for made in found if made is not None and made.rest is not None]
+    rounding = 10 * CLOSE if any(tried.recording.low_precision for tried in runs) else 1e-5
+    error = rounding * max(abs(float(tried.loss)) for tried in runs)
+    for constant, sizes in (("each", (1, 1)), ("divided", [tried.size for tried in runs])):
+        one, other = (rest / size for rest, size in zip(rests, sizes, strict=True))
+        if abs(one - other) <= 1e-3 * abs(one) + error / max(sizes):
+            return constant
+    return ""
 
 
 def _are_no_samples(whole: Term, half: Term) -> bool:
@@ -206,15 +219,15 @@ def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence
     scales = ("mean", "weights", "sum") if part.has_rows else ("alone", "times", "over", "counted")
     errors = {scale: error(scale) for scale in dict.fromkeys((part.scale, *scales))}
     best = min(errors.values())
-    if best <= CLOSE:
+    takes_some = part.picked and whole.gradient is not None and bool((whole.gradient == 0).any())
+    if best <= CLOSE and not takes_some:  # what it takes may all be in the first half
         scale = next(scale for scale, e in errors.items() if e <= 2 * best + 1e-5)
-        return part if scale == part.scale else replace(part, scale=scale, weight_sum=None)
+        return replace(part, picked=False, **({} if scale == part.scale else {"scale": scale, "weight_sum": None}))
     for one, other in counts if part.has_rows else ():
         if error("count", one.rows, other.rows) <= 1e-4:
-            return replace(part, scale="count", weight_sum=None, count=one.key)
-    return replace(
-        part, scale="mean" if part.has_rows else part.scale, weight_sum=None
-    )  # which count, the batch decides: hard examples
+            return replace(part, scale="count", weight_sum=None, count=one.key, picked=False)
+    # which count, the batch decides: hard examples
+    return replace(part, scale="mean" if part.has_rows else part.scale, weight_sum=None, picked=part.picked or best > 10 * CLOSE)
 
 
 def _counts(whole: Tried, half: Tried) -> list[tuple[LossCall, LossCall]]:

@@ -16,7 +16,7 @@ from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict
 from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
-from kakurenbo_lightning.signals.cut import Cut, Form, Part, Term, numbers_of, shares_of, terms_of, values_of, with_divisors
+from kakurenbo_lightning.signals.cut import Cut, Form, Made, Part, Term, numbers_of, terms_of, with_divisors
 from kakurenbo_lightning.signals.finding import find
 from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, reduced_by, root_of
 from kakurenbo_lightning.signals.linearity import why_not_linear
@@ -168,7 +168,7 @@ class CapturedLoss:
             known = {part.key: part for part in before.parts}
             if known.keys() == {part.key for part in cut.parts}:
                 parts = tuple(replace(known[part.key], plain=part.plain, share=part.share) for part in cut.parts)
-                return Verdict(attribution, cut=replace(cut, parts=parts, guess=""))
+                return Verdict(attribution, cut=replace(cut, parts=parts, guess="", constant=before.constant))
         return Verdict("skipped", "in training the step makes its loss in another way than in a scoring pass")
 
     def _without_graph(self, recording: Recording, loss: Any) -> Cut:
@@ -264,22 +264,22 @@ class CapturedLoss:
         """Calls at which a graph must begin in a run that makes none: none where the loss was always a call's result."""
         return frozenset().union(*(cut.leaves for cut, _ in self._ways))
 
-    def terms(self, recording: Recording, loss: Any, batch: Any) -> list[Term]:
-        """The parts of the loss. It is verified once for every form in which a step makes its loss, which waits for the device.
+    def made(self, recording: Recording, loss: Any, batch: Any) -> Made:
+        """How the loss was made. It is verified once for every form in which a step makes its loss, which waits for the device.
 
         Raises:
             OutputsError: it was made of something else than the first one.
         """
         if not self.cut.verified:
             if (call := self._only_call(recording)) is not None:
-                return [Term(self.cut.parts[0], call, None)]
+                return Made([Term(self.cut.parts[0], call, None)], ())
         elif isinstance(loss, Tensor):
             for cut, forms in self._ways:
                 made = terms_of(cut, recording, loss, forms)
                 if made is not None:
-                    return made.terms
-            if root_of(loss) is not None and (terms := self._verified_once_more(recording, loss, batch)) is not None:
-                return terms
+                    return made
+            if root_of(loss) is not None and (made := self._verified_once_more(recording, loss, batch)) is not None:
+                return made
         raise OutputsError(refusals.changed(" + ".join(self.calls)))
 
     def _only_call(self, recording: Recording) -> LossCall | None:
@@ -291,23 +291,23 @@ class CapturedLoss:
             raise OutputsError(refusals.ambiguous([call.name for call in with_graph or alike]))
         return next(iter(with_graph), None) or next((call for call in alike if call.key == part.key), None)
 
-    def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> list[Term] | None:
+    def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> Made | None:
         """The parts of a loss that is made in a new form: of the same calls, or it cannot be known."""
         for known, forms in self._ways:
             made = terms_of(known, recording, loss)
             if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
                 calls = [term.call for term in made.terms]
-                if why_not_linear(loss, [call.known_edge for call in calls], [call.values for call in calls]):
+                if why_not_linear(loss, [c.known_edge for c in calls], [c.values for c in calls], recording.size):
                     return None
                 forms.add(made.form)
-                return made.terms
+                return made
         names = {part.key[:2] for known, _ in self._ways for part in known.parts}
         for cut in find(recording.calls, loss, batch, recording.size, False).cuts:
             if {part.key[:2] for part in cut.parts} <= names and (cut.complete or not self.cut.complete):
                 made = terms_of(cut, recording, loss)
                 if made is not None:
                     self._ways.append((cut, {made.form}))
-                    return made.terms
+                    return made
         return None
 
     @contextlib.contextmanager
@@ -322,23 +322,23 @@ class CapturedLoss:
         else:
             yield
 
-    def values(self, terms: Sequence[Term], recording: Recording, reads: Reads) -> Values:
+    def values(self, made: Made, recording: Recording, reads: Reads) -> Values:
         """The values of the samples, each ``[B]``, detached; no host synchronisation, but where the loss has got other parts."""
         wanted, size = self._prediction, recording.size
         with torch.no_grad():
-            values = {"loss": values_of(terms, size)}
+            values = {"loss": made.values(size)}
             if wanted is None or not (wanted.by_sample or _PREDICTIONS.intersection(reads)):
                 return values
-            call = wanted.found(recording, terms, self.cut)
+            call = wanted.found(recording, made.terms, self.cut)
             if call is None:
                 raise OutputsError(refusals.changed(wanted.key[1]))
             if wanted.module is not None:
                 call.module.findings = wanted.module
             return {**values, **call.given.predictions(size, wanted.order, reads)}
 
-    def weighted(self, terms: Sequence[Term], loss: Tensor, weights: Tensor) -> Tensor:
+    def weighted(self, made: Made, loss: Tensor, weights: Tensor) -> Tensor:
         """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
-        shares = shares_of(terms, len(weights))
+        shares = made.shares(len(weights))
         return loss + ((weights.to(shares.dtype) - 1) * shares).sum().to(loss.dtype)
 
 

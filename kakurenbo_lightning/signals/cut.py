@@ -37,6 +37,7 @@ class Part:
         divided: the largest gradient times that, in the batch that was verified.
         module: of a loss module: what was found out about it.
         share: of the loss, in the batch that was verified.
+        picked: which others are in the batch decides how much a sample counts, as where the hardest of it are taken.
     """
 
     key: Key
@@ -49,6 +50,7 @@ class Part:
     divided: float | None = None
     module: Findings | None = None
     share: float = 1.0
+    picked: bool = False
 
 
 Numbers = frozenset[tuple[tuple[str, str], int, int]]  # kind and name, how many calls of these, and how many have a graph
@@ -69,6 +71,9 @@ class Cut:
         parts: at least one.
         complete: the loss depends on parameters through them alone.
         exact: what they add up to is the loss.
+        constant: what the loss has beside that, without a gradient, is a number that each sample alone has too (``"each"``, as in
+            ``1 - cos.mean()``), or that samples have a share of (``"divided"``, as in ``len(cos) - cos.sum()``); empty: there is none, or
+            every batch has another. Where attribution was not tested it is a guess.
         ignored: calls of the same kinds that are no parts.
         verified: there was a graph of the loss to prove it by.
         guess: what to say unless a test of attribution proves that the values of a sample are its own; empty: nothing is guessed.
@@ -82,6 +87,7 @@ class Cut:
     verified: bool = True
     guess: str = ""
     numbers: Numbers | None = None
+    constant: str = ""
 
     @property
     def plain(self) -> bool:
@@ -89,8 +95,8 @@ class Cut:
 
     @property
     def share(self) -> float:
-        """Of the loss, that its parts are."""
-        return sum(part.share for part in self.parts)
+        """Of the loss, that its parts are, with what is constant."""
+        return 1.0 if self.constant else sum(part.share for part in self.parts)
 
     @cached_property
     def kinds(self) -> frozenset[str]:
@@ -135,10 +141,31 @@ Form = tuple[str, ...]  # names of the operations between parts and the loss; ()
 
 
 class Made(NamedTuple):
-    """How one step's loss was made of its parts."""
+    """How one step's loss was made of its parts.
+
+    Attributes:
+        terms: the parts.
+        form: of the function that it is of them.
+        rest: what it has beside them, ``[]``; ``None`` where that is nothing, or no sample's.
+        constant: of whom that is, see :class:`Cut`.
+    """
 
     terms: list[Term]
     form: Form
+    rest: Tensor | None = None
+    constant: str = ""
+
+    def values(self, size: int) -> Tensor:
+        """The loss of each sample alone, ``[size]``, detached; to be called without a graph."""
+        values = values_of(self.terms, size)
+        if self.rest is None:
+            return values
+        return values + (self.rest if self.constant == "each" else self.rest / size)
+
+    def shares(self, size: int) -> Tensor:
+        """What each sample adds to the loss, ``[size]``, with its graph."""
+        shares = shares_of(self.terms, size)
+        return shares if self.rest is None else shares + self.rest / size
 
 
 def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[Form] | None = None) -> Made | None:
@@ -186,7 +213,12 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
         if any(term.part.count and call is None for term, call in zip(terms, counts, strict=True)):
             return None
         terms = [term._replace(counts=None if call is None else call.rows) for term, call in zip(terms, counts, strict=True)]
-    return Made(terms, form)
+    return Made(terms, form, _rest_of(terms, loss, recording.size) if cut.constant else None, cut.constant)
+
+
+@torch.no_grad()
+def _rest_of(terms: Sequence[Term], loss: Tensor, size: int) -> Tensor:
+    return loss.detach() - shares_of(terms, size).detach().sum()
 
 
 def _divisor(cut: Cut, term: Term, recording: Recording) -> LossCall | None:

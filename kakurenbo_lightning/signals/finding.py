@@ -21,7 +21,7 @@ from kakurenbo_lightning.signals.graph import (
     reduced_by,
     root_of,
 )
-from kakurenbo_lightning.signals.linearity import why_not_linear
+from kakurenbo_lightning.signals.linearity import KINKED, Kinks, kinks, why_not_linear
 from kakurenbo_lightning.signals.watching import Key, LossCall
 
 # what parts may be: the cheapest to see in later steps first
@@ -70,10 +70,11 @@ def find(calls: Sequence[LossCall], loss: Tensor, batch: Any, size: int, provabl
     for level in LEVELS:
         cuts += [cut for cut in search.cuts(level) if cut not in cuts]
         full = [cut for cut in cuts if cut.complete]
-        if any(cut.plain for cut in full) or (full and "reduction" in level):
+        # nearer to the loss nothing is made of samples, once the batch as a whole has made it turn
+        if any(cut.plain for cut in full) or (full and "reduction" in level) or search.kinked:
             break
     if full:
-        finding.cuts = sorted(full, key=lambda cut: (not cut.exact, not cut.plain))
+        finding.cuts = sorted(full, key=lambda cut: (not cut.exact, not cut.constant, not cut.plain))
     else:
         finding.cuts = sorted(cuts, key=lambda cut: (not cut.exact, -abs(cut.share)))
     return finding
@@ -88,6 +89,7 @@ class _Search:
     size: int
     provable: bool
     calls: Sequence[LossCall]
+    kinked: bool = False
 
     def cuts(self, kinds: tuple[str, ...]) -> Iterator[Cut]:
         """What the loss is made of, of calls of these kinds."""
@@ -178,7 +180,8 @@ class _Search:
         plain = parts[0].plain is not None
         values = [call.values for call in calls]
         finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
-        if not plain and finite and (reason := why_not_linear(self.loss, edges, values)):
+        if not plain and finite and (reason := why_not_linear(self.loss, edges, values, self.size)):
+            self.kinked |= KINKED in reason
             self.finding.add(f"the loss is made of {_names(calls)}, but does not add up from them sample by sample ({reason})")
             return None
         terms = [Term(part, call, None if plain else g) for part, call, g in zip(parts, calls, found, strict=True)]
@@ -188,7 +191,11 @@ class _Search:
         exact = not finite or _close(shares.sum(), loss, tolerance_of(self.loss, *values))
         of_loss = [float(share / loss) if float(loss) else 1.0 / len(shares) for share in shares]
         parts = [_described(term, share, self.size) for term, share in zip(terms, of_loss, strict=True)]
-        return Cut(tuple(parts), complete, exact)
+        kinked = Kinks() if plain else kinks(self.loss, edges, values, self.size)
+        parts = [replace(part, picked=bool(kinked.picks)) for part in parts]
+        if exact or not complete or kinked.anywhere:
+            return Cut(tuple(parts), complete, exact)
+        return Cut(tuple(parts), complete, exact, constant="divided" if all(part.scale == "sum" for part in parts) else "each")
 
     def _plain(self, calls: Sequence[LossCall], call: LossCall, complete: bool) -> str | None:
         if len(calls) != 1 or not complete:

@@ -148,17 +148,22 @@ def verified_captured(
         verdict = rehearsal.test(batch, size, lambda half: try_cuts(cuts, run, batch, size, half))
     captured.settle(cuts, recording, loss, verdict)
     cut, names = captured.cut, " + ".join(captured.calls)
+    picked = any(part.picked for part in cut.parts)
     if needs.weighs and not (cut.complete or needs.unweighted_rest):
         raise OutputsError(refusals.rest_unweighted(names, cut.share) if cut.verified else refusals.unverified(names))
+    if needs.weighs and picked and rehearsal.wanted:
+        raise OutputsError(refusals.picked_unweighted(names))
     weights = "exact" if cut.complete else "they would act on a part of the loss" if cut.verified else "not verified"
     if before is None or before.weights != weights:
         if not cut.verified:
             rank_zero_warn(refusals.not_verified(names))
-        elif not cut.complete and not cut.exact:
-            if cut.share < LEAST_SHARE and not needs.unweighted_rest:
+        elif not (cut.exact or cut.constant):
+            if cut.share < LEAST_SHARE and not (cut.complete or needs.unweighted_rest):
                 raise OutputsError(refusals.small_part(names, cut.share, len(cut.parts)))
-            rank_zero_warn(refusals.part_of_loss(names, cut.share))
-    values = captured.values(captured.terms(recording, loss, batch), recording, needs.reads)
+            rank_zero_warn(refusals.part_of_loss(names, cut.share, cut.complete))
+        if picked:
+            rank_zero_warn(refusals.picked(names))
+    values = captured.values(captured.made(recording, loss, batch), recording, needs.reads)
     return Report(
         "captured",
         captured.source,

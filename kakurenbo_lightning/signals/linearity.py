@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kakurenbo_lightning.signals.graph import Edge, edge_of, gradient_edges
 
+KINKED = (
+    ", so what a sample adds has another sign or size in another batch: return the loss that each sample has before that as "
+    "sample_loss, or apply it to each sample's loss"
+)
 # functions of Python that are linear: those of torch's own that strategies put around tensors
 _KNOWN = ("_DDPSink", "_AllReduce", "_AllGather", "_Reduce_Scatter", "_ToTorchTensor", "_FromTorchTensor", "Redistribute")
+# that take some of what they are given; that turn at a point; and that make one number of several
+_PICKS = ("Max", "Min", "Amax", "Amin", "Median", "Nanmedian", "Kthvalue", "Topk", "Sort")
+_KINKS = (*_PICKS, "Abs", "Relu", "Clamp", "Hardtanh", "Threshold", "LeakyRelu", "Fmax", "Fmin")
+_ROW_BY_ROW = ("Where", "MaskedFill")  # that may turn too, but are given the decision
+_MIXES = (
+    *("Sum", "Mean", "Nansum", "Dot", "Mv", "Mm", "Bmm", "Addmm", "Addmv"),
+    *("Norm", "Linalg", "Var", "Std", "Logsumexp", "Cumsum"),
+)
 
 
 def ways(root: Edge, edges: Collection[Edge]) -> list[Any]:
@@ -37,13 +49,71 @@ def ways(root: Edge, edges: Collection[Edge]) -> list[Any]:
     return list(passed)
 
 
-def why_not_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> str:
-    """Why ``loss`` is not, near where it is, a linear function of what it depends on through ``edges``; empty where it is one.
+class Kinks(NamedTuple):
+    """Where a loss that is linear is so up to a point only.
+
+    Attributes:
+        of_batch: the operation by which the loss turns at a number that is made of several samples, as ``abs`` in flooding; empty: none.
+        picks: the operation that takes some of the samples of a batch, as ``topk``; empty: none.
+        anywhere: there is such an operation, or one that turns for each sample alone.
+    """
+
+    of_batch: str = ""
+    picks: str = ""
+    anywhere: bool = False
+
+
+def kinks(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor], size: int) -> Kinks:
+    """Find them on the ways between ``loss`` and ``edges``, by name and by the shapes of what operations gave.
+
+    Args:
+        loss: the returned loss.
+        edges: what it is a function of.
+        values: the tensors that are there: rows of samples, or one number of all of them.
+        size: B; of one sample nothing is known.
+    """
+    root, found = edge_of(loss), Kinks()
+    if root is None or size == 1:
+        return found
+    numbers = {edge for edge, value in zip(edges, values, strict=True) if not value.dim()}
+    for node in ways(root, set(edges)):
+        name = node.name().partition("Backward")[0]
+        found = found._replace(anywhere=found.anywhere or name.startswith((*_KINKS, *_ROW_BY_ROW)))
+        if not name.startswith(_KINKS) or (_is_by_sample(node, size) and not _sorts_samples(node, name)):
+            continue
+        below = ways((node, 0), set(edges))
+        mixes = any(other.name().startswith(_MIXES) for other in below) or any(
+            following in numbers for other in below for following in other.next_functions
+        )
+        if mixes:
+            found = found._replace(of_batch=name.lower())
+        elif name.startswith(_PICKS):
+            found = found._replace(picks=name.lower())
+    return found
+
+
+def _is_by_sample(node: Any, size: int) -> bool:
+    """Whether an operation gave rows of samples, or nothing tells what it gave."""
+    shapes = [made.shape for made in getattr(node, "_input_metadata", ())]
+    return not shapes or any(len(shape) and int(shape[0]) % size == 0 for shape in shapes)
+
+
+def _sorts_samples(node: Any, name: str) -> bool:
+    """Whether rows of samples have been put into the order of their values."""
+    dims = len(node._input_metadata[0].shape) if name == "Sort" and getattr(node, "_input_metadata", ()) else 0
+    return bool(dims) and (dims == 1 or getattr(node, "_saved_dim", 1) % 2**64 in (0, 2**64 - dims))
+
+
+def why_not_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor], size: int) -> str:
+    """Why ``loss`` is not a linear function of what it depends on through ``edges``; empty where it is one.
+
+    What turns for each sample alone may do so: a sample is on the same side in every batch.
 
     Args:
         loss: the returned loss.
         edges: what it is taken to be a function of.
         values: the tensors that are there.
+        size: B.
     """
     root = edge_of(loss)
     for node in [] if root is None else ways(root, set(edges)):
@@ -52,7 +122,10 @@ def why_not_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]
         name = node.name()
         if not (name[-1].isdigit() or name.endswith("CopySlices") or name.startswith(_KNOWN)):
             return f"it goes through {name.removesuffix('Backward')}, of which nothing shows that it is linear"
-    return "" if _has_no_curvature(loss, edges, values) else "it is no linear function"
+    if not _has_no_curvature(loss, edges, values):
+        return "it is no linear function"
+    turn = kinks(loss, edges, values, size).of_batch
+    return f"it turns by {turn} at a number of all samples, as in flooding{KINKED}" if turn else ""
 
 
 @torch.enable_grad()

@@ -154,10 +154,10 @@ class SampleOutputs:
             return outputs, None
         if self._needs.nothing and weights is None:
             return outputs, self._free_values(outputs, recording)
-        terms = self._captured.terms(recording, loss_of(outputs), batch) if self._way == "captured" else None
-        values = self._read(outputs, recording, batch, terms) if values is None else values
+        made = self._captured.made(recording, loss_of(outputs), batch) if self._way == "captured" else None
+        values = self._read(outputs, recording, batch, made) if values is None else values
         if weights is not None and outputs is not None:
-            outputs = with_loss(outputs, self._weighted(outputs, terms, weights))
+            outputs = with_loss(outputs, self._weighted(outputs, made, weights))
         self._needs.check(values, size, str(self.source))
         return outputs, values
 
@@ -182,14 +182,14 @@ class SampleOutputs:
         """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
         return self._needs.manual and (values is not None or bool(recording.calls))
 
-    def _read(self, outputs: Any, recording: Recording, batch: Any, terms: Any = None) -> Values:
+    def _read(self, outputs: Any, recording: Recording, batch: Any, made: Any = None) -> Values:
         """The values of a step that was run."""
         if self._way == "returned":
             return from_returned(outputs, recording.size, reads=self._needs.reads)
         if self._way == "none":
             raise OutputsError(refusals.none_found((), ()))
-        terms = terms or self._captured.terms(recording, loss_of(outputs), batch)
-        return self._captured.values(terms, recording, self._needs.reads)
+        made = made or self._captured.made(recording, loss_of(outputs), batch)
+        return self._captured.values(made, recording, self._needs.reads)
 
     def _call_function(self, batch: Any, size: int, scoring: Scoring) -> Values:
         assert self._sample_outputs is not None
@@ -207,9 +207,9 @@ class SampleOutputs:
             return None
         return values
 
-    def _weighted(self, outputs: Any, terms: Any, weights: Tensor) -> Tensor:
+    def _weighted(self, outputs: Any, made: Any, weights: Tensor) -> Tensor:
         if self._way == "captured":
-            return self._captured.weighted(terms, loss_of(outputs), weights)
+            return self._captured.weighted(made, loss_of(outputs), weights)
         if self._way != "returned":
             raise OutputsError(refusals.not_weighable(str(self.source)))
         self._weighs = True

@@ -95,11 +95,12 @@ def attribution(outcome: str) -> str:
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
 
-def part_of_loss(calls: str, share: float) -> str:
-    """A warning: values are of a part of the loss."""
+def part_of_loss(calls: str, share: float, complete: bool) -> str:
+    """A warning: values are of a part of the loss; ``complete``: the rest trains nothing."""
+    rest = ", and the rest, which has no gradient, is another number in another batch" if complete else ""
     return (
-        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch. Samples are chosen by that part alone; "
-        "to choose by all of it, return sample_loss from training_step"
+        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch{rest}. Samples are chosen by that part "
+        "alone; to choose by all of it, return sample_loss from training_step"
     )
 
 
@@ -131,6 +132,29 @@ def rest_unweighted(what: str, share: float) -> str:
         f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If "
         "the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of "
         f"the whole loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+    )
+
+
+_PICKED = (
+    "how much a sample counts in the loss, which is made of {calls}, depends on which others are in its batch, as where only the hardest "
+    "of a batch are trained (top-k, OHEM)"
+)
+
+
+def picked(calls: str) -> str:
+    """A warning: which others are in the batch decides what a sample's value is."""
+    return (
+        f"SampleSelection: {_PICKED.format(calls=calls)}. A sample's value is B times what it added to the loss of its last batch: 0 where "
+        "it was not taken. To choose by each sample's own loss, return sample_loss from training_step as it is before some are taken"
+    )
+
+
+def picked_unweighted(calls: str) -> str:
+    """Loss weights in a loss in which the batch decides how much a sample counts."""
+    return (
+        f"loss weights: {_PICKED.format(calls=calls)}: of a batch from which samples are left out others are taken, which no weight makes "
+        "up for. Train the mean of all losses, use a method or setting without weights (unbiased=False), or go on all the same with "
+        "SampleSelection(..., check_attribution=False)"
     )
 
 

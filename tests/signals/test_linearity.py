@@ -11,7 +11,7 @@ from kakurenbo_lightning.signals.linearity import why_not_linear
 
 
 def reason(loss, rows):
-    return why_not_linear(loss, [edge_of(rows)], [rows])
+    return why_not_linear(loss, [edge_of(rows)], [rows], len(rows))
 
 
 def test_a_function_that_is_curved_is_not_linear_where_its_values_are_zero():

@@ -190,25 +190,12 @@ def test_a_constant_beside_the_loss_is_no_samples(heads, batches):
         return F.cross_entropy(heads.classes(batch["x"]), batch["y"]) + constant
 
     weights = torch.linspace(0.5, 2, BATCH)
-    source, ((outputs, values),) = observed(step, heads, batches[:1], [weights], weighs=True)
+    with pytest.warns(UserWarning, match="the rest, which has no gradient, is another number in another batch"):
+        source, ((outputs, values),) = observed(step, heads, batches[:1], [weights], weighs=True)
     each = F.cross_entropy(heads.classes(batches[0]["x"]), batches[0]["y"], reduction="none")
     assert torch.allclose(values["loss"], each, atol=1e-6)
     assert torch.allclose(gradient(outputs, heads), gradient((weights * each).mean(), heads), atol=1e-6)
     assert source.report.complete and source.report.share < 1
-
-
-def test_hard_examples_count_with_what_they_add_to_the_loss(heads, batches):
-    """Which count is decided by the batch: a value is B times what the sample adds."""
-
-    def step(heads, batch):
-        return F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none").topk(BATCH // 4).values.mean()
-
-    _, made = observed(step, heads, batches[:2])
-    for batch, (_, values) in zip(batches, made, strict=False):
-        each = F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none")
-        hard = each.topk(BATCH // 4).indices
-        expected = torch.zeros(BATCH).index_put((hard,), 4 * each[hard])
-        assert torch.allclose(values["loss"], expected, atol=1e-5)
 
 
 def test_missing_targets_that_are_nan_do_not_spoil_what_counts(heads):
