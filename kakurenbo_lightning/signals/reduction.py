@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,3 +35,20 @@ def rows_reduced(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Te
         if dims and 0 not in dims and -rows.dim() not in dims:
             return None
     return rows
+
+
+@contextlib.contextmanager
+def methods_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
+    """Within this context these methods of tensors are ``replacements``.
+
+    ``torch.mean`` and ``torch.sum`` are left alone, because Lightning keeps them as ``reduce_fx`` of what a step logs, and compares them.
+    """
+    mine = [name for name in replacements if name not in vars(Tensor)]  # they are inherited
+    for name in mine:
+        setattr(Tensor, name, replacements[name])
+    try:
+        yield
+    finally:
+        for name in mine:
+            if vars(Tensor).get(name) is replacements[name]:
+                delattr(Tensor, name)

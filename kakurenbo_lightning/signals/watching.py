@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from kakurenbo_lightning.signals.criteria import CRITERIA, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import ModuleCall
 from kakurenbo_lightning.signals.graph import Edge, edge_of, gradients, root_of
-from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, rows_reduced
+from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, methods_replaced, rows_reduced
 
 Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
 
@@ -148,6 +149,10 @@ def _version(tensor: Tensor) -> int:
 
 
 _FUNCTIONS = {function.__name__: function for function in CRITERIA}
+_FUNCTIONALS = {
+    name: f for name, f in vars(F).items() if isinstance(f, FunctionType)
+}  # as torch has them: imported before a step runs
+_TORCHS = frozenset(_FUNCTIONALS.values())
 NOTHING = Sight()
 CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))
 EVERYTHING = Sight(tuple(_FUNCTIONS), reductions=True, mode=True, modules=True)
@@ -343,7 +348,7 @@ class Watcher:
         if recording.leaves:
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         if sight.reductions:
-            stack.enter_context(_methods_replaced(self._reductions))
+            stack.enter_context(methods_replaced(self._reductions))
         if sight.mode:
             stack.enter_context(_Mode(recording, sight))
         if sight.modules is True:
@@ -372,31 +377,20 @@ class _Mode(TorchFunctionMode):
         self._recording, self._sight = recording, sight
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, function = kwargs or {}, _original(func)
         if self._recording.busy:
-            return func(*args, **kwargs)
-        function = getattr(func, "__wrapped__", func)  # functionals hand over themselves by name, replaced or not
+            return function(*args, **kwargs)
         if function in CRITERIA:
             return self._recording.criterion(function, False, args, kwargs)
-        if function is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training")):
+        if function is _FUNCTIONALS["batch_norm"] and (args[5] if len(args) > 5 else kwargs.get("training")):
             self._recording.batch_statistics = True
-        if self._sight.reductions and func in REDUCTIONS:
-            return self._recording.reduction(func, False, args, kwargs)
-        return func(*args, **kwargs)
+        if self._sight.reductions and function in REDUCTIONS:
+            return self._recording.reduction(function, False, args, kwargs)
+        return function(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def _methods_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Within this context these methods of tensors are ``replacements``.
-
-    ``torch.mean`` and ``torch.sum`` are left alone, because Lightning keeps them as ``reduce_fx`` of what a step logs, and compares them.
-    """
-    mine = [name for name in replacements if name not in vars(Tensor)]  # they are inherited
-    for name in mine:
-        setattr(Tensor, name, replacements[name])
-    try:
-        yield
-    finally:
-        for name in mine:
-            if vars(Tensor).get(name) is replacements[name]:
-                delattr(Tensor, name)
+def _original(func: Any) -> Any:
+    """The function that was called: those of torch.nn.functional hand themselves over by name, under which there may be a patch by now."""
+    if isinstance(func, (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType)) or func in _TORCHS:
+        return func
+    return next((function for name, function in _FUNCTIONALS.items() if F.__dict__.get(name) is func), func)
