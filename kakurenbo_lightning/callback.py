@@ -85,6 +85,9 @@ class SampleSelection(pl.Callback):
             value depends on which others are in its batch, or is another sample's. ``False`` goes on without this test.
         unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no
             sample's (a penalty on weights) and stays as it is. By default such a loss is refused.
+        mean_over_samples: with ``accumulate_grad_batches``: scale each batch's loss, a mean over the batch, by its share of the step's
+            samples on all ranks, so that the gradient is the mean over all of them, in the last step of an epoch too. ``False`` divides
+            every batch by ``accumulate_grad_batches``, as Lightning does. By default on for methods that change batches, the hide family.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -109,6 +112,7 @@ class SampleSelection(pl.Callback):
         scorer: pl.LightningModule | None = None,
         check_attribution: bool = True,
         unweighted_rest: bool = False,
+        mean_over_samples: bool | None = None,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
@@ -117,16 +121,18 @@ class SampleSelection(pl.Callback):
                 f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
             )
         self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
-        seed = compatibility.checked_argument("seed", seed)
-        align_schedules = compatibility.checked_argument("align_schedules", align_schedules)
-        on_mismatch = compatibility.checked_argument("on_mismatch", on_mismatch)
-        sample_outputs = compatibility.checked_argument("sample_outputs", sample_outputs)
+        checked = compatibility.checked_arguments(
+            seed=seed,
+            align_schedules=align_schedules,
+            on_mismatch=on_mismatch,
+            check_attribution=check_attribution,
+            unweighted_rest=unweighted_rest,
+            mean_over_samples=mean_over_samples,
+        )
         compatibility.check_scorer(scorer, self.method)
-        check_attribution = compatibility.checked_argument("check_attribution", check_attribution)
-        unweighted_rest = compatibility.checked_argument("unweighted_rest", unweighted_rest)
         self.session: Session | None = None
-        self._settings = SessionSettings(seed, 0, align_schedules, on_mismatch, scorer, check_attribution, unweighted_rest)
-        self._sample_outputs = sample_outputs
+        self._settings = SessionSettings(scorer=scorer, **checked)
+        self._sample_outputs = compatibility.checked_arguments(sample_outputs=sample_outputs)["sample_outputs"]
         self._watch = Stopwatch()
         self._described = False
         self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
@@ -190,6 +196,14 @@ class SampleSelection(pl.Callback):
         compatibility.check_wrap(self.method, self.session.adapter.trainer.max_epochs)
         return self.session.follow(loader, self.session.begin_epoch, public=True)
 
+    def loss_scale(self, accumulate: int = 1) -> float:
+        """Under manual optimization: the factor on a batch's mean loss, over ``accumulate``, that makes the gradient of a step of so many
+        batches (the last of an epoch has what is left) the mean over all samples that they have on all ranks::
+
+            self.manual_backward(loss * self.selection.loss_scale(accumulate=2) / 2)
+        """
+        return self._active.loss_scale(accumulate)
+
     # --- before training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -199,6 +213,7 @@ class SampleSelection(pl.Callback):
         compatibility.check_trainer(trainer)
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
         compatibility.check_module(trainer, pl_module, self.method, function)
+        compatibility.check_mean(self._settings.mean_over_samples, pl_module)
         compatibility.warn_of_trainer(trainer, self.method)
         session = self.session
         if session is not None and trainer is not session.adapter.trainer:
@@ -209,15 +224,7 @@ class SampleSelection(pl.Callback):
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
             self._described = False
-        outputs = SampleOutputs(
-            self.method.reads,
-            function,
-            weighs=self.method.weighs,
-            manual=not pl_module.automatic_optimization,
-            check_attribution=self._settings.check_attribution,
-            unweighted_rest=self._settings.unweighted_rest,
-        )
-        session.begin_fit(outputs)
+        session.begin_fit(_outputs_of(self.method, function, pl_module, self._settings))
         # not so: a resumed session goes on at the right batch
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if not session.adapter.missing:
@@ -234,11 +241,7 @@ class SampleSelection(pl.Callback):
             return loaders
         check_not_followed(loader)
         follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        if is_instance(loaders, CombinedLoader):
-            loaders = copy.copy(loaders)
-            loaders.flattened = [follower]
-            return loaders
-        return tree_map(lambda part: follower, loaders)
+        return _in_place_of(loaders, follower)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
@@ -357,6 +360,27 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+
+
+def _in_place_of(loaders: Any, follower: DataLoader) -> Any:
+    """The user's train loader, alone or in what held it, with ``follower`` in its place."""
+    if is_instance(loaders, CombinedLoader):
+        loaders = copy.copy(loaders)
+        loaders.flattened = [follower]
+        return loaders
+    return tree_map(lambda part: follower, loaders)
+
+
+def _outputs_of(method: Method, function: Any, module: pl.LightningModule, settings: SessionSettings) -> SampleOutputs:
+    """Where the sample values of ``module`` come from; ``function`` is the user's ``sample_outputs``, or ``None``."""
+    return SampleOutputs(
+        method.reads,
+        function,
+        weighs=method.weighs,
+        manual=not module.automatic_optimization,
+        check_attribution=settings.check_attribution,
+        unweighted_rest=settings.unweighted_rest,
+    )
 
 
 def _with_settings(method: Method) -> str:

@@ -169,6 +169,21 @@ class EpochShard:
         return self.samples_before + self._begin(step)
 
 
+def accumulated_scale(shard: Shard, number: int, accumulate: int, batches: int) -> float:
+    """Factor on this rank's mean loss of batch ``number``, over ``accumulate``, that makes an optimizer step's gradient the mean over all
+    samples that its batches have on all ranks. Batches of the step that were trained in another layout count as full ones.
+
+    Args:
+        shard: this rank's part of the epoch.
+        number: of the batch.
+        accumulate: batches of an optimizer step; the last one of an epoch has what is left.
+        batches: that are trained of the epoch.
+    """
+    begin = number - number % accumulate
+    samples = sum(shard.step_total(other) for other in range(begin, min(begin + accumulate, batches)))
+    return shard.loss_scale(number) * (shard.step_total(number) * accumulate / samples)
+
+
 def same_batches(one: Shard, other: Shard) -> bool:
     """Whether both are the same batches; ``False`` for those that are drawn, each time others."""
     if not isinstance(one, EpochShard) or not isinstance(other, EpochShard):

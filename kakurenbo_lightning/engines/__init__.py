@@ -19,10 +19,11 @@ def engine_for(
     method: Method,
     statistics: SampleStatistics,
     scorer: pl.LightningModule | None,
+    mean_over_samples: bool,
 ) -> Engine:
     """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks ``isinstance``."""
     if isinstance(method, BackpropMethod):
         return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):
-        return StreamEngine(adapter, method, statistics)
-    return Engine(adapter, method, statistics)
+        return StreamEngine(adapter, method, statistics, mean_over_samples)
+    return Engine(adapter, method, statistics, mean_over_samples)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from kakurenbo_lightning.core.plan import Plan
-from kakurenbo_lightning.core.shard import Shard
+from kakurenbo_lightning.core.shard import Shard, accumulated_scale
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.timers import PhaseTimer
@@ -31,6 +31,7 @@ class Engine:
         adapter: of the Trainer.
         method: the selection method.
         statistics: of all samples, on the device that trains.
+        mean_over_samples: a step's gradient is the mean over the samples of all its accumulated batches, not of the batches' means.
 
     Attributes:
         skips: leaves out optimizer steps.
@@ -41,8 +42,11 @@ class Engine:
     skips: ClassVar[bool] = False
     timed: ClassVar[bool] = False
 
-    def __init__(self, adapter: TrainerAdapter, method: Method, statistics: SampleStatistics) -> None:
+    def __init__(
+        self, adapter: TrainerAdapter, method: Method, statistics: SampleStatistics, mean_over_samples: bool = False
+    ) -> None:
         self._adapter, self._trainer, self._method, self._statistics = adapter, adapter.trainer, method, statistics
+        self._mean_over_samples = mean_over_samples
         self.timer = PhaseTimer(statistics.device, enabled=self.timed)
         self._number = 0  # of the batch that is, or was last, trained
 
@@ -83,7 +87,7 @@ class Engine:
         self._number = number
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
-        """Run the user's training step, record what was seen of its samples, and scale its loss by the size of this rank's batch.
+        """Run the user's training step, record what was seen of its samples, and scale its loss by their share of the optimizer step's.
 
         Args:
             step: the strategy's training step.
@@ -100,8 +104,12 @@ class Engine:
             self._method.record(self._statistics, indices, values, self._epoch)
         self.trained_batch(values, args[0])
         if self._trainer.lightning_module.automatic_optimization:
-            outputs = scaled(outputs, shard.loss_scale(number))
+            outputs = scaled(outputs, self.loss_scale(self._trainer.accumulate_grad_batches if self._mean_over_samples else 1))
         return outputs, indices
+
+    def loss_scale(self, accumulate: int) -> float:
+        """See :func:`~kakurenbo_lightning.core.shard.accumulated_scale`, of the current batch."""
+        return accumulated_scale(self._shard, self._number, accumulate, self._adapter.limited(self._shard.steps))
 
     def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
         """Run ``step``, and verify on the first batch what is recorded; the module itself is run again then, outside the strategy."""

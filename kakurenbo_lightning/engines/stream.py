@@ -39,12 +39,15 @@ class StreamEngine(Engine):
         adapter: of the Trainer.
         method: what is written.
         statistics: of all samples.
+        mean_over_samples: as of the base engine.
     """
 
     timed = True
 
-    def __init__(self, adapter: TrainerAdapter, method: StreamMethod, statistics: SampleStatistics) -> None:
-        super().__init__(adapter, method, statistics)
+    def __init__(
+        self, adapter: TrainerAdapter, method: StreamMethod, statistics: SampleStatistics, mean_over_samples: bool = False
+    ) -> None:
+        super().__init__(adapter, method, statistics, mean_over_samples)
         self._method: StreamMethod = method
         self._world_size, self._rank = adapter.world_size, adapter.rank
         self._tree: SumTree | None = None  # before the stream starts

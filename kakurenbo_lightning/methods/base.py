@@ -62,6 +62,7 @@ class Method(ABC):
         refresh_mode: mode of the forward-only pass over the hidden samples after the epoch, ``None`` for no pass.
         weighs: whether its steps may carry loss weights.
         needs_classes: whether the class of each sample must be known.
+        changes_batches: whether epochs have other batches than a loader without the selection would give.
     """
 
     name: ClassVar[str] = "unregistered"
@@ -74,6 +75,7 @@ class Method(ABC):
     weighs = False
     needs_classes = False
     draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
+    changes_batches: ClassVar[bool] = False
     ends_short = False  # whether an epoch ends with one more step, for what is left
 
     def __post_init__(self) -> None:

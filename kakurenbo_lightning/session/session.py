@@ -149,7 +149,9 @@ class Session:
         data.arrive(device, compare=not self._arrived, position=self.position)
         self.outputs.device = device
         if not self._arrived:
-            self.engine = engine_for(self.adapter, self._method, data.statistics, self._settings.scorer)
+            by_samples = self._settings.mean_over_samples
+            by_samples = self._method.changes_batches if by_samples is None else by_samples
+            self.engine = engine_for(self.adapter, self._method, data.statistics, self._settings.scorer, by_samples)
         self._arrived = True
         if self.keeper.loaded is not None:
             self._apply_loaded()
@@ -188,6 +190,10 @@ class Session:
         if self.on_trained is not None and indices is not None:
             self.on_trained(indices)
         return outputs
+
+    def loss_scale(self, accumulate: int) -> float:
+        """Of the current batch, in a step of ``accumulate``, see :func:`~kakurenbo_lightning.core.shard.accumulated_scale`."""
+        return 1.0 if self.adapter.passive else self.engine.loss_scale(accumulate)
 
     def end_batch(self, batch_idx: int) -> None:
         """The step is done; the schedules catch up."""

@@ -20,6 +20,8 @@ class SessionSettings:
         scorer: scores in the module's place.
         check_attribution: whether a value that is not of its own sample alone is an error.
         unweighted_rest: whether loss weights may leave a part of the loss as it is.
+        mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: where the
+            method changes batches.
     """
 
     seed: int | None = None
@@ -29,3 +31,4 @@ class SessionSettings:
     scorer: pl.LightningModule | None = None
     check_attribution: bool = True
     unweighted_rest: bool = False
+    mean_over_samples: bool | None = None

@@ -40,6 +40,7 @@ _ARGUMENTS = {
     "unweighted_rest": Setting(
         flag(), "", "", "True says that what else is in the loss is no sample's, such as a penalty on weights."
     ),
+    "mean_over_samples": Setting(optional(flag()), "", "", "None is True for methods that change batches, and else False."),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
     "sample_outputs": Setting(
         Kind("None or a function of a batch that returns a dict", Any, _function),
@@ -50,13 +51,22 @@ _ARGUMENTS = {
 }
 
 
-def checked_argument(name: str, value: object) -> Any:
-    """An argument of SampleSelection as a plain Python value.
+def checked_arguments(**values: object) -> dict[str, Any]:
+    """Arguments of SampleSelection as plain Python values.
 
     Raises:
-        ValueError: naming it, its value, what is allowed and the fix.
+        ValueError: naming one, its value, what is allowed and the fix.
     """
-    return _ARGUMENTS[name].checked("SampleSelection", name, value)
+    return {name: _ARGUMENTS[name].checked("SampleSelection", name, value) for name, value in values.items()}
+
+
+def check_mean(mean_over_samples: bool | None, module: pl.LightningModule) -> None:
+    """Raise ``ConflictError`` for ``mean_over_samples=True`` where the module divides its loss, and steps, by itself."""
+    if mean_over_samples and not module.automatic_optimization:
+        raise ConflictError(
+            "SampleSelection(mean_over_samples=True): automatic_optimization=False, so only training_step knows which batches make a step; "
+            "leave it out, and multiply the loss by selection.loss_scale(accumulate=...) before manual_backward"
+        )
 
 
 # --- the Trainer

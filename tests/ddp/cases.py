@@ -7,7 +7,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from fits import CodedNet, Net, Points, SaveAt, fit
+from fits import CodedNet, ManualNet, Net, Points, SaveAt, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shards import shard_of
@@ -71,6 +71,8 @@ plain("four_ranks", given((0, 1, 3, 4, 5, 8, 28, 33, 2), 37), count=37, batch_si
 plain("drop_last", KAKURENBO, loader={"drop_last": True})
 plain("workers", given((5, 8, 0, 1, 9), COUNT), loader={"num_workers": 2, "persistent_workers": True})
 plain("accumulate", given((3, 9, 8, 1, 4), COUNT), accumulate_grad_batches=3)
+plain("accumulate_weighted", InfoBatch(end_fraction=0.0), accumulate_grad_batches=2)
+plain("accumulate_manual", RandomHiding(max_fraction=0.3), net=ManualNet)
 plain("returned", given((3, 8, 8, 1), COUNT), net=CodedNet, max_epochs=4)
 plain("sure", Kakurenbo(max_fraction=0.25, tau=0.5), net=lambda: CodedNet(sure=True), count=48)
 plain("norm", given((9, 8, 6), COUNT), net=lambda: Net(norm=True), max_epochs=3, limit_val_batches=0)

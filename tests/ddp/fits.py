@@ -63,6 +63,23 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=RATE, momentum=MOMENTUM)
 
 
+class ManualNet(Net):
+    """Steps its optimizer itself, after two batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss, optimizer = super().training_step(batch, batch_idx), self.optimizers()
+        selection = next(callback for callback in self.trainer.callbacks if isinstance(callback, SampleSelection))
+        self.manual_backward(loss * selection.loss_scale(accumulate=2) / 2)
+        if batch_idx % 2 or batch_idx + 1 == self.trainer.num_training_batches:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss
+
+
 class CodedNet(Net):
     """Returns its per-sample values; the loss is written by hand and the confidence tells the sample's index.
 

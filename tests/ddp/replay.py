@@ -12,7 +12,7 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
         ranks: what :func:`fits.fit` returned on each rank.
         net: the module as it was before training.
         count: length of the data set.
-        accumulate: batches per optimizer step.
+        accumulate: batches per optimizer step, whose gradient is the mean over all their samples.
         refresh: the method looks at hidden samples after the epoch.
         restart: the epoch that begins with the initial weights and a new optimizer, if any.
 
@@ -46,13 +46,12 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
             optimizer = net.configure_optimizers()
         before[epoch] = (copy_of(rows), copy_of(net.state_dict()))
         optimizer.param_groups[0]["lr"] = rate * record["lr_factor"]
-        steps = len(record["trained"])
-        for step in range(steps):
-            batch = torch.cat([rank["epochs"][epoch]["trained"][step] for rank in ranks])
-            (score(batch).mul(record["loss_weights"][batch]).mean() / accumulate).backward()
-            if (step + 1) % accumulate == 0 or step + 1 == steps:
-                optimizer.step()
-                optimizer.zero_grad()
+        for first in range(0, len(record["trained"]), accumulate):
+            trained = [batch for rank in ranks for batch in rank["epochs"][epoch]["trained"][first : first + accumulate]]
+            losses = torch.cat([score(batch).mul(record["loss_weights"][batch]) for batch in trained])
+            losses.mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
         if refresh and len(record["hidden"]):
             with torch.no_grad():
                 score(record["hidden"])

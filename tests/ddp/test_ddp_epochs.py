@@ -52,6 +52,8 @@ REPLAYED = {
     "drop_last": {},
     "workers": {},
     "accumulate": {"accumulate": 3},
+    "accumulate_weighted": {"accumulate": 2, "refresh": False},
+    "accumulate_manual": {"accumulate": 2, "refresh": False},
     "user_sampler": {},
     "subset": {},
     "returned": {},

@@ -327,6 +327,7 @@ ARGUMENTS = {
     "align_schedules": "True or False",
     "check_attribution": "True or False",
     "unweighted_rest": "True or False",
+    "mean_over_samples": "None or True or False",
     "on_mismatch": "'error' or 'reset'",
     "sample_outputs": None,
     "scorer": None,

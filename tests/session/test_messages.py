@@ -244,6 +244,7 @@ def test_drop_last_is_named_when_the_epoch_is_planned_where_the_share_is_drawn()
         ("align_schedules", ["False", 1, 0.0, None, np.ones(3), np.ones(3, bool), "x" * 5000], "True or False"),
         ("check_attribution", ["False", 1, None, np.ones(3)], "True or False"),
         ("unweighted_rest", ["yes", 0, None, torch.ones(3)], "True or False"),
+        ("mean_over_samples", ["yes", 0, 1.0, torch.ones(3)], "None or True or False"),
         ("on_mismatch", ["maybe", None, 1, np.array(["error", "reset"]), "x" * 5000], "'error' or 'reset'"),
         (
             "sample_outputs",

@@ -297,18 +297,15 @@ def test_accumulated_batches_keep_their_weights():
     train = DataLoader(Points(64), 8, shuffle=True)
     fit(net, train, selection, seen, max_epochs=3, accumulate_grad_batches=2)
     twin = Net(dropout=0.0)
-    optimizer, since = twin.configure_optimizers(), 0
-    ends = iter(epoch_ends(seen.steps, selection))
-    end = next(ends)
-    for number, (x, y, weights) in enumerate(seen.steps):
-        ((weights * F.cross_entropy(twin.network(x), y, reduction="none")).mean() / 2).backward()
-        since += 1
-        if since == 2 or number + 1 == end:
+    optimizer, begin = twin.configure_optimizers(), 0
+    for end in epoch_ends(seen.steps, selection):
+        for first in range(begin, end, 2):
+            together = seen.steps[first : min(first + 2, end)]
+            losses = [w * F.cross_entropy(twin.network(x), y, reduction="none") for x, y, w in together]
+            torch.cat(losses).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-            since = 0
-        if number + 1 == end:
-            end = next(ends, None)
+        begin = end
     for name, value in twin.state_dict().items():
         assert torch.allclose(value, net.state_dict()[name], atol=1e-6), name
 

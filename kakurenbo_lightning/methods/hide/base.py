@@ -104,6 +104,7 @@ class HideMethod(Method):
     )
 
     family: ClassVar[str] = "hide"
+    changes_batches: ClassVar[bool] = True
     knows_keep_probability: ClassVar[bool] = False
 
     def check_settings(self) -> None:

@@ -20,6 +20,7 @@ class Baseline(HideMethod):
 
     summary: ClassVar[str] = "trains on every sample and only observes"
     reads: ClassVar[tuple[str, ...]] = ()
+    changes_batches: ClassVar[bool] = False  # steps as they would be without the callback
     knows_keep_probability: ClassVar[bool] = True
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
