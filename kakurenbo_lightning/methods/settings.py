@@ -175,6 +175,19 @@ def choice(*options: str) -> Kind:
     return Kind(" or ".join(map(repr, options)), str, convert)
 
 
+def flag_or_choice(*options: str) -> Kind:
+    """``True``, ``False``, or one of these strings; the first one is another name for ``True`` and becomes it."""
+    either, named = flag(), choice(*options)
+
+    def convert(value: object) -> bool | str:
+        value = plain(value)
+        if not isinstance(value, str):
+            return either.convert(value)
+        return named.convert(value) == options[0] or named.convert(value)
+
+    return Kind(f"{either.allowed}, {named.allowed}", Union[bool, str], convert)  # noqa: UP007
+
+
 def optional(kind: Kind) -> Kind:
     """``None``, or what ``kind`` allows."""
     return Kind(f"None or {kind.allowed}", Optional[kind.type], lambda value: None if value is None else kind.convert(value))  # noqa: UP045

@@ -60,7 +60,7 @@ def test_settings_are_typed():
     method = instantiate(config, warmup_epochs=5).method
     assert (method.milestones, method.fractions, method.tau) == ((60, 120, 160), (1.0, 0.8, 0.5, 0.2), 1.0)
     assert (method.balance, method.warmup_epochs) == ("class", 5)
-    for name, wrong in {"tau": "high", "warmup_epochs": 0.5, "unbiased": "maybe", "fractions": 0.5, "protected": ["a"]}.items():
+    for name, wrong in {"tau": "high", "warmup_epochs": 0.5, "unbiased": 0.5, "fractions": 0.5, "protected": ["a"]}.items():
         with pytest.raises(ValidationError, match=name):
             config[name] = wrong
     with pytest.raises(ConfigAttributeError, match="'tua' not in 'kakurenbo'"):

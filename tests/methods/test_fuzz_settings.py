@@ -228,8 +228,8 @@ def allows(words, value):
     if words.startswith("None or "):
         return value is None or allows(words.removeprefix("None or "), value)
     value = scalar(value)
-    if words == "True or False":
-        return isinstance(value, bool)
+    if words.startswith("True or False"):
+        return isinstance(value, bool) or (bool(rest := words[len("True or False, ") :]) and allows(rest, value))
     if words.startswith("'"):
         return isinstance(value, str) and value in re.findall("'(.*?)'", words)
     if found := re.fullmatch(r"an integer >= (\d+)", words):

@@ -128,9 +128,14 @@ def test_unbiased_weighs_or_is_refused_by_name(row):
         with pytest.raises(ValueError, match=f"{row.name}: unbiased=True is not allowed; .* because {row.name} hides by a rule"):
             get_method(row.name, unbiased=True)
         return
-    for method in variants(row, unbiased=True):
+    for method in (
+        *variants(row, unbiased="epoch"),
+        *variants(row, unbiased="step"),
+        *variants(row, unbiased="step", balance="class"),
+    ):
         check_run(row, method, LONG)
         check_equals_reference(row, method, LONG)
+    assert get_method(row.name, unbiased="epoch") == get_method(row.name, unbiased=True)
     for method in variants(row, unbiased=False):
         assert method.plan(recorded(LONG, method), Epoch(3, MAX_EPOCHS)).weights is None
 

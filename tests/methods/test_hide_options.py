@@ -117,7 +117,9 @@ def test_a_protected_index_beyond_the_data_set_is_refused():
         ("protected", ["a"], "a list of data set indices"),
         ("protected_classes", [1.5], "a list of classes"),
         ("balance", "label", "None or 'class'"),
-        ("unbiased", 1, "True or False"),
+        ("unbiased", 1, "True or False, 'epoch' or 'step'"),
+        ("unbiased", "batch", "True or False, 'epoch' or 'step'"),
+        ("unbiased", "step", "known probability of being kept"),
         ("unbiased", True, "known probability of being kept.*infobatch, random, random_cycle"),
     ],
 )

@@ -213,6 +213,8 @@ def expected(reference, method, history, epoch):
         hidden |= {rows[place] for place in chosen.hidden}
         for place, probability in enumerate(chosen.keep or ()):
             keep[rows[place]] = probability
+    if method.unbiased == "step":  # weights times the share kept
+        keep = [probability / (1 - len(hidden) / len(history)) for probability in keep]
     return Expected(hidden, keep if method.unbiased else None)
 
 

@@ -37,8 +37,8 @@ class DrawMethod(Method):
     unbiased: bool = setting(
         False,
         flag(),
-        "a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient is that of the full "
-        "data set; with `mix` it is at most 1 / `mix`",
+        "a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient of each step is "
+        "that of the full data set; with `mix` it is at most 1 / `mix`",
         fix="True adds weights.",
     )
     min_value: float = setting(

@@ -18,7 +18,7 @@ from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.settings import checker, choice, flag, integer, optional, proportion, setting, several
+from kakurenbo_lightning.methods.settings import checker, choice, flag_or_choice, integer, optional, proportion, setting, several
 from kakurenbo_lightning.methods.topk import as_decimal
 
 
@@ -95,11 +95,13 @@ class HideMethod(Method):
         "`'class'`: the method chooses from each class by itself, so that its fraction holds in each",
         fix="'class' holds the fraction in each class.",
     )
-    unbiased: bool = setting(
+    unbiased: bool | Literal["epoch", "step"] = setting(
         False,
-        flag(),
-        "kept samples carry the loss weight 1 / (probability of being kept), so that the expected gradient is that of the full data set; "
-        "only for methods that draw",
+        flag_or_choice("epoch", "step"),
+        "`'epoch'`, or True: kept samples carry the loss weight 1 / (probability of being kept), so that an epoch's gradients add up to "
+        "those of the full data set, in expectation, and each of its fewer steps has 1 / (share kept) times that of an ordinary one; `'step'`: "
+        "these weights times the share kept, so that each step's expected gradient is that of the full data set; only for methods that "
+        "draw",
         fix="True adds weights.",
     )
 
@@ -166,7 +168,7 @@ class HideMethod(Method):
     @property
     def weighs(self) -> bool:
         """When they are unbiased."""
-        return self.unbiased
+        return bool(self.unbiased)
 
     @property
     def needs_classes(self) -> bool:
@@ -212,20 +214,27 @@ class HideMethod(Method):
         rows, parts = self._parts(statistics)
         among = statistics if rows is None else statistics.subset(rows)
         hidden = torch.zeros(len(among), dtype=torch.bool)
-        weights = torch.ones(len(among)) if self.unbiased else None
+        weights = torch.ones(len(among), dtype=torch.float64) if self.unbiased else None
         metrics: Counter[str] = Counter()
         for part, place in parts:
             choice = self.choose(among if len(parts) == 1 else among.subset(place), replace(epoch, part=part))
             hidden[place] = self._checked(choice, len(hidden[place]))
             if weights is not None and choice.keep_probability is not None:
-                weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float32, device="cpu")
+                weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float64, device="cpu")
             metrics.update(choice.metrics)
         if rows is not None:
             hidden = torch.zeros(len(statistics), dtype=torch.bool).index_copy_(0, rows, hidden)
-            weights = None if weights is None else torch.ones(len(statistics)).index_copy_(0, rows, weights)
-        if weights is not None and bool((weights == 1).all()):
-            weights = None
-        return EpochPlan.hide(hidden, metrics=dict(metrics), weights=weights)
+            weights = None if weights is None else weights.new_ones(len(statistics)).index_copy_(0, rows, weights)
+        return EpochPlan.hide(hidden, metrics=dict(metrics), weights=self._for_step(weights, hidden))
+
+    def _for_step(self, weights: Tensor | None, hidden: Tensor) -> Tensor | None:
+        """Loss weights as steps carry them, ``float32[N]`` or ``None`` for 1, of those by which an epoch is unbiased, ``float64[N]``."""
+        if weights is None:
+            return None
+        if self.unbiased == "step":
+            weights = weights * (int((~hidden).sum()) / len(hidden))
+        weights = weights.float()
+        return None if bool((weights == 1).all()) else weights
 
     def _checked(self, choice: Choice, count: int) -> Tensor:
         """What a choice hides, when it is one: ``bool[count]`` on the CPU."""

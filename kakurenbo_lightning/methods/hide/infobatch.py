@@ -7,7 +7,7 @@ Yang You: "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Prunin
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -15,7 +15,7 @@ from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import flag, integer, proportion, setting
+from kakurenbo_lightning.methods.settings import flag_or_choice, integer, proportion, setting
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, mask_of, some_of
 
 
@@ -35,8 +35,12 @@ class InfoBatch(HideMethod):
     end_fraction: float = setting(
         0.125, proportion(), "1 - delta of the paper: share of `max_epochs`, at the end, that trains on everything"
     )
-    unbiased: bool = setting(
-        True, flag(), "the samples of below-average loss that stay carry the weight 1 / (1 - r)", fix="True adds weights."
+    unbiased: bool | Literal["epoch", "step"] = setting(
+        True,
+        flag_or_choice("epoch", "step"),
+        "`'epoch'`, or True: the samples of below-average loss that stay carry the weight 1 / (1 - r), which keeps the expected sum of an "
+        "epoch's gradients; `'step'`: all weights times the share kept, which keeps the expected gradient of each step",
+        fix="True adds weights.",
     )
 
     summary: ClassVar[str] = (
