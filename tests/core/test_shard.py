@@ -1,5 +1,7 @@
 """Which rank trains what in which step: every sample once, in equally many steps of nearly equal size."""
 
+import itertools
+
 import pytest
 import torch
 from frequencies import assert_counts
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from shards import shard_of
 
 from kakurenbo_lightning import EpochPlan
-from kakurenbo_lightning.core.shard import scoring_shard
+from kakurenbo_lightning.core.shard import accumulated_scale, scoring_shard
 
 
 def shards_of(plan, batch_size, world, **options):
@@ -45,6 +47,24 @@ def test_every_index_exactly_once_in_equally_many_steps(samples, batch, world, s
         assert max(sizes) - min(sizes) <= 1
         assert sum(shard.loss_scale(step) for shard in shards) == pytest.approx(world)
         assert shards[0].samples_until(step + 1) - shards[0].samples_until(step) == sum(sizes)
+
+
+@given(
+    samples=st.integers(4, 200),
+    batch=st.integers(1, 17),
+    world=st.integers(1, 4),
+    accumulate=st.integers(1, 5),
+    limit=st.integers(1, 20),
+)
+def test_each_sample_counts_alike_in_a_step_of_accumulated_batches(samples, batch, world, accumulate, limit):
+    shards = shards_of(EpochPlan.everything(samples), batch, world)
+    batches = min(limit, shards[0].steps)
+    for first in range(0, batches, accumulate):
+        together = range(first, min(first + accumulate, batches))
+        count = sum(len(shard.step(number)) for shard in shards for number in together)
+        for shard, number in itertools.product(shards, together):
+            of_a_sample = accumulated_scale(shard, number, accumulate, batches) / len(shard.step(number)) / accumulate / world
+            assert of_a_sample == pytest.approx(1 / count, rel=1e-12)
 
 
 @given(samples=st.integers(1, 200), batch=st.integers(2, 17), world=st.integers(1, 9))
