@@ -99,9 +99,9 @@ class HideMethod(Method):
         False,
         flag_or_choice("epoch", "step"),
         "`'epoch'`, or True: kept samples carry the loss weight 1 / (probability of being kept), so that an epoch's gradients add up to "
-        "those of the full data set, in expectation, and each of its fewer steps has 1 / (share kept) times that of an ordinary one; `'step'`: "
-        "these weights times the share kept, so that each step's expected gradient is that of the full data set; only for methods that "
-        "draw",
+        "those of the full data set, in expectation, and each of its fewer steps has 1 / (share kept) times that of an ordinary one; "
+        "`'step'`: these weights times the share kept, so that each step's expected gradient is that of the full data set; only for "
+        "methods that draw",
         fix="True adds weights.",
     )
 
