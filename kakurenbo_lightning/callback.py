@@ -31,7 +31,7 @@ from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_map
@@ -58,6 +58,7 @@ from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, only_loader
+from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
 class SampleSelection(pl.Callback):
@@ -252,10 +253,7 @@ class SampleSelection(pl.Callback):
         session = self._active
         if trainer in self._left and not session.has_state:
             compatibility.check_not_left(trainer)
-        session.loader.check()
-        session.factor.attach(trainer.optimizers)
-        session.adapter.wrap_training_step(session.training_step)
-        session.restart.keep()
+        session.begin_training()
 
     # --- the epoch, which SelectionSampler.set_epoch has begun: see Session.begin_epoch
 
@@ -327,8 +325,9 @@ class SampleSelection(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
         session = self.session
-        if session is not None and trainer is session.adapter.trainer and trainer.state.fn == TrainerFn.FITTING:
-            session.loader.explain(exception, session.state)
+        if session is not None and trainer is session.adapter.trainer:
+            session.explain(exception)
+            explain_worker_errors(session.explain)  # this one may have come before training began
         self._release(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

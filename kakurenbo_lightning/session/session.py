@@ -29,6 +29,7 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_left, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.restart import Restart
+from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
 class Session:
@@ -90,6 +91,11 @@ class Session:
         batch_size = self.data.sampler.batch_size if self.loader.is_known else None
         return self._planner.epoch(index, self.seed, batch_size)
 
+    def explain(self, exception: BaseException) -> None:
+        """Note on an exception of this fit how far this rank was; once, however often it is explained."""
+        if self.adapter.is_fitting:
+            self.loader.explain(exception, self.state)
+
     # --- the loader
 
     def begin_fit(self, outputs: SampleOutputs) -> None:
@@ -111,6 +117,14 @@ class Session:
             self.schedules.go_on()
             self._shard(self.state.step)  # a new loader in mid-epoch, as the learning-rate finder leaves it
         return data.loader
+
+    def begin_training(self) -> None:
+        """Take hold of the optimizers, the training step, and the errors of the loader's workers, which have been started."""
+        self.loader.check()
+        self.factor.attach(self._trainer.optimizers)
+        self.adapter.wrap_training_step(self.training_step)
+        self.restart.keep()
+        explain_worker_errors(self.explain)
 
     # --- before each epoch
 

@@ -26,6 +26,8 @@ from kakurenbo_lightning.trainer.loader_compatibility import (
 )
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
 
+EXPLAINED = " when this happened"  # the end of the note on an exception
+
 
 class TrainLoader:
     """The place of the train loader in a session: Lightning fills it when it asks, perhaps more than once.
@@ -79,8 +81,9 @@ class TrainLoader:
     def explain(self, exception: BaseException, state: EpochState) -> None:
         """Note on an exception how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
         add_note = getattr(exception, "add_note", None)  # since Python 3.11
-        if self.is_known and self.data.sampler.was_iterated and add_note is not None:
-            add_note(f"SampleSelection: {self.data.position(state)} when this happened")
+        explained = any(note.endswith(EXPLAINED) for note in getattr(exception, "__notes__", ()))
+        if self.is_known and self.data.sampler.was_iterated and add_note is not None and not explained:
+            add_note(f"SampleSelection: {self.data.position(state)}{EXPLAINED}")
 
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""

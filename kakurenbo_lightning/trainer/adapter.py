@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils._pytree import tree_map
 
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
@@ -98,6 +99,11 @@ class TrainerAdapter:
     def passive(self) -> bool:
         """Lightning's learning-rate finder or batch-size scaler has put our callback aside: every epoch is a full one."""
         return not any(callback is self._owner for callback in self.trainer.callbacks)
+
+    @property
+    def is_fitting(self) -> bool:
+        """Lightning is within ``fit``, perhaps handling its exception."""
+        return self.trainer.state.fn == TrainerFn.FITTING and self.trainer.state.stage is not None
 
     @property
     def is_apart(self) -> bool:

@@ -1,6 +1,9 @@
 """What goes wrong in a run ends in a clear error or in a correct continuation: values, samples, workers, ranks."""
 
 import json
+import multiprocessing
+import os
+import signal
 import sys
 import warnings
 
@@ -14,6 +17,7 @@ from method_tester import short_run
 from pod_tester import STREAMS
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from kakurenbo_lightning import SampleSelection, available_methods
 from recipes.benchmarks.forked import printed, run_ranks
@@ -169,6 +173,34 @@ def test_an_error_before_the_first_epoch_is_planned_says_where_it_was():
     with pytest.raises(RuntimeError, match="is killed") as caught:
         fit(Net(), DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=2), selection, Dying())
     assert_note({"notes": caught.value.__notes__}, "rank 0, in epoch 0 after step 0")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
+@pytest.mark.parametrize("late", [False, True], ids=["before our hook", "after it"])
+def test_a_worker_whose_death_is_noticed_while_another_error_is_handled(late, monkeypatch):
+    """The error that comes last is the one that the user gets; it has the note, too."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # Lightning puts torch's away when a fit ends
+
+    class Noticing(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            (worker,) = set(multiprocessing.active_children()) - others
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the handler runs when Python comes to it
+
+    class Failing(Net):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                raise ConnectionResetError("by a worker that is about to end")
+            return super().training_step(batch, batch_idx)
+
+    others = set(multiprocessing.active_children())  # of trainings whose errors are still held
+    callbacks = [SampleSelection("kakurenbo"), Noticing()]
+    train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=1, persistent_workers=True)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* is killed") as caught:
+        fit(Failing(), train, *callbacks[:: 1 if late else -1])
+    assert_note({"notes": caught.value.__notes__}, "rank 0, in epoch 0 after step 3 of 5")
+    assert isinstance(caught.value.__context__, ConnectionResetError)
+    assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__, "nothing of ours is left"
 
 
 def test_a_rank_that_never_arrives_is_an_error_that_says_who_waited_where(tmp_path):
