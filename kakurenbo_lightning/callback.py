@@ -88,7 +88,8 @@ class SampleSelection(pl.Callback):
             sample's (a penalty on weights) and stays as it is. By default such a loss is refused.
         mean_over_samples: with ``accumulate_grad_batches``: scale each batch's loss, a mean over the batch, by its share of the step's
             samples on all ranks, so that the gradient is the mean over all of them, in the last step of an epoch too. ``False`` divides
-            every batch by ``accumulate_grad_batches``, as Lightning does. By default on for methods that change batches, the hide family.
+            every batch by ``accumulate_grad_batches``, as Lightning does. By default on for methods that change batches: the hide
+            family without ``baseline``.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -203,7 +204,7 @@ class SampleSelection(pl.Callback):
 
             self.manual_backward(loss * self.selection.loss_scale(accumulate=2) / 2)
         """
-        return self._active.loss_scale(accumulate)
+        return self._active.loss_scale(compatibility.checked_arguments(accumulate=accumulate)["accumulate"])
 
     # --- before training
 

@@ -77,7 +77,7 @@ class Shard(Protocol):
         ...
 
     def samples_until(self, step: int) -> int:
-        """Samples trained by all ranks together in the first ``step`` steps of the epoch."""
+        """Samples trained by all ranks together in the first ``step`` steps of the epoch; those done in another layout as full ones."""
         ...
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
@@ -165,7 +165,7 @@ class EpochShard:
         return len(self.step(number)) * self.world_size / self.step_total(number)
 
     def samples_until(self, step: int) -> int:
-        """See :meth:`Shard.samples_until`; ``step >= first``."""
+        """See :meth:`Shard.samples_until`."""
         return self.samples_before + self._begin(step)
 
 
@@ -180,7 +180,7 @@ def accumulated_scale(shard: Shard, number: int, accumulate: int, batches: int) 
         batches: that are trained of the epoch.
     """
     begin = number - number % accumulate
-    samples = sum(shard.step_total(other) for other in range(begin, min(begin + accumulate, batches)))
+    samples = shard.samples_until(min(begin + accumulate, batches)) - shard.samples_until(begin)
     return shard.loss_scale(number) * (shard.step_total(number) * accumulate / samples)
 
 

@@ -127,5 +127,5 @@ class StreamShard:
         return 1.0
 
     def samples_until(self, step: int) -> int:
-        """See :meth:`Shard.samples_until`; ``step >= layout.done[0]``."""
+        """See :meth:`Shard.samples_until`."""
         return self.layout.done[1] + (step - self.layout.done[0]) * self.batch_size * self.layout.world_size

@@ -206,8 +206,11 @@ class Session:
         return outputs
 
     def loss_scale(self, accumulate: int) -> float:
-        """Of the current batch, in a step of ``accumulate``, see :func:`~kakurenbo_lightning.core.shard.accumulated_scale`."""
-        return 1.0 if self.adapter.passive else self.engine.loss_scale(accumulate)
+        """Of the current batch, in a step of ``accumulate``, see :func:`~kakurenbo_lightning.core.shard.accumulated_scale`; 1 when none is
+        trained: in a validation, a scoring pass, or Lightning's learning-rate finder.
+        """
+        is_trained = self.state.phase is Phase.TRAINING and not self.adapter.passive
+        return self.engine.loss_scale(accumulate) if is_trained else 1.0
 
     def end_batch(self, batch_idx: int) -> None:
         """The step is done; the schedules catch up."""

@@ -41,6 +41,7 @@ _ARGUMENTS = {
         flag(), "", "", "True says that what else is in the loss is no sample's, such as a penalty on weights."
     ),
     "mean_over_samples": Setting(optional(flag()), "", "", "None is True for methods that change batches, and else False."),
+    "accumulate": Setting(integer(1), "", "", "It is the number of batches whose gradients make an optimizer step."),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
     "sample_outputs": Setting(
         Kind("None or a function of a batch that returns a dict", Any, _function),

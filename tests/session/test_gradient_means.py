@@ -142,6 +142,34 @@ def test_under_manual_optimization_the_scale_is_there_to_be_used():
     assert any(len(sizes) == 1 for sizes in module.sizes) and any(len(set(sizes)) > 1 for sizes in module.sizes)
 
 
+def test_no_batch_of_a_validation_is_scaled():
+    class Elsewhere(Manual):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.training:
+                return super().training_step(batch, batch_idx)
+            scales.append(self.selection.loss_scale(accumulate=2))
+            return Stepping.training_step(self, batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            self.training_step(batch, batch_idx)
+
+    scales, module = [], Elsewhere()
+    train, val = loader(SAMPLES, BATCH), loader(24, BATCH)
+    fit(module, train, selection_of("random"), val=val, num_sanity_val_steps=1, val_check_interval=2, max_epochs=3)
+    assert len(scales) == 1 + 3 * 2 * 3 and set(scales) == {1.0}
+    assert max(module.differences) < 1e-12
+
+
+@pytest.mark.parametrize("accumulate", [0, 2.0, True, "2"])
+def test_the_number_of_accumulated_batches_is_checked(accumulate):
+    class Wrong(Manual):
+        def training_step(self, batch, batch_idx):
+            self.selection.loss_scale(accumulate)
+
+    with pytest.raises(ValueError, match=r"accumulate=.* must be an integer >= 1"):
+        stepped(selection_of("random"), module=Wrong())
+
+
 def test_it_is_refused_by_name_where_the_module_divides_its_loss_itself():
     with pytest.raises(ConflictError, match=r"mean_over_samples=True.*automatic_optimization=False.*loss_scale\(accumulate="):
         stepped(SampleSelection("random", mean_over_samples=True), module=Manual())

@@ -8,7 +8,7 @@ from torch import nn
 
 from kakurenbo_lightning import SampleSelection
 
-SAMPLES, BATCH, EPOCHS = 60, 10, 64
+SAMPLES, BATCH, EPOCHS = 60, 20, 64
 
 
 class Fixed(Net):
@@ -62,7 +62,7 @@ METHODS = [("random", {"max_fraction": 0.4}), ("random_cycle", {"max_fraction": 
 
 @pytest.mark.parametrize(("method", "settings"), METHODS, ids=[name for name, _ in METHODS])
 def test_an_unbiased_epoch_has_larger_steps_and_an_unbiased_step_has_not(method, settings):
-    for unbiased in (True, "epoch", "step"):
+    for unbiased in ("epoch", "step"):
         kept, step, epoch = parts_by_epoch(method, unbiased=unbiased, **settings).unbind(1)
         share = float(kept.mean())
         assert share < 0.8
