@@ -69,7 +69,7 @@ def test_a_wide_terminal_needs_no_second_line_for_a_method(show):
 
 @pytest.mark.parametrize("name", ["kakurenbo", "forget_online", "baseline"])
 def test_a_method_is_explained_by_all_its_settings_and_its_card(show, name):
-    text = show(name, columns=400)
+    text = show(name, columns=800)
     method = get_method(name)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for each in fields(method):
