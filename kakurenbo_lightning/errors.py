@@ -13,6 +13,10 @@ class MismatchError(ValueError):
     """The checkpoint's selection is of another data set, method or setting than this run's."""
 
 
+class StateError(MismatchError):
+    """The selection's state in a checkpoint is not one that this package saves: a key is missing, or its value is none that it can have."""
+
+
 class DamagedCheckpointError(RuntimeError):
     """A checkpoint file is truncated or its bytes have changed."""
 

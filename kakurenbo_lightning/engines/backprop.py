@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
+from kakurenbo_lightning.core.state_schema import anything, flag, integer, listed, mapping, optional, scalar, table, tensor
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.engines.sample_buffer import SampleBuffer, Samples
@@ -53,6 +54,18 @@ class Counts:
     pooled: int = 0
     unknown: int = 0
     steps: int = 0
+
+
+_SAMPLES = table({"batch": anything(), "indices": tensor(torch.int64, indices=True), "weights": optional(tensor(torch.float32))})
+_STATE = {
+    "pool": listed(_SAMPLES),
+    "candidates": listed(table({"samples": _SAMPLES, "values": table({"loss": tensor()}, more=tensor())})),
+    "undecided": integer(),
+    "carried": integer(),
+    "held": flag(),
+    "counts": table({field.name: integer() for field in fields(Counts)}, closed=True),
+    "scorer": optional(table({"module": mapping(anything()), "optimizer": mapping(anything())})),
+}
 
 
 @dataclass(frozen=True)
@@ -306,6 +319,12 @@ class BackpropEngine(Engine):
             "counts": asdict(self.counts),
             "scorer": self._scoring.state_dict() if self._adapter.rank == 0 else None,
         }
+
+    def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
+        """Raise ``StateError`` unless these are states that :meth:`state_dict` made."""
+        memory = {name: tensor() if value.dim() else scalar() for name, value in self._method.memory().items()}
+        listed(table({**_STATE, "memory": table(memory)}))(states, "engines", count)
+        super().check_state(None, shared, count)
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: None, rank: int, world_size: int) -> None:
         """Take over :meth:`state_dict` of every rank; what other ranks kept waiting is sharded over these.

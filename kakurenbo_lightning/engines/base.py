@@ -13,6 +13,7 @@ from kakurenbo_lightning.core.shard import Shard, accumulated_scale
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.timers import PhaseTimer
+from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -149,6 +150,12 @@ class Engine:
     def shared_state(self) -> Any:
         """What is the same on every rank, after :meth:`state_dict`."""
         return None
+
+    def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
+        """Raise ``StateError`` unless these are states that the engine has saved, of a data set of ``count`` samples."""
+        for name, value in (("engines", states), ("shared", shared)):
+            if value is not None:
+                raise StateError(f"{name} is a {type(value).__name__}, it must be None: the method remembers nothing")
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: Any, rank: int, world_size: int) -> None:
         """Take over :meth:`state_dict` of every rank and :meth:`shared_state`, for rank ``rank`` of ``world_size``."""

@@ -11,12 +11,14 @@ from kakurenbo_lightning.core.distributed import gather, rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
+from kakurenbo_lightning.core.state_schema import anything, integer, listed, mapping, number, optional, row, table, tensor
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.stream_shard import Drawn
 from kakurenbo_lightning.core.sum_tree import SumTree
 from kakurenbo_lightning.engines.base import Counts, Engine, ScorePass
 from kakurenbo_lightning.engines.diagnosis import distribution_distance, ordered_share
 from kakurenbo_lightning.engines.exchange import NOBODY, Exchange
+from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.topk import some_of
@@ -26,6 +28,16 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 FEW = 0.01  # effective share of the samples below which there is a warning
 # of normalised values, in float64: the mean between which nothing is done, and the one that they are scaled to
 LEAST_MEAN, SCALED_MEAN, MOST_MEAN = 1e-250, 1e-20, 1e250
+
+_STATE = {
+    "cap": number(0, finite=False),
+    "written": integer(),
+    "drawn": mapping(row(tensor(torch.int64, indices=True), optional(tensor(torch.float32)), integer()), keys=int),
+    "observed": listed(row(tensor(torch.int64), tensor(torch.float32))),
+    "staleness": listed(integer()),
+    "not_written": integer(),
+}
+_SHARED = {"values": tensor(of_n=True), "sums": listed(anything())}  # of a tree, which checks their shapes itself
 
 
 class StreamEngine(Engine):
@@ -284,6 +296,16 @@ class StreamEngine(Engine):
     def shared_state(self) -> dict[str, Any] | None:
         """The tree, which is the same on every rank."""
         return None if self._tree is None else self._tree.state_dict()
+
+    def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
+        """Raise ``StateError`` unless these are states that :meth:`state_dict` and :meth:`shared_state` made."""
+        listed(table(_STATE))(states, "engines", count)
+        optional(table(_SHARED))(shared, "shared", count)
+        if shared is not None:
+            try:
+                SumTree(shared["values"], shared["values"].dtype).load_state_dict(shared)
+            except (ValueError, RuntimeError, AttributeError) as error:
+                raise StateError(f"shared is no sum tree of {count} values: {error}") from None
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: dict[str, Any] | None, rank: int, world_size: int) -> None:
         """On another number of ranks, what was drawn ahead is drawn again."""

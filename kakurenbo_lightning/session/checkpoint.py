@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from torch import Tensor
 from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.shard import Layout
-from kakurenbo_lightning.errors import MismatchError
+from kakurenbo_lightning.errors import MismatchError, StateError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.schema import check_state
 from kakurenbo_lightning.session.totals import Totals
 
 STATE_VERSION = 2
@@ -108,7 +109,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
     """Read a state of this release or of the one before.
 
     Raises:
-        MismatchError: it is of a release that this one does not read.
+        MismatchError: it is of a release that this one does not read, or (``StateError``) it is damaged.
     """
     version = state.get("version")
     if version not in READABLE:
@@ -117,7 +118,11 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
             "release of kakurenbo-lightning wrote it)"
         )
     if version == 1:
-        state = _from_version_1(state)
+        try:
+            state = _from_version_1(state)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StateError(f"{error} is missing in a state of version 1, or is not what it must be") from None
+    check_state(state)
     epoch = EpochState(
         epoch=state["epoch"],
         step=state["step"],
@@ -263,18 +268,35 @@ def mismatches(saved: SessionState, current: Identity) -> list[str]:
     return differing
 
 
-def fitting_state(state: Mapping[str, Any], current: Identity, on_mismatch: Literal["error", "reset"]) -> SessionState | None:
+def fitting_state(
+    state: Mapping[str, Any],
+    current: Identity,
+    on_mismatch: Literal["error", "reset"],
+    check: Callable[[SessionState], None] = lambda saved: None,
+) -> SessionState | None:
     """A checkpoint's state when it belongs to the current session; ``None`` when the user wants to forget one that does not.
 
+    Args:
+        state: of the checkpoint.
+        current: of the session.
+        on_mismatch: what to do with one that does not.
+        check: raises ``StateError`` for what the session's parts cannot take over.
+
     Raises:
-        MismatchError: it does not, and the user did not say what to do then.
+        MismatchError: it does not (``StateError``: because it is damaged), and the user did not say what to do then.
     """
     try:
         saved = from_state(state)
         if differing := mismatches(saved, current):
             raise MismatchError(f"the checkpoint's selection does not fit this run: {'; '.join(differing)}")
+        check(saved)
         return saved
     except MismatchError as error:
+        if on_mismatch == "error" and isinstance(error, StateError):
+            raise StateError(
+                f"the checkpoint's selection state is damaged, or something else wrote it: {error}. Resume from an earlier checkpoint, or "
+                "pass SampleSelection(..., on_mismatch='reset') to start the selection from the beginning"
+            ) from None
         if on_mismatch == "error":
             raise MismatchError(
                 f"{error}. Resume with what the checkpoint has, or pass SampleSelection(..., on_mismatch='reset') to forget its "

@@ -10,6 +10,7 @@ from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
 from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.random_streams import RandomStreams
+from kakurenbo_lightning.session.schema import check_columns
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.train_loader import TrainLoader
@@ -56,7 +57,8 @@ class StateKeeper:
         """What a loaded state says of the restart; ``None`` when it says nothing, or is of another method."""
         if self.loaded is None or self.loaded.get("method") != self._method.name:
             return None
-        return self.loaded.get("restart")
+        saved = self.loaded.get("restart")
+        return saved if isinstance(saved, dict) and "epochs" in saved and "initial" in saved else None  # else refused later
 
     def collect(
         self, state: EpochState, seed: int, engine: dict[str, Any] | None, shared: Any, together: bool, position: str
@@ -107,11 +109,17 @@ class StateKeeper:
             method and is forgotten (``on_mismatch="reset"``).
 
         Raises:
-            MismatchError: it is of other data, another method or setting, or of a release that cannot be read.
+            MismatchError: it is of other data, another method or setting, or of a release that cannot be read; ``StateError``: it is
+                damaged.
         """
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
         identity = Identity(describe_method(self._method), len(data.statistics), data.identity, self._settings.seed)
-        saved = fitting_state(state, identity, self._settings.on_mismatch)
+
+        def check(saved: SessionState) -> None:
+            check_columns(saved.statistics, data.statistics)
+            engine.check_state(saved.engines, saved.shared, saved.num_samples)
+
+        saved = fitting_state(state, identity, self._settings.on_mismatch, check)
         if saved is None:
             return None
         data.statistics.load_state_dict(saved.statistics)

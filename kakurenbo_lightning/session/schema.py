@@ -1,0 +1,125 @@
+"""The table of a session's saved state, key by key; ``to_state`` of ``checkpoint.py`` writes it, and nothing else is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from kakurenbo_lightning.core.state_schema import (
+    absent,
+    anything,
+    either,
+    flag,
+    integer,
+    listed,
+    logged,
+    mapping,
+    number,
+    one_of,
+    optional,
+    row,
+    table,
+    tensor,
+    text,
+)
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.errors import StateError
+from kakurenbo_lightning.session.epoch_state import Phase
+from kakurenbo_lightning.session.totals import Totals
+
+_METRICS = mapping(logged())
+_WHOLE_PLAN = {
+    "hidden": tensor(torch.int64, indices=True),
+    "indices": optional(tensor(torch.int64, indices=True)),
+    "weights": optional(tensor(torch.float32, of_n=True)),
+    "lr_factor": number(above=0),
+    "metrics": _METRICS,
+}
+_STREAMS = {  # core/random.py: rng_state
+    "python": row(integer(), listed(integer(), 625), optional(number())),
+    "numpy": row(tensor(rows=624), integer(), integer(), number()),
+    "torch": tensor(torch.uint8, len(torch.get_rng_state())),
+    "cuda": absent(tensor(torch.uint8)),
+}
+_RESTART = {
+    "module": mapping(anything()),
+    "optimizers": listed(mapping(anything())),
+    "schedulers": listed(mapping(anything())),
+    "precision": mapping(anything()),
+    "callbacks": mapping(mapping(anything())),
+    "rng": listed(table(_STREAMS)),
+}
+_COUNT = integer()
+
+STATE = {
+    "version": integer(),
+    "method": text(),
+    "settings": mapping(anything()),
+    "num_samples": integer(1),
+    "fingerprint": text(),
+    "seed": integer(),
+    "epoch": _COUNT,
+    "step": _COUNT,
+    "phase": one_of(*(phase.value for phase in Phase if phase is not Phase.IDLE)),
+    "done": row(_COUNT, _COUNT),
+    "plan": either("samples", table({"samples": integer(1), "metrics": _METRICS}), table(_WHOLE_PLAN)),
+    "metrics": _METRICS,
+    "ended_metrics": _METRICS,
+    "world_size": integer(1),
+    "batch_size": integer(1),
+    "drop_last": flag(),
+    "shuffle": flag(),
+    "full_batches": integer(1),
+    "schedules": table(
+        {"anchor_step": _COUNT, "anchors": listed(optional(integer(-1))), "origins": listed(optional(integer(-1)))}
+    ),
+    "statistics": table(
+        {
+            "loss": tensor(torch.float32, of_n=True),
+            "confidence": tensor(torch.float32, of_n=True),
+            "correct": tensor(torch.bool, of_n=True),
+            "epoch_seen": tensor(torch.int16, of_n=True),
+        },
+        more=tensor(of_n=True),  # the method's own columns
+    ),
+    "judged_since": absent(optional(_COUNT)),
+    "totals": table(
+        {
+            field.name: number()
+            if field.name.endswith("_seconds")
+            else absent(_COUNT)
+            if field.name == "samples_spared"
+            else _COUNT
+            for field in fields(Totals)
+        },
+        closed=True,
+    ),
+    "restart": table({"epochs": _COUNT, "initial": optional(table(_RESTART))}),
+    "rng": listed(table(_STREAMS)),
+    "engines": optional(listed(anything())),  # each engine has a table of its own
+    "shared": anything(),
+}
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Compare a state, in the words of this release, with the table.
+
+    Raises:
+        StateError: it has not all of the keys, or a value that it cannot have; naming the place and what is allowed.
+    """
+    count = state.get("num_samples")
+    table(STATE)(state, "", count if type(count) is int else 0)
+    for name in ("rng", "engines"):
+        ranks, there = state["world_size"], state[name]
+        # one rank alone saves an exception's checkpoint: no streams, and its own engine
+        if there is not None and len(there) not in {ranks, *([] if ranks == 1 else [0, 1])}:
+            raise StateError(f"{name} has {len(there)} values, it must be one for each of {ranks} ranks")
+
+
+def check_columns(saved: Mapping[str, Any], statistics: SampleStatistics) -> None:
+    """Raise ``StateError`` when a column that ``statistics`` have is not among the ``saved`` ones, or of another dtype."""
+    for name, column in statistics.state_dict().items():
+        table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", len(statistics))
