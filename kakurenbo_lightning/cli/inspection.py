@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
-from kakurenbo_lightning.core.checkpoint_file import check_whole
+from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
@@ -68,11 +68,12 @@ def _checkpoint(path: Path, trust: bool) -> Any:
         there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
         raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            raise NoSelectionError(f"{path} is no checkpoint of Lightning (no zip file); give a .ckpt that it saved")
+        zipped = file.read(2) == b"PK"
+    if not zipped and not is_old_format(path):
+        raise NoSelectionError(f"{path} is no checkpoint of Lightning (no zip file); give a .ckpt that it saved")
     try:
         check_whole(path)
-        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except DamagedCheckpointError as error:
         raise NoSelectionError(str(error)) from None
     except pickle.UnpicklingError as error:

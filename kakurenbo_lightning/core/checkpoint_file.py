@@ -10,16 +10,35 @@ from kakurenbo_lightning.errors import DamagedCheckpointError
 FIX = "resume from an earlier checkpoint"
 
 
+OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before release 1.6, and does without its zip file
+
+
+def is_old_format(path: Path) -> bool:
+    """Whether ``path`` is a file of ``torch.save(..., _use_new_zipfile_serialization=False)``: it has no checksums."""
+    with path.open("rb") as file:
+        return file.read(len(OLD)) == OLD
+
+
 def check_whole(path: Path) -> None:
-    """Compare every record of a file of ``torch.save`` with its checksum.
+    """Compare every record of a file of ``torch.save`` with its checksum; a file of the old format has none.
 
     Raises:
         DamagedCheckpointError: naming the file, what is wrong and what to do.
     """
+    if path.is_dir():
+        raise DamagedCheckpointError(
+            f"checkpoint {path} is a folder; give the file of a checkpoint in it, or, when it is a sharded checkpoint, train with the "
+            "strategy that saved it"
+        )
     try:
+        if is_old_format(path):
+            return
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+            before = min((record.header_offset for record in archive.infolist()), default=0)
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {FIX}") from error
     if damaged is not None:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {FIX}")
+    if before:
+        raise DamagedCheckpointError(f"checkpoint {path} has {before} bytes before its beginning, cut them off or {FIX}")

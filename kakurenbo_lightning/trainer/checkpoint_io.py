@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kakurenbo_lightning.core.atomic import replacing
-from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole
+from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole, is_old_format
 from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
@@ -59,12 +61,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             DamagedCheckpointError: the file is not what was written.
         """
-        if "://" in str(path) or not Path(path).is_file():
+        if "://" in str(path) or not Path(path).exists():
             return super().load_checkpoint(path, *args, **kwargs)
         check_whole(Path(path))
         try:
             return super().load_checkpoint(path, *args, **kwargs)
-        except (RuntimeError, UnicodeError) as error:
-            if "PytorchStreamReader" not in str(error) and not isinstance(error, UnicodeError):
+        except _UNREADABLE as error:
+            # not the file's fault: an object that weights_only refuses, or a device that is not there
+            if not isinstance(error, UnicodeError) and not _is_of_file(str(error), is_old_format(Path(path))):
                 raise
             raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {FIX}") from error
+
+
+# what torch raises for a damaged file; of the old format the last ones too
+_UNREADABLE = (RuntimeError, UnicodeError, pickle.UnpicklingError, EOFError, struct.error, IndexError)
+
+
+def _is_of_file(text: str, old: bool) -> bool:
+    if not old:
+        return "PytorchStreamReader" in text or "inline_container" in text
+    return "GLOBAL" not in text and "deserialize object on" not in text

@@ -122,6 +122,12 @@ def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
     assert "truncated or damaged" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_the_old_format_is_read(tmp_path, capsys):
+    path = saved(tmp_path, hide_then_grow())
+    torch.save(torch.load(path, weights_only=True), path, _use_new_zipfile_serialization=False)
+    assert "64 samples" in said(capsys, path)
+
+
 def test_the_state_is_found_under_any_key(tmp_path):
     class Own(SampleSelection):
         pass

@@ -41,3 +41,19 @@ def test_a_changed_byte_of_a_tensor_is_refused(path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(DamagedCheckpointError, match="No such file"):
         check_whole(tmp_path / "none.ckpt")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(DamagedCheckpointError, match=f"{re.escape(str(tmp_path))} is a folder; give the file"):
+        check_whole(tmp_path)
+
+
+def test_bytes_before_the_file_are_refused(path):
+    path.write_bytes(b"HTTP 200\n" + path.read_bytes())
+    with pytest.raises(DamagedCheckpointError, match="has 9 bytes before its beginning, cut them off or resume from"):
+        check_whole(path)
+
+
+def test_a_file_of_the_old_format_is_not_damaged(path):
+    torch.save({"values": VALUES}, path, _use_new_zipfile_serialization=False)
+    check_whole(path)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import pickle
 import random
 
 import pytest
@@ -114,6 +115,32 @@ def test_fit_refuses_a_damaged_checkpoint(tmp_path, saved, damage):
         train(tmp_path, METHOD, resume=str(path))
 
 
+def test_fit_refuses_a_folder_and_bytes_before_the_file_by_name(tmp_path, saved):
+    (tmp_path / "prefixed.ckpt").write_bytes(b"hello" + saved)
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "prefixed.ckpt", "has 5 bytes before its beginning")):
+        with pytest.raises(DamagedCheckpointError, match=f"checkpoint {path} {words}"):
+            train(tmp_path, METHOD, resume=str(path))
+
+
+def test_a_checkpoint_of_the_old_format_is_read_and_refused_only_when_it_is_cut(tmp_path, saved):
+    path, files = tmp_path / "old.ckpt", AtomicCheckpointIO()
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    assert equal(files.load_checkpoint(path), content)
+    whole = path.read_bytes()
+    for kept in [15, *range(100, len(whole), len(whole) // 40), len(whole) - 1]:
+        path.write_bytes(whole[:kept])
+        with pytest.raises(DamagedCheckpointError, match=f"{path} is damaged .*; resume from an earlier checkpoint"):
+            files.load_checkpoint(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_object_that_weights_only_refuses_is_not_called_damage(tmp_path, zipped):
+    torch.save({"folder": tmp_path}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(pickle.UnpicklingError, match=r"(?s)Weights only load failed.*Path"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+
+
 def test_a_changed_bit_anywhere_is_noticed_or_harmless(tmp_path, saved):
     """Harmless: in padding between records, or in a date."""
     path, files, draws = tmp_path / "damaged.ckpt", AtomicCheckpointIO(), random.Random(0)
@@ -143,6 +170,13 @@ def test_killed_while_a_checkpoint_is_written_the_newest_file_is_whole(tmp_path,
     (resumed,) = training.finish("resumed", resume=last, seed=9)
     assert differences(whole, resumed) == []
     assert list(tmp_path.glob(".*")) == [], "the next checkpoint of that name takes the half-written one's place"
+
+
+def test_a_half_written_file_is_removed_when_a_checkpoint_of_another_name_is_saved(tmp_path):
+    Training(tmp_path, METHOD, 1, every=2).die(Kill("half-written", 16, 1))
+    assert [path.name for path in tmp_path.glob(".*")] == [".last.ckpt.partial"]
+    AtomicCheckpointIO().save_checkpoint({}, tmp_path / "next.ckpt")
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_last_is_found_beside_a_half_written_file(tmp_path, whole):
