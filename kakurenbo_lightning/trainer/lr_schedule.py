@@ -126,15 +126,15 @@ class ScheduleAligner:
 
     Of the n steps of an epoch that was to have ``full``, the k-th (from 0) uses the rate at position ``round(k * (full - 1) / (n - 1))``:
     the first and the last step use the first and the last rate of a full epoch, and then the schedule stands at its end. After
-    resharding the same holds of what is left of the way, and of the steps that are left. Where there are fewer steps than positions
-    the aligner adds steps to Lightning's; where there are more it takes them in Lightning's place. Schedulers without a ``last_epoch``
-    counter, ReduceLROnPlateau and "epoch" ones are left alone.
+    resharding, or with other accumulation, the same holds of what is left of the way, and of the steps that are left. Where there are
+    fewer steps than positions the aligner adds steps to Lightning's; where there are more it takes them in Lightning's place. Schedulers
+    without a ``last_epoch`` counter, ReduceLROnPlateau and "epoch" ones are left alone.
     """
 
     def __init__(self) -> None:
         self._tracks: list[_Track] = []
         self._batches = self._accumulate = 1
-        self._paces: dict[str, Any] = {"anchor_step": 0, "anchors": [], "origins": []}
+        self._paces: dict[str, Any] = {"anchor_step": 0, "anchors": [], "origins": [], "accumulate": 1}
 
     def begin_epoch(
         self,
@@ -142,30 +142,35 @@ class ScheduleAligner:
         batches: int,
         full_batches: int,
         accumulate: int,
+        full_accumulate: int | None = None,
         done: int = 0,
         resumed: dict[str, Any] | None = None,
         skips: bool = False,
     ) -> None:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
-        ``configs`` are Lightning's ``trainer.lr_scheduler_configs``; ``resumed`` is the :meth:`state_dict` of the aligner that did
-        what is behind; ``skips``: some batches make no step, and schedules go by the batches.
+        ``configs`` are Lightning's ``trainer.lr_scheduler_configs``; ``full_accumulate`` of the full batches make a step, by default
+        ``accumulate``; ``resumed`` is the :meth:`state_dict` of the aligner that did what is behind; ``skips``: some batches make no step,
+        and schedules go by the batches.
         """
         self.release()
         self._batches, self._accumulate = batches, accumulate
         configs = list(configs)
-        self._paces = {"anchor_step": 0, "anchors": positions(configs), "origins": positions(configs)}
+        now = positions(configs)
+        self._paces = {"anchor_step": 0, "anchors": now, "origins": now, "accumulate": accumulate}
         if done and resumed is not None and len(resumed["anchors"]) == len(configs):
-            self._paces = dict(resumed)
+            self._paces |= resumed
+            if self._paces["accumulate"] != accumulate:
+                self._paces |= {"anchor_step": done, "anchors": now, "accumulate": accumulate}
         for config, anchor, origin in zip(configs, self._paces["anchors"], self._paces["origins"], strict=True):
             if config.interval != "step" or config.reduce_on_plateau or anchor is None:
                 continue
-            steps = scheduler_steps(batches, accumulate, config.frequency)
-            full = scheduler_steps(full_batches, accumulate, config.frequency)
+            end = origin + scheduler_steps(full_batches, full_accumulate or accumulate, config.frequency)
             before = scheduler_steps(self._paces["anchor_step"], accumulate, config.frequency, complete=False)
-            if steps != full or before or skips:
+            steps = scheduler_steps(batches, accumulate, config.frequency) - before
+            if anchor + steps != end or skips:
                 behind = scheduler_steps(done, accumulate, config.frequency, complete=done == batches)
-                self._tracks.append(_Track(config, anchor, origin + full, steps - before, behind - before))
+                self._tracks.append(_Track(config, anchor, end, steps, behind - before))
 
     def after_batch(self, batch_idx: int, step_scheduler: Callable[[Any], None]) -> None:
         """Take the steps that are due; ``step_scheduler`` steps a scheduler as the user's module does."""
@@ -226,6 +231,7 @@ class EpochSchedules:
     Attributes:
         full_batches: batches of a full epoch of this session.
         built_for: batches of a full epoch that the schedules were built for, where that was with other ranks or batches.
+        built_accumulate: how many of them made a step, where that was with another ``Trainer(accumulate_grad_batches=)``.
     """
 
     def __init__(self, trainer: pl.Trainer, align: bool) -> None:
@@ -233,6 +239,8 @@ class EpochSchedules:
         self._aligner = ScheduleAligner()
         self.full_batches = 0
         self.built_for: int | None = None
+        self.built_accumulate: int | None = None
+        self._configured: int = trainer.accumulate_grad_batches  # before a GradientAccumulationScheduler changes it
         self._start: int | None = None  # the step that an epoch begins or goes on with, until it does
         self._resumed: dict[str, Any] | None = None  # where the schedules stood, in an epoch that goes on
 
@@ -264,6 +272,9 @@ class EpochSchedules:
         self._resumed = self._aligner.state_dict() if paces is None else dict(paces)
         if full_batches not in (None, self.full_batches):
             self.built_for = full_batches
+        full_accumulate = self._resumed.pop("full_accumulate", None)
+        if full_accumulate not in (None, self._configured):
+            self.built_accumulate = full_accumulate
         if resharded_at is not None:
             self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._trainer.lr_scheduler_configs)}
 
@@ -278,7 +289,9 @@ class EpochSchedules:
         if start is not None and self._keep_pace():
             trainer = self._trainer
             accumulate = trainer.accumulate_grad_batches
-            self._aligner.begin_epoch(trainer.lr_scheduler_configs, batches, self.full, accumulate, start, resumed, skips)
+            self._aligner.begin_epoch(
+                trainer.lr_scheduler_configs, batches, self.full, accumulate, self.built_accumulate, start, resumed, skips
+            )
         return start is not None
 
     def _keep_pace(self) -> bool:
@@ -298,7 +311,7 @@ class EpochSchedules:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedulers stood when the epoch, or this layout of it, began."""
-        return self._aligner.state_dict()
+        return {**self._aligner.state_dict(), "full_accumulate": self.built_accumulate or self._configured}
 
 
 def estimated_epochs(max_epochs: int, max_steps: int, steps_per_epoch: int) -> int | None:

@@ -148,3 +148,18 @@ def test_one_rank_becomes_two_becomes_three_within_one_epoch(tmp_path):
     assert sorted(itertools.chain(*parts)) == kept(on_three, 1) == kept(on_one, 1)
     assert_every_kept_sample_is_trained_once(on_three, (2, 3))
     assert on_three[0]["totals"]["samples_trained"] + on_three[0]["totals"]["samples_hidden"] == 4 * SAMPLES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", STATIC)
+def test_a_schedule_over_two_three_one_and_two_ranks_ends_where_it_should(whole, tmp_path, method):
+    """Of a training that starts again; the schedule once took 63 of its 62 steps."""
+    _, expected = whole(method)
+    cuts = [SaveAt(tmp_path / f"{number}.ckpt", "on_train_batch_end", *at) for number, at in enumerate([(0, 2), (2, 1), (3, 3)])]
+    on_ranks(tmp_path, short_run(method), 2, callbacks=(cuts[0],))
+    on_ranks(tmp_path, short_run(method), 3, resume=cuts[0].path, callbacks=(cuts[1],))
+    on_ranks(tmp_path, short_run(method), 1, resume=cuts[1].path, callbacks=(cuts[2],))
+    after = on_ranks(tmp_path, short_run(method), 2, resume=cuts[2].path)
+    last, steps = end_of_schedule(after)
+    assert (last, steps) == end_of_schedule(expected)
+    assert last == steps

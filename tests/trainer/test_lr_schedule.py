@@ -1,14 +1,23 @@
 """The learning-rate factor and the alignment of schedules, without a Trainer."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import before_update
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kakurenbo_lightning.trainer.lr_schedule import LearningRateFactor, ScheduleAligner, estimated_epochs, scheduler_steps
+from kakurenbo_lightning import EpochPlan
+from kakurenbo_lightning.core.shard import Layout
+from kakurenbo_lightning.trainer.lr_schedule import (
+    EpochSchedules,
+    LearningRateFactor,
+    ScheduleAligner,
+    estimated_epochs,
+    scheduler_steps,
+)
 
 
 def optimizer_of(*rates):
@@ -197,6 +206,108 @@ def test_epochs_of_any_length_end_where_full_ones_would(lengths, accumulate, fre
         assert used[behind:] == [position + place for place in spread(len(used) - behind, way - position)]
         aligner.release()
         assert (config.interval, config.frequency) == ("step", frequency)
+
+
+@dataclass
+class Bounded:
+    """A schedule of so many steps, one more of which is an error, as of OneCycle."""
+
+    total: int
+    last_epoch: int = 0
+
+    def step(self):
+        self.last_epoch += 1
+        assert self.last_epoch <= self.total
+
+
+@dataclass
+class Cuttable:
+    """A training of ``hidden`` samples less in each epoch, whose processes end and go on in other layouts.
+
+    Args:
+        samples: of the data set.
+        hidden: by epoch.
+        layouts: (ranks, batch size, accumulated batches) of each process.
+        frequency: of the schedule.
+        skipped: whether a batch makes no step, when some do; ``None``: none does.
+    """
+
+    samples: int
+    hidden: list
+    layouts: list
+    frequency: int
+    skipped: object
+
+    def begin(self):
+        """A process; the first one makes the schedule."""
+        self.world, self.batch, self.accumulate = self.layouts.pop(0)
+        full = EpochPlan.everything(self.samples).shard(self.layout()).steps
+        if not hasattr(self, "scheduler"):
+            self.scheduler = Bounded(len(self.hidden) * scheduler_steps(full, self.accumulate, self.frequency))
+        module = SimpleNamespace(automatic_optimization=True, lr_scheduler_step=lambda scheduler, _: scheduler.step())
+        self.config = SimpleNamespace(
+            scheduler=self.scheduler, interval="step", frequency=self.frequency, reduce_on_plateau=False
+        )
+        trainer = SimpleNamespace(
+            accumulate_grad_batches=self.accumulate, max_steps=-1, lr_scheduler_configs=[self.config], lightning_module=module
+        )
+        self.schedules = EpochSchedules(trainer, align=True)
+        self.schedules.full_batches = full
+
+    def layout(self, epoch=0, done=(0, 0)):
+        return Layout(self.batch, self.world, seed=1, epoch=epoch, done=done)
+
+    def epoch(self, epoch, cut):
+        """Train it; after a batch for which ``cut()`` says so in another process. Returns the positions that steps used since then."""
+        mask = torch.zeros(self.samples, dtype=torch.bool)
+        mask[: self.hidden[epoch]] = True
+        plan, number, used = EpochPlan.hide(mask), 0, []
+        shard = plan.shard(self.layout(epoch))
+        self.schedules.follow(0)
+        while number < shard.steps:
+            self.schedules.begin_batch(shard.steps, self.skipped is not None)
+            self.batch_of(number, shard.steps, used)
+            number += 1
+            if self.layouts and cut():
+                saved, full, before = self.schedules.state_dict(), self.schedules.full, (self.world, self.batch)
+                done = number, shard.samples_until(number)
+                self.begin()
+                same = before == (self.world, self.batch)
+                self.schedules.go_on(saved, full, resharded_at=None if same else number)
+                if number < shard.steps:  # else Lightning goes on with the next epoch
+                    assume(same or self.samples - self.hidden[epoch] - done[1] >= self.world)
+                    shard, used = (shard if same else plan.shard(self.layout(epoch, done))), []
+                    self.schedules.follow(number)
+        return used
+
+    def batch_of(self, number, steps, used):
+        """As Lightning does."""
+        stepped = (number + 1) % self.accumulate == 0 or number + 1 == steps
+        if stepped and (number + 1) % self.frequency == 0:
+            used.append(self.scheduler.last_epoch)
+            if (number + 1) % self.config.frequency == 0 and not (self.skipped and self.skipped()):
+                self.scheduler.step()
+        self.schedules.end_batch(number)
+
+
+@given(
+    samples=st.integers(20, 90),
+    layouts=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3)), min_size=1, max_size=4),
+    shares=st.lists(st.integers(0, 60), min_size=1, max_size=3),
+    frequency=st.integers(1, 3),
+    data=st.data(),
+)
+def test_a_training_cut_anywhere_that_goes_on_in_any_layout_ends_its_schedule_exactly(samples, layouts, shares, frequency, data):
+    skips = data.draw(st.booleans())
+    hidden = [samples * share // 100 for share in shares]
+    skipped = (lambda: data.draw(st.booleans())) if skips else None
+    training = Cuttable(samples, hidden, list(layouts), frequency, skipped)
+    training.begin()
+    way = training.scheduler.total // len(shares)
+    for epoch in range(len(shares)):
+        used = training.epoch(epoch, cut=lambda: data.draw(st.integers(0, 5)) == 0)
+        assert training.scheduler.last_epoch == (epoch + 1) * way
+        assert len(used) < 2 or used[-1] >= training.scheduler.last_epoch - 1, "the last step uses the epoch's last rate"
 
 
 def test_a_schedule_that_cannot_be_advanced_is_left_alone():

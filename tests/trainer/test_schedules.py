@@ -344,9 +344,12 @@ def test_a_run_resumed_within_an_epoch_uses_the_same_rates(tmp_path, position):
     assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == made.lr_scheduler_configs[0].scheduler.last_epoch
 
 
+@pytest.mark.slow_cases("cosine")
 @pytest.mark.parametrize("make", [one_cycle, cosine])
-@pytest.mark.parametrize(("before", "after"), [(16, 8), (8, 16), (16, 5)])
-def test_after_resharding_what_is_left_of_the_way_is_spread_over_the_steps_that_are_left(tmp_path, make, before, after):
+@pytest.mark.parametrize(("before", "after", "accumulate"), [(16, 8, 1), (8, 16, 1), (16, 5, 1), (16, 8, 2), (16, 16, 2)])
+def test_after_resharding_what_is_left_of_the_way_is_spread_over_the_steps_that_are_left(
+    tmp_path, make, before, after, accumulate
+):
     """One cycle once ended in "Tried to step 101 times", and a cosine went on past its end without a word."""
 
     def train(batch_size, *callbacks, **settings):
@@ -363,15 +366,14 @@ def test_after_resharding_what_is_left_of_the_way_is_spread_over_the_steps_that_
     stop = 2 * full * 3 // 5 + full * 3 // 10  # in the middle of the third epoch, of which each hides two fifths
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
     whole, _ = train(before, keep, enable_checkpointing=True)
-    made, spy = train(after, ckpt_path=tmp_path / f"step={stop}.ckpt")
+    made, spy = train(after, ckpt_path=tmp_path / f"step={stop}.ckpt", accumulate_grad_batches=accumulate)
     (scheduler,), (end,) = ([config.scheduler for config in trained.lr_scheduler_configs] for trained in (made, whole))
     assert scheduler.last_epoch == end.last_epoch == 5 * full
     assert scheduler.get_last_lr() == end.get_last_lr()
     assert spy.base_rates[4][-1] == pytest.approx(make_alone(make, 5 * full)[-1]), "the last step has the schedule's last rate"
     rows = (tmp_path / f"log {after}" / "metrics.csv").read_text().splitlines()
-    assert sum(bool(row.split(",")[rows[0].split(",").index("lr-SGD")]) for row in rows[1:]) == sum(spy.steps), (
-        "every step is monitored"
-    )
+    monitored = sum(bool(row.split(",")[rows[0].split(",").index("lr-SGD")]) for row in rows[1:])
+    assert monitored == sum(spy.steps), "every batch is monitored"
 
 
 def make_alone(make, steps):
