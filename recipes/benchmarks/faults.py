@@ -26,7 +26,8 @@ from tqdm import tqdm
 from kakurenbo_lightning import DamagedCheckpointError, available_methods
 from kakurenbo_lightning.core.checkpoint_file import check_whole
 from recipes.benchmarks import report
-from recipes.benchmarks.fault_run import MOMENTS, WRITES, Event, Kill, differences, position, train_to_file
+from recipes.benchmarks.fault_record import MOMENTS, WRITES, Event, Kill
+from recipes.benchmarks.fault_run import differences, position, train_to_file
 from recipes.benchmarks.forked import printed, run_ranks
 from recipes.benchmarks.report import Row
 

@@ -12,7 +12,8 @@ from processes import PATHS, REPOSITORY
 
 from kakurenbo_lightning import available_methods
 from recipes.benchmarks import faults
-from recipes.benchmarks.fault_run import MOMENTS, SAMPLES, differences
+from recipes.benchmarks.fault_record import MOMENTS
+from recipes.benchmarks.fault_run import SAMPLES, differences
 
 pytestmark = pytest.mark.slow
 SCRIPT = REPOSITORY / "tests" / "support" / "elastic_script.py"

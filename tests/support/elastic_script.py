@@ -5,7 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-from recipes.benchmarks.fault_run import Kill, train_to_file
+from recipes.benchmarks.fault_record import Kill
+from recipes.benchmarks.fault_run import train_to_file
 from recipes.benchmarks.faults import newest
 
 LIFE_SECONDS = 120

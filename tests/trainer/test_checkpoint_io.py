@@ -14,7 +14,8 @@ from helpers import Net, fit, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kakurenbo_lightning import AtomicCheckpointIO, DamagedCheckpointError, SampleSelection
-from recipes.benchmarks.fault_run import Kill, differences, equal, position, train
+from recipes.benchmarks.fault_record import Kill
+from recipes.benchmarks.fault_run import differences, equal, position, train
 from recipes.benchmarks.faults import Training, newest
 from recipes.benchmarks.forked import printed, run_ranks
 

@@ -1,0 +1,174 @@
+"""What a training that may be killed writes down, and the moments of a run in which it can be killed."""
+
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+STEP_ENDS = ("inside a step", "batch end", "last batch")
+EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
+WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
+MOMENTS = (*STEP_ENDS, *EPOCH_ENDS, *WRITES)
+Event = tuple[str, int, int]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """When one rank kills itself: the first time `moment` comes at or after batch `tick` of the run.
+
+    Attributes:
+        moment: one of `MOMENTS`.
+        tick: batches begun since the run began.
+        index: how often the moment came since that batch began, before this time.
+        rank: who.
+    """
+
+    moment: str
+    tick: int
+    index: int = 0
+    rank: int = 0
+
+
+@dataclass
+class Record(L.Callback):
+    """What happened, and at what moments; kills this process at one of them. Comes after the selection.
+
+    Attributes:
+        folder: gets `killed.json` before a kill.
+        kill: when, if at all.
+        events: (moment, tick, index) of every moment on this rank, without `WRITES`.
+    """
+
+    folder: Path
+    kill: Kill | None = None
+    batches: dict[int, dict[int, Tensor]] = field(default_factory=dict)
+    rates: dict[int, dict[int, float]] = field(default_factory=dict)
+    plans: dict[int, dict[str, Any]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    position: dict[str, int] = field(default_factory=dict)
+    _tick: int = 0
+    _times: Counter[str] = field(default_factory=Counter)
+
+    def reach(self, moment: str) -> None:
+        """Write a moment down, or die in it."""
+        if self.due(moment):
+            self.die()
+
+    def due(self, moment: str) -> bool:
+        """Whether this is the moment to die in."""
+        now, kill = (self._tick, self._times[moment]), self.kill
+        self._times[moment] += 1
+        self.events.append((moment, *now))
+        return kill is not None and moment == kill.moment and now >= (kill.tick, kill.index)
+
+    def die(self) -> None:
+        """Say where, and end without a word to anybody."""
+        self.kill = None
+        (self.folder / "killed.json").write_text(json.dumps(self.position))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Watch forward passes and the writing of files."""
+        if self.kill is not None and self.kill.rank != trainer.global_rank:
+            self.kill = None
+
+        def score(*_: Any) -> None:
+            if trainer.training and not torch.is_grad_enabled():
+                self.reach("forward-only pass")
+
+        pl_module.network.register_forward_pre_hook(score)
+        if self.kill is not None and self.kill.moment in WRITES:
+            self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        sync, replace = os.fsync, Path.replace
+
+        def half(file: int) -> None:
+            if self.due(WRITES[0]):
+                os.ftruncate(file, os.fstat(file).st_size // 2)
+                self.die()
+            sync(file)
+
+        def rename(source: Path, target: Path) -> Path:
+            self.reach(WRITES[1])
+            renamed = replace(source, target)
+            self.reach(WRITES[2])
+            return renamed
+
+        os.fsync, Path.replace = half, rename  # of this process, which ends soon
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A resumed run has some batches behind it."""
+        self._tick = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A plan is there."""
+        self.reach("epoch start")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write down what is loaded."""
+        self._tick, self._times = self._tick + 1, Counter()
+        epoch = trainer.current_epoch
+        self.position = {"epoch": epoch, "batch": batch_idx, "of": trainer.num_training_batches}
+        self.batches.setdefault(epoch, {})[batch_idx] = batch[2].clone()
+        self.rates.setdefault(epoch, {})[batch_idx] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        plan = trainer.callbacks[0].plan
+        self.plans[epoch] = {"hidden": plan.hidden, "lr_factor": plan.lr_factor, "checksum": plan.checksum()}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Gradients are there."""
+        self.reach("inside a step")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """A batch is trained; checkpoints come after this."""
+        self.reach("last batch" if trainer.is_last_batch else "batch end")
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Validation is on its way."""
+        self.reach("validation")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validation is over."""
+        self.reach("validation end")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Checkpoints come after this."""
+        self.reach("epoch end")
+
+
+class MemoryLogger(Logger):
+    """Keeps what the selection logged, by epoch, without seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epochs: dict[int, dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """Any will do."""
+        return "memory"
+
+    @property
+    def version(self) -> int:
+        """Any will do."""
+        return 0
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """There are none."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep them."""
+        kept = {name: value for name, value in metrics.items() if name.startswith("selection/") and not name.endswith("seconds")}
+        if kept:
+            self.epochs.setdefault(int(metrics["epoch"]), {}).update(kept)
