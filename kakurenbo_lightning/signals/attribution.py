@@ -38,6 +38,7 @@ class Verdict:
     cut: Cut | None = None
 
 
+ONE_SAMPLE = "the batch has one sample"
 ALIKE = Verdict("skipped", "all losses of the first batch are the same, or nearly, so they do not tell whose they are")
 
 
@@ -57,7 +58,7 @@ class Halved:
 def halve(batch: Any, size: int) -> Halved | str:
     """The first half of a batch, or why there is none."""
     if size < 2:
-        return "the batch has one sample"
+        return ONE_SAMPLE
     half = size // 2
     try:
         part = slice_batch(batch, torch.arange(half), size)

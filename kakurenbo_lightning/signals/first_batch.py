@@ -68,6 +68,7 @@ class Needs:
 
 
 RETURNED = "the dict that training_step returns"
+BY_THE_BATCH = "they would act on those that the batch lets count"
 FUNCTION = "sample_outputs(batch), one more forward pass per training batch (return the values from training_step to save it)"
 
 
@@ -133,14 +134,14 @@ def verified_captured(
         recording: of the step.
         batch: that it was given.
         rehearsal: runs the step again.
-        before: what a scoring pass has shown; ``None`` where there was none.
+        before: what a scoring pass, or an earlier batch, has shown; ``None`` where there was none.
 
     Raises:
         OutputsError: the loss is not made of values of samples, one depends on other samples, or weights would act on a part of the loss.
     """
     loss, size, known = loss_of(outputs), recording.size, captured.known
     cuts = captured.decide(recording, loss, batch, rehearsal.possible, needs.manual)
-    if known is not None and before is not None:  # what was proved then holds of the same parts
+    if known is not None and before is not None and not before.is_open:  # what was proved then holds of the same parts
         verdict = captured.again(known, cuts, before.attribution)
     else:
         leaves = frozenset[Any]().union(*(cut.leaves for cut in cuts))
@@ -153,7 +154,8 @@ def verified_captured(
         raise OutputsError(refusals.rest_unweighted(names, cut.share) if cut.verified else refusals.unverified(names))
     if needs.weighs and picked and rehearsal.wanted:
         raise OutputsError(refusals.picked_unweighted(names))
-    weights = "exact" if cut.complete else "they would act on a part of the loss" if cut.verified else "not verified"
+    rest = "they would act on a part of the loss" if cut.verified else "not verified"
+    weights = BY_THE_BATCH if picked else "exact" if cut.complete else rest
     if before is None or before.weights != weights:
         if not cut.verified:
             rank_zero_warn(refusals.not_verified(names))

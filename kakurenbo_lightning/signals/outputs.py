@@ -14,22 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.random import isolated_rng, rng_state, set_rng_state
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.captured import CapturedLoss
 from kakurenbo_lightning.signals.first_batch import Needs, verified_captured, verified_function, verified_returned
+from kakurenbo_lightning.signals.occasions import Occasions
 from kakurenbo_lightning.signals.predictions import Values
 from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.signals.returned import from_returned, loss_of, scaled, with_loss
-from kakurenbo_lightning.signals.turns import together
 from kakurenbo_lightning.signals.verification import Rehearsal, eagerly, replayed, weighable
 from kakurenbo_lightning.signals.watching import CRITERIA_BY_NAME, EVERYTHING, NOTHING, Recording, Sight, Watcher
 
@@ -71,7 +71,7 @@ class SampleOutputs:
         self._way: str | None = None
         self._weighs = False  # weights wait for the backward pass
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
-        self._met: set[str] = set()  # of "scoring" and "training", the phases in which ranks have verified their first batch
+        self._occasions = Occasions()
         self.report: Report | None = None
 
     @property
@@ -138,18 +138,24 @@ class SampleOutputs:
             OutputsError: the values are missing, are not one per sample, or are not the loss that is trained.
         """
         values = self._call_function(batch, size, scoring) if self._way == "function" else None
+        due, captured = self._occasions.is_due(size, self.report), self._captured
+        if due and self._in_training:
+            self._captured = CapturedLoss()
+        decides = due or not self._in_training
         recording = self._captured.recording(size, graph=weights is not None)
-        with self._watcher.watching(self._sight(), recording):
+        with self._watcher.watching(self._sight(decides), recording):
             outputs = step()
         skips = self._skips(outputs) and not self._trained(values, recording)
-        if not self._in_training:
+        if decides:
             if replay is None and not (
                 dist.is_available() and dist.is_initialized()
             ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
             rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen)
-            values = self._decide(None if skips else outputs, recording, batch, rehearsal, "training", skips)
-            self._in_training = not skips
+            idle = skips or (self._in_training and size == 1)  # it comes because other ranks may have more
+            values = self._decide(None if idle else outputs, recording, batch, rehearsal, "training", idle) or values
+            self._captured = captured if idle else self._captured
+            self._in_training |= not idle
         if skips:
             return outputs, None
         if self._needs.nothing and weights is None:
@@ -161,9 +167,9 @@ class SampleOutputs:
         self._needs.check(values, size, str(self.source))
         return outputs, values
 
-    def _sight(self) -> Sight:
+    def _sight(self, decides: bool) -> Sight:
         """What to watch in the next training step."""
-        if self._in_training:
+        if not decides:
             return self._captured.sight if self._way == "captured" else NOTHING
         return CRITERIA_BY_NAME if self._needs.nothing else EVERYTHING
 
@@ -258,7 +264,8 @@ class SampleOutputs:
         if self._sample_outputs is not None:
             values = self._call_function(batch, size, nullcontext)
         else:
-            if self._way is None:  # a resumed run scores before it trains
+            again = not self._in_training and size > 1 and self.report is not None and self.report.had_one_sample
+            if self._way is None or again:  # a resumed run scores before it trains
                 replay = replay or replayed(step, batch)
                 self._decide_scoring(step, batch, size, Rehearsal(nullcontext, replay, self._tests_attribution, kept, frozen))
             values = self._read(*self._run_scoring(step, size, frozen), batch)
@@ -305,22 +312,17 @@ class SampleOutputs:
     # --- the first batch
 
     def _decide(
-        self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, skips: bool = False
+        self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, idle: bool = False
     ) -> Values | None:
-        """Choose the way, and verify what it gives; the values, where a function gave them. Every rank comes to the first of a phase."""
-        alone, meets = world_size() == 1 or self._needs.nothing, phase not in self._met
-        self._met |= {phase, "scoring"}
-        if not alone and not meets:  # the others do not come: this rank had skipped its first batch
-            rehearsal = replace(rehearsal, replay=None)
+        """Choose the way, and verify what it gives; the values, where a function gave them. ``idle``: for the sake of other ranks."""
         function = None if isinstance(outputs, Mapping) and "sample_loss" in outputs else self._sample_outputs
-        with isolated_rng():
-            if alone or not meets:
-                return None if skips else self._verify(outputs, recording, batch, rehearsal)
-            runs = rehearsal if function is None else replace(rehearsal, replay=function)
-            with together(runs, batch, recording.size, self.device) as turns:
-                return None if skips else self._verify(outputs, recording, batch, replace(rehearsal, turn=turns.turn))
+        runs = rehearsal if function is None else replace(rehearsal, replay=function)
+        device = None if self._needs.nothing else self.device
+        verify = None if idle else partial(self._verify, outputs, recording, batch)
+        made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
+        return None if made is None else made[0]
 
-    def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> Values | None:
+    def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
         """As :meth:`_decide`, on this rank."""
         needs, values = self._needs, None
         if isinstance(outputs, Mapping) and "sample_loss" in outputs:
@@ -333,4 +335,4 @@ class SampleOutputs:
         else:
             self.report = verified_captured(needs, self._captured, outputs, recording, batch, rehearsal, self.report)
         self._way = self.report.way
-        return values
+        return values, self.report

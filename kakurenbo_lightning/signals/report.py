@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kakurenbo_lightning.signals.attribution import ALIKE, ONE_SAMPLE
+
 
 @dataclass(frozen=True)
 class Report:
@@ -29,6 +31,16 @@ class Report:
     complete: bool | None = None
     attribution: str = "off"
     weights: str = "exact"
+
+    @property
+    def had_one_sample(self) -> bool:
+        """It is of a batch of one sample, of which nobody can tell how a loss is made of several."""
+        return self.attribution == f"skipped: {ONE_SAMPLE}"
+
+    @property
+    def is_open(self) -> bool:
+        """Another batch may show whose a value is."""
+        return self.had_one_sample or self.attribution == f"skipped: {ALIKE.reason}"
 
     @property
     def decomposes(self) -> bool | None:
