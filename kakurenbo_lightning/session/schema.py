@@ -74,7 +74,13 @@ STATE = {
     "shuffle": flag(),
     "full_batches": integer(1),
     "schedules": table(
-        {"anchor_step": _COUNT, "anchors": listed(optional(integer(-1))), "origins": listed(optional(integer(-1)))}
+        {
+            "anchor_step": _COUNT,
+            "anchors": listed(optional(integer(-1))),
+            "origins": listed(optional(integer(-1))),
+            "accumulate": absent(integer(1)),
+            "full_accumulate": absent(integer(1)),
+        }
     ),
     "statistics": table(
         {
