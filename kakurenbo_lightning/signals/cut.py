@@ -198,7 +198,10 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
     chosen, form = _by_keys(cut, calls) if numbered else None, ()
     if cut.complete or chosen is None:  # else the way down to parameters is long
         known = by_edge(calls)
-        edges, _, form = frontier(root, known.keys(), FEW_NODES if numbered or cut.complete else None)
+        limit = None  # the first time; afterwards the way is as long as it was, or it would lead far down into the network
+        if forms is not None and (numbered or cut.complete):
+            limit = FEW_NODES + max(map(len, forms), default=0)
+        edges, _, form = frontier(root, known.keys(), limit)
         chosen = _in_order(cut, [known[edge] for edge in edges])
         if chosen is None:
             return _only_one(cut, calls, root)
