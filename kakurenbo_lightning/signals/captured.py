@@ -149,7 +149,9 @@ class CapturedLoss:
         finding = find(recording.calls, loss, batch, recording.size, provable)
         if not finding.cuts:
             names = sorted({call.name for call in recording.calls if call.edge is not None and call.kind == "criterion"})
-            raise OutputsError(refusals.none_found(names, finding.reasons))
+            of_parts = {name: list(rows.values()) for name, rows in finding.partial.items()}
+            reasons = [*([refusals.partial_calls(of_parts, recording.size)] if of_parts else []), *finding.reasons]
+            raise OutputsError(refusals.none_found(names, reasons, partial=bool(of_parts) and not finding.reasons))
         return [self._unmixed(cut, recording.calls, provable) for cut in finding.cuts]
 
     def decide_freely(self, recording: Recording, loss: Any) -> bool:

@@ -35,10 +35,12 @@ class Finding:
     Attributes:
         cuts: ways to make the loss of parts that have values for each sample, the best first.
         reasons: why calls are no such parts.
+        partial: how many rows criteria were called on that are no multiple of B, by their name and key.
     """
 
     cuts: list[Cut] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    partial: dict[str, dict[Key, int]] = field(default_factory=dict)
 
     def add(self, reason: str) -> None:
         if reason not in self.reasons:
@@ -112,9 +114,14 @@ class _Search:
         """Whether a call has values for each sample."""
         rows = call.rows if call.rows is not None else self._elements(call)
         if rows is None or not rows.dim():
+            if rows is not None and self.size > 1 and call.kind == "criterion":
+                self.finding.partial.setdefault(call.name, {})[call.key] = 1
             return rows is not None and self.size == 1 and (call.rows is not None or self._adds_up(call))
         if len(rows) % self.size:
-            self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
+            if call.kind == "criterion":
+                self.finding.partial.setdefault(call.name, {})[call.key] = len(rows)
+            else:
+                self.finding.add(f"{call.name} has shape {list(rows.shape)}, but the batch trains {self.size} samples")
             return False
         if call.kind == "reduction":
             return not depends_on_parameters_alone(call.known_rows) and not self._is_of_the_batch(call)

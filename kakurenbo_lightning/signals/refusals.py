@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 EXAMPLE = """
     sample_loss = F.cross_entropy(logits, target, reduction="none")
@@ -35,8 +35,28 @@ NOT_MADE_FROM_IT = (
 )
 
 
-def none_found(calls: Sequence[str], reasons: Sequence[str]) -> str:
-    """Nothing in the step makes its loss of values of samples."""
+_OF_THE_BATCH = (
+    "A loss over the whole batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: use random or random_cycle, or return "
+    "values of your own choice. "
+)
+
+
+def partial_calls(counts: Mapping[str, Sequence[int]], size: int) -> str:
+    """Criteria that were called on another number of rows than the ``size`` samples of the batch; ``counts``: of rows, by name."""
+    said = []
+    for name, rows in counts.items():
+        times = f"{len(rows)} times, " if len(rows) > 1 else ""
+        few, many = min(rows), max(rows)
+        said.append(f"{name} was called {times}on {few if few == many else f'{few} to {many}'} row{'s' if many > 1 else ''}")
+    return (
+        f"{' and '.join(said)}, and the batch has {size} samples: of what a mask, a loop or chunks take of a batch, nothing tells which "
+        "samples it is. Call the criterion once on the whole batch with reduction='none', and leave out what does not count afterwards, "
+        "(sample_loss * mask).sum() / mask.sum(), or tokens by ignore_index"
+    )
+
+
+def none_found(calls: Sequence[str], reasons: Sequence[str], partial: bool = False) -> str:
+    """Nothing in the step makes its loss of values of samples; ``partial``: because calls saw a part of the batch."""
     if not calls and not reasons:
         what = (
             "no call of a criterion that is known (F.cross_entropy, F.nll_loss, F.mse_loss, ...), and no mean or sum over samples, "
@@ -44,11 +64,8 @@ def none_found(calls: Sequence[str], reasons: Sequence[str]) -> str:
         )
     else:
         what = "; ".join(reasons) if reasons else f"the loss is not made of the calls that were seen ({', '.join(calls)})"
-    return (
-        f"per-sample values: the loss of this training_step cannot be split into one value for each sample: {what}. A loss over the whole "
-        "batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: use random or random_cycle, or return values of your own "
-        f"choice. {WAYS}"
-    )
+    has_none = "" if partial else _OF_THE_BATCH
+    return f"per-sample values: the loss of this training_step cannot be split into one value for each sample: {what}. {has_none}{WAYS}"
 
 
 def mixed(calls: Sequence[str]) -> str:
