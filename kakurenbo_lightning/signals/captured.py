@@ -17,7 +17,7 @@ from kakurenbo_lightning.signals.attribution import Verdict
 from kakurenbo_lightning.signals.criteria import PRIORITY, CriterionCall
 from kakurenbo_lightning.signals.criterion_module import Findings
 from kakurenbo_lightning.signals.cut import Cut, Form, Made, Part, Term, numbers_of, terms_of, with_divisors
-from kakurenbo_lightning.signals.finding import find
+from kakurenbo_lightning.signals.finding import find, sign_of
 from kakurenbo_lightning.signals.graph import from_the_beginning, gradients, is_hidden, reduced_by, root_of
 from kakurenbo_lightning.signals.linearity import why_not_linear
 from kakurenbo_lightning.signals.predictions import Reads, Values
@@ -301,11 +301,14 @@ class CapturedLoss:
                 calls = [term.call for term in made.terms]
                 if why_not_linear(loss, [c.known_edge for c in calls], [c.values for c in calls], recording.size):
                     return None
+                if any(t.gradient is not None and sign_of(t.gradient) * t.part.sign < 0 for t in made.terms):
+                    return None  # it has turned, as by flooding: what is hard for the network would look easy
                 forms.add(made.form)
                 return made
-        names = {part.key[:2] for known, _ in self._ways for part in known.parts}
+        parts = [part for known, _ in self._ways for part in known.parts]
         for cut in find(recording.calls, loss, batch, recording.size, False).cuts:
-            if {part.key[:2] for part in cut.parts} <= names and (cut.complete or not self.cut.complete):
+            alike = [[one.sign * part.sign >= 0 for one in parts if one.key[:2] == part.key[:2]] for part in cut.parts]
+            if all(any(known) for known in alike) and (cut.complete or not self.cut.complete):
                 made = terms_of(cut, recording, loss)
                 if made is not None:
                     self._ways.append((cut, {made.form}))

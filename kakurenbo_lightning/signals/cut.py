@@ -37,6 +37,7 @@ class Part:
         divided: the largest gradient times that, in the batch that was verified.
         module: of a loss module: what was found out about it.
         share: of the loss, in the batch that was verified.
+        sign: of the loss's gradient there, in the batch that was verified: 1, -1, or 0 where some rows have the one, some the other.
         picked: which others are in the batch decides how much a sample counts, as where the hardest of it are taken.
     """
 
@@ -51,6 +52,7 @@ class Part:
     module: Findings | None = None
     share: float = 1.0
     picked: bool = False
+    sign: int = 1
 
 
 Numbers = frozenset[tuple[tuple[str, str], int, int]]  # kind and name, how many calls of these, and how many have a graph

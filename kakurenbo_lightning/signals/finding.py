@@ -219,6 +219,7 @@ def _described(term: Term, share: float, size: int) -> Part:
     part = replace(part, share=share, module=call.module.findings if call.kind == "module" else None)
     if gradient is None:
         return part
+    part = replace(part, sign=sign_of(gradient))
     if not part.has_rows:
         return replace(part, scale=_divided_by(call, float(gradient), size))
     if bool((gradient.abs() == 1).all()):
@@ -229,6 +230,11 @@ def _described(term: Term, share: float, size: int) -> Part:
         mean = call.name != "sum" or min(abs(abs(together) - n) for n in (1, gradient.numel() // size)) < 1e-4
         return replace(part, scale="mean" if mean else "sum", weight_sum=together if mean else None)
     return replace(part, scale="weights" if abs(together - 1) < 1e-4 else "mean")
+
+
+def sign_of(gradient: Tensor) -> int:
+    """The sign that all elements have that are not 0; 0 where there are both, or none; waits for the device."""
+    return int((gradient > 0).any()) - int((gradient < 0).any())
 
 
 def _divided_by(call: LossCall, gradient: float, size: int) -> str:

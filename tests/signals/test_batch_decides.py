@@ -39,6 +39,32 @@ def test_a_turn_of_each_sample_is_its_own(level, heads, batches):
         assert torch.allclose(values["loss"], 0.5 * flooded(each_cross_entropy(heads, batch), level), atol=1e-5)
 
 
+@pytest.mark.parametrize("turned_first", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_a_loss_that_turns_by_an_if_is_refused_where_it_does(turned_first, factor, heads, batches):
+    """As flooding is written too: nothing of the first batch shows that it may."""
+    turns = iter([turned_first, turned_first, not turned_first])
+
+    def step(heads, batch):
+        loss = factor * cross_entropy(heads, batch)
+        return 20.0 - loss if next(turns) else loss
+
+    with pytest.raises(OutputsError, match="makes its loss in another way than the first one did"):
+        observed(step, heads, batches, check_attribution=False)
+
+
+def test_another_factor_by_an_if_is_followed(heads, batches):
+    factors = iter([None, 0.5, None])
+
+    def step(heads, batch):
+        loss, factor = cross_entropy(heads, batch), next(factors)
+        return loss if factor is None else loss * factor
+
+    _, made = observed(step, heads, batches, check_attribution=False)
+    for batch, factor, (_, values) in zip(batches, (1.0, 0.5, 1.0), made, strict=True):
+        assert torch.allclose(values["loss"], factor * each_cross_entropy(heads, batch), atol=1e-5)
+
+
 # --- only some are taken
 
 
