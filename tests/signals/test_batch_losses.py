@@ -165,3 +165,29 @@ def test_a_hook_that_the_module_installs_when_first_needed_is_installed_once(met
     module = Hooking(F.cross_entropy)
     fit(module, DataLoader(items(), BATCH), SampleSelection(method), max_epochs=3)
     assert set(module.numbers) == {1} and len(module.network[0]._forward_hooks) == 1
+
+
+def flooded(logits, y):
+    return (F.cross_entropy(logits, y) - 0.5).abs() + 0.5
+
+
+def hardest(logits, y):
+    return F.cross_entropy(logits, y, reduction="none").topk(BATCH // 2).values.mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "method", "said"),
+    [(flooded, "kakurenbo", "as in flooding"), (hardest, "infobatch", "loss weights: how much a sample counts")],
+)
+def test_what_the_batch_decides_is_refused_before_training(loss, method, said):
+    module = Module(loss)
+    before = [parameter.clone() for parameter in module.parameters()]
+    with pytest.raises(OutputsError, match=said):
+        fit(module, DataLoader(items(), BATCH, shuffle=True), SampleSelection(method), max_epochs=2)
+    assert all(torch.equal(one, other) for one, other in zip(before, module.parameters(), strict=True))
+
+
+def test_a_method_without_weights_trains_the_hardest_of_each_batch(recwarn):
+    trainer = fit(Module(hardest), DataLoader(items(), BATCH, shuffle=True), SampleSelection("kakurenbo", tau=0.0), max_epochs=3)
+    assert trainer.global_step > 0
+    assert len([one for one in recwarn if "depends on which others are in its batch" in str(one.message)]) == 1
