@@ -26,7 +26,7 @@ from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_left, check_public_resume
+from kakurenbo_lightning.trainer.compatibility import check_foreign_resume, check_left, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.restart import Restart
 from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
@@ -138,14 +138,20 @@ class Session:
         data.check_length()
         if data.public and epoch < self.state.epoch:
             return  # Lightning completes the epoch a checkpoint was taken in; the next one is planned already
+        if not self.has_state and not data.public:
+            self.schedules.built_for = self.adapter.foreign_batches()
         self._arrive()
         resumed = None if data.public else self.adapter.resumed_batches()
         if self.state.phase is not Phase.IDLE and epoch == self.state.epoch:
             start = self.state.step if data.public else resumed or 0
             if not start:
                 self.state = replace(self.state, done=(0, 0))
+        elif resumed and self.state.phase is Phase.IDLE and self.adapter.is_ending:
+            start = self._end_of_foreign(epoch)
         else:
             start = 0
+            if resumed and self.state.phase is Phase.IDLE and not self.adapter.was_last:
+                check_foreign_resume(epoch, resumed, self._settings.on_mismatch)
             self._plan(epoch)
             if resumed is not None:
                 self.adapter.begin_fresh_epoch()
@@ -156,6 +162,11 @@ class Session:
             self.adapter.refresh_lengths()
             self.adapter.reiterate_if_needed(data.sampler.has_begun)
         self.streams.restore()
+
+    def _end_of_foreign(self, epoch: int) -> int:
+        """The batches of ``epoch`` were trained without this selection: leave none of it, so that Lightning ends it; how many it had."""
+        self.state = EpochState(epoch, phase=Phase.ENDED, plan=self.data.plan(self._method, self._epoch(epoch), None))
+        return self.data.shard(self.state, self.engine.draws).steps + self.data.sampler.extra
 
     def _arrive(self) -> None:
         """The device is known, and with it where a loaded state goes."""

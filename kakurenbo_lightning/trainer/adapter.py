@@ -185,6 +185,20 @@ class TrainerAdapter:
             epoch_loop.restarting = False
         return epoch_loop.batch_progress.current.processed if epoch_loop.restarting else None
 
+    @property
+    def was_last(self) -> bool:
+        """Whether all batches of an epoch were trained when the checkpoint that this run resumes from was saved."""
+        return self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether Lightning is to end that epoch yet: it was saved in its validation, or at the end of that."""
+        return self.was_last and not self.trainer.fit_loop.epoch_loop.restarted_on_train_batch_end
+
+    def foreign_batches(self) -> int | None:
+        """Batches of the last epoch before the checkpoint this run resumes from; ``None`` when it does not, or was saved within one."""
+        return self.done_batches() if self.trainer.ckpt_path is not None and self.was_last else None
+
     def done_batches(self) -> int:
         """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
