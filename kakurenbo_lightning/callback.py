@@ -287,9 +287,8 @@ class SampleSelection(pl.Callback):
         session.end_batch(batch_idx)
         if not self._described and session.outputs.source:
             self._described = True
-            rank_zero_info(
-                f"SampleSelection: {_with_settings(self.method)}. Per-sample values come from {session.outputs.source}."
-            )
+            described = f"{_with_settings(self.method)}. Per-sample values come from {session.outputs.source}."
+            rank_zero_info(f"SampleSelection: {described}")
             compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -344,6 +343,13 @@ class SampleSelection(pl.Callback):
         return True
 
     # --- state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the method and the settings, and belongs to no Trainer."""
+        return vars(self) | {"session": None, "_described": False, "_left": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_left": WeakSet()})
 
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers; loads with ``weights_only=True``. Collective unless an exception is being handled."""

@@ -248,7 +248,7 @@ def _check_enough(total: int, layout: Layout) -> None:
     if not layout.drop_last and total < world_size and not (begun and total == 0):
         raise ValueError(
             f"epoch {layout.epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
-            "hide fewer samples or use fewer ranks"
+            f"{'the data set or its sampler may be empty: ' if total == 0 else ''}hide fewer samples or use fewer ranks"
         )
 
 
