@@ -299,7 +299,7 @@ class Criterion(Net):
     [
         (without_criterion, ["reads confidence, correct", "mean of [8, 1]", "only loss", "sample_loss", "logits", "target"]),
         (mixup, ["2 criterion calls (F.cross_entropy, F.cross_entropy)", "exactly one", "sample_loss"]),
-        (half_the_batch, ["shape [4]", "8 samples"]),
+        (half_the_batch, ["4 rows", "8 samples"]),
         (regression, ["reads confidence, correct", "F.mse_loss", "only loss"]),
     ],
 )
