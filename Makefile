@@ -41,7 +41,7 @@ test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU
 coverage: $(VENV)/$(STAMP) ## run the fast tests and list the package's lines that none of them reaches; at least 95 % must be
 	$(BIN)/python -m pytest -n 2 --cov=$(abspath $(COVER)) $(TESTS)
 
-bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop, checkpoints, records and fractals; kill and resume 30 times
+bench: $(VENV)/$(STAMP) ## measure overhead, selection, plans, saving, backprop, checkpoints, records and fractals; kill and resume 100 times
 	$(BIN)/python -m recipes.benchmarks.overhead
 	$(BIN)/python -m recipes.benchmarks.selection
 	$(BIN)/python -m recipes.benchmarks.plans

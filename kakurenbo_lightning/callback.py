@@ -4,7 +4,7 @@ The order of events. Planning happens in `set_epoch`, earlier than `on_train_epo
 before that hook, and its workers load the first batches of epoch 0 even before training starts::
 
     setup                        refuse what cannot work; stand between Lightning and the train loader
-    train_dataloader   _swap     the loader is copied, and a SelectionSampler follows the plan
+    train_dataloader             the loader is copied, and a SelectionSampler follows the plan
     load_state_dict              a checkpoint's state waits for the data set
     on_train_start               take hold of the optimizers and the training step
     for each epoch:
@@ -21,24 +21,22 @@ before that hook, and its workers load the first batches of epoch 0 even before 
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.distributed import rank_zero_info
-from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
+from kakurenbo_lightning.core.flavour import is_class, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -53,11 +51,10 @@ from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.trial import TrialReport, run_trial
-from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
-from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, only_loader
+from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
 from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
@@ -68,8 +65,6 @@ class SampleSelection(pl.Callback):
 
         trainer = L.Trainer(callbacks=[SampleSelection("kakurenbo", max_fraction=0.3, tau=0.7)])
         trainer.fit(model, datamodule)
-
-    The order of events is at the top of this module.
 
     Args:
         method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object.
@@ -87,9 +82,8 @@ class SampleSelection(pl.Callback):
         unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no
             sample's (a penalty on weights) and stays as it is. By default such a loss is refused.
         mean_over_samples: with ``accumulate_grad_batches``: scale each batch's loss, a mean over the batch, by its share of the step's
-            samples on all ranks, so that the gradient is the mean over all of them, in the last step of an epoch too. ``False`` divides
-            every batch by ``accumulate_grad_batches``, as Lightning does. By default on for methods that change batches: the hide
-            family without ``baseline``.
+            samples on all ranks, so that the gradient is the mean over all of them, in the last step of an epoch too. ``False``: each
+            batch counts the same, as in Lightning. By default on for methods that change batches: the hide family without ``baseline``.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -226,24 +220,8 @@ class SampleSelection(pl.Callback):
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
             self._described = False
-        session.begin_fit(_outputs_of(self.method, function, pl_module, self._settings))
-        # not so: a resumed session goes on at the right batch
-        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        if not session.adapter.missing:
-            session.adapter.install_loader_swap(self._swap)
-            session.adapter.wrap_validation(session.streams.set_aside)
-        if is_class(type(trainer.strategy.checkpoint_io), TorchCheckpointIO):
-            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-
-    def _swap(self, loaders: Any) -> Any:
-        """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
-        session, loader = self._active, only_loader(loaders)
-        if session.loader.holds(loader):
-            check_wrapped(loaders, loader)
-            return loaders
-        check_not_followed(loader)
-        follower = session.follow(loader, on_set_epoch=session.begin_epoch)
-        return _in_place_of(loaders, follower)
+        session.begin_fit(self._settings.outputs_of(self.method, function, pl_module))
+        _stand_between(session)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A static method's scoring epochs come on top: now, when schedules are made and the loop has not read its length."""
@@ -251,10 +229,9 @@ class SampleSelection(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take hold of the optimizers and the training step."""
-        session = self._active
-        if trainer in self._left and not session.has_state:
+        if trainer in self._left and not self._active.has_state:
             compatibility.check_not_left(trainer)
-        session.begin_training()
+        self._active.begin_training()
 
     # --- the epoch, which SelectionSampler.set_epoch has begun: see Session.begin_epoch
 
@@ -274,10 +251,16 @@ class SampleSelection(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The backward pass begins: its seconds are counted."""
         self._active.engine.timer.start("backward")
+        self._active.step.before_backward()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The backward pass is over."""
         self._active.engine.timer.stop("backward")
+        self._active.step.after_backward()
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """Gradients are what the optimizer gets, but for clipping."""
+        self._active.step.before_update()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -285,17 +268,27 @@ class SampleSelection(pl.Callback):
         """Let the schedules keep pace, and say once where sample values come from."""
         session = self._active
         session.end_batch(batch_idx)
-        if not self._described and session.outputs.source:
+        source = session.outputs.source
+        if source and not self._described:
             self._described = True
-            described = f"{_with_settings(self.method)}. Per-sample values come from {session.outputs.source}."
-            rank_zero_info(f"SampleSelection: {described}")
-            compatibility.warn_of_batch_hooks(trainer, session.outputs.source)
+            rank_zero_info(f"SampleSelection: {_with_settings(self.method)}. Per-sample values come from {source}.")
+            compatibility.warn_of_batch_hooks(trainer, source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
         self._watch.pause()
         if self.session is not None:
-            self.session.begin_validation()
+            self.session.validate(Phase.VALIDATING)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """SLURM does not wait for the end of a long validation."""
+        if self.session is not None:
+            self.session.requeue.answer(alone=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What a checkpoint saved from now on has not to validate again."""
+        if self.session is not None:
+            self.session.validate(Phase.VALIDATED)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count, and log what was planned: here, so that an epoch resumed in its middle is logged too."""
@@ -312,6 +305,7 @@ class SampleSelection(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give every rank all statistics, say what it came to, and let go of the optimizers."""
         session = self._active
+        session.requeue.answer()
         session.merge()
         session.restart.warn_if_cut()
         rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
@@ -324,11 +318,9 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        session = self.session
-        if session is not None and trainer is session.adapter.trainer:
-            session.explain(exception)
-            explain_worker_errors(session.explain)  # this one may have come before training began
-        self._release(trainer)
+        if self._release(trainer):
+            self._active.explain(exception)
+            explain_worker_errors(self._active.explain)  # this one may have come before training began
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
@@ -358,9 +350,9 @@ class SampleSelection(pl.Callback):
         return self.session.state_dict(together=self.session.adapter.trainer.state.status != TrainerStatus.INTERRUPTED)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint saved by user code within a step holds the unscaled learning rate too."""
+        """A checkpoint saved within a step holds what the step began with."""
         if self.session is not None:
-            self.session.factor.unscale(trainer.optimizers, checkpoint.get("optimizer_states", []))
+            self.session.rewind(checkpoint)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the data set is there."""
@@ -368,25 +360,26 @@ class SampleSelection(pl.Callback):
             self.session.load_state_dict(state_dict)
 
 
-def _in_place_of(loaders: Any, follower: DataLoader) -> Any:
-    """The user's train loader, alone or in what held it, with ``follower`` in its place."""
-    if is_instance(loaders, CombinedLoader):
-        loaders = copy.copy(loaders)
-        loaders.flattened = [follower]
+def _stand_between(session: Session) -> None:
+    """Between Lightning and the train loader, around its loops, and where it writes checkpoints."""
+    # not so: a resumed session goes on at the right batch
+    warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+    adapter, strategy = session.adapter, session.adapter.trainer.strategy
+    if not adapter.missing:
+        adapter.install_loader_swap(partial(_swapped, session))
+        adapter.wrap_loops(session.streams.set_aside, session.begin_step, session.requeue.answer)
+    if is_class(type(strategy.checkpoint_io), TorchCheckpointIO):
+        strategy.checkpoint_io = AtomicCheckpointIO()
+
+
+def _swapped(session: Session, loaders: Any) -> Any:
+    """What Lightning gets when it asks for the train loader: a copy whose sampler's ``set_epoch`` begins the session's epochs."""
+    loader = only_loader(loaders)
+    if session.loader.holds(loader):
+        check_wrapped(loaders, loader)
         return loaders
-    return tree_map(lambda part: follower, loaders)
-
-
-def _outputs_of(method: Method, function: Any, module: pl.LightningModule, settings: SessionSettings) -> SampleOutputs:
-    """Where the sample values of ``module`` come from; ``function`` is the user's ``sample_outputs``, or ``None``."""
-    return SampleOutputs(
-        method.reads,
-        function,
-        weighs=method.weighs,
-        manual=not module.automatic_optimization,
-        check_attribution=settings.check_attribution,
-        unweighted_rest=settings.unweighted_rest,
-    )
+    check_not_followed(loader)
+    return in_place_of(loaders, session.follow(loader, on_set_epoch=session.begin_epoch))
 
 
 def _with_settings(method: Method) -> str:

@@ -88,6 +88,11 @@ def one_of(*values: Any) -> Check:
     return _check(" or ".join(map(repr, values)), lambda value, count: type(value) in map(type, values) and value in values)
 
 
+def array() -> Check:
+    """A tensor of any type and shape."""
+    return _check("a tensor", lambda value, count: isinstance(value, Tensor))
+
+
 def tensor(dtype: torch.dtype | None = None, rows: int | None = None, *, of_n: bool = False, indices: bool = False) -> Check:
     """A tensor with one axis.
 

@@ -19,11 +19,15 @@ def engine_for(
     method: Method,
     statistics: SampleStatistics,
     scorer: pl.LightningModule | None,
-    mean_over_samples: bool,
+    mean_over_samples: bool | None,
 ) -> Engine:
-    """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks ``isinstance``."""
+    """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks ``isinstance``.
+
+    ``mean_over_samples=None`` is ``True`` for methods that change batches.
+    """
+    by_samples = method.changes_batches if mean_over_samples is None else mean_over_samples
     if isinstance(method, BackpropMethod):
         return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):
-        return StreamEngine(adapter, method, statistics, mean_over_samples)
-    return Engine(adapter, method, statistics, mean_over_samples)
+        return StreamEngine(adapter, method, statistics, by_samples)
+    return Engine(adapter, method, statistics, by_samples)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +18,9 @@ from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
-from kakurenbo_lightning.core.state_schema import anything, flag, integer, listed, mapping, optional, scalar, table, tensor
+from kakurenbo_lightning.core.state_schema import listed, scalar, table, tensor
 from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.engines.backprop_state import STATE, Counts, Kept
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.engines.sample_buffer import SampleBuffer, Samples
 from kakurenbo_lightning.engines.scoring import ScoringPass
@@ -29,43 +31,6 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs, Values, scaled
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 
 SMALLEST = 2  # samples per rank of a short batch: BatchNorm refuses one
-
-
-@dataclass
-class Counts:
-    """Samples of one epoch, over all ranks. ``scored + carried == chosen_trained + rejected + pooled``.
-
-    Attributes:
-        scored: went through a scoring pass.
-        carried: waited in the buffer since the epoch before.
-        trained: went through a training step, those that were not scored too.
-        chosen_trained: of these, the ones that were chosen.
-        rejected: were scored and are not trained.
-        pooled: wait in the buffer.
-        unknown: could not be scored.
-        steps: optimizer steps.
-    """
-
-    scored: int = 0
-    carried: int = 0
-    trained: int = 0
-    chosen_trained: int = 0
-    rejected: int = 0
-    pooled: int = 0
-    unknown: int = 0
-    steps: int = 0
-
-
-_SAMPLES = table({"batch": anything(), "indices": tensor(torch.int64, indices=True), "weights": optional(tensor(torch.float32))})
-_STATE = {
-    "pool": listed(_SAMPLES),
-    "candidates": listed(table({"samples": _SAMPLES, "values": table({"loss": tensor()}, more=tensor())})),
-    "undecided": integer(),
-    "carried": integer(),
-    "held": flag(),
-    "counts": table({field.name: integer() for field in fields(Counts)}, closed=True),
-    "scorer": optional(table({"module": mapping(anything()), "optimizer": mapping(anything())})),
-}
 
 
 @dataclass(frozen=True)
@@ -130,6 +95,7 @@ class BackpropEngine(Engine):
         self._warned: set[str] = set()
         self._check = BatchCheck(method.name, method.pooled or method.batches_per_choice > 1)
         self._scored_versions: list[int] | None = None  # of the tensors of the batch that was scored
+        self._before_step: Kept | None = None
 
     def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
         """What waits is carried over."""
@@ -146,6 +112,7 @@ class BackpropEngine(Engine):
     def begin_batch(self, batch: Any, number: int) -> None:
         """Decide what the step of loaded batch ``number`` trains; the one after the last is there to train what is left."""
         super().begin_batch(batch, number)
+        self._before_step = self._keep()
         self.timer.stop("data")
         self._decision, self._scored_versions = TrainBatch(), None
         extra = number >= self._shard.steps
@@ -170,7 +137,7 @@ class BackpropEngine(Engine):
         self._scored_versions = versions(batch)
         values = self._scoring.score(batch, number, size, self._outputs)
         self.check_untouched(batch)
-        self._method.record(self._statistics, indices, values, self._epoch)
+        self._after_step.append(partial(self._method.record, self._statistics, indices, values, self._epoch))
         self._candidates.append((Samples(plain(batch), indices), values))
         self.counts.scored += self._shard.step_total(number)
         self._undecided += self._shard.step_total(number)
@@ -273,7 +240,7 @@ class BackpropEngine(Engine):
             return
         if not len(self._plan.hidden):  # else its samples were chosen before, by their losses
             self._method.learn(self.memory, values, self._mean)
-        self._scoring.train(batch, self._number, self._shard.loss_scale(self._number))
+        self._after_step.append(partial(self._scoring.train, batch, self._number, self._shard.loss_scale(self._number)))
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
         """Train the loaded batch, what was chosen in its place, or nothing."""
@@ -289,8 +256,8 @@ class BackpropEngine(Engine):
         if values is not None and not self._method.repeats:
             # another rank may train a sample that was carried over here: it records that one
             own = {name: value[carried:] for name, value in values.items()}
-            self._method.record(self._statistics, samples.indices[carried:], own, self._epoch)
-        self._scoring.train(batch, args[1] if len(args) > 1 else 0, self._decision.scale)
+            self._after_step.append(partial(self._method.record, self._statistics, samples.indices[carried:], own, self._epoch))
+        self._after_step.append(partial(self._scoring.train, batch, args[1] if len(args) > 1 else 0, self._decision.scale))
         return scaled(outputs, self._decision.scale), samples.indices
 
     def end_batch(self, number: int) -> None:
@@ -304,26 +271,40 @@ class BackpropEngine(Engine):
 
     # --- state
 
-    def state_dict(self, alone: bool = False, done: int = 0) -> dict[str, Any]:
-        """Of this rank; loads with ``weights_only=True``."""
+    def _keep(self) -> Kept:
+        """What is known now; cheap, as nothing in it is changed in place."""
+        return Kept(
+            dict(self.memory),
+            self._buffer.parts,
+            list(self._candidates),
+            self._undecided,
+            self._carried,
+            isinstance(self._decision, SkipStep),
+            replace(self.counts),
+        )
+
+    def state_dict(self, alone: bool = False, done: int = sys.maxsize) -> dict[str, Any]:
+        """Of this rank, without the batch that is made again when ``done`` are done; loads with ``weights_only=True``."""
+        again = self._before_step is not None and done <= self._number
+        kept = self._before_step if again and self._before_step else self._keep()
         return {
-            "memory": {name: _on_cpu(value) for name, value in self.memory.items()},
-            "pool": self._buffer.state_dict(),
+            "memory": {name: _on_cpu(value) for name, value in kept.memory.items()},
+            "pool": [part.state_dict() for part in kept.pool],
             "candidates": [
                 {"samples": samples.state_dict(), "values": {name: _on_cpu(value) for name, value in values.items()}}
-                for samples, values in self._candidates
+                for samples, values in kept.candidates
             ],
-            "undecided": self._undecided,
-            "carried": self._carried,
-            "held": isinstance(self._decision, SkipStep),
-            "counts": asdict(self.counts),
+            "undecided": kept.undecided,
+            "carried": kept.carried,
+            "held": kept.held,
+            "counts": asdict(kept.counts),
             "scorer": self._scoring.state_dict() if self._adapter.rank == 0 else None,
         }
 
     def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
         """Raise ``StateError`` unless these are states that :meth:`state_dict` made."""
         memory = {name: tensor() if value.dim() else scalar() for name, value in self._method.memory().items()}
-        listed(table({**_STATE, "memory": table(memory)}))(states, "engines", count)
+        listed(table({**STATE, "memory": table(memory)}))(states, "engines", count)
         super().check_state(None, shared, count)
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: None, rank: int, world_size: int) -> None:

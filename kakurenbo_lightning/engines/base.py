@@ -50,6 +50,7 @@ class Engine:
         self._mean_over_samples = mean_over_samples
         self.timer = PhaseTimer(statistics.device, enabled=self.timed)
         self._number = 0  # of the batch that is, or was last, trained
+        self._after_step: list[Callable[[], None]] = []  # what the step under way has to write when it is done
 
     @property
     def draws(self) -> DrawSource | None:
@@ -86,6 +87,7 @@ class Engine:
     def begin_batch(self, batch: Any, number: int) -> None:
         """Batch ``number`` of the epoch is there."""
         self._number = number
+        self._after_step = []
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
         """Run the user's training step, record what was seen of its samples, and scale its loss by their share of the optimizer step's.
@@ -101,8 +103,9 @@ class Engine:
         with self.timer.during("forward"):
             outputs, values = self._observe(partial(step, *args), args[0], shard.batch_length(number), shard.step_weights(number))
         indices = shard.step(number)
+        self._after_step = []  # of an optimizer that runs the step more than once, as LBFGS does, the last time counts
         if values is not None:
-            self._method.record(self._statistics, indices, values, self._epoch)
+            self._after_step.append(partial(self._method.record, self._statistics, indices, values, self._epoch))
         self.trained_batch(values, args[0])
         if self._trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self.loss_scale(self._trainer.accumulate_grad_batches if self._mean_over_samples else 1))
@@ -121,8 +124,14 @@ class Engine:
         """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""
 
     def end_batch(self, number: int) -> None:
-        """Step ``number`` is done."""
+        """Step ``number`` is done: write what it observed, which a checkpoint saved before does not hold, as it is made again then."""
         self._outputs.check_weighed()
+        self._write_step()
+
+    def _write_step(self) -> None:
+        after, self._after_step = self._after_step, []
+        for write in after:
+            write()
 
     # --- after an epoch
 
@@ -137,6 +146,11 @@ class Engine:
         """Let go of the Trainer."""
 
     # --- state
+
+    def save_step(self, alone: bool, done: int) -> None:
+        """A checkpoint is saved in which ``done`` steps are done: write what a step observed that is, before :meth:`end_batch` does."""
+        if done > self._number and not (alone and self._adapter.world_size > 1):  # writing may be collective
+            self._write_step()
 
     def state_dict(self, alone: bool, done: int) -> dict[str, Any] | None:
         """Of this rank; loads with ``weights_only=True``. ``None`` for an engine that remembers nothing.

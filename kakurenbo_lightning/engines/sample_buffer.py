@@ -75,6 +75,11 @@ class SampleBuffer:
     def __len__(self) -> int:
         return sum(map(len, self._parts))
 
+    @property
+    def parts(self) -> list[Samples]:
+        """What waits, in order."""
+        return list(self._parts)
+
     def put(self, samples: Samples) -> None:
         """Wait behind the others."""
         if len(samples):

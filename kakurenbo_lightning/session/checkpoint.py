@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +45,7 @@ class SessionState:
         rng: random streams by rank; none where ranks could not be asked.
         engines: what the engine remembers, by rank; ``None`` for one that remembers nothing.
         shared: what the engine remembers on every rank alike.
+        pending: what the Trainer had still to do and Lightning does not save, by rank; none in states of older releases.
     """
 
     method: dict[str, Any]
@@ -61,6 +62,7 @@ class SessionState:
     rng: list[dict[str, Any]]
     engines: list[dict[str, Any]] | None
     shared: Any
+    pending: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
@@ -100,6 +102,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "rng": state.rng,
         "engines": state.engines,
         "shared": state.shared,
+        "pending": state.pending,
     }
     # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
     return {**as_plain(plain, "selection"), "restart": state.restart}
@@ -126,7 +129,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
     epoch = EpochState(
         epoch=state["epoch"],
         step=state["step"],
-        phase=Phase(state["phase"]),
+        phase=_phase_of(state),
         plan=_plan_of(state["plan"], state["num_samples"]),
         done=tuple(state["done"]),
         metrics=dict(state["metrics"]),
@@ -156,12 +159,19 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         rng=list(state["rng"]),
         engines=state["engines"],
         shared=state["shared"],
+        pending=list(state.get("pending", [])),
     )
 
 
 def _judged_since(statistics: Mapping[str, Tensor]) -> int | None:
     """Of a state that does not say it: since the first epoch where any sample was right or had a confidence."""
     return 0 if bool(statistics["correct"].any()) or not bool(statistics["confidence"].isnan().all()) else None
+
+
+def _phase_of(state: Mapping[str, Any]) -> Phase:
+    """A state without ``pending`` does not tell whether a validation was over; it is not run again."""
+    phase = Phase(state["phase"])
+    return Phase.VALIDATED if phase is Phase.VALIDATING and "pending" not in state else phase
 
 
 # --- the plan

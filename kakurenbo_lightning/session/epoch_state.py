@@ -18,7 +18,8 @@ class Phase(Enum):
     `planned`     planned, no batch has begun                 training, ended
     `training`    batches are trained                         training, trained, validating, ended
     `trained`     the last batch is done                      training, validating, ended
-    `validating`  a validation has begun since the last step  training, validating, ended
+    `validating`  a validation has begun since the last step  training, validated, ended
+    `validated`   and is over                                 training, validating, ended
     `ended`       counted and logged                          planned
     ============  ==========================================  ==================================
 
@@ -31,6 +32,7 @@ class Phase(Enum):
     TRAINING = "training"
     TRAINED = "trained"
     VALIDATING = "validating"
+    VALIDATED = "validated"
     ENDED = "ended"
 
 
@@ -40,7 +42,8 @@ TRANSITIONS: dict[Phase, set[Phase]] = {
     Phase.PLANNED: {Phase.TRAINING, Phase.ENDED},
     Phase.TRAINING: _TRAINABLE | {Phase.TRAINED},
     Phase.TRAINED: _TRAINABLE,
-    Phase.VALIDATING: _TRAINABLE,
+    Phase.VALIDATING: {Phase.TRAINING, Phase.VALIDATED, Phase.ENDED},
+    Phase.VALIDATED: _TRAINABLE,
     Phase.ENDED: {Phase.PLANNED},
 }
 
@@ -76,3 +79,12 @@ class EpochState:
         if phase not in TRANSITIONS[self.phase]:
             raise RuntimeError(f"epoch {self.epoch} is {self.phase.value}, which {phase.value} cannot follow")
         return replace(self, phase=phase, step=self.step if step is None else step)
+
+    def after_step(self, done: int, batches: int) -> EpochState:
+        """The same epoch when the last of ``done`` steps is done, of ``batches`` that it has."""
+        state = replace(self, step=done)
+        return state.enter(Phase.TRAINED) if done == batches else state
+
+    def validation(self, phase: Phase) -> EpochState:
+        """A validation begins or ends; the same state where that says nothing of the epoch: before its first step, and after its end."""
+        return self.enter(phase) if phase in TRANSITIONS[self.phase] else self

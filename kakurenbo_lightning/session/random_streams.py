@@ -15,6 +15,7 @@ class RandomStreams:
     def __init__(self) -> None:
         self._set_aside: dict[str, Any] | None = None
         self._saved: dict[str, Any] | None = None
+        self._of_step: dict[str, Any] | None = None
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -26,9 +27,13 @@ class RandomStreams:
             set_rng_state(self._set_aside)
             self._set_aside = None
 
-    def of_training(self) -> dict[str, Any]:
-        """The streams as training goes on with them; to be saved."""
-        return self._set_aside or rng_state()
+    def begin_step(self) -> None:
+        """A step begins, with the loading of its batch."""
+        self._of_step = rng_state()
+
+    def of_training(self, in_step: bool = False) -> dict[str, Any]:
+        """The streams as training goes on with them; to be saved. ``in_step``: it goes on with the step that is under way, once more."""
+        return self._set_aside or self._saved or (self._of_step if in_step else None) or rng_state()
 
     def restore_later(self, state: dict[str, Any] | None) -> None:
         """:meth:`restore` puts ``state`` back; ``None``: nothing."""

@@ -11,6 +11,7 @@ import torch
 from kakurenbo_lightning.core.state_schema import (
     absent,
     anything,
+    array,
     either,
     flag,
     integer,
@@ -53,6 +54,17 @@ _RESTART = {
     "rng": listed(table(_STREAMS)),
 }
 _COUNT = integer()
+_CHECKPOINT = {"_last_global_step_saved": _COUNT, "_last_checkpoint_saved": text(), "_defer_save_until_validation": flag()}
+_GRADIENTS = table({"through": one_of("", "backward", "update"), "of": mapping(array())}, closed=True)  # trainer/step_view.py
+_PENDING = {  # session/pending.py
+    "metrics": mapping(array()),
+    "stopped": flag(),
+    "unchecked": listed(text()),
+    "saved_at": mapping(table({name: absent(check) for name, check in _CHECKPOINT.items()}, closed=True)),
+    "validated": flag(),
+    "stepped": flag(),
+    "gradients": either("of", _GRADIENTS, table({}, closed=True)),
+}
 
 STATE = {
     "version": integer(),
@@ -107,6 +119,7 @@ STATE = {
     "rng": listed(table(_STREAMS)),
     "engines": optional(listed(anything())),  # each engine has a table of its own
     "shared": anything(),
+    "pending": absent(listed(table(_PENDING))),
 }
 
 
@@ -118,9 +131,9 @@ def check_state(state: Mapping[str, Any]) -> None:
     """
     count = state.get("num_samples")
     table(STATE)(state, "", count if type(count) is int else 0)
-    for name in ("rng", "engines"):
-        ranks, there = state["world_size"], state[name]
-        # one rank alone saves an exception's checkpoint: no streams, and its own engine
+    for name in ("rng", "engines", "pending"):
+        ranks, there = state["world_size"], state.get(name)
+        # one rank alone saves an exception's checkpoint: no streams, and its own engine and what is pending there
         if there is not None and len(there) not in {ranks, *([] if ranks == 1 else [0, 1])}:
             raise StateError(f"{name} has {len(there)} values, it must be one for each of {ranks} ranks")
 

@@ -28,7 +28,9 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_foreign_resume, check_left, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
+from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
+from kakurenbo_lightning.trainer.step_view import StepView
 from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
@@ -48,24 +50,25 @@ class Session:
         loader: the place of the train loader.
         engine: of the method's family.
         factor: of the learning rate, while the optimizer steps.
+        step: what the step under way began with.
+        requeue: by SLURM, between steps.
         keeper: of what a checkpoint holds.
         on_trained: called in each training step with the indices that this rank trains in it, ``int64[b]`` on the device.
     """
 
     def __init__(self, adapter: TrainerAdapter, method: Method, settings: SessionSettings) -> None:
         self.adapter, self._method, self._settings = adapter, method, settings
-        self.outputs = SampleOutputs(method.reads)
-        self._trainer = adapter.trainer
+        self._trainer, self.outputs = adapter.trainer, SampleOutputs(method.reads)
         self.engine = no_engine(adapter, method)
         self.factor = LearningRateFactor(paused=lambda: adapter.passive)
         self.restart = Restart(adapter, method.scoring_epochs)
         self.schedules = EpochSchedules(self._trainer, settings.align_schedules)
-        self.streams = RandomStreams()
+        self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter), Requeue(adapter)
         self.on_trained: Callable[[Tensor], None] | None = None
         self.totals, self.state = Totals(), EpochState()
         self._planner = Planner(adapter, method, self.restart, self.schedules, self.totals)
         self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
-        parts = (self.loader, self.schedules, self.restart, self.streams, self.totals)
+        parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
         self._arrived = False  # the device is known, and the ranks have compared their data sets
@@ -118,14 +121,6 @@ class Session:
             self._shard(self.state.step)  # a new loader in mid-epoch, as the learning-rate finder leaves it
         return data.loader
 
-    def begin_training(self) -> None:
-        """Take hold of the optimizers, the training step, and the errors of the loader's workers, which have been started."""
-        self.loader.check()
-        self.factor.attach(self._trainer.optimizers)
-        self.adapter.wrap_training_step(self.training_step)
-        self.restart.keep()
-        explain_worker_errors(self.explain)
-
     # --- before each epoch
 
     def begin_epoch(self, epoch: int) -> None:
@@ -138,8 +133,6 @@ class Session:
         data.check_length()
         if data.public and epoch < self.state.epoch:
             return  # Lightning completes the epoch a checkpoint was taken in; the next one is planned already
-        if not self.has_state and not data.public:
-            self.schedules.built_for = self.adapter.foreign_batches()
         self._arrive()
         resumed = None if data.public else self.adapter.resumed_batches()
         if self.state.phase is not Phase.IDLE and epoch == self.state.epoch:
@@ -161,6 +154,7 @@ class Session:
         if not data.public:
             self.adapter.refresh_lengths()
             self.adapter.reiterate_if_needed(data.sampler.has_begun)
+            self.keeper.pending.go_on(self.state.phase, self._catch_up)
         self.streams.restore()
 
     def _end_of_foreign(self, epoch: int) -> int:
@@ -168,15 +162,19 @@ class Session:
         self.state = EpochState(epoch, phase=Phase.ENDED, plan=self.data.plan(self._method, self._epoch(epoch), None))
         return self.data.shard(self.state, self.engine.draws).steps + self.data.sampler.extra
 
+    def _catch_up(self) -> None:
+        """The schedules, after a step that a checkpoint was saved in before they were moved."""
+        self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
+        self.keeper.pending.move_schedulers()
+        self.schedules.catch_up(self.state.step)
+
     def _arrive(self) -> None:
         """The device is known, and with it where a loaded state goes."""
-        data, device = self.data, self._trainer.strategy.root_device
+        data, device, given = self.data, self._trainer.strategy.root_device, self._settings
         data.arrive(device, compare=not self._arrived, position=self.position)
         self.outputs.device = device
         if not self._arrived:
-            by_samples = self._settings.mean_over_samples
-            by_samples = self._method.changes_batches if by_samples is None else by_samples
-            self.engine = engine_for(self.adapter, self._method, data.statistics, self._settings.scorer, by_samples)
+            self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
         self._arrived = True
         if self.keeper.loaded is not None:
             self._apply_loaded()
@@ -200,8 +198,29 @@ class Session:
 
     # --- the epoch
 
+    def begin_training(self) -> None:
+        """Go on where a checkpoint was saved; take hold of optimizers, training step, and errors of loader workers, which are there."""
+        self.loader.check()
+        if not self.has_state and not self.data.public:
+            self.schedules.built_for = self.adapter.foreign_batches()
+        self._arrive()
+        self.keeper.pending.begin(self.data.public)
+        self.factor.attach(self._trainer.optimizers)
+        self.step.attach(self._trainer.optimizers)
+        self.requeue.hold()
+        self.adapter.wrap_training_step(self.training_step)
+        self.restart.keep()
+        explain_worker_errors(self.explain)
+
+    def begin_step(self) -> None:
+        """The next batch will be loaded: keep what a checkpoint needs that is saved before it is trained."""
+        self.streams.begin_step()
+        self.step.begin()
+
     def begin_batch(self, batch_idx: int, batch: Any) -> bool:
         """Know the step; the first one of an epoch, or since it goes on (``True``), lets the schedules begin."""
+        if self.data.public:
+            self.begin_step()
         self.state = self.state.enter(Phase.TRAINING, batch_idx)
         first = self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
         self.engine.begin_batch(batch, batch_idx)
@@ -217,31 +236,27 @@ class Session:
         return outputs
 
     def loss_scale(self, accumulate: int) -> float:
-        """Of the current batch, in a step of ``accumulate``, see :func:`~kakurenbo_lightning.core.shard.accumulated_scale`; 1 when none is
-        trained: in a validation, a scoring pass, or Lightning's learning-rate finder.
-        """
+        """Of the current batch in a step of ``accumulate``; 1 in a validation, a scoring pass, or Lightning's learning-rate finder."""
         is_trained = self.state.phase is Phase.TRAINING and not self.adapter.passive
         return self.engine.loss_scale(accumulate) if is_trained else 1.0
 
     def end_batch(self, batch_idx: int) -> None:
         """The step is done; the schedules catch up."""
-        last = batch_idx + 1 == self.adapter.limited(len(self.data.sampler))
-        self.state = replace(self.state, step=batch_idx + 1)
-        if last:
-            self.state = self.state.enter(Phase.TRAINED)
+        self.state = self.state.after_step(batch_idx + 1, self.adapter.limited(len(self.data.sampler)))
         with collective("exchange what was observed", self.position):
             self.engine.end_batch(batch_idx)
         self.schedules.end_batch(batch_idx)
 
-    def begin_validation(self) -> None:
-        """A checkpoint is no longer of the last batch, and the wait for the next one is no wait for data."""
-        if self.state.phase in (Phase.TRAINING, Phase.TRAINED):
-            self.state = self.state.enter(Phase.VALIDATING)
+    def validate(self, phase: Phase) -> None:
+        """A validation begins or ends; the wait for the next batch is no wait for data."""
+        self.keeper.pending.expect_checks(phase)
+        self.state = self.state.validation(phase)
         self.engine.timer.drop("data")
 
     def end_epoch(self, seconds: float) -> None:
         """The epoch is over, after ``seconds`` of training: add what it counted to the totals."""
         self.totals.train_seconds += seconds
+        self.keeper.pending.expect_checks(Phase.ENDED)
         state = self.state
         if state.phase is Phase.ENDED:
             return
@@ -262,8 +277,10 @@ class Session:
         self._planner.merge(self.data.statistics, self.position)
 
     def release(self) -> None:
-        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader."""
+        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader, signals."""
         self.factor.detach()
+        self.step.detach()
+        self.requeue.release()
         self.engine.release()
         self.schedules.release()
         self.adapter.release()
@@ -274,10 +291,15 @@ class Session:
         """What a checkpoint holds; ``together``: every rank is here."""
         if self.state.phase is Phase.IDLE:
             return self.keeper.loaded or {}  # nothing has happened since it was loaded
-        engine = self.engine.state_dict(not together, self.adapter.done_batches())
+        self.engine.save_step(not together, self.step.done_batches())
         if together:
             self.merge()
-        return self.keeper.collect(self.state, self.seed, engine, self.engine.shared_state(), together, self.position)
+        return self.keeper.collect(self.state, self.seed, self.engine, together, self.position)
+
+    def rewind(self, checkpoint: dict[str, Any]) -> None:
+        """Make a checkpoint that is saved within a step one that begins the step again, or in which it is done."""
+        self.factor.unscale(self._trainer.optimizers, checkpoint.get("optimizer_states", []))
+        self.step.rewind(checkpoint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a session (the learning-rate finder restores one) take it over at once."""
@@ -298,7 +320,7 @@ class Session:
         if self.keeper.loaded is not None and self.loader.is_known:
             self._arrive()
             self._close_epoch()
-            self.streams.restore()
+        self.streams.restore()
 
     def _resume_publicly(self) -> None:
         """Plan before Lightning takes the first batch of a resumed session, which it does not take again."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+from torch import Tensor
+
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 
 @dataclass(frozen=True)
@@ -32,3 +37,16 @@ class SessionSettings:
     check_attribution: bool = True
     unweighted_rest: bool = False
     mean_over_samples: bool | None = None
+
+    def outputs_of(
+        self, method: Method, function: Callable[[Any], Mapping[str, Tensor]] | None, module: pl.LightningModule
+    ) -> SampleOutputs:
+        """Where the sample values of ``module`` come from; ``function`` is the user's ``sample_outputs``, or ``None``."""
+        return SampleOutputs(
+            method.reads,
+            function,
+            weighs=method.weighs,
+            manual=not module.automatic_optimization,
+            check_attribution=self.check_attribution,
+            unweighted_rest=self.unweighted_rest,
+        )

@@ -8,7 +8,8 @@ from kakurenbo_lightning.core.distributed import collective, gather
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
-from kakurenbo_lightning.session.epoch_state import EpochState
+from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.pending import Pending
 from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.schema import check_columns
 from kakurenbo_lightning.session.settings import SessionSettings
@@ -17,6 +18,7 @@ from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
 from kakurenbo_lightning.trainer.restart import Restart
+from kakurenbo_lightning.trainer.step_view import StepView
 
 
 class StateKeeper:
@@ -31,8 +33,10 @@ class StateKeeper:
         restart: of a static method.
         streams: of random numbers.
         totals: sums over the epochs so far.
+        step: the one under way.
 
     Attributes:
+        pending: what the Trainer had still to do.
         loaded: the state of a checkpoint that is not taken over yet; ``None`` for none.
     """
 
@@ -46,10 +50,12 @@ class StateKeeper:
         restart: Restart,
         streams: RandomStreams,
         totals: Totals,
+        step: StepView,
     ) -> None:
         self._adapter, self._method, self._settings = adapter, method, settings
         self._loader, self._schedules, self._restart = loader, schedules, restart
-        self._streams, self._totals = streams, totals
+        self._streams, self._totals, self._step = streams, totals, step
+        self.pending = Pending(adapter, step)
         self.loaded: dict[str, Any] | None = None
 
     @property
@@ -60,25 +66,27 @@ class StateKeeper:
         saved = self.loaded.get("restart")
         return saved if isinstance(saved, dict) and "epochs" in saved and "initial" in saved else None  # else refused later
 
-    def collect(
-        self, state: EpochState, seed: int, engine: dict[str, Any] | None, shared: Any, together: bool, position: str
-    ) -> dict[str, Any]:
+    def collect(self, state: EpochState, seed: int, engine: Engine, together: bool, position: str) -> dict[str, Any]:
         """What a checkpoint holds: plain tensors, numbers and strings.
 
         Args:
             state: where the session is.
             seed: of order and choice.
-            engine: what the engine remembers on this rank; ``None`` for one that remembers nothing.
-            shared: what it remembers on every rank alike.
+            engine: has written what the steps observed that are done.
             together: every rank is here, so that ranks can be asked for their engine's state and random streams; collective then.
             position: rank, epoch and step, for errors.
         """
-        data, rng = self._loader.data, self._streams.of_training()
+        done, data = self._step.done_batches(), self._loader.data
+        state = self._after_step(state, done)
+        rng, known = self._streams.of_training(in_step=self._step.begins_again), engine.state_dict(not together, done)
+        mine = [rng, known, self.pending.state_dict(together)]
         if together:
             with collective("save a checkpoint", position):
-                streams, engines = gather(rng), gather(engine)
+                streams, engines, pending = map(list, zip(*gather(mine), strict=True))
         else:
-            streams, engines = ([rng] if data.sampler.num_replicas == 1 else []), [engine]
+            streams, engines, pending = ([part] for part in mine)
+            if data.sampler.num_replicas > 1:
+                streams = []
         return to_state(
             SessionState(
                 method=describe_method(self._method),
@@ -93,10 +101,17 @@ class StateKeeper:
                 totals=self._totals,
                 restart=self._restart.state_dict(),
                 rng=streams,
-                engines=None if engine is None else [each for each in engines if each is not None],
-                shared=shared,
+                engines=None if known is None else [each for each in engines if each is not None],
+                shared=engine.shared_state(),
+                pending=pending,
             )
         )
+
+    def _after_step(self, state: EpochState, done: int) -> EpochState:
+        """Where a session is that is resumed from a checkpoint saved now: after step ``done``, which ``state`` may not know yet."""
+        if state.phase is not Phase.TRAINING or done != state.step + 1 or not self._step.in_batch:
+            return state
+        return state.after_step(done, self._adapter.limited(len(self._loader.data.sampler)))
 
     def take_over(self, engine: Engine) -> tuple[EpochState, int] | None:
         """Give the loaded state to the parts of the session.
@@ -131,6 +146,7 @@ class StateKeeper:
             engine.load_state_dict(saved.engines, saved.shared, self._adapter.rank, self._adapter.world_size)
         now, rng = in_layout(saved, data.sampler.layout(saved.epoch.epoch))
         self._streams.restore_later(rng)
+        self.pending.load_state_dict(saved.pending, self._adapter.rank, self._adapter.world_size)
         self._schedules.go_on(
             saved.schedules, saved.full_batches, resharded_at=now.step if now.done != saved.epoch.done else None
         )

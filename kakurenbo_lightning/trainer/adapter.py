@@ -1,4 +1,4 @@
-"""The only file that touches Lightning's private attributes.
+"""Touches Lightning's private attributes, as :mod:`~kakurenbo_lightning.trainer.resumption` alone does beside it.
 
 Tested against the oldest and the newest supported Lightning (``make test-all``). When a release moves one of them,
 :attr:`TrainerAdapter.missing` names it, and :meth:`SampleSelection.wrap` still works, through public API only.
@@ -30,13 +30,23 @@ _PRIVATE = (
     "fit_loop.epoch_loop.restarting",
     "fit_loop.reset_restart_stage",
     "fit_loop.restarted_on_epoch_start",
+    "fit_loop.restarted_mid_epoch",
     "fit_loop.restarted_on_epoch_end",
+    "fit_loop.resumed_on_epoch_end",
     "fit_loop.epoch_progress",
     "fit_loop.epoch_loop.restarted_on_train_batch_end",
     "fit_loop.epoch_loop.restarted_on_last",
     "fit_loop.epoch_loop.reset_restart_stage",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._should_accumulate",
+    "fit_loop.epoch_loop._restart_stage",
+    "fit_loop.epoch_loop._skip_next_val",
+    "fit_loop.epoch_loop.advance",
+    "fit_loop.epoch_loop.update_lr_schedulers",
+    "fit_loop.epoch_loop.val_loop._combined_loader",
+    "fit_loop.epoch_loop.val_loop._has_run",
+    "fit_loop.epoch_loop.val_loop.setup_data",
+    "fit_loop._restarting",
     "fit_loop._skip_backward",
     "fit_loop.epoch_loop.val_loop.run",
     "fit_loop.epoch_loop.val_loop.increment_progress_to_evaluation_end",
@@ -168,9 +178,30 @@ class TrainerAdapter:
         for name in _VALIDATION:
             vars(self.trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
 
+    # --- a train batch
+
+    def wrap_loops(
+        self, around_validation: Callable[[], AbstractContextManager[None]], begin: Callable[[], None], end: Callable[[], None]
+    ) -> None:
+        """:meth:`wrap_validation` and :meth:`wrap_advance`."""
+        self.wrap_validation(around_validation)
+        self.wrap_advance(begin, end)
+
+    def wrap_advance(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        """``begin()`` runs before a train batch is loaded, ``end()`` when it is done and counted; replaces an earlier one."""
+        loop = self.trainer.fit_loop.epoch_loop
+
+        def advance(fetcher: Any) -> None:
+            begin()
+            type(loop).advance(loop, fetcher)
+            end()
+
+        loop.advance = advance
+
     def release(self) -> None:
-        """Undo every wrapping: training step, validation, loader."""
+        """Undo every wrapping: training step, validation, batches, loader."""
         self.unwrap_training_step()
+        vars(self.trainer.fit_loop.epoch_loop).pop("advance", None)
         self.unwrap_validation()
         self.remove_loader_swap()
 
@@ -202,6 +233,29 @@ class TrainerAdapter:
     def done_batches(self) -> int:
         """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether the loop has a batch, from its transfer to the end of its last hook."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.ready > progress.completed
+
+    @property
+    def in_step(self) -> bool:
+        """Whether it has one that would be trained again if a checkpoint were resumed that is saved now."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return progress.ready > progress.processed
+
+    def count_step(self, checkpoint: dict[str, Any]) -> None:
+        """Count the step that is under way as done, in a checkpoint."""
+        loops = checkpoint["loops"]["fit_loop"]
+        progress = loops["epoch_loop.batch_progress"]
+        step = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]
+        for counters in (progress["total"], progress["current"]):
+            counters["processed"] += 1
+        for counters in (step["total"], step["current"]):
+            counters["completed"] += 1
+        checkpoint["global_step"] = step["total"]["completed"]
 
     def begin_fresh_epoch(self) -> None:
         """The checkpoint was taken when an epoch's batches were done: begin the next epoch as if nothing had been interrupted.

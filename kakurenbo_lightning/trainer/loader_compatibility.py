@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -21,6 +23,7 @@ from torch.utils.data import (
 )
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.seeded_dataset import num_samples
 from kakurenbo_lightning.core.universe import Universe
@@ -44,6 +47,15 @@ def only_loader(loaders: Any) -> DataLoader:
         f"train_dataloader={kind}: sample selection needs one torch.utils.data.DataLoader, not a {kind} of {len(parts)}; "
         "join the data sets with torch.utils.data.ConcatDataset and return one loader"
     )
+
+
+def in_place_of(loaders: Any, loader: DataLoader) -> Any:
+    """What ``train_dataloader`` returned, with ``loader`` where :func:`only_loader` found the user's."""
+    if is_instance(loaders, CombinedLoader):
+        loaders = copy.copy(loaders)
+        loaders.flattened = [loader]
+        return loaders
+    return tree_map(lambda part: loader, loaders)
 
 
 def check_wrapped(loaders: Any, loader: DataLoader) -> None:

@@ -179,6 +179,11 @@ class ScheduleAligner:
         for track in self._tracks:
             track.catch_up(step_scheduler, stepped and (batch_idx + 1) % track.frequency == 0, last)
 
+    def catch_up(self, done: int, step_scheduler: Callable[[Any], None]) -> None:
+        """Take the steps that were due after ``done`` batches and are not taken yet."""
+        for track in self._tracks:
+            track.catch_up(step_scheduler, False, done == self._batches)
+
     def state_dict(self) -> dict[str, Any]:
         """Where the schedulers stood when the epoch, or this layout of it, began."""
         return {key: list(value) if isinstance(value, list) else value for key, value in self._paces.items()}
@@ -303,7 +308,14 @@ class EpochSchedules:
 
     def end_batch(self, number: int) -> None:
         """Take the steps that are due."""
-        self._aligner.after_batch(number, lambda scheduler: self._trainer.lightning_module.lr_scheduler_step(scheduler, None))
+        self._aligner.after_batch(number, self._step_scheduler)
+
+    def catch_up(self, done: int) -> None:
+        """Take the steps that were due after ``done`` batches: the checkpoint was saved before they were taken."""
+        self._aligner.catch_up(done, self._step_scheduler)
+
+    def _step_scheduler(self, scheduler: Any) -> None:
+        self._trainer.lightning_module.lr_scheduler_step(scheduler, None)
 
     def release(self) -> None:
         """Hand the schedulers back to Lightning."""

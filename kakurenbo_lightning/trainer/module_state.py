@@ -20,6 +20,7 @@ from torchmetrics import Metric
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 LARGE = 1 << 28  # bytes of a buffer whose copy goes to the host
+SMALL = 1 << 20  # bytes of a buffer that is copied in every step
 LONGEST = 1000  # so many values of a list are compared, or bytes of an array
 
 Place = tuple[nn.Module, str]  # where a buffer is registered
@@ -81,6 +82,48 @@ class ModuleState:
                 "samples that are not trained. Buffers that are known to move are put back, these were not. Change them in "
                 "on_train_batch_end, or under `if self.trainer.training:`, which is False in scoring passes"
             )
+
+
+class BufferCopies:
+    """The buffers of a module as they were at the last :meth:`update`, of those that its ``state_dict`` holds.
+
+    Args:
+        module: whose buffers; parts that come later are left out.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places = [
+            (f"{prefix}.{name}" if prefix else name, (part, name))
+            for prefix, part in module.named_modules()
+            if not isinstance(part, torch.jit.ScriptModule)
+            for name in part._buffers
+            if name not in part._non_persistent_buffers_set
+        ]
+        self._kept: dict[str, tuple[Tensor | None, int, Tensor | None]] = {}  # the buffer, its version and its copy
+
+    def update(self) -> None:
+        """Copy the buffers that may have changed since: small ones, as batch norm counts no version, and large ones of another version."""
+        buffers, copies = [], []
+        for name, place in self._places:
+            buffer = _now(place)
+            last, version, copy = self._kept.get(name, (None, -1, None))
+            large = buffer is None or buffer.nbytes > SMALL
+            if buffer is None or (large and buffer is last and _version(buffer) == version):
+                continue
+            if copy is None or copy.shape != buffer.shape or copy.dtype != buffer.dtype:
+                copy = _copy(buffer.detach())
+            else:
+                buffers.append(buffer.detach())
+                copies.append(copy)
+            self._kept[name] = buffer, _version(buffer), copy
+        if copies:
+            torch._foreach_copy_(copies, buffers)  # pyright: ignore[reportPrivateImportUsage]
+
+    def put_into(self, state: dict[str, Any]) -> None:
+        """Put the copies into a ``state_dict`` of the module."""
+        for name, (_, _, copy) in self._kept.items():
+            if copy is not None and isinstance(state.get(name), Tensor):
+                state[name] = copy.clone()
 
 
 class _Moved:

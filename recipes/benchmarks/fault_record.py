@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
@@ -17,13 +16,19 @@ from torch import Tensor
 STEP_ENDS = ("inside a step", "batch end", "last batch")
 EPOCH_ENDS = ("validation", "validation end", "epoch end", "epoch start", "forward-only pass")
 WRITES = ("half-written", "before renaming", "after renaming")  # of a checkpoint's file
-MOMENTS = (*STEP_ENDS, *EPOCH_ENDS, *WRITES)
+IN_STEP = ("batch start", "after forward", "after backward", "inside a step", "after the update")
+# the process is not killed at once but saves a checkpoint there first, or gets a signal: SLURM's to save and requeue, or SIGTERM
+SAVES = tuple(f"save:{moment}" for moment in (*IN_STEP, "batch end", "last batch", *EPOCH_ENDS[:4]))
+REQUEUES = tuple(f"requeue:{moment}" for moment in (*IN_STEP[1:], "forward-only pass", "validation", "epoch end"))
+TERMINATIONS = tuple(f"terminate:{moment}" for moment in ("inside a step", "batch end", "validation"))
+MOMENTS = (*STEP_ENDS, *EPOCH_ENDS, *WRITES, *SAVES, *REQUEUES, *TERMINATIONS)
+SIGNALS = {"requeue": signal.SIGUSR1, "terminate": signal.SIGTERM}
 Event = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
 class Kill:
-    """When one rank kills itself: the first time `moment` comes at or after batch `tick` of the run.
+    """When one rank kills itself, or what the prefix of the moment says: the first time it comes at or after batch `tick` of the run.
 
     Attributes:
         moment: one of `MOMENTS`.
@@ -36,6 +41,16 @@ class Kill:
     tick: int
     index: int = 0
     rank: int = 0
+
+    @property
+    def how(self) -> str:
+        """`""`, or the prefix of the moment."""
+        return self.moment.rpartition(":")[0]
+
+    @property
+    def event(self) -> str:
+        """The moment without its prefix."""
+        return self.moment.rpartition(":")[2]
 
 
 @dataclass
@@ -52,15 +67,25 @@ class Record(L.Callback):
     kill: Kill | None = None
     batches: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     rates: dict[int, dict[int, float]] = field(default_factory=dict)
+    validations: dict[int, dict[int, float]] = field(default_factory=dict)
     plans: dict[int, dict[str, Any]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     position: dict[str, int] = field(default_factory=dict)
     _tick: int = 0
+    _validating: bool = False
     _times: Counter[str] = field(default_factory=Counter)
 
     def reach(self, moment: str) -> None:
         """Write a moment down, or die in it."""
-        if self.due(moment):
+        if not self.due(moment) or self.kill is None:
+            return
+        if self.kill.how == "save":
+            self.trainer.save_checkpoint(self.folder / f"in-{moment.replace(' ', '-')}-{self._tick}.ckpt")
+        if self.kill.rank != self.trainer.global_rank and self.kill.how != "terminate":
+            self.kill = None
+        elif self.kill.how in SIGNALS:
+            self.signal(SIGNALS[self.kill.how])
+        else:
             self.die()
 
     def due(self, moment: str) -> bool:
@@ -68,21 +93,26 @@ class Record(L.Callback):
         now, kill = (self._tick, self._times[moment]), self.kill
         self._times[moment] += 1
         self.events.append((moment, *now))
-        return kill is not None and moment == kill.moment and now >= (kill.tick, kill.index)
+        return kill is not None and moment == kill.event and now >= (kill.tick, kill.index)
 
-    def die(self) -> None:
-        """Say where, and end without a word to anybody."""
+    def signal(self, number: signal.Signals) -> None:
+        """Say where, and get the signal that ends this process, now or later."""
         self.kill = None
         (self.folder / "killed.json").write_text(json.dumps(self.position))
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
+
+    def die(self) -> None:
+        """End without a word to anybody."""
+        self.signal(signal.SIGKILL)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Watch forward passes and the writing of files."""
-        if self.kill is not None and self.kill.rank != trainer.global_rank:
+        """Watch forward passes and the writing of files; ranks that only one signal or kill reaches forget it."""
+        self.trainer = trainer
+        if self.kill is not None and self.kill.rank != trainer.global_rank and self.kill.how in ("", "requeue"):
             self.kill = None
 
         def score(*_: Any) -> None:
-            if trainer.training and not torch.is_grad_enabled():
+            if trainer.validating and not self._validating:  # as in a scoring pass
                 self.reach("forward-only pass")
 
         pl_module.network.register_forward_pre_hook(score)
@@ -107,7 +137,8 @@ class Record(L.Callback):
         os.fsync, Path.replace = half, rename  # of this process, which ends soon
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has some batches behind it."""
+        """A resumed run has some batches behind it; the hook comes after the selection's."""
+        trainer.optimizers[0].register_step_post_hook(lambda *_: self.reach("after the update"))
         self._tick = trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -123,21 +154,37 @@ class Record(L.Callback):
         self.rates.setdefault(epoch, {})[batch_idx] = float(trainer.optimizers[0].param_groups[0]["lr"])
         plan = trainer.callbacks[0].plan
         self.plans[epoch] = {"hidden": plan.hidden, "lr_factor": plan.lr_factor, "checksum": plan.checksum()}
+        self.reach("batch start")
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Buffers and random streams have moved."""
+        self.reach("after forward")
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gradients are there, also of the batches before."""
+        self.reach("after backward")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """Gradients are there."""
+        """Gradients are as the optimizer gets them."""
         self.reach("inside a step")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """A batch is trained; checkpoints come after this."""
         self.reach("last batch" if trainer.is_last_batch else "batch end")
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forward passes are no scoring passes now."""
+        self._validating = True
+
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Validation is on its way."""
         self.reach("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation is over."""
+        """Validation is over; its value belongs to the last batch."""
+        self._validating = False
+        value = float(trainer.callback_metrics["val_loss"])
+        self.validations.setdefault(trainer.current_epoch, {})[trainer.fit_loop.batch_idx] = value
         self.reach("validation end")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

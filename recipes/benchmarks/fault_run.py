@@ -11,9 +11,10 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning import SampleSelection
@@ -67,11 +68,12 @@ class RestlessNet(L.LightningModule):
 
     Args:
         one_cycle: else the learning rate is constant.
+        plateau: it falls with the validation instead.
     """
 
-    def __init__(self, one_cycle: bool = True) -> None:
+    def __init__(self, one_cycle: bool = True, plateau: bool = False) -> None:
         super().__init__()
-        self.one_cycle = one_cycle
+        self.one_cycle, self.plateau = one_cycle, plateau
         self.trained: dict[int, dict[int, Tensor]] = {}  # by epoch and batch; not always what was loaded
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -94,19 +96,58 @@ class RestlessNet(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return SGD with momentum and a schedule as long as Lightning expects the run to be."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if self.plateau:
+            schedule = ReduceLROnPlateau(optimizer, factor=0.9, patience=0, threshold=0.05)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
         if not self.one_cycle:
             return optimizer
         schedule = OneCycleLR(optimizer, 0.3, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def monitors(folder: Path) -> list[L.Callback]:
+    """Return an early stopping and a `ModelCheckpoint` that go by the validation."""
+    return [
+        EarlyStopping("val_loss", min_delta=0.1, patience=1),
+        ModelCheckpoint(folder / "best", filename="{step}", monitor="val_loss", save_top_k=2),
+    ]
+
+
+def monitored(callbacks: list[L.Callback]) -> list[Any]:
+    """Return what those callbacks have seen that go by the validation."""
+    stopping = [each.state_dict() for each in callbacks if isinstance(each, EarlyStopping)]
+    best = [each.best_k_models for each in callbacks if isinstance(each, ModelCheckpoint) and each.monitor is not None]
+    return [stopping, [sorted(map(float, scores.values())) for scores in best]]
+
+
+def requeued(folder: Path) -> dict[str, Any]:
+    """Make this process one of a SLURM job that is requeued, and return the settings of its Trainer.
+
+    What `scontrol` does in the end comes at once: it kills the process that calls it, which is rank 0, and its checkpoint is saved.
+    """
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    names = {"NTASKS": world_size, "NTASKS_PER_NODE": world_size, "PROCID": rank, "LOCALID": rank, "NODEID": "0"}
+    os.environ.update({f"SLURM_{name}": value for name, value in {**names, "JOB_ID": "1", "JOB_NAME": "faults"}.items()})
+    (folder / "bin").mkdir(exist_ok=True)
+    scontrol = folder / "bin" / "scontrol"
+    if rank == "0":
+        scontrol.write_text("#!/bin/sh\nkill -KILL $PPID\n")
+        scontrol.chmod(0o755)
+    os.environ["PATH"] = f"{scontrol.parent}{os.pathsep}{os.environ['PATH']}"
+    return {"plugins": [SLURMEnvironment(auto_requeue=True)], "default_root_dir": folder}
+
+
 def checkpoints(folder: Path, every: int) -> list[ModelCheckpoint]:
-    """Return callbacks that save every `every` steps, after each validation and after each epoch; none for 0."""
+    """Return callbacks that save every `every` steps, after each validation and after each epoch; none for 0.
+
+    On one rank the first of them saves when an exception ends the training too: states of other ranks are not known then.
+    """
     if not every:
         return []
     plain = {"auto_insert_metric_name": False}
+    steps = {"every_n_train_steps": every, "save_last": True, "save_on_exception": "RANK" not in os.environ}
     return [
-        ModelCheckpoint(folder, filename="after-{step}", every_n_train_steps=every, save_last=True, **plain),
+        ModelCheckpoint(folder, filename="after-{step}", **steps, **plain),
         ModelCheckpoint(folder, filename="validated-{step}", save_on_train_epoch_end=False, mode="max", **plain),
         ModelCheckpoint(folder, filename="epoch-{step}", save_on_train_epoch_end=True, **plain),
     ]
@@ -125,6 +166,7 @@ def train(
     callbacks: tuple[L.Callback, ...] = (),
     one_cycle: bool = True,
     workers: int = 0,
+    stopping: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train on every rank of this process group and return what must be equal, see `describe`.
@@ -141,13 +183,17 @@ def train(
         callbacks: more of them.
         one_cycle: of `RestlessNet`.
         workers: of the train loader.
+        stopping: with `monitors`, and a learning rate that falls with the validation instead of a OneCycle.
         **settings: of the Trainer.
     """
     torch.set_num_threads(1)
     seed_streams(seed)
     selection, record, logger = SampleSelection(method, seed=3, **settings_of(method)), Record(folder, kill), MemoryLogger()
-    module, resumed = RestlessNet(one_cycle), position(resume) if isinstance(resume, Path) else None
-    trainer = quiet_trainer(epochs, [selection, record, *callbacks, *checkpoints(folder, every)], **{"logger": logger} | settings)
+    module, resumed = RestlessNet(one_cycle, plateau=stopping), position(resume) if isinstance(resume, Path) else None
+    if kill is not None and kill.how == "requeue":
+        settings |= requeued(folder)
+    callbacks = (*callbacks, *(monitors(folder) if stopping else ()), *checkpoints(folder, every))
+    trainer = quiet_trainer(epochs, [selection, record, *callbacks], **{"logger": logger} | settings)
     points = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
     trainer.fit(module, points, DataLoader(Points(24), 6), ckpt_path=resume)
     selection.statistics.merge()  # of the last epoch
@@ -172,7 +218,7 @@ def quiet_trainer(epochs: int, callbacks: list[L.Callback], **settings: Any) -> 
     """Return the Trainer of one rank, which saves checkpoints when a callback does."""
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     usual = {
-        "strategy": "ddp" if world_size > 1 else "auto",
+        "strategy": strategy_of(world_size),
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "num_sanity_val_steps": 0,
         "log_every_n_steps": 1,
@@ -182,10 +228,24 @@ def quiet_trainer(epochs: int, callbacks: list[L.Callback], **settings: Any) -> 
     return L.Trainer(max_epochs=epochs, accelerator="cpu", devices=world_size, callbacks=callbacks, **(usual | settings))
 
 
+def strategy_of(world_size: int) -> str:
+    """Return the strategy of so many ranks.
+
+    DDP orders its buckets of gradients by their first step and sums three ranks or more in the order of the bucket, so the first step of
+    each process, resumed or not, is rounded otherwise than the following ones. With `find_unused_parameters` it leaves the order alone.
+    """
+    return {1: "auto", 2: "ddp"}.get(world_size, "ddp_find_unused_parameters_true")
+
+
 def position(checkpoint: Path) -> dict[str, int]:
-    """Return how far the run was when it was saved: `epoch`, `step` in it, and `ended`, whether the epoch was logged."""
+    """Return how far the run was when it was saved: `epoch`, `step` in it, and whether that was `validated`, and the epoch `ended`."""
     state = torch.load(checkpoint, weights_only=True)["callbacks"]["SampleSelection"]
-    return {"epoch": state["epoch"], "step": state["step"], "ended": int(state["phase"] == "ended")}
+    return {"epoch": state["epoch"], "step": state["step"], **past(state["phase"])}
+
+
+def past(phase: str) -> dict[str, int]:
+    """Return what is over in a phase."""
+    return {"validated": int(phase in ("validated", "ended")), "ended": int(phase == "ended")}
 
 
 def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, module: L.LightningModule) -> dict[str, Any]:
@@ -206,6 +266,8 @@ def describe(trainer: L.Trainer, selection: SampleSelection, record: Record, mod
         "batches": record.batches,
         "trained": module.trained,
         "rates": record.rates,
+        "validations": record.validations,
+        "monitored": monitored(trainer.callbacks),
         "plans": record.plans,
         "events": record.events,
     }
@@ -219,9 +281,9 @@ def train_to_file(folder: Path, name: str, *args: Any, **kwargs: Any) -> None:
 
 def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
     """Return the names of what a resumed run has otherwise than the whole one, from where it was resumed on."""
-    at_end = ("weights", "optimizer", "schedules", "statistics", "totals", "steps", "streams")
+    at_end = ("weights", "optimizer", "schedules", "statistics", "totals", "steps", "streams", "monitored")
     names = [name for name in at_end if not equal(whole[name], resumed[name])]
-    start = resumed["resumed"] or {"epoch": 0, "step": 0, "ended": 0}
+    start = resumed["resumed"] or {"epoch": 0, "step": 0, "validated": 0, "ended": 0}
     left = {
         epoch: {batch for batch in batches if (epoch, batch) >= (start["epoch"], start["step"])}
         for epoch, batches in whole["batches"].items()
@@ -229,6 +291,9 @@ def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
     for name in ("batches", "rates", "trained"):
         expected = {e: {b: value for b, value in batches.items() if b in left[e]} for e, batches in whole[name].items()}
         names += [name] * (not equal({epoch: batches for epoch, batches in expected.items() if batches}, resumed[name]))
+    first = (start["epoch"], start["step"] - 1 + start["validated"])  # the batch whose validation is the first to come
+    expected = {e: {b: value for b, value in found.items() if (e, b) >= first} for e, found in whole["validations"].items()}
+    names += ["validations"] * (not equal({epoch: found for epoch, found in expected.items() if found}, resumed["validations"]))
     expected = {epoch: whole["plans"][epoch] for epoch in left if left[epoch]}
     names += ["plans"] * (not equal(expected, resumed["plans"]))
     expected = {epoch: metrics for epoch, metrics in whole["logged"].items() if epoch >= start["epoch"] + start["ended"]}

@@ -1,11 +1,12 @@
 """Nothing is lost: kills real trainings with SIGKILL at random moments, resumes them and compares with uninterrupted ones.
 
-A method, a number of ranks, a moment, a batch and how often checkpoints are saved are drawn. The training runs in processes
-of its own until one rank kills itself at that moment, and the others are killed with it. New processes with other random
-seeds resume from the newest checkpoint, and some of them are killed once more. Weights, BatchNorm, optimizer, schedule,
-statistics, plans, the indices of each batch, learning rates and logged selection metrics must then be those of the
-uninterrupted training, which saved no checkpoints, bit for bit on every rank. Exits with 1 when one is not, or when a
-half-written checkpoint is found.
+A method, a number of ranks, a moment, a batch, how often checkpoints are saved, how many batches are accumulated and whether the training
+stops early are drawn. The training runs in processes of its own until one rank kills itself at that moment, and the others are killed with
+it. Or a checkpoint is saved in that moment first, or SLURM's signal comes, or SIGTERM.
+New processes with other random seeds resume from the newest checkpoint, and most of them are killed again. Weights, BatchNorm, optimizer,
+schedule, statistics, plans, the indices of each batch, learning rates, the value of each validation, what an early stopping and a
+monitored checkpoint saw of it, and logged selection metrics must then be those of the uninterrupted training, which saved no checkpoints,
+bit for bit on every rank. Exits with 1 when one is not, or when a half-written checkpoint is found.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
@@ -23,17 +24,19 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from kakurenbo_lightning import DamagedCheckpointError, available_methods
+from kakurenbo_lightning import DamagedCheckpointError, available_methods, get_method
 from kakurenbo_lightning.core.checkpoint_file import check_whole
 from recipes.benchmarks import report
 from recipes.benchmarks.fault_record import MOMENTS, WRITES, Event, Kill
-from recipes.benchmarks.fault_run import differences, position, train_to_file
+from recipes.benchmarks.fault_run import differences, position, settings_of, train_to_file
 from recipes.benchmarks.forked import printed, run_ranks
 from recipes.benchmarks.report import Row
 
 EVERY = (1, 5)  # steps between checkpoints
-LIVES = (1, 1, 2)  # kills of one training
-LIMIT_SECONDS = 60  # of one life
+LIVES = (1, 2, 3, 4)  # kills of one training
+ACCUMULATE = (1, 1, 2, 3)  # batches of a step, of methods that leave out no steps
+STOPPING = 0.4  # share of the trainings that may stop early
+LIMIT_SECONDS = 150  # of one life
 Results = list[Row]
 
 
@@ -60,7 +63,7 @@ def draw_kill(events: list[Event], moment: str, after: int, world_size: int, dra
     last = max(tick for _, tick, _ in events)
     if moment in WRITES:
         return Kill(moment, draws.randint(after + 1, last), draws.randint(0, 1)) if after < last else None
-    later = [event for event in events if event[0] == moment and event[1] > after]
+    later = [event for event in events if event[0] == moment.rpartition(":")[2] and event[1] > after]
     if not later:
         return None
     _, tick, index = draws.choice(later)
@@ -76,12 +79,16 @@ class Training:
         method: a registered name.
         world_size: number of ranks.
         every: steps between checkpoints; 0 for none.
+        stopping: with an early stopping, a monitored checkpoint and a rate that go by the validation, see `fault_run.train`.
+        accumulate: batches of a step.
     """
 
     folder: Path
     method: str
     world_size: int
     every: int = 0
+    stopping: bool = False
+    accumulate: int = 1
 
     def finish(self, name: str, **options: Any) -> Results:
         """Run to the end and return the results by rank; `options` are those of `fault_run.train`."""
@@ -95,16 +102,21 @@ class Training:
         place = self.folder / "killed.json"
         place.unlink(missing_ok=True)
         codes = self._run("killed", kill=kill, **options)
-        if codes[kill.rank] != -SIGKILL or not place.exists():
+        died = any(codes) if kill.how == "terminate" else codes[0 if kill.how == "requeue" else kill.rank] == -SIGKILL
+        if not died or not place.exists():
             raise FaultError(f"rank {kill.rank} did not reach {kill}: exit codes {codes}\n{self._printed('killed')}")
         where = json.loads(place.read_text())
         return f"epoch {where['epoch']}, batch {where['batch'] + 1} of {where['of']}"
 
     def _run(self, name: str, **options: Any) -> list[int]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        function = partial(train_to_file, every=self.every, **options)
+        function = partial(train_to_file, every=self.every, **self._settings | options)
         arguments = (self.folder, name, self.method)
         return run_ranks(function, arguments, self.world_size, log=self.folder / name, seconds=LIMIT_SECONDS)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"stopping": self.stopping} | ({} if self.accumulate == 1 else {"accumulate_grad_batches": self.accumulate})
 
     def _printed(self, name: str) -> str:
         return printed(self.folder / name, self.world_size)
@@ -144,28 +156,34 @@ class Faults:
         self.folder = folder
         self.seed = settings.seed
         draws = random.Random(settings.seed)
-        self._pairs = deck([(m, w) for m in settings.methods for w in settings.world_sizes], draws)
+        self._methods, self._world_sizes = (
+            deck(list(settings.methods), draws),
+            deck(settings.world_sizes, random.Random(settings.seed + 2)),
+        )
         self._moments = deck(settings.moments, random.Random(settings.seed + 1))
         self._next = [next(self._moments) for _ in settings.moments]
-        self._whole: dict[tuple[str, int], Results] = {}
+        self._whole: dict[tuple[str, int, bool, int], Results] = {}
         self._number = 0
 
-    def whole(self, method: str, world_size: int) -> Results:
-        """Return the results of the uninterrupted training, by rank."""
-        if (method, world_size) not in self._whole:
-            training = Training(self.folder / f"{method}-{world_size}", method, world_size)
-            self._whole[method, world_size] = training.finish("whole")
-        return self._whole[method, world_size]
+    def whole(self, training: Training) -> Results:
+        """Return the results of the training without checkpoints and interruption, by rank."""
+        which = training.method, training.world_size, training.stopping, training.accumulate
+        if which not in self._whole:
+            self._whole[which] = replace(training, folder=self.folder / "-".join(map(str, which)), every=0).finish("whole")
+        return self._whole[which]
 
     def next(self, most: int) -> Row:
         """Kill one training once or more, at most `most` times, resume it each time and compare in the end."""
         self._number += 1
-        draws, (method, world_size) = random.Random(f"{self.seed}:{self._number}"), next(self._pairs)
-        training = Training(self.folder / str(self._number), method, world_size, draws.randint(*EVERY))
-        row = {"method": method, "world_size": world_size, "every_n_train_steps": training.every, "kills": []}
+        draws, method, world_size = random.Random(f"{self.seed}:{self._number}"), next(self._methods), next(self._world_sizes)
+        accumulate = 1 if get_method(method, **settings_of(method)).family == "backprop" else draws.choice(ACCUMULATE)
+        every, stopping = draws.randint(*EVERY), draws.random() < STOPPING
+        training = Training(self.folder / str(self._number), method, world_size, every, stopping, accumulate)
+        row = {"method": method, "world_size": world_size, "every_n_train_steps": every, "stopping": stopping}
+        row |= {"accumulate": accumulate, "kills": []}
         started = time.perf_counter()
         try:
-            whole, resume, seed = self.whole(method, world_size), None, 0
+            whole, resume, seed = self.whole(training), None, 0
             for _ in range(min(most, draws.choice(LIVES))):
                 kill = self._draw(whole[0]["events"], training, resume, draws)
                 if kill is None:
@@ -188,7 +206,9 @@ class Faults:
         """Draw the next kill: of the moment that waits longest of those that still come in the training, if one does."""
         behind = batches_done(resume) if resume else 0
         for place, moment in enumerate(self._next):
-            kill = draw_kill(events, moment, max(training.every, behind), training.world_size, draws)
+            # until the first checkpoint, which some moments bring themselves
+            first = 1 if moment.startswith(("save:", "requeue:")) else training.every * training.accumulate
+            kill = draw_kill(events, moment, max(first, behind), training.world_size, draws)
             if kill is not None:
                 del self._next[place]
                 self._next.append(next(self._moments))
@@ -211,7 +231,12 @@ def show(rows: list[Row]) -> None:
     )
     for row in rows:
         if not row["exact"]:
-            print(f"{row['method']} on {row['world_size']} ranks, {row['kills']}: {row.get('error') or row['differs']}")
+            print(failure(row))
+
+
+def failure(row: Row) -> str:
+    """Return what went wrong in a training."""
+    return f"{row['method']} on {row['world_size']} ranks, {row['kills']}: {row.get('error') or row['differs']}"
 
 
 def numbers(text: str) -> list[int]:
@@ -222,8 +247,8 @@ def numbers(text: str) -> list[int]:
 def main(arguments: list[str] | None = None) -> Row:
     """Kill, resume, compare."""
     options = report.parser("faults", __doc__, devices=["cpu"])
-    options.add_argument("--kills", type=report.count, default=30, help="how many")
-    options.add_argument("--world-sizes", type=numbers, default=[1, 2], help="numbers of ranks, separated by commas")
+    options.add_argument("--kills", type=report.count, default=100, help="how many")
+    options.add_argument("--world-sizes", type=numbers, default=[1, 2, 3], help="numbers of ranks, separated by commas")
     options.add_argument("--methods", nargs="+", choices=available_methods(), default=available_methods(), help="which")
     options.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS), help="of the kills")
     settings = report.parse(options, arguments)
@@ -232,6 +257,8 @@ def main(arguments: list[str] | None = None) -> Row:
         faults = Faults(Path(folder), settings)
         while bar.n < settings.kills:
             rows.append(faults.next(settings.kills - bar.n))
+            if not rows[-1]["exact"]:
+                tqdm.write(failure(rows[-1]))
             bar.update(max(1, len(rows[-1]["kills"])))
     show(rows)
     kills = sum(len(row["kills"]) for row in rows)
@@ -248,7 +275,7 @@ def brief(row: Row) -> Row:
     """Return what is written down of a training: of an exact one not where, but at which moments it was killed."""
     moments = [kill["moment"] for kill in row["kills"]]
     return (
-        {key: row[key] for key in ("method", "world_size", "every_n_train_steps")}
+        {key: row[key] for key in ("method", "world_size", "every_n_train_steps", "stopping", "accumulate")}
         | {"moments": moments, "exact": row["exact"]}
         | ({} if row["exact"] else {key: row[key] for key in ("kills", "differs", "error") if key in row})
     )

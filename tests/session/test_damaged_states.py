@@ -21,7 +21,14 @@ SAMPLES = 61
 METHODS = ("kakurenbo", "forget", "selective_backprop", "plb")
 # the user's own: their classes know what they must be
 USERS = {"settings", "module", "optimizers", "schedulers", "callbacks", "precision", "batch"}
-OPTIONAL = {"judged_since", "samples_spared", "cuda", "accumulate", "full_accumulate"}  # older releases, or machines, saved none
+OPTIONAL = {
+    "pending",
+    "judged_since",
+    "samples_spared",
+    "cuda",
+    "accumulate",
+    "full_accumulate",
+}  # older releases, or machines, saved none
 METRICS = {"metrics", "ended_metrics"}
 
 

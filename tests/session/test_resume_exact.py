@@ -60,7 +60,8 @@ def run(method, *callbacks, ckpt_path=None, seed=0, workers=0, **settings):
     random.seed(seed)
     np.random.seed(seed)
     selection, record, module = SampleSelection(short_run(method, SAMPLES)), Record(), RestlessNet(schedule=one_cycle)
-    made = trainer(selection, record, *callbacks, max_epochs=EPOCHS, enable_checkpointing=bool(callbacks), **settings)
+    checkpoints = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    made = trainer(selection, record, *callbacks, max_epochs=EPOCHS, enable_checkpointing=checkpoints, **settings)
     train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     made.fit(module, train, DataLoader(Points(20), 10), ckpt_path=ckpt_path)
     return made, selection, record, module

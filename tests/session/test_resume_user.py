@@ -7,7 +7,7 @@ from helpers import trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import DataLoader
 
-from recipes.benchmarks.fault_run import SAMPLES, Points, RestlessNet, differences, equal, position, train
+from recipes.benchmarks.fault_run import SAMPLES, Points, RestlessNet, differences, position, train
 
 METHOD = "kakurenbo"
 pytestmark = pytest.mark.filterwarnings("ignore:.*ckpt_path")  # Lightning's, about a folder with another run's last.ckpt
@@ -53,22 +53,14 @@ def test_saved_after_training_resumes_as_a_finished_run(whole, tmp_path):
 
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step"])
 @pytest.mark.parametrize("one_cycle", [True, False])
-def test_saved_inside_a_step_that_batch_is_trained_again(tmp_path, hook, one_cycle):
-    """BatchNorm and random streams have moved on already, so this cannot be exact; but no sample is lost or trained twice.
-
-    The method's factor is on the learning rate at that moment; it must not be saved with it.
-    """
+def test_saved_inside_a_step_that_step_is_made_again(tmp_path, hook, one_cycle):
+    """The method's factor is on the learning rate while the optimizer steps; it must not be saved with it."""
     save = SaveAt(tmp_path / "user.ckpt", hook, 1, 2)
     whole = train(tmp_path, METHOD, callbacks=(save,), one_cycle=one_cycle)
     assert whole["plans"][1]["lr_factor"] > 1
     resumed = train(tmp_path, METHOD, seed=9, resume=save.path, one_cycle=one_cycle)
-    for name in ("batches", "rates"):
-        assert equal(resumed[name][1], {batch: value for batch, value in whole[name][1].items() if batch >= 2})
+    assert differences(whole, resumed) == []
     assert one_cycle or {rate for epoch in resumed["rates"].values() for rate in epoch.values()} == {0.1}
-    for epoch in (2, 3):
-        hidden = resumed["plans"][epoch]["hidden"].tolist()
-        assert sorted(trained(resumed, epoch) + hidden) == list(range(SAMPLES))
-    assert resumed["totals"]["samples_trained"] + resumed["totals"]["samples_hidden"] == 4 * SAMPLES
 
 
 def test_saved_before_the_first_plan_begins_anew(tmp_path):

@@ -1,0 +1,72 @@
+"""What a backprop engine knows between two batches, counts in an epoch and saves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from kakurenbo_lightning.core.state_schema import anything, flag, integer, listed, mapping, optional, table, tensor
+from kakurenbo_lightning.engines.sample_buffer import Samples
+from kakurenbo_lightning.signals.outputs import Values
+
+
+@dataclass
+class Counts:
+    """Samples of one epoch, over all ranks. ``scored + carried == chosen_trained + rejected + pooled``.
+
+    Attributes:
+        scored: went through a scoring pass.
+        carried: waited in the buffer since the epoch before.
+        trained: went through a training step, those that were not scored too.
+        chosen_trained: of these, the ones that were chosen.
+        rejected: were scored and are not trained.
+        pooled: wait in the buffer.
+        unknown: could not be scored.
+        steps: optimizer steps.
+    """
+
+    scored: int = 0
+    carried: int = 0
+    trained: int = 0
+    chosen_trained: int = 0
+    rejected: int = 0
+    pooled: int = 0
+    unknown: int = 0
+    steps: int = 0
+
+
+_SAMPLES = table({"batch": anything(), "indices": tensor(torch.int64, indices=True), "weights": optional(tensor(torch.float32))})
+STATE = {
+    "pool": listed(_SAMPLES),
+    "candidates": listed(table({"samples": _SAMPLES, "values": table({"loss": tensor()}, more=tensor())})),
+    "undecided": integer(),
+    "carried": integer(),
+    "held": flag(),
+    "counts": table({field.name: integer() for field in fields(Counts)}, closed=True),
+    "scorer": optional(table({"module": mapping(anything()), "optimizer": mapping(anything())})),
+}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an engine knows before a batch, by which that batch can be begun again.
+
+    Attributes:
+        memory: of the method.
+        pool: samples that wait.
+        candidates: scored samples among which nothing is chosen yet, with their values.
+        undecided: how many these are on all ranks.
+        carried: how many in the pool were scored in another epoch.
+        held: the batch before made no step.
+        counts: of the epoch.
+    """
+
+    memory: dict[str, Any]
+    pool: list[Samples]
+    candidates: list[tuple[Samples, Values]]
+    undecided: int
+    carried: int
+    held: bool
+    counts: Counts
