@@ -19,10 +19,6 @@ def whole(tmp_path_factory):
     return train(tmp_path_factory.mktemp("whole"), METHOD)
 
 
-def trained(result, epoch):
-    return torch.cat(list(result["batches"][epoch].values())).tolist()
-
-
 @pytest.mark.parametrize("batch", [2, -1], ids=["mid-epoch", "last-batch"])
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "training_step", "on_train_batch_end"])
 def test_saved_by_user_code_between_steps_resumes_exactly(whole, tmp_path, hook, batch):
