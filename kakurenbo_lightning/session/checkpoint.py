@@ -102,7 +102,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "rng": state.rng,
         "engines": state.engines,
         "shared": state.shared,
-        "pending": state.pending,
+        **({"pending": state.pending} if state.pending else {}),  # one that was read of an older release has none
     }
     # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
     return {**as_plain(plain, "selection"), "restart": state.restart}
