@@ -45,8 +45,8 @@ from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import check_method
 from kakurenbo_lightning.methods.settings import shown
-from kakurenbo_lightning.session.checkpoint import brief
 from kakurenbo_lightning.session.epoch_state import Phase
+from kakurenbo_lightning.session.plain_values import brief, is_same, savable
 from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
@@ -93,7 +93,7 @@ class SampleSelection(pl.Callback):
     Raises:
         ValueError: unknown method, a setting out of range; at setup or when training begins: a Trainer, loader or data set
             that cannot work. The message names the setting, its value, what is allowed and the fix.
-        TypeError: a setting the method does not have.
+        TypeError: a setting the method does not have, or one of a method of your own whose value no checkpoint can hold.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SampleSelection(pl.Callback):
             raise TypeError(
                 f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
             )
-        self.method: Method = get_method(method, **settings) if isinstance(method, str) else check_method(method)
+        self.method: Method = savable(get_method(method, **settings) if isinstance(method, str) else check_method(method))
         checked = compatibility.checked_arguments(
             seed=seed,
             align_schedules=align_schedules,
@@ -384,7 +384,7 @@ def _swapped(session: Session, loaders: Any) -> Any:
 
 def _with_settings(method: Method) -> str:
     """The method in one line: its settings that are no defaults, and what it does."""
-    changed = (field for field in fields(method) if getattr(method, field.name) != field.default)
+    changed = (field for field in fields(method) if not is_same(getattr(method, field.name), field.default))
     settings = ", ".join(f"{field.name}={brief(getattr(method, field.name))}" for field in changed)
     return f"{method.name}({settings}) {method.summary}"
 

@@ -19,7 +19,8 @@ from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
-from kakurenbo_lightning.session.checkpoint import SessionState, brief, from_state
+from kakurenbo_lightning.session.checkpoint import SessionState, from_state
+from kakurenbo_lightning.session.plain_values import brief
 from kakurenbo_lightning.session.totals import Totals
 
 ABOUT = "Print the selection state of a Lightning checkpoint: method, epoch, hidden share, what it cost, which samples are hidden most."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.errors import MismatchError, StateError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.session.plain_values import as_plain, brief, is_same, plain_settings
 from kakurenbo_lightning.session.schema import check_state
 from kakurenbo_lightning.session.totals import Totals
 
@@ -233,8 +232,7 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_method(method: Method) -> dict[str, Any]:
     """Name and settings of a method, as plain values."""
-    settings = {field.name: _listed(getattr(method, field.name)) for field in fields(method)}  # a loaded list equals a list
-    return {"method": method.name, "settings": as_plain(settings, method.name) | method.contents()}
+    return {"method": method.name, "settings": plain_settings(method) | method.contents()}
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ def mismatches(saved: SessionState, current: Identity) -> list[str]:
     settings = saved.method["settings"], current.method["settings"]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         old, new = (there.get(name, "not set") for there in settings)
-        if old != new:
+        if not is_same(old, new):
             differing.append(f"{name}={brief(new)}, the checkpoint has {brief(old)}")
     if current.seed is not None and saved.seed != current.seed:
         differing.append(f"seed={current.seed!r}, the checkpoint has {saved.seed!r}")
@@ -332,42 +330,3 @@ def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str
         f"after {done[1]:,} samples, random streams start again, step schedules keep their pace per epoch"
     )
     return replace(epoch, done=done), None
-
-
-# --- plain values
-
-
-def as_plain(value: Any, place: str) -> Any:
-    """``value`` with Python numbers for NumPy's, so that it loads with ``weights_only=True``.
-
-    Args:
-        value: of dicts, lists, tuples, tensors, numbers, strings and ``None``.
-        place: where it is, for the error.
-
-    Raises:
-        TypeError: it holds something else.
-    """
-    if type(value) in (dict, OrderedDict):
-        return type(value)((key, as_plain(part, f"{place}.{key}")) for key, part in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(as_plain(part, f"{place}[{number}]") for number, part in enumerate(value))
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor):
-        return value
-    raise TypeError(
-        f"{place} is a {type(value).__name__}, which a checkpoint cannot hold and load with weights_only=True; use tensors, numbers, "
-        "strings, and dicts and lists of them"
-    )
-
-
-def _listed(value: Any) -> Any:
-    return [_listed(part) for part in value] if isinstance(value, (list, tuple)) else value
-
-
-def brief(value: Any) -> str:
-    """``repr`` in one line of a message."""
-    text = repr(value)
-    return (
-        text if len(text) <= 80 else f"{text[:60]}... ({len(value)} values)" if hasattr(value, "__len__") else f"{text[:77]}..."
-    )

@@ -18,6 +18,7 @@ from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
+from kakurenbo_lightning.session.plain_values import plain_plan
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -129,7 +130,7 @@ class Planner:
         if 0 < self._restart.epochs == index:
             self._restart.start_again()
             self.totals.scoring_epochs = self._restart.epochs
-        plan = data.plan(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
+        plan = plain_plan(data.plan(self._method, epoch, None if before.phase is Phase.IDLE else before.plan), self._method.name)
         engine.prepare(epoch, plan, scored)
         if data.sampler.num_replicas > 1 and dist.is_initialized():
             checksum = plan.checksum() ^ engine.checksum()

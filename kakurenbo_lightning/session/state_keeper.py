@@ -6,12 +6,13 @@ from typing import Any
 
 from kakurenbo_lightning.core.distributed import collective, gather
 from kakurenbo_lightning.engines.base import Engine
+from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.pending import Pending
 from kakurenbo_lightning.session.random_streams import RandomStreams
-from kakurenbo_lightning.session.schema import check_columns
+from kakurenbo_lightning.session.schema import check_columns, check_state
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.train_loader import TrainLoader
@@ -57,6 +58,7 @@ class StateKeeper:
         self._streams, self._totals, self._step = streams, totals, step
         self.pending = Pending(adapter, step)
         self.loaded: dict[str, Any] | None = None
+        self._checked = False  # a state that was saved, whether a resumed run can read it
 
     @property
     def saved_restart(self) -> dict[str, Any] | None:
@@ -87,7 +89,7 @@ class StateKeeper:
             streams, engines, pending = ([part] for part in mine)
             if data.sampler.num_replicas > 1:
                 streams = []
-        return to_state(
+        saved = to_state(
             SessionState(
                 method=describe_method(self._method),
                 fingerprint=data.identity,
@@ -106,6 +108,20 @@ class StateKeeper:
                 pending=pending,
             )
         )
+        if together and not self._checked:
+            self._check(saved)
+            self._checked = True
+        return saved
+
+    def _check(self, saved: dict[str, Any]) -> None:
+        """Raise ``StateError`` at the first save when a resumed run would refuse it: a method's own ``plan`` may return anything."""
+        try:
+            check_state(saved)
+        except StateError as error:
+            raise StateError(
+                f"no run could resume from this checkpoint's selection state: {error}. What {self._method.name}.plan(...) returns is "
+                "saved as plan.*, and its columns as statistics.*; give them as said, or report this as a fault of kakurenbo-lightning"
+            ) from None
 
     def _after_step(self, state: EpochState, done: int) -> EpochState:
         """Where a session is that is resumed from a checkpoint saved now: after step ``done``, which ``state`` may not know yet."""

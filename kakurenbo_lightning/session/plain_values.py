@@ -1,0 +1,115 @@
+"""The border of a checkpoint: what users and their methods give becomes plain Python here, so that it loads with ``weights_only=True``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.settings import plain, shown
+
+
+def as_plain(value: Any, place: str) -> Any:
+    """``value`` with Python numbers and strings for NumPy's.
+
+    Args:
+        value: of dicts, lists, tuples, tensors, numbers, strings and ``None``.
+        place: where it is, for the error.
+
+    Raises:
+        TypeError: it holds something else.
+    """
+    if type(value) in (dict, OrderedDict):
+        parts = ((as_plain(key, f"a key of {place}"), as_plain(part, f"{place}.{key}")) for key, part in value.items())
+        return type(value)(parts)
+    if type(value) in (list, tuple):
+        return type(value)(as_plain(part, f"{place}[{number}]") for number, part in enumerate(value))
+    if isinstance(value, np.floating):
+        return float(value)  # `item()` of a longdouble is itself
+    if isinstance(value, (np.integer, np.bool_, np.str_, np.bytes_)):
+        return value.item()
+    if value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor):
+        return value
+    raise TypeError(
+        f"{place} is a {type(value).__name__}, which a checkpoint cannot hold and load with weights_only=True; use tensors, numbers, "
+        "strings, and dicts and lists of them"
+    )
+
+
+def plain_settings(method: Method) -> dict[str, Any]:
+    """The fields of a method by name: sequences, arrays and tensors as lists, paths as strings; the method itself keeps what it has.
+
+    Raises:
+        TypeError: one holds what no checkpoint can; named.
+    """
+    return {field.name: as_plain(_listed(getattr(method, field.name)), f"{method.name}.{field.name}") for field in fields(method)}
+
+
+def savable(method: Method) -> Method:
+    """The method; raises ``TypeError`` for one whose fields the first checkpoint could not hold."""
+    plain_settings(method)
+    return method
+
+
+def is_same(old: Any, new: Any) -> bool:
+    """Whether two values of a setting are the same: a list is equal to a tuple or array of the same items, and NaN to NaN."""
+    old, new = _listed(old), _listed(new)
+    return old == new or repr(old) == repr(new)
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=repr)
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = plain(value)
+    if isinstance(value, Mapping):
+        return {key: _listed(part) for key, part in value.items()}
+    # a loaded list equals a list
+    return [_listed(part) for part in value] if isinstance(value, (list, tuple, range)) else value
+
+
+def plain_plan(plan: Plan, method: str) -> Plan:
+    """The plan with metrics and learning-rate factor as Python's own numbers.
+
+    Raises:
+        TypeError: a metric is no number.
+        ValueError: the factor is none that an optimizer can take.
+    """
+    metrics = {str(name): _number(value) for name, value in plan.metrics.items()}
+    for name, value in metrics.items():
+        if value is None:
+            raise TypeError(
+                f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log what is none of them elsewhere"
+            )
+    if not isinstance(plan, EpochPlan):
+        return replace(plan, metrics=metrics)
+    factor = _number(plan.lr_factor)
+    if factor is None or not 0 < factor < math.inf:
+        raise ValueError(
+            f"{method}: lr_factor={shown(plan.lr_factor)} is not allowed; lr_factor must be a finite number > 0. 1.0 changes nothing."
+        )
+    return replace(plan, metrics=metrics, lr_factor=factor)
+
+
+def _number(value: Any) -> float | int | None:
+    """A number of Python, NumPy or torch as Python's own, True as 1.0; ``None`` when it is none."""
+    value = plain(value)
+    return float(value) if isinstance(value, bool) else value if isinstance(value, (int, float)) else None
+
+
+def brief(value: Any) -> str:
+    """``repr`` in one line of a message."""
+    text = repr(value)
+    return (
+        text if len(text) <= 80 else f"{text[:60]}... ({len(value)} values)" if hasattr(value, "__len__") else f"{text[:77]}..."
+    )
