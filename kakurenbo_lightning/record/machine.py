@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ import torch
 
 import kakurenbo_lightning
 
-SECRET = re.compile(r"(^|[._-])(key|apikey|token|password|passwd|secret)$", re.IGNORECASE)
-ADDRESS = re.compile(r"(://)[^/@\s]+@")
+_NAMES = "(?:api|access)?[_-]?key(?:[_-]?id)?|token|password|passwd|passphrase|secret|authorization|credentials?"
+SECRET = re.compile(rf"(?:^|[._-])(?:{_NAMES})$", re.IGNORECASE)
+IN_TEXT = (  # each with what stays in front of a secret
+    re.compile(r"(://)[^/@\s]+(?=@)"),
+    re.compile(r"(\bBearer\s+)[^\s'\"]+", re.IGNORECASE),
+    re.compile(rf"([{{,]\s*['\"]?(?:[\w.-]*[._-])?(?:{_NAMES})['\"]?\s*:\s*)[^,}}]+", re.IGNORECASE),  # a dict on a command line
+)
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
@@ -67,20 +73,37 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 def typed_command() -> str:
     """The command line of this process, without secrets."""
     words = sys.orig_argv or sys.argv or [""]
-    return shlex.join(_masked(word) for word in [Path(words[0]).name, *words[1:]])
+    pairs = pairwise(words)  # an option's value may be the word after it
+    masked = ["HIDDEN" if before.startswith("-") and _is_secret(before) else _masked(word) for before, word in pairs]
+    return shlex.join([Path(words[0]).name, *masked])
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """Settings with HIDDEN in the place of passwords: of values of keys like ``api_key``, and in addresses."""
+    """Settings with HIDDEN in the place of passwords: of text under a name like ``api_key``, and in addresses.
+
+    Args:
+        value: of dicts, lists, text and numbers.
+        name: under which it stands.
+    """
     if isinstance(value, Mapping):
-        return {key: without_secrets(part, str(key)) for key, part in value.items()}
+        return {key: without_secrets(part, name if _is_secret(name) else str(key)) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [without_secrets(part, name) for part in value]
     if isinstance(value, str):
-        return "HIDDEN" if value and SECRET.search(name) else ADDRESS.sub(r"\1HIDDEN@", value)
+        return "HIDDEN" if value and _is_secret(name) else _masked_text(value)
     return value
+
+
+def _is_secret(name: str) -> bool:
+    return SECRET.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)) is not None  # accessKeyId is access_Key_Id
 
 
 def _masked(word: str) -> str:
     name, equals, _ = word.partition("=")
-    return f"{name}=HIDDEN" if equals and SECRET.search(name) else ADDRESS.sub(r"\1HIDDEN@", word)
+    return f"{name}=HIDDEN" if equals and _is_secret(name) else _masked_text(word)
+
+
+def _masked_text(text: str) -> str:
+    for pattern in IN_TEXT:
+        text = pattern.sub(r"\1HIDDEN", text)
+    return text

@@ -233,7 +233,7 @@ class RunRecorder(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write that the run is stopped; the rows and samples written so far stay."""
         if self._info:
-            self._info["error"] = f"{type(exception).__name__}: {exception}"
+            self._info["error"] = without_secrets(f"{type(exception).__name__}: {exception}")
             if len(self._rows):
                 self._write_rows()
             if self._loaded is None:  # else nothing is known of the run yet

@@ -78,6 +78,50 @@ def test_secrets_are_not_written_down(monkeypatch):
     assert without_secrets(config) == {**config, "logger": {"api_key": "HIDDEN", "name": "key"}, "list": ["http://HIDDEN@c"]}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("authorization", "Authorization", "credentials", "credential", "access_key_id", "aws_access_key_id", "accessKeyId"),
+        *("apiKey", "client_secret", "DB_PASSWORD", "passphrase", "wandb.api-key", "auth_token"),
+    ],
+)
+def test_what_is_secret_by_its_name_is_not_written_down(name, monkeypatch):
+    parts = {"user": "me", "list": ["word"], "count": 3, "none": None}
+    hidden = {"user": "HIDDEN", "list": ["HIDDEN"], "count": 3, "none": None}
+    config = {"top": {name: "word", "named": parts}, name: parts}
+    assert without_secrets(config) == {"top": {name: "HIDDEN", "named": parts}, name: hidden}
+    words = [
+        "run",
+        f"logger.{name}=word",
+        f"--{name}=word",
+        f"--{name}",
+        "word",
+        "--epochs",
+        "3",
+        f"+headers={{{name}:word,a:b}}",
+    ]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    command = typed_command()
+    assert "word" not in command and command.count("HIDDEN") == 4
+    assert "--epochs 3" in command and "a:b}" in command
+
+
+def test_a_bearer_token_is_not_written_down_wherever_it_stands():
+    config = {"curl": "-H 'Authorization: Bearer abc.def-1' http://me:word@host", "model": {"key_dim": "64", "tokenizer": "bert"}}
+    expected = "-H 'Authorization: Bearer HIDDEN' http://HIDDEN@host"
+    assert without_secrets(config) == {**config, "curl": expected}
+
+
+def test_an_error_with_an_address_is_written_without_its_password(tmp_path):
+    class Broken(LoggingNet):
+        def on_train_epoch_end(self):
+            raise ConnectionError("no answer from mysql://me:word@host/db")
+
+    with pytest.raises(ConnectionError):
+        record(tmp_path, "kakurenbo", module=Broken())
+    assert run_json(tmp_path)["error"] == "ConnectionError: no answer from mysql://HIDDEN@host/db"
+
+
 def test_losses_that_are_not_finite_are_written_and_json_stays_json(tmp_path):
     class Bad(SureNet):
         def training_step(self, batch, batch_idx):
