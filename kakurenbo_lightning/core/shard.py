@@ -239,16 +239,21 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
 def _check_enough(total: int, layout: Layout) -> None:
     """Raise ``ValueError`` when ``total`` samples do not make a step; an epoch that has begun may have none left."""
     begun, world_size = layout.done[1] > 0, layout.world_size
+    if total == 0 and not begun:
+        raise ValueError(
+            f"epoch {layout.epoch} has 0 samples to train: the train loader's sampler yields none, or everything is hidden; give the "
+            "loader a sampler that yields some, or hide fewer"
+        )
     if layout.drop_last and total < layout.batch_size * world_size and not begun:
         raise ValueError(
             f"epoch {layout.epoch} has {total} samples to train, but one step takes batch_size * world_size = "
             f"{layout.batch_size} * {world_size} and drop_last=True drops the rest; use drop_last=False, a smaller batch_size or "
             "hide fewer samples"
         )
-    if not layout.drop_last and total < world_size and not (begun and total == 0):
+    if not layout.drop_last and 0 < total < world_size:
         raise ValueError(
-            f"epoch {layout.epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; "
-            f"{'the data set or its sampler may be empty: ' if total == 0 else ''}hide fewer samples or use fewer ranks"
+            f"epoch {layout.epoch} has {total} samples to train for {world_size} ranks, at least one each is needed; hide fewer samples "
+            "or use fewer ranks"
         )
 
 

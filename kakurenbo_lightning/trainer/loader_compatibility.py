@@ -136,6 +136,11 @@ def _check_loader(loader: DataLoader) -> None:
             f"dataset={type(loader.dataset).__name__} is an IterableDataset; samples are selected by index, so a map-style "
             "data set with __len__ and __getitem__ is needed"
         )
+    if num_samples(loader.dataset) == 0:
+        raise ConflictError(
+            f"the train data set, a {type(loader.dataset).__name__}, has length 0, so there is nothing to train; check where it reads its "
+            "samples from, and what it filters out"
+        )
     if loader.batch_sampler is None:
         raise ConflictError(
             "DataLoader(batch_size=None) is not allowed: samples must be batched by the loader; set batch_size, for example 128"

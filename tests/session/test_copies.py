@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from helpers import Net, fit, loader
-from torch.utils.data import DataLoader, TensorDataset
+from helpers import Net, Points, fit, loader
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 from kakurenbo_lightning import SampleSelection
 
@@ -27,6 +27,19 @@ def test_two_selections_in_one_trainer_are_named():
         fit(Net(), loader(), SampleSelection("random"), SampleSelection("random"), max_epochs=1)
 
 
-def test_a_data_set_without_samples_is_named():
-    with pytest.raises(ValueError, match=r"has 0 samples to train.*the data set or its sampler may be empty"):
-        fit(Net(), DataLoader(TensorDataset(torch.zeros(0, 3))), SampleSelection("random"), max_epochs=1)
+@pytest.mark.parametrize("method", ["random", "selective_backprop", "plb"])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_data_set_without_samples_is_named(method, drop_last):
+    empty = DataLoader(TensorDataset(torch.zeros(0, 3)), 8, drop_last=drop_last)
+    with pytest.raises(
+        ValueError, match=r"^the train data set, a TensorDataset, has length 0, so there is nothing to train; check where"
+    ):
+        fit(Net(), empty, SampleSelection(method), max_epochs=1)
+
+
+def test_a_sampler_without_samples_is_named():
+    empty = DataLoader(Points(64), 8, sampler=SubsetRandomSampler([]), drop_last=True)
+    with pytest.raises(
+        ValueError, match=r"^epoch 0 has 0 samples to train: the train loader's sampler yields none, or everything is hidden"
+    ):
+        fit(Net(), empty, SampleSelection("random"), max_epochs=1)
