@@ -44,6 +44,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def same_rng_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two of :func:`rng_state` continue with the same numbers."""
+    if one["python"] != other["python"] or one["numpy"][1:] != other["numpy"][1:] or one.keys() != other.keys():
+        return False
+    tensors = [(state["numpy"][0], state["torch"], *([state["cuda"]] if "cuda" in state else [])) for state in (one, other)]
+    return all(torch.equal(*pair) for pair in zip(*tensors, strict=True))
+
+
 @contextlib.contextmanager
 def isolated_rng() -> Iterator[None]:
     """The global streams are afterwards what they were before."""

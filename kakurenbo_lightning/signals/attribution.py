@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.batch_rows import slice_batch
+from kakurenbo_lightning.core.random import same_rng_state
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.cut import Cut, Made, Part, Term, raw_of, terms_of, values_of
 from kakurenbo_lightning.signals.graph import leaves
@@ -31,14 +32,17 @@ class Verdict:
             on the rest of its batch).
         reason: why it was skipped.
         cut: the first that passed.
+        own: it was skipped, but beside other samples values stay the same, if the same random numbers are drawn.
     """
 
     outcome: str
     reason: str = ""
     cut: Cut | None = None
+    own: bool = False
 
 
 ONE_SAMPLE = "the batch has one sample"
+NOISY = Verdict("skipped", "two equal passes differ: the step draws random numbers")
 ALIKE = Verdict("skipped", "all losses of the first batch are the same, or nearly, so they do not tell whose they are")
 
 
@@ -70,6 +74,12 @@ def halve(batch: Any, size: int) -> Halved | str:
     return Halved(part, half)
 
 
+def beside_others(batch: Any, size: int) -> Any:
+    """The batch with rows of its first half, one further, in the places of the second."""
+    half = size // 2
+    return slice_batch(batch, torch.cat([torch.arange(half), torch.arange(1, size - half + 1) % half]), size)
+
+
 def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], tolerance: float = CLOSE) -> Verdict:
     """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
@@ -91,7 +101,7 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
         return Verdict("permuted")
     passes = (once_more if number == 1 else again(number) for number in range(1, NOISE_PASSES + 1))
     if any(other.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(other, whole) for other in passes):
-        return Verdict("skipped", "two equal passes differ: the step draws random numbers")
+        return NOISY
     return Verdict("batch")
 
 
@@ -133,10 +143,11 @@ def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved)
         return Verdict(
             "skipped", "a BatchNorm without running statistics makes every sample depend on its batch, in eval mode too"
         )
-    again = cache(lambda others: Tried(*run(batch, size, others), size))
+    again = cache(lambda others: Tried(*run(beside_others(batch, size) if others is None else batch, size, others or 0), size))
     verdicts = [_tried(cut, runs, again) for cut in cuts]
-    outcomes = ("verified", "alike", "permuted", "batch", "skipped")
-    ranks = [outcomes.index("alike" if verdict.reason == ALIKE.reason else verdict.outcome) for verdict in verdicts]
+    outcomes = ("verified", "alike", "own", "permuted", "batch", "skipped")
+    names = ("alike" if v.reason == ALIKE.reason else "own" if v.own else v.outcome for v in verdicts)
+    ranks = [outcomes.index(name) for name in names]
     # what adds up to the loss is its values also where all are alike, as of a clamp that all of the batch is above; what does not is none
     likely = [n for n, cut in enumerate(cuts) if cut.exact and ranks[n] <= 1] or range(len(cuts))
     return verdicts[min(likely, key=ranks.__getitem__)]
@@ -150,14 +161,17 @@ class Tried(NamedTuple):
     size: int
 
 
-def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[int], Tried]) -> Verdict:
+Again = Callable[["int | None"], Tried]  # with which other random numbers; None: with the same ones, beside other samples
+
+
+def _tried(cut: Cut, runs: Sequence[Tried], again: Again) -> Verdict:
     found = [terms_of(cut, tried.recording, tried.loss) for tried in runs]
     terms = [one.terms for one in found if one is not None and len(one.terms) == len(cut.parts)]
     if len(terms) < len(found):
         return Verdict("skipped", "in a scoring pass (eval mode) the step makes its loss in another way")
     whole, half = terms
 
-    def once_more(number: int, others: int) -> Tensor:
+    def once_more(number: int, others: int | None) -> Tensor:
         tried = again(others)
         made = terms_of(cut, tried.recording, tried.loss)
         return raw_of(made.terms[number], tried.size).float() if made else torch.empty(0)
@@ -172,14 +186,33 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Callable[[int], Tried]) -> Ve
             return Verdict("batch")
         tolerance = 10 * CLOSE if any(tried.recording.low_precision for tried in runs) else CLOSE
         verdict = compare(values[0], values[1], partial(once_more, number), tolerance)
-        if verdict.outcome != "verified" and verdict is not ALIKE:
+        if verdict is NOISY:
+            verdict = _with_the_same_numbers(values[0], partial(once_more, number), again, tolerance)
+        if verdict.outcome != "verified" and verdict is not ALIKE and not verdict.own:
             return verdict
         verdicts.append(verdict)
+    if any(verdict.own for verdict in verdicts):  # how a part scales cannot be told by other random numbers
+        return replace(NOISY, own=True, cut=cut)
     counts = _counts(*runs)
     parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
     # of what equal losses leave open the likeliest is taken
     made = replace(cut, parts=tuple(parts), guess="", constant=_constant(found, runs) if cut.constant else "")
     return replace(ALIKE if all(verdict is ALIKE for verdict in verdicts) else Verdict("verified"), cut=made)
+
+
+def _with_the_same_numbers(whole: Tensor, once_more: Callable[[int | None], Tensor], again: Again, tolerance: float) -> Verdict:
+    """What is known of values with random numbers, by a run that draws the same ones, in which the second half is of other samples.
+
+    A step that draws as many as its samples make it, or from a generator of its own, is not known by it.
+    """
+    same, other = once_more(0), once_more(None)
+    scale, half = whole.abs().nanmean(), len(whole) // 2
+    states = [again(others).recording.random for others in (0, None)]
+    if other.shape != whole.shape or not (same_rng_state(*states) and _same(same, whole, scale, ROUNDING)):
+        return NOISY
+    if _same(other[:half], whole[:half], scale, tolerance):
+        return replace(NOISY, own=True)
+    return Verdict("batch")
 
 
 def _constant(found: Sequence[Made | None], runs: Sequence[Tried]) -> str:

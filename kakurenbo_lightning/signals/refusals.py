@@ -105,7 +105,7 @@ def attribution(outcome: str) -> str:
         )
     else:
         what = (
-            "the value of a sample depends on which others are in its batch (the first half of the batch alone gives other numbers), "
+            "the value of a sample depends on which others are in its batch (alone, or beside others, the first half has other numbers), "
             "as in a contrastive loss, with mixup, or in a loss normalised over the batch (Dice, Jaccard): it is not the sample's own. "
             "Use random or random_cycle, or return values of your own choice"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.batch_rows import slice_batch
-from kakurenbo_lightning.core.random import isolated_rng, seed_everything
+from kakurenbo_lightning.core.random import isolated_rng, rng_state, seed_everything
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict, compare, halve
@@ -151,6 +151,7 @@ class Rehearsal:
             recording = make(size)
             with _rehearsing(self, size, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
+                recording.random = rng_state()
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)
             recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)

@@ -171,6 +171,7 @@ class Recording:
         calls: in order.
         batch_statistics: a BatchNorm has used the batch's.
         low_precision: the step computes in half precision, at least in part; noticed where attribution is tested.
+        random: the state of all random streams behind the run, where attribution is tested.
         busy: a call is being made or evaluated; what it calls itself is not of interest.
         traced: calls within ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
     """
@@ -182,6 +183,7 @@ class Recording:
     calls: list[LossCall] = field(default_factory=list)
     batch_statistics: bool = False
     low_precision: bool = False
+    random: dict[str, Any] = field(default_factory=dict)
     busy: bool = False
     enclosed: bool = False
     traced: list[tuple[Any, ...]] = field(default_factory=list)

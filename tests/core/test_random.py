@@ -3,11 +3,13 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from kakurenbo_lightning.core.random import (
     isolated_rng,
     rng_state,
+    same_rng_state,
     seed_everything,
     set_rng_state,
     stream_generator,
@@ -74,3 +76,13 @@ def test_a_stream_differs_by_seed_epoch_and_name():
     assert len(seeds) == 8 and all(0 <= seed < 2**63 for seed in seeds)
     first, again = (torch.rand(4, generator=stream_generator(1, 2, "deal")) for _ in range(2))
     assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, np.random.randn, lambda: torch.rand(1)])
+def test_states_are_the_same_until_one_stream_draws(draw):
+    before = rng_state()
+    assert same_rng_state(before, rng_state())
+    with isolated_rng():
+        draw()
+        assert not same_rng_state(before, rng_state())
+    assert same_rng_state(before, rng_state())

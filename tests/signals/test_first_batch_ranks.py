@@ -136,7 +136,7 @@ def said(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "runs", "outcomes"),
     [
-        ("noisy", 6, ("verified", "skipped: two equal passes differ")),
+        ("noisy", 8, ("verified", "skipped: two equal passes differ")),
         ("gradients within", None, ("verified", "verified")),
         ("fails in eval", None, ("skipped: in a scoring pass the step returned", "verified")),
         ("mixed up", 4, ("on rank 1: ", "attribution")),
