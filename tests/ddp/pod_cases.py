@@ -110,6 +110,8 @@ class Streamed(pl.Callback):
             epoch["written"].append(drawn.written)
 
     def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch not in self.epochs:  # resumed after its last batch
+            self._begin(trainer, pl_module)
         epoch = self.epochs[trainer.current_epoch]
         epoch["table"] = self._table()
         epoch["seen"] = pl_module.seen
