@@ -65,7 +65,7 @@ def write_thumbnails(folder: Path, thumbnails: Thumbnails) -> None:
 
 
 class BackgroundWriter:
-    """One thread that writes into a folder; what cannot be written (a full disk) is a warning, and training goes on.
+    """One thread that writes into a folder; what cannot be written (a full disk) is a warning, once a fit, and training goes on.
 
     Args:
         folder: where to.
@@ -75,11 +75,13 @@ class BackgroundWriter:
         self._folder = folder
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future] = []
+        self._warned = False
 
     def start(self) -> None:
         """Make the thread; without it, nothing is written."""
         import pyarrow.parquet  # noqa: F401  now, because in the thread it would compete with the first steps
 
+        self._warned = False
         self._thread = ThreadPoolExecutor(1, "run recorder")
 
     def submit(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -92,10 +94,13 @@ class BackgroundWriter:
         try:
             write(self._folder, *arguments)
         except Exception as error:  # training is worth more than its record
+            if self._warned:
+                return
+            self._warned = True
             rank_zero_warn(
                 f"RunRecorder: {getattr(error, 'filename', None) or self._folder} is not written "
-                f"({getattr(error, 'strerror', None) or error}), training goes on; make room or set another folder. What was "
-                "there is whole"
+                f"({getattr(error, 'strerror', None) or error}), training goes on and this is tried again without another "
+                "warning; make room or set another folder. What was there is whole"
             )
 
     def flush(self) -> None:

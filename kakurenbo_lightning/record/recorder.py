@@ -91,7 +91,8 @@ class RunRecorder(L.Callback):
         self._counts = SampleCounts(0, torch.device("cpu"))
         self._loaded: dict[str, Any] | None = None
         self._fit_seconds, self._started = 0.0, None  # of earlier fits, and when the first one began
-        self._resumed = self._warned = False
+        self._resumed = False
+        self._warned: set[str] = set()  # settings whose warning was given
 
     # --- the fit
 
@@ -198,8 +199,8 @@ class RunRecorder(L.Callback):
         if self._rows.epoch is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._rows.take_validation(trainer, self._logged_before)
-        if self.metric is not None and self.metric not in self._rows.validation and not self._warned:
-            self._warned = True
+        if self.metric is not None and self.metric not in self._rows.validation and "metric" not in self._warned:
+            self._warned.add("metric")
             names = ", ".join(sorted(self._rows.validation)) or "nothing"
             rank_zero_warn(
                 f"RunRecorder(metric={self.metric!r}): validation does not log it, so the run has no score; it logs {names}"
@@ -302,6 +303,9 @@ class RunRecorder(L.Callback):
             try:
                 log_samples(self._trainer, columns, thumbnails, epochs)
             except Exception as error:  # a full disk, a network that is down: training is worth more
+                if "to_loggers" in self._warned:
+                    return
+                self._warned.add("to_loggers")
                 rank_zero_warn(f"RunRecorder: a logger did not take histograms or images ({error}), training goes on")
 
     # --- state

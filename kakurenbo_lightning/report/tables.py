@@ -14,6 +14,7 @@ from kakurenbo_lightning.report.reading import clean
 
 SHARE = re.compile(r"accuracy|precision|recall|auroc|(?<![a-z])(acc|f1(score)?|(m|mean)?iou|top)(?![a-z])")  # of names
 LOWER = re.compile(r"loss|error|perplexity|(?<![a-z])r?m[as]p?e(?![a-z])")  # names of metrics that are to fall
+MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")  # of Markdown; an underscore within a word is none
 COUNTS = ["trained", "forwards", "backwards"]  # columns that a narrow terminal has no room for
 
 
@@ -154,9 +155,10 @@ def runs_text(groups: list[Group]) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table of text for a README."""
-    rows = [list(table), ["---", *["---:"] * (len(table.columns) - 1)], *table.values.tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+    """A table of text for a README; names of runs and metrics are shown as they are, whatever they have of Markdown and HTML."""
+    rows = [[MARKS.sub(r"\\\g<0>", " ".join(cell.split())) for cell in row] for row in (list(table), *table.values.tolist())]
+    rows.insert(1, ["---", *["---:"] * (len(table.columns) - 1)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 # --- cells

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from markdown_it import MarkdownIt
 from report_runs import RunFolder, groups_of, write_sweep
 
 from kakurenbo_lightning.report.notes import notes
@@ -94,6 +95,22 @@ def test_markdown_is_a_table_and_nothing_else(tmp_path):
     assert lines[0].startswith("| method | accuracy (%) | difference (points) | seconds | saving | ideal |")
     assert lines[1] == "| --- |" + " ---: |" * 10
     assert lines[3].startswith("| a\\|b | 91.00 | +1.00 | 5.0 | 50.0% |") and len(lines) == 4
+
+
+ODD = ["a|b\\|c", "*x* _y_ `z` ~w~", "[k](http://h) ![i](j)", "<img src=x> &amp; $t$", "two\nlines", "max_fraction_of=0.3"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_markdown_shows_names_as_they_are(tmp_path, name):
+    """As a reader of Markdown understands it: one row, and the name as text."""
+    changes = {"metric": f"val/acc {name.replace('/', ' ')}"}
+    write_sweep(tmp_path, [RunFolder(name, score=0.9, seconds=5.0, changes=changes)])
+    text = markdown(comparison_text(groups_of(tmp_path)))
+    cells = [token.children for token in MarkdownIt("gfm-like").disable("linkify").parse(text) if token.type == "inline"]
+    shown = ["".join(child.content for child in children) for children in cells]
+    assert {child.type for children in cells for child in children} <= {"text", "text_special"}
+    assert len(shown) == 22 and shown[11] == " ".join(name.split())
+    assert shown[1].startswith(" ".join(changes["metric"].removeprefix("val/").split()))
 
 
 def test_one_seed_has_no_deviation_and_other_seeds_no_pair(tmp_path):
