@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 from collections import OrderedDict
@@ -45,7 +46,7 @@ def as_plain(value: Any, place: str) -> Any:
 
 
 def plain_settings(method: Method) -> dict[str, Any]:
-    """The fields of a method by name: sequences, arrays and tensors as lists, paths as strings; the method itself keeps what it has.
+    """The fields of a method: sequences, arrays and tensors as lists, paths as strings, functions by name; the method keeps what it has.
 
     Raises:
         TypeError: one holds what no checkpoint can; named.
@@ -68,6 +69,8 @@ def is_same(old: Any, new: Any) -> bool:
 def _listed(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if inspect.isroutine(value):  # by its name, as pickle keeps it
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=repr)
     if isinstance(value, (Tensor, np.ndarray)):

@@ -17,6 +17,7 @@ from kakurenbo_lightning.hydra_support import configs
 from kakurenbo_lightning.hydra_support.configs import method_config
 from kakurenbo_lightning.methods import registry
 from kakurenbo_lightning.methods.settings import number, setting
+from kakurenbo_lightning.session.checkpoint import describe_method
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def test_plain_fields_have_the_types_that_omegaconf_knows(own):
     method = instantiate(config).method
     assert (method.count, method.words, method.either, method.mode) == (3, ["a", "b"], [1, 0.5], 7)
     assert (method.table, method.function) == ({"a": 1}, len)
+    assert describe_method(method)["settings"]["function"] == "builtins.len"
 
 
 def test_annotations_that_cannot_be_resolved_leave_plain_fields_untyped(own):
