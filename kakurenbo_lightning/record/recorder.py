@@ -199,12 +199,10 @@ class RunRecorder(L.Callback):
         if self._rows.epoch is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         self._rows.take_validation(trainer, self._logged_before)
-        if self.metric is not None and self.metric not in self._rows.validation and "metric" not in self._warned:
-            self._warned.add("metric")
+        if self.metric is not None and self.metric not in self._rows.validation:
             names = ", ".join(sorted(self._rows.validation)) or "nothing"
-            rank_zero_warn(
-                f"RunRecorder(metric={self.metric!r}): validation does not log it, so the run has no score; it logs {names}"
-            )
+            text = f"RunRecorder(metric={self.metric!r}): validation does not log it, so the run has no score; it logs {names}"
+            _warn_once(self._warned, "metric", text)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's row."""
@@ -303,10 +301,8 @@ class RunRecorder(L.Callback):
             try:
                 log_samples(self._trainer, columns, thumbnails, epochs)
             except Exception as error:  # a full disk, a network that is down: training is worth more
-                if "to_loggers" in self._warned:
-                    return
-                self._warned.add("to_loggers")
-                rank_zero_warn(f"RunRecorder: a logger did not take histograms or images ({error}), training goes on")
+                text = f"RunRecorder: a logger did not take histograms or images ({error}), training goes on"
+                _warn_once(self._warned, "to_loggers", text)
 
     # --- state
 
@@ -335,6 +331,12 @@ class RunRecorder(L.Callback):
 
 
 join(RunRecorder)  # for a command line that asks before an instance is made
+
+
+def _warn_once(warned: set[str], setting: str, text: str) -> None:
+    if setting not in warned:
+        warned.add(setting)
+        rank_zero_warn(text)
 
 
 def _warn_of_run(folder: Path) -> None:
