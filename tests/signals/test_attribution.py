@@ -406,3 +406,10 @@ def test_tokens_of_a_head_of_zeros_belong_to_their_samples():
 
     _, made = observed(step, heads, [heads.batch(0)])
     assert made[0][1]["loss"].shape == (BATCH,)
+
+
+def test_little_noise_is_not_taken_for_another_order():
+    whole = torch.linspace(1, 2, 8, dtype=torch.float64)
+    noise = 1 + 5e-4 * torch.linspace(-1, 1, 8, dtype=torch.float64).cos()
+    assert compare(whole, 1.02 * whole[:4], lambda others: whole * noise**others).outcome != "permuted"
+    assert compare(whole, 1.02 * whole[:4], lambda others: whole.roll(others)).outcome == "permuted"
