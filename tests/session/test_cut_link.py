@@ -36,7 +36,7 @@ def test_nodes_that_lose_their_link_end_by_name_and_go_on_to_the_weights_of_the_
     uncut = on_ranks(tmp_path / "uncut", "kakurenbo", 4, strategy="ddp_find_unused_parameters_true", **OPTIONS)
     for rank in RANKS:
         resumed = torch.load(tmp_path / f"resumed.{rank}.pt", weights_only=True)
-        assert resumed["resumed"] == {"epoch": 1, "step": 2, "ended": 0}, (
+        assert resumed["resumed"] == {"epoch": 1, "step": 2, "validated": 0, "ended": 0}, (
             "from the checkpoint after 8 steps, 6 of them in epoch 0"
         )
         assert differences(uncut[rank], resumed) == []
