@@ -321,6 +321,7 @@ class SampleSelection(pl.Callback):
         if self._release(trainer):
             self._active.explain(exception)
             explain_worker_errors(self._active.explain)  # this one may have come before training began
+            self._active.adapter.keep_error()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""

@@ -23,7 +23,7 @@ from kakurenbo_lightning.trainer.module_state import ModuleState
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
     "fit_loop._data_source.dataloader",
-    "fit_loop._combined_loader",
+    "fit_loop._combined_loader",  # and its _iterator
     "fit_loop._data_fetcher",
     "fit_loop.max_batches",
     "fit_loop.epoch_loop.batch_progress",
@@ -304,6 +304,15 @@ class TrainerAdapter:
         fresh = has_begun and fit_loop._data_fetcher.fetched == 0
         if resumed or (self.trainer.current_epoch == 0 and not fresh):
             iter(fit_loop._data_fetcher)
+
+    def keep_error(self) -> None:
+        """Before Lightning takes down a fit that failed: an error while loaders were started stays the one that the user gets.
+
+        Lightning then asks a loader that has no iterator for its length, and raises in place of that error.
+        """
+        fit_loop = self.trainer.fit_loop
+        if fit_loop._combined_loader is not None and fit_loop._combined_loader._iterator is None:
+            fit_loop._data_fetcher = None
 
     # --- batches outside the loop
 

@@ -160,6 +160,16 @@ def test_a_worker_that_dies_is_an_error_and_no_hang(tmp_path, epoch):
     assert_note(end, "rank 0", f"in epoch {epoch}")
 
 
+@pytest.mark.parametrize("method", ["kakurenbo", "plb"])
+def test_an_error_while_workers_are_started_is_not_hidden_by_lightnings_teardown(method):
+    """A worker may die as early as that; plain Lightning says "Please call `iter(combined_loader)` first" and no more."""
+    train = DataLoader(
+        Points(SAMPLES), 8, shuffle=True, num_workers=1, multiprocessing_context="spawn", worker_init_fn=lambda worker: None
+    )
+    with pytest.raises(Exception, match="pickle"):
+        fit(Net(), train, SampleSelection(method))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
 def test_an_error_before_the_first_epoch_is_planned_says_where_it_was():
     """A worker may die as soon as it has been started, which is before."""
