@@ -28,16 +28,19 @@ class Requeue:
         self._number: int | None = None  # of the signal
         self._handler: Callable[..., Any] | None = None  # Lightning's
         self._received = False
+        self._group: dist.ProcessGroup | None = None  # of the ranks' processors
         self._answered_first = False  # another rank was notified before this one
 
     def hold(self) -> None:
-        """From now on the signal waits, if Lightning answers one."""
+        """From now on the signal waits, if Lightning answers one; collective."""
         self.release()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}:
             handler = signal.getsignal(number)
             parts = getattr(handler, "signal_handlers", [])
             if callable(handler) and any(getattr(part, "__name__", "") == "_slurm_sigusr_handler_fn" for part in parts):
                 self._number, self._handler = number, handler
+                if self._adapter.world_size > 1 and self._group is None:
+                    self._group = dist.new_group(backend="gloo")
                 signal.signal(number, self._note)
                 return
 
@@ -50,9 +53,9 @@ class Requeue:
         if self._handler is None or (alone and several):
             return
         received = self._received
-        if several:
-            ranks = torch.tensor(int(received), device=self._adapter.trainer.strategy.root_device)
-            dist.all_reduce(ranks, dist.ReduceOp.MAX)
+        if several:  # over gloo: to read what NCCL has reduced is to wait for the device, at every step
+            ranks = torch.tensor(int(received))
+            dist.all_reduce(ranks, dist.ReduceOp.MAX, group=self._group)
             received = bool(ranks)
         if received:
             self._answered_first, self._received = not self._received, False
