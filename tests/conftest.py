@@ -22,3 +22,10 @@ def pytest_collection_modifyitems(items):
         quick, slow = item.get_closest_marker("quick"), item.get_closest_marker("slow_cases")
         if (quick is not None and not set(parts) & set(quick.args)) or (slow is not None and set(parts) & set(slow.args)):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def no_seed_of_an_earlier_test():
+    """``seed_everything`` leaves its seed in the environment, where a ``SampleSelection`` without one takes it from."""
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
