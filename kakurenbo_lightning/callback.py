@@ -69,8 +69,7 @@ class SampleSelection(pl.Callback):
     Args:
         method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object.
         seed: of the order and of random choices; by default the one of ``seed_everything``, else 0.
-        align_schedules: advance step-interval learning-rate schedules evenly when an epoch is shorter than a full one, so that
-            one built from ``trainer.estimated_stepping_batches`` ends where it should.
+        align_schedules: advance step-interval schedules evenly in shorter epochs, to the end that was planned for full ones.
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
             ``correct``); by default the module's method of that name, if any.
         on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``

@@ -1,5 +1,6 @@
 """The small training that `recipes.benchmarks.faults` kills and resumes, and what of it must come out the same."""
 
+import inspect
 import os
 import random
 import tempfile
@@ -21,6 +22,7 @@ from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks.fault_record import Kill, MemoryLogger, Record
 
 SAMPLES, FEATURES, CLASSES = 93, 6, 3
+SAVES_ON_EXCEPTION = "save_on_exception" in inspect.signature(ModelCheckpoint).parameters  # not in Lightning 2.5.0
 # of methods that would hide next to nothing here by default; the others run with their defaults
 SETTINGS: dict[str, dict[str, Any]] = {
     "kakurenbo": {"max_fraction": 0.5, "tau": 0.5},
@@ -145,7 +147,9 @@ def checkpoints(folder: Path, every: int) -> list[ModelCheckpoint]:
     if not every:
         return []
     plain = {"auto_insert_metric_name": False}
-    steps = {"every_n_train_steps": every, "save_last": True, "save_on_exception": "RANK" not in os.environ}
+    steps = {"every_n_train_steps": every, "save_last": True}
+    if SAVES_ON_EXCEPTION:
+        steps["save_on_exception"] = "RANK" not in os.environ
     return [
         ModelCheckpoint(folder, filename="after-{step}", **steps, **plain),
         ModelCheckpoint(folder, filename="validated-{step}", save_on_train_epoch_end=False, mode="max", **plain),

@@ -10,7 +10,7 @@ from recipes.benchmarks.fault_run import differences
 from recipes.benchmarks.faults import Training, newest
 
 METHODS = ("kakurenbo", "selective_backprop", "plb")
-EPOCH, BATCH = 3, 3  # the backprop method makes a step of this batch
+EPOCH, BATCH = 3, 3  # the backprop method makes a step of this batch, whatever the version of torch
 # the hook that the signal comes in, and the steps of the epoch that are done when it is answered
 MOMENTS = {
     "on_train_batch_start": BATCH + 1,

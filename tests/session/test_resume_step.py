@@ -20,7 +20,7 @@ MOMENTS = (
     "on_train_batch_end",
 )
 METHODS = ("kakurenbo", "selective_backprop", "plb")
-EPOCH, MIDDLE, LAST = 3, 2, -1  # the backprop method makes a step of each of these batches
+EPOCH, MIDDLE, LAST = 3, 3, -1  # the backprop method makes a step of each of these batches, whatever the version of torch
 
 
 def cut_and_resumed(folder, method, *cuts, **settings):
