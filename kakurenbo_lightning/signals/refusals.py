@@ -112,11 +112,25 @@ def attribution(outcome: str) -> str:
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
 
+def _of_it(share: float, complete: bool = False) -> str:
+    """How much of the loss a part of it is; a percentage alone misleads where the rest is about 0 or has the other sign.
+
+    Args:
+        share: of the loss of the first batch.
+        complete: the rest trains nothing.
+    """
+    if f"{share:.1%}" == "100.0%":
+        rest = "the rest of which is about 0 in the first batch but has a gradient of its own"
+        return "nearly all of it in the first batch" if complete else rest
+    rest = "" if 0 <= share <= 1 else f", where the rest is {1 - share:.1%} of it"
+    return f"{share:.1%} of it in the first batch{rest}"
+
+
 def part_of_loss(calls: str, share: float, complete: bool) -> str:
     """A warning: values are of a part of the loss; ``complete``: the rest trains nothing."""
     rest = ", and the rest, which has no gradient, is another number in another batch" if complete else ""
     return (
-        f"SampleSelection: {calls} is a part of the loss, {share:.1%} of it in the first batch{rest}. Samples are chosen by that part "
+        f"SampleSelection: {calls} is a part of the loss, {_of_it(share, complete)}{rest}. Samples are chosen by that part "
         "alone; to choose by all of it, return sample_loss from training_step"
     )
 
@@ -124,8 +138,13 @@ def part_of_loss(calls: str, share: float, complete: bool) -> str:
 def small_part(calls: str, share: float, parts: int) -> str:
     """What is found is too little of the loss to stand for it."""
     are = "is" if parts == 1 else "are together"
+    little = (
+        f"only {share:.1%} of the loss of the first batch"
+        if share >= 0
+        else f"of the other sign than the loss of the first batch ({share:.1%} of it)"
+    )
     return (
-        f"per-sample values: {calls} {are} only {share:.1%} of the loss of the first batch, and the rest of it has no values by sample "
+        f"per-sample values: {calls} {are} {little}, and the rest of it has no values by sample "
         "that could be found, so samples would be chosen by what is hardly trained. Return the whole loss of each sample from "
         "training_step as sample_loss, or give the callback a function that does, SampleSelection(..., sample_outputs=lambda batch: ...); "
         "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). random and random_cycle "
@@ -146,7 +165,7 @@ def not_verified(calls: str) -> str:
 def rest_unweighted(what: str, share: float) -> str:
     """Loss weights that would act on a part of the loss."""
     return (
-        f"loss weights: {what} is only a part of the loss, {share:.1%} of it in the first batch, and the rest would not be weighted. If "
+        f"loss weights: {what} is only a part of the loss, {_of_it(share)}, and weights would not reach the rest. If "
         "the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of "
         f"the whole loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
     )

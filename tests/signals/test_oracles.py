@@ -9,7 +9,7 @@ from losses import BATCH, LOSSES, SAMPLES, Heads, gradient, observed
 from torch import nn
 
 from kakurenbo_lightning.errors import OutputsError
-from kakurenbo_lightning.signals import captured
+from kakurenbo_lightning.signals import captured, refusals
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 
@@ -172,6 +172,46 @@ def test_weights_of_a_part_are_refused_unless_the_rest_is_no_samples(name, heads
     each = F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none")
     by_hand = PARTS[name](heads, batch) - each.mean() + (weights * each).mean()
     assert torch.allclose(gradient(outputs, heads), gradient(by_hand, heads), rtol=1e-4, atol=1e-6)
+
+
+def beside(rest, scale=1.0):
+    """Cross-entropy with ``rest(heads)``, which no sample's values make."""
+    return lambda heads, batch: scale * F.cross_entropy(heads.classes(batch["x"]), batch["y"]) + rest(heads.classes.weight.norm())
+
+
+ABOUT_0 = (
+    "F.cross_entropy is only a part of the loss, the rest of which is about 0 in the first batch but has a gradient of its own"
+)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        (beside(lambda norm: norm - norm.detach()), f"loss weights: {ABOUT_0}, and weights would not reach the rest. If"),
+        (beside(lambda norm: 1e-6 * norm), f"loss weights: {ABOUT_0}, and weights would not reach the rest. If"),
+        (
+            beside(lambda norm: -0.1 * norm),
+            r"1\d\d\.\d% of it in the first batch, where the rest is -\d+\.\d% of it, and weights",
+        ),
+        (beside(lambda norm: 0.1 * norm), r"only a part of the loss, \d\d\.\d% of it in the first batch, and weights would"),
+    ],
+    ids=["0", "about 0", "negative", "positive"],
+)
+def test_what_the_rest_of_the_loss_is_stands_in_words_where_a_percentage_would_mislead(step, why, heads, batches):
+    """As in ``(losses * exp(-a)).mean() + a`` with a parameter ``a`` that begins at 0."""
+    with pytest.raises(OutputsError, match=why):
+        observed(step, heads, batches[:1], weighs=True)
+
+
+def test_a_part_of_the_other_sign_than_the_loss_does_not_stand_for_it(heads, batches):
+    why = r"F.cross_entropy is of the other sign than the loss of the first batch \(-\d+\.\d% of it\)"
+    with pytest.raises(OutputsError, match=why):
+        observed(beside(lambda norm: norm, scale=-0.01), heads, batches[:1])
+
+
+def test_a_rest_that_trains_nothing_has_no_gradient_of_its_own():
+    said = refusals.part_of_loss("F.cross_entropy", 0.9997, complete=True)
+    assert "nearly all of it in the first batch, and the rest, which has no gradient, is another number in another batch" in said
 
 
 def test_a_penalty_on_as_many_weights_as_there_are_samples_is_no_value_of_theirs(heads):
