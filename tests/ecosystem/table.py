@@ -22,7 +22,7 @@ from foreign import GRADIENT_TOLERANCE, METHODS, TOLERANCE, Case, Outcome, outco
 
 import kakurenbo_lightning
 
-LIBRARIES = ("chemprop", "geometric", "smp", "tabular", "torchgeo", "transformers")
+LIBRARIES = ("chemprop", "geometric", "monai", "smp", "tabular", "timm", "torchgeo", "transformers")
 LONGEST = 420  # characters of what was said
 BEGIN = "<!-- written by tests/ecosystem/table.py -->\n"
 HEAD = "| case | methods | trained untouched | what was said | values exact | gradients exact |\n| --- | --- | --- | --- | --- | --- |"
@@ -95,7 +95,7 @@ def main(path: Path) -> None:
         tables.append("\n".join([f"\n## {package} {version(package)}\n", HEAD, *made, ""]))
     source = Path(kakurenbo_lightning.__file__).parent
     commit = subprocess.run(["git", "-C", source, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "torchmetrics", "timm"))
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "lightning", "torchmetrics"))
     text = path.read_text().partition(BEGIN)[0]
     path.write_text(f"{text}{BEGIN}\nAt commit {commit}, with {others}.\n{''.join(tables)}")
 
