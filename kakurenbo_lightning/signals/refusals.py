@@ -41,6 +41,9 @@ _OF_THE_BATCH = (
 )
 
 
+GRAPHS = "; of nodes return what each graph has as sample_loss, torch_geometric.utils.scatter(losses, batch.batch, reduce='mean')"
+
+
 def partial_calls(counts: Mapping[str, Sequence[int]], size: int) -> str:
     """Criteria that were called on another number of rows than the ``size`` samples of the batch; ``counts``: of rows, by name."""
     said = []
@@ -48,10 +51,12 @@ def partial_calls(counts: Mapping[str, Sequence[int]], size: int) -> str:
         times = f"{len(rows)} times, " if len(rows) > 1 else ""
         few, many = min(rows), max(rows)
         said.append(f"{name} was called {times}on {few if few == many else f'{few} to {many}'} row{'s' if many > 1 else ''}")
+    more = all(min(rows) > size for rows in counts.values())  # than samples
+    joined, of_joined = (", and of the nodes of joined graphs", GRAPHS) if more else ("", "")
     return (
-        f"{' and '.join(said)}, and the batch has {size} samples: of what a mask, a loop or chunks take of a batch, nothing tells which "
-        "samples it is. Call the criterion once on the whole batch with reduction='none', and leave out what does not count afterwards, "
-        "(sample_loss * mask).sum() / mask.sum(), or tokens by ignore_index"
+        f"{' and '.join(said)}, and the batch has {size} samples: of what a mask, a loop or chunks take of a batch{joined}, nothing tells "
+        "which samples it is. Call the criterion once on the whole batch with reduction='none', and leave out what does not count "
+        f"afterwards, (sample_loss * mask).sum() / mask.sum(), or tokens by ignore_index{of_joined}"
     )
 
 

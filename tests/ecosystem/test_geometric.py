@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
-from foreign import BATCH, INDIVISIBLE, METHODS, Case, Training, check
+from foreign import BATCH, INDIVISIBLE, METHODS, PARTIAL, Case, Training, check
 from torch import nn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
@@ -73,15 +73,16 @@ def with_gaps():
     return Training(MaskedNet(), loader, terms=lambda graph: graph.y.isfinite().sum())
 
 
+ONE_BATCH = {"plb": INDIVISIBLE["plb"]}  # whose first batch has 16 labels of 8 graphs
 OWN_CLASS = {"selective_backprop": r"the batch holds a DataBatch.*kakurenbo, infobatch or plb"}
 CASES = [
     Case("graph-level classification", "torch-geometric", lambda: Training(GraphNet(), graphs()), OWN_CLASS),
-    Case("three tasks with missing labels", "torch-geometric", with_gaps, {**INDIVISIBLE, **OWN_CLASS}),
+    Case("three tasks with missing labels", "torch-geometric", with_gaps, {**PARTIAL, **OWN_CLASS, **ONE_BATCH}),
     Case(
         "classification of nodes",
         "torch-geometric",
         lambda: Training(NodeNet(), graphs(nodewise=True), terms=nodes_of),
-        {**INDIVISIBLE, **OWN_CLASS},
+        {**PARTIAL, **OWN_CLASS},
     ),
 ]
 

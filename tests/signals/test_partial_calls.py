@@ -60,6 +60,26 @@ def test_a_criterion_that_sees_a_part_of_the_batch_is_named_once_with_the_fix(st
     assert message.count("F.cross_entropy was called") == 1
     assert "a mask, a loop or chunks" in message and "(sample_loss * mask).sum() / mask.sum()" in message
     assert "Dice" not in message, "it is no loss over the whole batch"
+    assert ("graph" in message) is (step is masked_tokens), "more rows than samples may be the nodes of graphs, fewer cannot"
+
+
+def nodes(heads, batch):
+    """Samples of 2 to 4 nodes each, joined as PyTorch Geometric does."""
+    graph = torch.arange(BATCH).repeat_interleave(2 + batch["y"] % 3)
+    return F.cross_entropy(heads.classes(batch["x"][graph]), batch["y"][graph], reduction="none"), graph
+
+
+def test_nodes_of_joined_graphs_are_refused_by_a_text_that_names_them_and_what_it_advises_is_recorded(heads, batches):
+    def advised(heads, batch):
+        losses, graph = nodes(heads, batch)
+        sample_loss = losses.new_zeros(BATCH).scatter_reduce(0, graph, losses, "mean", include_self=False)
+        return {"loss": sample_loss.mean(), "sample_loss": sample_loss}
+
+    said = r"F.cross_entropy was called on \d+ rows, .* nodes of joined graphs, .* return what each graph has as sample_loss"
+    with pytest.raises(OutputsError, match=said):
+        observed(lambda heads, batch: nodes(heads, batch)[0].mean(), heads, batches[:1])
+    source, ((_, values),) = observed(advised, heads, batches[:1], check_attribution=False)
+    assert source.report.complete and torch.allclose(values["loss"], each_cross_entropy(heads, batches[0]), atol=1e-5)
 
 
 def test_what_it_advises_is_recorded(heads, batches):
