@@ -7,6 +7,7 @@ from helpers import loader, trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from recorded import EPOCHS, Files, ImageNet, Images, LoggingNet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.record import RunRecorder
@@ -79,6 +80,22 @@ def test_several_loggers_at_once(tmp_path):
     train(tmp_path, [boards[0], CSVLogger(tmp_path, name="csv"), boards[1]])
     for name in ("one", "two"):
         assert set(events(tmp_path / name / "version_0").Tags()["images"]) == GRIDS
+
+
+def test_a_logger_that_fails_at_every_epoch_is_one_warning_and_training_ends(tmp_path, monkeypatch):
+    asked = []
+
+    def fail(self, name, values, epochs):
+        asked.append(epochs)
+        raise OSError(f"no network in epoch {epochs}")
+
+    monkeypatch.setattr(SummaryWriter, "add_histogram", fail)
+    with pytest.warns(
+        UserWarning, match=r"RunRecorder: a logger did not take .*\(no network in epoch 2\), training goes on"
+    ) as warned:
+        files = train(tmp_path, TensorBoardLogger(tmp_path, name="board"))
+    assert asked == [2, 4, EPOCHS] and files.run["status"] == "finished"
+    assert sum("did not take" in str(each.message) for each in warned) == 1
 
 
 @pytest.mark.slow
