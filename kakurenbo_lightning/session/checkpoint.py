@@ -16,7 +16,7 @@ from kakurenbo_lightning.errors import MismatchError, StateError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.plain_values import as_plain, brief, is_same, plain_settings
-from kakurenbo_lightning.session.schema import check_state
+from kakurenbo_lightning.session.schema import check_parts, check_state
 from kakurenbo_lightning.session.totals import Totals
 
 STATE_VERSION = 2
@@ -312,6 +312,19 @@ def fitting_state(
             ) from None
         rank_zero_warn(f"the selection starts from the beginning, nothing is hidden at first: {error}")
         return None
+
+
+def saved_schedules(state: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
+    """Where the schedulers stood, and batches of the full epochs they were built for, of a state that is forgotten but for these.
+
+    ``None`` when it is damaged there.
+    """
+    found = {"schedules": state.get("schedules", state.get("paces")), "full_batches": state.get("full_batches")}
+    try:
+        check_parts(found)
+    except StateError:
+        return None
+    return dict(found["schedules"]), found["full_batches"]
 
 
 def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str, Any] | None]:

@@ -138,6 +138,11 @@ def check_state(state: Mapping[str, Any]) -> None:
             raise StateError(f"{name} has {len(there)} values, it must be one for each of {ranks} ranks")
 
 
+def check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise ``StateError`` when one of some keys of a state has a value that it cannot have."""
+    table({name: STATE[name] for name in parts})(parts, "", 0)
+
+
 def check_columns(saved: Mapping[str, Any], statistics: SampleStatistics) -> None:
     """Raise ``StateError`` when a column that ``statistics`` have is not among the ``saved`` ones, or of another dtype."""
     for name, column in statistics.state_dict().items():

@@ -145,6 +145,7 @@ class Session:
             start = 0
             if resumed and self.state.phase is Phase.IDLE and not self.adapter.was_last:
                 check_foreign_resume(epoch, resumed, self._settings.on_mismatch)
+                self.schedules.begin_again(resumed)
             self._plan(epoch)
             if resumed is not None:
                 self.adapter.begin_fresh_epoch()
@@ -201,8 +202,8 @@ class Session:
     def begin_training(self) -> None:
         """Go on where a checkpoint was saved; take hold of optimizers, training step, and errors of loader workers, which are there."""
         self.loader.check()
-        if not self.has_state and not self.data.public:
-            self.schedules.built_for = self.adapter.foreign_batches()
+        if not self.has_state and not self.data.public and (progress := self.adapter.foreign_progress()):
+            self.schedules.go_on_from(progress)
         self._arrive()
         self.keeper.pending.begin(self.data.public)
         self.factor.attach(self._trainer.optimizers)
@@ -310,8 +311,7 @@ class Session:
 
     def _apply_loaded(self) -> None:
         """Take over a loaded state, when it is of this session's data, method and settings."""
-        saved = self.keeper.take_over(self.engine)
-        if saved is not None:
+        if (saved := self.keeper.take_over(self.engine)) is not None:
             self.state, self.seed = saved
             self.data.sampler.follow(self.data.shard(self.state, self.engine.draws), start=self.state.step)
 

@@ -8,7 +8,15 @@ from kakurenbo_lightning.core.distributed import collective, gather
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.session.checkpoint import Identity, SessionState, describe_method, fitting_state, in_layout, to_state
+from kakurenbo_lightning.session.checkpoint import (
+    Identity,
+    SessionState,
+    describe_method,
+    fitting_state,
+    in_layout,
+    saved_schedules,
+    to_state,
+)
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.pending import Pending
 from kakurenbo_lightning.session.random_streams import RandomStreams
@@ -152,6 +160,8 @@ class StateKeeper:
 
         saved = fitting_state(state, identity, self._settings.on_mismatch, check)
         if saved is None:
+            if (schedules := saved_schedules(state)) is not None:
+                self._schedules.go_on(*schedules)
             return None
         data.statistics.load_state_dict(saved.statistics)
         data.statistics.judged_since = saved.judged_since

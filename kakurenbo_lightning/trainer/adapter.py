@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils._pytree import tree_map
 
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
+from kakurenbo_lightning.trainer.lr_schedule import Progress
 from kakurenbo_lightning.trainer.module_state import ModuleState
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
@@ -226,9 +227,16 @@ class TrainerAdapter:
         """Whether Lightning is to end that epoch yet: it was saved in its validation, or at the end of that."""
         return self.was_last and not self.trainer.fit_loop.epoch_loop.restarted_on_train_batch_end
 
-    def foreign_batches(self) -> int | None:
-        """Batches of the last epoch before the checkpoint this run resumes from; ``None`` when it does not, or was saved within one."""
-        return self.done_batches() if self.trainer.ckpt_path is not None and self.was_last else None
+    def foreign_progress(self) -> Progress | None:
+        """How far the training was that this run resumes, whose epochs were full ones; ``None`` when it resumes none."""
+        if self.trainer.ckpt_path is None:
+            return None
+        total, done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed, self.done_batches()
+        epochs, steps = self.trainer.current_epoch, self.trainer.global_step
+        if self.was_last:
+            return Progress(done, total // max(1, done), 0, steps)
+        known = epochs > 0 and (total - done) % epochs == 0  # else its loader changed
+        return Progress((total - done) // epochs if known else None, epochs, done, steps)
 
     def done_batches(self) -> int:
         """Batches of the current epoch that a run resumed from a checkpoint saved now does not train again."""

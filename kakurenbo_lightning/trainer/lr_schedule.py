@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -150,17 +151,17 @@ class ScheduleAligner:
         """Start an epoch of ``batches`` instead of ``full_batches``, of which ``done`` are behind.
 
         ``configs`` are Lightning's ``trainer.lr_scheduler_configs``; ``full_accumulate`` of the full batches make a step, by default
-        ``accumulate``; ``resumed`` is the :meth:`state_dict` of the aligner that did what is behind; ``skips``: some batches make no step,
-        and schedules go by the batches.
+        ``accumulate``; ``resumed`` is the :meth:`state_dict` of the aligner that did what is behind, of the way even where no batch is
+        behind: an epoch that begins again; ``skips``: some batches make no step, and schedules go by the batches.
         """
         self.release()
         self._batches, self._accumulate = batches, accumulate
         configs = list(configs)
         now = positions(configs)
         self._paces = {"anchor_step": 0, "anchors": now, "origins": now, "accumulate": accumulate}
-        if done and resumed is not None and len(resumed["anchors"]) == len(configs):
+        if resumed is not None and len(resumed["anchors"]) == len(configs):
             self._paces |= resumed
-            if self._paces["accumulate"] != accumulate:
+            if self._paces["accumulate"] != accumulate or not done:
                 self._paces |= {"anchor_step": done, "anchors": now, "accumulate": accumulate}
         for config, anchor, origin in zip(configs, self._paces["anchors"], self._paces["origins"], strict=True):
             if config.interval != "step" or config.reduce_on_plateau or anchor is None:
@@ -226,6 +227,30 @@ class _Track:
                 break  # the user's lr_scheduler_step does not advance it
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training was that knows of no selection, when its checkpoint was saved.
+
+    Attributes:
+        full: batches of each epoch; ``None`` when that is not known.
+        epochs: that were over.
+        rest: batches of the one that was not; 0 when all were.
+        steps: of the optimizer.
+    """
+
+    full: int | None
+    epochs: int
+    rest: int
+    steps: int
+
+    def layout(self, full: int, accumulate: int) -> tuple[int, int]:
+        """Batches of an epoch, and how many of them made a step; ``full`` and ``accumulate``, those of now, where it says nothing else."""
+        full = self.full or full
+        possible = (accumulate, *range(1, full + 1))
+        fitting = (each for each in possible if self.epochs * ceil(full / each) + self.rest // each == self.steps)
+        return full, next(fitting, accumulate)
+
+
 class EpochSchedules:
     """The user's step schedules through a session: which epochs they keep pace with, and where they stand when one is resumed.
 
@@ -248,6 +273,7 @@ class EpochSchedules:
         self._configured: int = trainer.accumulate_grad_batches  # before a GradientAccumulationScheduler changes it
         self._start: int | None = None  # the step that an epoch begins or goes on with, until it does
         self._resumed: dict[str, Any] | None = None  # where the schedules stood, in an epoch that goes on
+        self._again: dict[str, Any] | None = None  # where they stood when one began that begins again
 
     @property
     def full(self) -> int:
@@ -275,13 +301,31 @@ class EpochSchedules:
                 the epoch; ``None`` with the same ones.
         """
         self._resumed = self._aligner.state_dict() if paces is None else dict(paces)
-        if full_batches not in (None, self.full_batches):
-            self.built_for = full_batches
-        full_accumulate = self._resumed.pop("full_accumulate", None)
-        if full_accumulate not in (None, self._configured):
-            self.built_accumulate = full_accumulate
+        self._know(full_batches, self._resumed.pop("full_accumulate", None))
         if resharded_at is not None:
             self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._trainer.lr_scheduler_configs)}
+
+    def _know(self, full_batches: int | None, full_accumulate: int | None) -> None:
+        """What the schedules were built for, where it is known and is not that of now."""
+        if full_batches not in (None, self.full_batches):
+            self.built_for = full_batches
+        if full_accumulate not in (None, self._configured):
+            self.built_accumulate = full_accumulate
+
+    def go_on_from(self, progress: Progress) -> None:
+        """A training without a selection goes on."""
+        self._know(*progress.layout(self.full_batches, self._configured))
+
+    def begin_again(self, done: int) -> None:
+        """An epoch begins again whose checkpoint was saved after ``done`` batches: what is left of its way is spread over all of it.
+
+        :meth:`go_on` says where the schedules stood when it began; if not, each batch was a batch of a full epoch.
+        """
+        configs, accumulate = self._trainer.lr_scheduler_configs, self.built_accumulate or self._configured
+        now = positions(configs)
+        taken = [scheduler_steps(done, accumulate, config.frequency, complete=False) for config in configs]
+        origins = [place if place is None else place - steps for place, steps in zip(now, taken, strict=True)]
+        self._again = self._resumed or {"anchors": now, "origins": origins}
 
     def begin_batch(self, batches: int, skips: bool) -> bool:
         """The first batch since :meth:`follow` tells (``True``) how long its epoch is, when every callback has set its accumulation.
@@ -290,7 +334,8 @@ class EpochSchedules:
             batches: of the epoch.
             skips: some batches make no step.
         """
-        start, resumed, self._start, self._resumed = self._start, self._resumed, None, None
+        start, resumed = self._start, self._again or (self._resumed if self._start else None)
+        self._start = self._resumed = self._again = None
         if start is not None and self._keep_pace():
             trainer = self._trainer
             accumulate = trainer.accumulate_grad_batches

@@ -14,6 +14,7 @@ from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.trainer.lr_schedule import (
     EpochSchedules,
     LearningRateFactor,
+    Progress,
     ScheduleAligner,
     estimated_epochs,
     scheduler_steps,
@@ -230,6 +231,7 @@ class Cuttable:
         layouts: (ranks, batch size, accumulated batches) of each process.
         frequency: of the schedule.
         skipped: whether a batch makes no step, when some do; ``None``: none does.
+        forgets: whether an epoch begins again that was cut, because what was selected is forgotten.
     """
 
     samples: int
@@ -237,6 +239,7 @@ class Cuttable:
     layouts: list
     frequency: int
     skipped: object
+    forgets: object
 
     def begin(self):
         """A process; the first one makes the schedule."""
@@ -272,6 +275,12 @@ class Cuttable:
                 saved, full, before = self.schedules.state_dict(), self.schedules.full, (self.world, self.batch)
                 done = number, shard.samples_until(number)
                 self.begin()
+                if number < shard.steps and self.forgets():
+                    self.schedules.go_on(saved, full)
+                    self.schedules.begin_again(number)
+                    number, shard, used = 0, plan.shard(self.layout(epoch)), []
+                    self.schedules.follow(0)
+                    continue
                 same = before == (self.world, self.batch)
                 self.schedules.go_on(saved, full, resharded_at=None if same else number)
                 if number < shard.steps:  # else Lightning goes on with the next epoch
@@ -301,13 +310,27 @@ def test_a_training_cut_anywhere_that_goes_on_in_any_layout_ends_its_schedule_ex
     skips = data.draw(st.booleans())
     hidden = [samples * share // 100 for share in shares]
     skipped = (lambda: data.draw(st.booleans())) if skips else None
-    training = Cuttable(samples, hidden, list(layouts), frequency, skipped)
+    training = Cuttable(samples, hidden, list(layouts), frequency, skipped, forgets=lambda: data.draw(st.booleans()))
     training.begin()
     way = training.scheduler.total // len(shares)
     for epoch in range(len(shares)):
         used = training.epoch(epoch, cut=lambda: data.draw(st.integers(0, 5)) == 0)
         assert training.scheduler.last_epoch == (epoch + 1) * way
         assert len(used) < 2 or used[-1] >= training.scheduler.last_epoch - 1, "the last step uses the epoch's last rate"
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 5), st.data())
+def test_counters_tell_the_batches_and_the_accumulation_of_a_training_before(full, accumulate, epochs, data):
+    rest = data.draw(st.integers(0, full - 1))
+    steps = epochs * scheduler_steps(full, accumulate, 1) + scheduler_steps(rest, accumulate, 1, complete=False)
+    now = data.draw(st.integers(1, 9))
+    batches, found = Progress(full, epochs, rest, steps).layout(7, now)
+    assert batches == full
+    assert steps == epochs * scheduler_steps(full, found, 1) + scheduler_steps(rest, found, 1, complete=False)
+    assert Progress(full, epochs, rest, steps).layout(7, accumulate) == (full, accumulate), "when it may be that of now, it is"
+    assert Progress(None, 0, rest, rest // accumulate).layout(full, accumulate) == (full, accumulate), (
+        "those of now where nothing is known"
+    )
 
 
 def test_a_schedule_that_cannot_be_advanced_is_left_alone():
