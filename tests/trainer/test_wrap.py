@@ -8,7 +8,7 @@ import pytest
 import torch
 from cuts import SaveAt
 from helpers import GROWING, Net, Spy, SureNet, assert_trained_as_planned, dealt_steps, fit, hide_then_grow, loader
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
@@ -39,6 +39,19 @@ class Wrapping(WrapsItsLoader, SureNet):
 
 class WrappingScalar(WrapsItsLoader, Net):
     pass
+
+
+class Gradients(Callback):
+    """What has been accumulated when a batch's backward pass is over, by epoch and batch."""
+
+    def __init__(self):
+        self.by_batch = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._batch = trainer.current_epoch, batch_idx
+
+    def on_after_backward(self, trainer, pl_module):
+        self.by_batch[self._batch] = [parameter.grad.clone() for parameter in pl_module.parameters()]
 
 
 def hidden_by_epoch(logger):
@@ -162,12 +175,36 @@ class TestWrap:
         with pytest.raises(ConflictError, match=r"last batch of epoch 2 and its validation, where selection.wrap"):
             self.run(ckpt_path=tmp_path / "saved.ckpt")
 
+    @pytest.mark.parametrize("wrapped", [True, False], ids=["wrapped", "plain Lightning"])
+    def test_a_validation_pending_within_an_epoch_is_left_out(self, tmp_path, wrapped):
+        run = self.run if wrapped else self.run_plain
+        whole, *_ = run(SaveAt(tmp_path / "saved.ckpt", "on_train_batch_end", 2, 1), val_check_interval=2)
+        resumed, *_ = run(ckpt_path=tmp_path / "saved.ckpt", val_check_interval=2)
+        assert whole.validations[2] == list(range(2, len(whole.batches[2]) + 1, 2)), "one of them after the batch that was saved"
+        assert resumed.validations[2] == [n - 2 for n in whole.validations[2][1:]]
+        assert resumed.batches[2] == whole.batches[2][2:] or not wrapped, "plain Lightning shuffles with other random numbers"
+
+    def test_accumulated_gradients_are_left_out(self, tmp_path):
+        before, after = Gradients(), Gradients()
+        self.run(before, SaveAt(tmp_path / "saved.ckpt", "on_train_batch_end", 2, 2), accumulate_grad_batches=2)
+        self.run(after, ckpt_path=tmp_path / "saved.ckpt", accumulate_grad_batches=2)
+        of_both = zip(after.by_batch[2, 3], before.by_batch[2, 3], before.by_batch[2, 2], strict=True)
+        for resumed, whole, missing in of_both:
+            torch.testing.assert_close(resumed, whole - missing)
+        assert any(missing.abs().max() > 1e-3 for missing in before.by_batch[2, 2])
+
     @staticmethod
     def run(*callbacks, **settings):
         selection = hide_then_grow()
         spy = Spy(selection)
         made = fit(Wrapping(selection), None, selection, *callbacks, spy, max_epochs=EPOCHS, **settings)
         return spy, selection, made
+
+    @staticmethod
+    def run_plain(*callbacks, **settings):
+        spy, val = Spy(), loader(16, shuffle=False)
+        made = fit(SureNet(dropout=0.0), loader(), *callbacks, spy, val=val, max_epochs=EPOCHS, **settings)
+        return spy, None, made
 
 
 def test_the_batches_and_rates_are_those_of_the_loader_swap():
