@@ -150,6 +150,10 @@ class Planner:
         self._warn_nonfinite(nonfinite, len(statistics))
         return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
 
+    def foreign_end(self, epoch: Epoch, data: FollowedLoader) -> EpochState:
+        """The batches of ``epoch`` were trained without this selection: the state in which it has none left, so that Lightning ends it."""
+        return EpochState(epoch.index, phase=Phase.ENDED, plan=data.plan(self._method, epoch, None))
+
     def _spared(self, hidden: int, data: FollowedLoader) -> int:
         """How many of the ``hidden`` samples of an epoch would have been trained: not those behind ``limit_train_batches``."""
         if self._trainer.limit_train_batches == 1.0 and isinstance(self._trainer.limit_train_batches, float):

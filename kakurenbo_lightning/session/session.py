@@ -26,7 +26,7 @@ from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_foreign_resume, check_left, check_public_resume
+from kakurenbo_lightning.trainer.compatibility import check_foreign_resume, check_left, check_public_foreign, check_public_resume
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
@@ -140,7 +140,8 @@ class Session:
             if not start:
                 self.state = replace(self.state, done=(0, 0))
         elif resumed and self.state.phase is Phase.IDLE and self.adapter.is_ending:
-            start = self._end_of_foreign(epoch)
+            self.state = self._planner.foreign_end(self._epoch(epoch), data)
+            start = data.shard(self.state, self.engine.draws).steps + data.sampler.extra
         else:
             start = 0
             if resumed and self.state.phase is Phase.IDLE and not self.adapter.was_last:
@@ -157,11 +158,6 @@ class Session:
             self.adapter.reiterate_if_needed(data.sampler.has_begun)
             self.keeper.pending.go_on(self.state.phase, self._catch_up)
         self.streams.restore()
-
-    def _end_of_foreign(self, epoch: int) -> int:
-        """The batches of ``epoch`` were trained without this selection: leave none of it, so that Lightning ends it; how many it had."""
-        self.state = EpochState(epoch, phase=Phase.ENDED, plan=self.data.plan(self._method, self._epoch(epoch), None))
-        return self.data.shard(self.state, self.engine.draws).steps + self.data.sampler.extra
 
     def _catch_up(self) -> None:
         """The schedules, after a step that a checkpoint was saved in before they were moved."""
@@ -202,7 +198,10 @@ class Session:
     def begin_training(self) -> None:
         """Go on where a checkpoint was saved; take hold of optimizers, training step, and errors of loader workers, which are there."""
         self.loader.check()
-        if not self.has_state and not self.data.public and (progress := self.adapter.foreign_progress()):
+        progress = None if self.has_state else self.adapter.foreign_progress()
+        if progress is not None and self.data.public:
+            check_public_foreign(self._trainer.current_epoch, progress.rest)
+        elif progress is not None:
             self.schedules.go_on_from(progress)
         self._arrive()
         self.keeper.pending.begin(self.data.public)

@@ -275,6 +275,16 @@ def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
         )
 
 
+def check_public_foreign(epoch: int, batches: int) -> None:
+    """Raise ``MismatchError`` where ``wrap`` resumes after ``batches`` of an epoch that holds no selection; it cannot begin it again."""
+    if batches:
+        raise MismatchError(
+            f"the checkpoint was saved after {batches} batches of epoch {epoch} and holds no selection that fits this run, so it is not "
+            "known which samples are left of this epoch, and selection.wrap(...) cannot begin it again. Resume from one saved at an "
+            "epoch's end, or leave out wrap and pass SampleSelection(..., on_mismatch='reset')"
+        )
+
+
 def check_foreign_resume(epoch: int, batches: int, on_mismatch: str) -> None:
     """Refuse a checkpoint of a training without this selection that was saved within an epoch: nobody knows the samples left of it.
 

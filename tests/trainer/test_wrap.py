@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, SubsetRandomSampler, WeightedRandomSampler
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.errors import ConflictError, MismatchError
 from kakurenbo_lightning.trainer import adapter as trainer_adapter
 
 EPOCHS = len(GROWING)
@@ -205,6 +205,26 @@ class TestWrap:
         spy, val = Spy(), loader(16, shuffle=False)
         made = fit(SureNet(dropout=0.0), loader(), *callbacks, spy, val=val, max_epochs=EPOCHS, **settings)
         return spy, None, made
+
+
+@pytest.mark.parametrize("on_mismatch", ["error", "reset"])
+@pytest.mark.parametrize("before", [None, "random"])
+def test_an_epoch_of_which_no_selection_is_known_is_refused(tmp_path, before, on_mismatch):
+    """Nobody knows which samples are left, and Lightning goes on in the middle of the wrapped loader's first pass."""
+    callbacks = [] if before is None else [SampleSelection(before)]
+    fit(SureNet(), loader(), *callbacks, SaveAt(tmp_path / "saved.ckpt", "on_train_batch_end", 2, 1))
+    with pytest.raises(MismatchError) as caught:
+        wrapped_fit(hide_then_grow(on_mismatch=on_mismatch), ckpt_path=tmp_path / "saved.ckpt")
+    refused = "the checkpoint was saved after 2 batches of epoch 2 and holds no selection"
+    assert (refused if on_mismatch == "reset" or before is None else "method='kakurenbo'") in str(caught.value)
+
+
+@pytest.mark.parametrize("before", [None, "random"])
+def test_after_an_epoch_of_which_no_selection_is_known_it_goes_on(tmp_path, before):
+    callbacks = [] if before is None else [SampleSelection(before)]
+    fit(SureNet(), loader(), *callbacks, SaveAt(tmp_path / "saved.ckpt", "on_train_epoch_end", 2))
+    spy, _, _ = wrapped_fit(hide_then_grow(on_mismatch="reset"), ckpt_path=tmp_path / "saved.ckpt")
+    assert spy.steps == [8, 8] and sorted(spy.batches) == [3, 4]
 
 
 def test_the_batches_and_rates_are_those_of_the_loader_swap():
