@@ -40,6 +40,7 @@ from kakurenbo_lightning.core.flavour import is_class, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
+from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
@@ -55,7 +56,6 @@ from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
-from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
 class SampleSelection(pl.Callback):
@@ -278,6 +278,7 @@ class SampleSelection(pl.Callback):
         self._watch.pause()
         if self.session is not None:
             self.session.validate(Phase.VALIDATING)
+            explain_worker_errors(self.session.explain)  # there may be none but those of validation
 
     def on_validation_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """SLURM does not wait for the end of a long validation."""
@@ -317,21 +318,18 @@ class SampleSelection(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave no scaled learning rate behind for the checkpoint of the exception, and say how far this rank was."""
-        if self._release(trainer):
-            self._active.explain(exception)
-            explain_worker_errors(self._active.explain)  # this one may have come before training began
-            self._active.adapter.keep_error()
+        self._release(trainer, exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Leave the Trainer as it was, but for its checkpoint files staying atomic."""
         if stage == "fit" and self._release(trainer):
             self._active.restart.shorten()
 
-    def _release(self, trainer: pl.Trainer) -> bool:
+    def _release(self, trainer: pl.Trainer, exception: BaseException | None = None) -> bool:
         """Let go of ``trainer``, unless it is another one that was refused; whether it was the session's."""
         if self.session is None or trainer is not self.session.adapter.trainer:
             return False
-        self.session.release()
+        self.session.release(exception)
         return True
 
     # --- state

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import ConflictError
 
 LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "torch")  # no user's code
@@ -51,14 +52,15 @@ def rank_zero_info(message: str) -> None:
 @contextlib.contextmanager
 def collective(purpose: str, position: str) -> Iterator[None]:
     """Around collectives: an error in them names this rank, how far it was (``position``), and what it waited for (``purpose``)."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
-        raise
-    except RuntimeError as error:
-        if world_size() == 1:
+    with worker_errors_wait():
+        try:
+            yield
+        except (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError)):
             raise
-        raise RuntimeError(f"{position} waited for the other ranks to {purpose}, and they did not come: {error}") from error
+        except RuntimeError as error:
+            if world_size() == 1:
+                raise
+            raise RuntimeError(f"{position} waited for the other ranks to {purpose}, and they did not come: {error}") from error
 
 
 def gather(mine: Any) -> list[Any]:

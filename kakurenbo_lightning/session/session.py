@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from kakurenbo_lightning.core.distributed import collective
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
 from kakurenbo_lightning.core.statistics import TARGET
+from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
@@ -31,7 +32,6 @@ from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRate
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
 from kakurenbo_lightning.trainer.step_view import StepView
-from kakurenbo_lightning.trainer.worker_errors import explain_worker_errors
 
 
 class Session:
@@ -59,8 +59,7 @@ class Session:
     def __init__(self, adapter: TrainerAdapter, method: Method, settings: SessionSettings) -> None:
         self.adapter, self._method, self._settings = adapter, method, settings
         self._trainer, self.outputs = adapter.trainer, SampleOutputs(method.reads)
-        self.engine = no_engine(adapter, method)
-        self.factor = LearningRateFactor(paused=lambda: adapter.passive)
+        self.engine, self.factor = no_engine(adapter, method), LearningRateFactor(paused=lambda: adapter.passive)
         self.restart = Restart(adapter, method.scoring_epochs)
         self.schedules = EpochSchedules(self._trainer, settings.align_schedules)
         self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter), Requeue(adapter)
@@ -198,10 +197,8 @@ class Session:
     def begin_training(self) -> None:
         """Go on where a checkpoint was saved; take hold of optimizers, training step, and errors of loader workers, which are there."""
         self.loader.check()
-        progress = None if self.has_state else self.adapter.foreign_progress()
-        if progress is not None and self.data.public:
-            check_public_foreign(self._trainer.current_epoch, progress.rest)
-        elif progress is not None:
+        if not self.has_state and (progress := self.adapter.foreign_progress()) is not None:
+            check_public_foreign(self.data.public, self._trainer.current_epoch, progress.rest)
             self.schedules.go_on_from(progress)
         self._arrive()
         self.keeper.pending.begin(self.data.public)
@@ -276,8 +273,11 @@ class Session:
         """Give every rank the statistics of all; collective."""
         self._planner.merge(self.data.statistics, self.position)
 
-    def release(self) -> None:
-        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader, signals."""
+    def release(self, exception: BaseException | None = None) -> None:
+        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader, signals; ``exception``: that ends the fit."""
+        if exception is not None:
+            self.explain(exception)  # first: what follows may fail by the same fault
+            explain_worker_errors(self.explain)  # this one may have come before training began
         self.factor.detach()
         self.step.detach()
         self.requeue.release()

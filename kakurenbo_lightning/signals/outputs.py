@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.random import isolated_rng, rng_state, set_rng_state
+from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.captured import CapturedLoss
@@ -319,7 +320,8 @@ class SampleOutputs:
         runs = rehearsal if function is None else replace(rehearsal, replay=function)
         device = None if self._needs.nothing else self.device
         verify = None if idle else partial(self._verify, outputs, recording, batch)
-        made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
+        with worker_errors_wait():  # what fails in there is taken for the step's
+            made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
         return None if made is None else made[0]
 
     def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:

@@ -201,6 +201,7 @@ class TrainerAdapter:
 
     def release(self) -> None:
         """Undo every wrapping: training step, validation, batches, loader."""
+        self.keep_error()
         self.unwrap_training_step()
         vars(self.trainer.fit_loop.epoch_loop).pop("advance", None)
         self.unwrap_validation()

@@ -275,9 +275,9 @@ def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
         )
 
 
-def check_public_foreign(epoch: int, batches: int) -> None:
+def check_public_foreign(public: bool, epoch: int, batches: int) -> None:
     """Raise ``MismatchError`` where ``wrap`` resumes after ``batches`` of an epoch that holds no selection; it cannot begin it again."""
-    if batches:
+    if public and batches:
         raise MismatchError(
             f"the checkpoint was saved after {batches} batches of epoch {epoch} and holds no selection that fits this run, so it is not "
             "known which samples are left of this epoch, and selection.wrap(...) cannot begin it again. Resume from one saved at an "

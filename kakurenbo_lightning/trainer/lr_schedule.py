@@ -313,8 +313,9 @@ class EpochSchedules:
             self.built_accumulate = full_accumulate
 
     def go_on_from(self, progress: Progress) -> None:
-        """A training without a selection goes on."""
-        self._know(*progress.layout(self.full_batches, self._configured))
+        """A training without a selection goes on; :meth:`go_on` knows better, of one whose selection is forgotten."""
+        if self._resumed is None:
+            self._know(*progress.layout(self.full_batches, self._configured))
 
     def begin_again(self, done: int) -> None:
         """An epoch begins again whose checkpoint was saved after ``done`` batches: what is left of its way is spread over all of it.

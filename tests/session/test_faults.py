@@ -185,6 +185,13 @@ def test_an_error_before_the_first_epoch_is_planned_says_where_it_was():
     assert_note({"notes": caught.value.__notes__}, "rank 0, in epoch 0 after step 0")
 
 
+def kill_worker(others):
+    """Kill the one loader worker that is not among ``others``; torch's handler runs as soon as Python comes to it."""
+    (worker,) = set(multiprocessing.active_children()) - others
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
 @pytest.mark.parametrize("late", [False, True], ids=["before our hook", "after it"])
 def test_a_worker_whose_death_is_noticed_while_another_error_is_handled(late, monkeypatch):
@@ -193,9 +200,7 @@ def test_a_worker_whose_death_is_noticed_while_another_error_is_handled(late, mo
 
     class Noticing(Callback):
         def on_exception(self, trainer, pl_module, exception):
-            (worker,) = set(multiprocessing.active_children()) - others
-            os.kill(worker.pid, signal.SIGKILL)
-            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # the handler runs when Python comes to it
+            kill_worker(others)
 
     class Failing(Net):
         def training_step(self, batch, batch_idx):
@@ -211,6 +216,46 @@ def test_a_worker_whose_death_is_noticed_while_another_error_is_handled(late, mo
     assert_note({"notes": caught.value.__notes__}, "rank 0, in epoch 0 after step 3 of 5")
     assert isinstance(caught.value.__context__, ConnectionResetError)
     assert signal.getsignal(signal.SIGCHLD).__module__ == signal_handling.__name__, "nothing of ours is left"
+
+
+@pytest.mark.parametrize("method", ["kakurenbo", "selective_backprop"])
+def test_a_worker_that_dies_while_the_first_batch_is_verified_is_no_fault_of_the_step(method, monkeypatch):
+    """It was taken for one, so the error was another one or none at all; first batches are where workers die."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+
+    class Dying(Net):
+        def training_step(self, batch, batch_idx):
+            if not killed and not torch.is_grad_enabled():  # it runs once more, to verify what is recorded
+                killed.append(kill_worker(others))
+            assert batch_idx == 0, "training went on"
+            return super().training_step(batch, batch_idx)
+
+    others, killed = set(multiprocessing.active_children()), []
+    train = DataLoader(Points(SAMPLES), 8, shuffle=True, num_workers=1, persistent_workers=True)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* is killed") as caught:
+        fit(Dying(), train, SampleSelection(method))
+    assert killed
+    assert_note({"notes": getattr(caught.value, "__notes__", [])}, "rank 0, in epoch 0 after step 0 of 5")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
+def test_an_error_is_explained_before_anything_is_undone(monkeypatch):
+    """A device that has failed fails again when something is put back on it."""
+
+    class Failing(Net):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                monkeypatch.setattr(selection.session.factor, "detach", detach)
+                raise ValueError("the user's")
+            return super().training_step(batch, batch_idx)
+
+    def detach():
+        raise RuntimeError("the device's")
+
+    selection = SampleSelection("kakurenbo")
+    with pytest.raises(RuntimeError, match="the device's") as caught:
+        fit(Failing(), DataLoader(Points(SAMPLES), 8, shuffle=True), selection)
+    assert_note({"notes": caught.value.__context__.__notes__}, "rank 0, in epoch 0 after step 3 of 5")
 
 
 def test_a_rank_that_never_arrives_is_an_error_that_says_who_waited_where(tmp_path):
