@@ -18,9 +18,11 @@ from torch import Tensor
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.fingerprint import fingerprint
+from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.data import ImageData
 from kakurenbo_recipes.data_tools import existing
 from kakurenbo_recipes.models import ImageClassifier
+from kakurenbo_recipes.schema import IrreducibleSchema, names_of
 from kakurenbo_recipes.settings import check_setting, is_count
 from kakurenbo_recipes.train import config_dir
 
@@ -122,6 +124,7 @@ def save(content: dict[str, object], path: Path) -> None:
 @hydra.main(config_path=config_dir(), config_name="irreducible", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Train the models and write the table."""
+    check_config(cfg, names_of(IrreducibleSchema), "python -m kakurenbo_recipes.irreducible")
     output = Path(cfg.output).expanduser()
     check_setting("output", cfg.output, not output.is_dir(), "the name of a file", "Try output=irreducible.pt.")
     data = instantiate(cfg.data)

@@ -25,11 +25,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.record import RunRecorder
+from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, comparison
+from kakurenbo_recipes.schema import TrainSchema, names_of
 from kakurenbo_recipes.settings import check_setting, is_count
 
-OWN = ("F", "tau", "lr_batch_size", "debug", "seed", "compare", "ckpt_path", "weights")
 # settings of generated data that an experiment's own data have too
 GENERATED = tuple(
     f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
@@ -41,7 +42,13 @@ def methods_of(family: str) -> str:
     return ", ".join(name for name, info in available_methods().items() if info.family == family)
 
 
+def metric_of(task: str) -> str:
+    """Return the name of the metric that runs of a task are compared by, for the callbacks that monitor it."""
+    return get_class(task).metric
+
+
 OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
+OmegaConf.register_new_resolver("metric_of", metric_of, replace=True)
 
 
 def config_dir() -> str:
@@ -59,10 +66,10 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     network = instantiate(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
-    callbacks = [selection, *recorder_for(cfg, selection)]
+    callbacks = [selection, *recorder_for(cfg, selection), *made(cfg.callbacks)]
     if cfg.trainer.enable_checkpointing:
         callbacks.append(instantiate(cfg.checkpoint))
-    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=instantiate(cfg.logger) or False)
+    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     model = instantiate(cfg.task)(network, optimizer, num_classes, instantiate(cfg.schedule))
 
@@ -81,6 +88,11 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     )
 
 
+def made(group: DictConfig) -> list[Any]:
+    """Make what lies side by side in a group; a null is left out."""
+    return [each for each in instantiate(group).values() if each is not None]
+
+
 def check_last(cfg: DictConfig) -> None:
     """Say so when `ckpt_path=last` finds nothing to go on with; keep the metrics of the run that goes on, which Lightning would delete."""
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
@@ -96,12 +108,12 @@ def check_last(cfg: DictConfig) -> None:
 
 def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
     """Return what writes the run's folder; nothing with `record=none`."""
-    made = instantiate(cfg.record)
-    if not made:
+    recorder = instantiate(cfg.record)
+    if not recorder:
         return []
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     settings = OmegaConf.to_container(cfg, resolve=True)
-    return [made(selection, folder, metric=f"val/{get_class(cfg.task._target_).metric}", config=settings)]
+    return [recorder(selection, folder, metric=f"val/{metric_of(cfg.task._target_)}", config=settings)]
 
 
 def scaled_rate(cfg: DictConfig, world_size: int) -> float:
@@ -156,17 +168,6 @@ def overrides_of_run() -> list[Override]:
     return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
 
 
-def refuse_unknown() -> None:
-    """Raise a ValueError for a new setting that nothing reads, as Hydra's advice for a typo (`+methd=...`) makes one."""
-    known = [*GlobalHydra.instance().config_loader().list_groups(""), *OWN]
-    for override in overrides_of_run():
-        name = override.key_or_group
-        if override.is_add() and "." not in name and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]}=?" if near else "See kakurenbo-train --help."
-            check_setting(f"+{name}", override.value(), False, "a setting of a group, such as +trainer.max_time=...", hint)
-
-
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
     """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
     if name == cfg.method.method:
@@ -194,12 +195,23 @@ def warn_of_unused(cfg: DictConfig) -> None:
         )
 
 
+def refuse_unused(cfg: DictConfig) -> None:
+    """Raise a ValueError for a setting of what is switched off."""
+    for key, value in typed():
+        small_alone = key.startswith("small.") and not cfg.debug
+        check_setting(key, value, not small_alone, "left out without debug=true", "Or add debug=true.")
+        off = key.startswith("checkpoint.") and not cfg.trainer.enable_checkpointing
+        check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
+
+
 def run(cfg: DictConfig) -> list[Result]:
     """Train the method, or each method of `cfg.compare`, and return one result for each."""
-    refuse_unknown()
+    check_config(cfg, names_of(TrainSchema))
+    refuse_unused(cfg)
     warn_of_unused(cfg)
     if cfg.debug:
         cfg = small(cfg)
+        check_config(cfg, names_of(TrainSchema))
     if cfg.compare is None:
         return [fit(cfg, instantiate(cfg.data))]
     is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0

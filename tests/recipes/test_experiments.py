@@ -152,11 +152,6 @@ def test_f_or_tau_that_changes_nothing_is_refused(tmp_path):
     assert "method=random has no tau, so runs of the sweep are equal" in said
 
 
-def test_a_new_setting_that_nothing_reads_is_refused(tmp_path):
-    said = program("kakurenbo_recipes.train", "+methd=baseline", cwd=tmp_path, fails=True)
-    assert "+methd='baseline' is not possible" in said and "Did you mean method=?" in said
-
-
 def test_a_run_goes_on_in_its_folder_and_keeps_its_metrics(tmp_path):
     words = [
         "hydra.run.dir=run",

@@ -11,9 +11,11 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
+from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
-from kakurenbo_recipes.train import config_dir, fit, run, with_method
+from kakurenbo_recipes.schema import TrainSchema, names_of
+from kakurenbo_recipes.train import config_dir, fit, made, run, with_method
 from omegaconf import OmegaConf
 from recipe_runs import TINY, kakurenbo_train
 from torch.nn import functional as F
@@ -128,11 +130,12 @@ def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
 def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
     cfg = compose(option)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    check_config(cfg, names_of(TrainSchema))
     assert isinstance(instantiate(cfg.method), kakurenbo_lightning.SampleSelection)
     assert isinstance(instantiate(cfg.data), L.LightningDataModule)
     network = instantiate(cfg.model, num_classes=10)
     assert isinstance(instantiate(cfg.optimizer)(network.parameters()), torch.optim.Optimizer)
-    trainer = instantiate(cfg.trainer)(logger=instantiate(cfg.logger) or False)
+    trainer = instantiate(cfg.trainer)(logger=made(cfg.logger) or False, callbacks=made(cfg.callbacks))
     assert Path(trainer.default_root_dir) == tmp_path
 
 

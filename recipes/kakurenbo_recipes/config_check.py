@@ -1,0 +1,287 @@
+"""Nothing of a command line is dropped: each key of the composed config is read by something, or refused by name.
+
+Hydra itself refuses `optimiser.lr=0.5`, but takes what `+` or `++` add. So the config is walked before it is used: the program reads
+the keys of its own (`schema.TrainSchema`), and a node with a `_target_` is read by what it names, whose signature says which keys and
+which types it takes.
+"""
+
+import inspect
+import math
+import re
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from pkgutil import resolve_name
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.settings import settings_of
+from kakurenbo_recipes.settings import check_setting
+
+HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of a node that `instantiate` reads itself
+KEYED = ("callbacks", "logger")  # groups whose options lie side by side, each under a name
+ADD = "Write +{0}.NAME._target_=package.Class for one of your own, or choose {0}=[{1}]."
+# what the program gives to the target of a group itself, and what to write instead
+GIVEN: dict[str, dict[str, str]] = {
+    "trainer": {
+        "callbacks": "Write callbacks=[early_stopping,lr_monitor], or +callbacks.NAME._target_=package.Class for one of your own.",
+        "logger": "Write logger=[csv,tensorboard], or +logger.NAME._target_=package.Class for one of your own.",
+    },
+    "model": {"num_classes": "The data say how many there are."},
+    "optimizer": {"params": "They are the model's."},
+    "schedule": {"optimizer": "It is that of the group optimizer.", "trainer": "It is that of the group trainer."},
+    "task": {name: f"It is that of the group {name}." for name in ("optimizer", "schedule")}
+    | {"network": "It is that of the group model.", "num_classes": "The data say how many there are."},
+    "record": {
+        "selection": "It is that of the group method.",
+        "folder": "Write hydra.run.dir=FOLDER.",
+        "metric": "It is that of the group task.",
+        "config": "It is this config.",
+    },
+}
+READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
+MAY_BE_EMPTY = ("callbacks", "logger", "record", "small")
+REFERENCE = re.compile(r"\$\{\s*(\w+)")  # the first name of an interpolation
+
+
+def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenbo-train") -> None:
+    """Refuse what nothing reads, what is missing and what has another type than its reader takes.
+
+    Args:
+        cfg: composed.
+        names: of the settings and groups that the program reads.
+        program: whose `--cfg job` lists the settings.
+
+    Raises:
+        ValueError: names the key, its value and the nearest key that is read.
+    """
+    known = list(names)
+    check_complete(cfg, known)
+    raw, values = (typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve)) for resolve in (False, True))
+    referred = set(REFERENCE.findall(str(raw)))  # a helper key that others interpolate is read by them
+    walk = Walk(values, program)
+    for key in values:
+        if key not in known and key not in referred:
+            walk.refuse(key, values[key], known, "nothing reads it")
+    for key, value in (values.get("small") or {}).items():
+        if key not in known:
+            walk.refuse(f"small.{key}", value, known, "nothing reads it")
+    for name in known:
+        if isinstance(values[name], dict) and name != "small":
+            walk.keyed(name) if name in KEYED else walk.node(name, values[name], GIVEN.get(name, {}))
+
+
+def check_complete(cfg: DictConfig, names: Iterable[str]) -> None:
+    """Refuse a config in which something of these names was deleted or never given.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    for name in names:
+        empty = OmegaConf.is_missing(cfg, name) or (isinstance(cfg.get(name), DictConfig) and "_target_" not in cfg[name])
+        if name not in cfg or (empty and name not in MAY_BE_EMPTY):
+            raise ValueError(
+                f"{name} is missing, and the program reads it. Leave ~{name} out, or write {name}=VALUE; --help lists them."
+            )
+    for name in sorted(OmegaConf.missing_keys(cfg)):
+        raise ValueError(f"{name} is missing, and has no default. Write {name}=VALUE.")
+    for group, key in READ:
+        if group in names and key not in cfg[group]:
+            raise ValueError(f"{group}.{key} is missing, and the program reads it. Leave ~{group}.{key} out.")
+
+
+class Walk:
+    """Goes through the nodes of a config, with the resolved values at hand for its suggestions."""
+
+    def __init__(self, values: dict[str, Any], program: str) -> None:
+        self.values, self.program = values, program
+
+    def keyed(self, group: str) -> None:
+        """Check a group of named nodes; a null leaves one out."""
+        for name, node in self.values[group].items():
+            is_node = node is None or (isinstance(node, dict) and "_target_" in node)
+            options = {"callbacks": "early_stopping,lr_monitor", "logger": "csv,tensorboard"}[group]
+            check_setting(f"{group}.{name}", node, is_node, "a node with a _target_, under a name", ADD.format(group, options))
+            if node is not None:
+                self.node(f"{group}.{name}", node, {})
+
+    def node(self, path: str, node: Any, given: Mapping[str, str]) -> None:
+        """Check a value of any kind: a node with a `_target_` by its signature, others by what they hold."""
+        if isinstance(node, list):
+            for index, part in enumerate(node):
+                self.node(f"{path}[{index}]", part, {})
+        elif isinstance(node, dict):
+            takes = parameters(path, node["_target_"], node) if "_target_" in node else None
+            for key, value in node.items():
+                if key in given:
+                    raise ValueError(f"{path}.{key}={value!r} is not possible: the program gives it. {given[key]}")
+                if takes is not None and key not in HYDRAS:
+                    self.argument(f"{path}.{key}", value, takes, [name for name in takes.types if name not in given])
+                self.node(f"{path}.{key}", value, {})
+        elif isinstance(node, float):
+            check_setting(path, node, not math.isnan(node), "a number, which NaN is not", "Leave it out for the default.")
+
+    def argument(self, path: str, value: Any, takes: "Parameters", names: list[str]) -> None:
+        """Check one setting of a node by the signature of its target."""
+        key = path.rpartition(".")[2]
+        if key not in takes.types:
+            if not takes.open:
+                self.refuse(path, value, names, f"{takes.target} takes no {key}")
+            return
+        kind, default = takes.types[key], takes.defaults.get(key, inspect.Parameter.empty)
+        made = isinstance(value, dict) and "_target_" in value
+        ok = made or fits(value, kind) is not False or (type(value) is type(default) and value == default)
+        hint = "See --help." if default is inspect.Parameter.empty else f"Its default is {yaml(default)}."
+        check_setting(path, value, ok, words(kind), hint)
+
+    def refuse(self, path: str, value: Any, names: Iterable[str], why: str) -> NoReturn:
+        """Refuse a key with the nearest one that is read, here or anywhere."""
+        top, _, inner = path.partition(".")
+        where = f"{self.program} --cfg job" + (f" --package {top}" if inner else "") + " lists the settings"
+        near = nearest(path, value, names, self.values)
+        shown = (
+            f"{path}.{next(iter(value))}={next(iter(value.values()))!r}"
+            if isinstance(value, dict) and value
+            else f"{path}={value!r}"
+        )
+        hint = f"Did you mean {near}? " if near else ""
+        raise ValueError(f"{shown} is not possible: {why}. {hint}{where}.")
+
+
+def nearest(path: str, value: Any, names: Iterable[str], values: Mapping[str, Any]) -> str | None:
+    """The path of the key that was probably meant: of these names, else of the same name anywhere in the config."""
+    group, _, key = path.rpartition(".")
+    inner = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
+    close = get_close_matches(key, list(names), n=1)
+    if close:
+        return f"{group}.{close[0]}{inner}".lstrip(".")
+    leaves = {
+        leaf.rpartition(".")[2]: leaf
+        for leaf in reversed(list(leaves_of(values)))
+        if leaf != path and not leaf.startswith(f"{path}.")
+    }
+    close = get_close_matches(key, list(leaves), n=1, cutoff=0.8)
+    return leaves[close[0]] if close else None
+
+
+def leaves_of(values: Mapping[str, Any], path: str = "") -> Iterable[str]:
+    """The paths of all values that are no mapping, but for what `instantiate` reads itself."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves_of(value, f"{path}{key}.")
+        elif key not in HYDRAS:
+            yield f"{path}{key}"
+
+
+# ---- signatures
+
+
+class Parameters(typing.NamedTuple):
+    """What a target takes by name.
+
+    Attributes:
+        target: its name.
+        types: the annotation of each parameter, Any where it has none.
+        defaults: of those that have one.
+        open: whether other names are taken too.
+    """
+
+    target: str
+    types: dict[str, Any]
+    defaults: dict[str, Any]
+    open: bool
+
+
+def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
+    """What the target of a node takes.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    try:
+        found = resolve_name(str(target))
+    except Exception as error:
+        reason = f"{' '.join(str(error).split())}. Write the whole path of a class that is installed."
+        raise ValueError(f"{path}._target_={target!r} is not possible: {reason}") from error
+    types, defaults, is_open = {}, {}, False
+    for function in functions_of(found):
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # of a class in C
+            return Parameters(target, types, defaults, True)
+        hints = hints_of(function)
+        is_open = False
+        for name, parameter in list(signature.parameters.items())[isinstance(found, type) :]:
+            is_open |= parameter.kind is parameter.VAR_KEYWORD
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                types.setdefault(name, hints.get(name, Any))
+                if parameter.default is not parameter.empty:
+                    defaults.setdefault(name, parameter.default)
+        if not is_open:
+            break
+    if found is SampleSelection and isinstance(
+        node.get("method"), str
+    ):  # **settings are those of the method, which checks them itself
+        types |= dict.fromkeys(settings_of(method_class(node["method"])), Any)
+        return Parameters(f"method={node['method']}", types, defaults, False)
+    return Parameters(target, types, defaults, is_open)
+
+
+def functions_of(target: Any) -> list[Callable[..., Any]]:
+    """The function that is called; of our own classes, whose `**settings` go to the next class, those of the next classes too."""
+    if not isinstance(target, type):
+        return [target]
+    made = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
+    ours = target.__module__.partition(".")[0] == "kakurenbo_recipes"
+    return made if ours else made[:1]
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Its annotations; none where one of them cannot be resolved."""
+    try:
+        return get_type_hints(function)
+    except Exception:
+        return {}
+
+
+SCALARS = {bool: "true or false", int: "an int", float: "a number", str: "a text", NoneType: "null"}
+
+
+def fits(value: Any, kind: Any) -> bool | None:
+    """Whether a value of a YAML file is of a type; None where only the target can tell."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        found = [fits(value, part) for part in parts]
+        return True if True in found else None if None in found else False
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in parts)
+    if kind in SCALARS:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number if kind is float else type(value) is kind
+    if kind is torch.Tensor:
+        return False
+    if isinstance(origin or kind, type) and issubclass(origin or kind, (list, tuple, Mapping)):
+        return isinstance(value, dict) if issubclass(origin or kind, Mapping) else isinstance(value, list)
+    return None
+
+
+def words(kind: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(words(part) for part in parts if part is not torch.Tensor))
+    if origin is Literal:
+        return "one of " + ", ".join(yaml(part) for part in parts)
+    if kind in SCALARS:
+        return SCALARS[kind]
+    return {list: "a list", tuple: "a list", dict: "a mapping"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
+
+
+def yaml(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
