@@ -15,10 +15,8 @@ from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.settings import settings_of
 from kakurenbo_recipes.settings import check_setting
@@ -46,6 +44,7 @@ GIVEN: dict[str, dict[str, str]] = {
 }
 READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
 MAY_BE_EMPTY = ("callbacks", "logger", "record", "small")
+SELECTION = "kakurenbo_lightning.SampleSelection"
 REFERENCE = re.compile(r"\$\{\s*(\w+)")  # the first name of an interpolation
 
 
@@ -224,9 +223,7 @@ def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
                     defaults.setdefault(name, parameter.default)
         if not is_open:
             break
-    if found is SampleSelection and isinstance(
-        node.get("method"), str
-    ):  # **settings are those of the method, which checks them itself
+    if node["_target_"] == SELECTION and isinstance(node.get("method"), str):  # its **settings are those of the method
         types |= dict.fromkeys(settings_of(method_class(node["method"])), Any)
         return Parameters(f"method={node['method']}", types, defaults, False)
     return Parameters(target, types, defaults, is_open)
@@ -263,18 +260,23 @@ def fits(value: Any, kind: Any) -> bool | None:
     if kind in SCALARS:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number if kind is float else type(value) is kind
-    if kind is torch.Tensor:
+    if is_tensor(kind):
         return False
     if isinstance(origin or kind, type) and issubclass(origin or kind, (list, tuple, Mapping)):
         return isinstance(value, dict) if issubclass(origin or kind, Mapping) else isinstance(value, list)
     return None
 
 
+def is_tensor(kind: Any) -> bool:
+    """Whether a type is torch's Tensor, which no value of a YAML file is; torch need not be loaded to see that."""
+    return getattr(kind, "__module__", "").partition(".")[0] == "torch" and getattr(kind, "__name__", "") == "Tensor"
+
+
 def words(kind: Any) -> str:
     """A type in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(words(part) for part in parts if part is not torch.Tensor))
+        return " or ".join(dict.fromkeys(words(part) for part in parts if not is_tensor(part)))
     if origin is Literal:
         return "one of " + ", ".join(yaml(part) for part in parts)
     if kind in SCALARS:

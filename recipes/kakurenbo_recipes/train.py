@@ -28,6 +28,7 @@ from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, comparison
+from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
 from kakurenbo_recipes.settings import check_setting, is_count
 
@@ -75,7 +76,9 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
 
     check_last(cfg)
     started = time.perf_counter()
-    trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+    with own_wandb_run(trainer):
+        log_hyperparameters(trainer, cfg)
+        trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
     fit_seconds = time.perf_counter() - started
 
     score = trainer.callback_metrics.get(f"val/{model.metric}")

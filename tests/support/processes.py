@@ -22,12 +22,15 @@ def environment(home, **more):
     return {"PYTHONPATH": PATHS, "PATH": "/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1", **more}
 
 
-def program(module, *arguments, cwd, fails=False, timeout=240):
-    """Run ``python -m module`` and return what it printed, errors included; see `program_server` for how it starts at once."""
+def program(module, *arguments, cwd, fails=False, timeout=240, **more):
+    """Run ``python -m module`` and return what it printed, errors included; see `program_server` for how it starts at once.
+
+    ``more`` is for its environment.
+    """
     server = started_server()
     with tempfile.NamedTemporaryFile() as output:
         order = {"module": module, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
-        order.update(environment=environment(cwd), output=output.name)
+        order.update(environment=environment(cwd, **more), output=output.name)
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], timeout)[0]:
