@@ -45,6 +45,32 @@ GIVEN: dict[str, dict[str, str]] = {
 READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
 MAY_BE_EMPTY = ("callbacks", "logger", "record", "small")
 SELECTION = "kakurenbo_lightning.SampleSelection"
+# ranges that no signature tells, and that nobody else checks before the data are read: which values, in words, and what to write
+LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "seed": (lambda value: 0 <= value < 2**32, "an int from 0 to 4294967295", "Try 0."),
+    "optimizer.lr": (lambda value: 0 < value < math.inf, "a number above 0 that is finite", "Try 0.1, or 0.001 with adamw."),
+    "trainer.max_epochs": (lambda value: value is not None and value >= 1, "an int >= 1", "Try 30."),
+    "trainer.max_steps": (lambda value: value == -1 or value >= 1, "-1 for no limit, or an int >= 1", "Try -1."),
+    "trainer.accumulate_grad_batches": (lambda value: value >= 1, "an int >= 1", "Write 1 for a step at each batch."),
+    "trainer.limit_train_batches": (
+        lambda value: value is None or (value >= 1 if isinstance(value, int) else 0 < value <= 1),
+        "null, an int >= 1 or a share in (0, 1]",
+        "Write null for all batches.",
+    ),
+    "trainer.limit_val_batches": (
+        lambda value: value is None or (value >= 0 if isinstance(value, int) else 0 <= value <= 1),
+        "null, an int >= 0 or a share in [0, 1]",
+        "Write null for all batches.",
+    ),
+    "trainer.check_val_every_n_epoch": (lambda value: value is None or value >= 1, "null or an int >= 1", "Try 1."),
+    "trainer.devices": (
+        lambda value: not isinstance(value, int) or value == -1 or value >= 1,
+        "auto, -1 for all, an int >= 1 or a list of devices",
+        "Try 1.",
+    ),
+    "trainer.num_nodes": (lambda value: value >= 1, "an int >= 1", "Try 1."),
+    "trainer.num_sanity_val_steps": (lambda value: value >= -1, "an int >= -1", "Try 0."),
+}
 REFERENCE = re.compile(r"\$\{\s*(\w+)")  # the first name of an interpolation
 
 
@@ -73,6 +99,11 @@ def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenb
     for name in known:
         if isinstance(values[name], dict) and name != "small":
             walk.keyed(name) if name in KEYED else walk.node(name, values[name], GIVEN.get(name, {}))
+    for path, (is_allowed, allowed, fix) in LIMITS.items():
+        group, _, key = path.rpartition(".")
+        node = values.get(group, {}) if group else values
+        if key in node:
+            check_setting(path, node[key], is_allowed(node[key]), allowed, fix)
 
 
 def check_complete(cfg: DictConfig, names: Iterable[str]) -> None:
@@ -123,7 +154,8 @@ class Walk:
                     self.argument(f"{path}.{key}", value, takes, [name for name in takes.types if name not in given])
                 self.node(f"{path}.{key}", value, {})
         elif isinstance(node, float):
-            check_setting(path, node, not math.isnan(node), "a number, which NaN is not", "Leave it out for the default.")
+            finite = math.isfinite(node) or (math.isinf(node) and path.startswith(KEYED))  # divergence_threshold=inf
+            check_setting(path, node, finite, "a finite number", "Leave it out for the default.")
 
     def argument(self, path: str, value: Any, takes: "Parameters", names: list[str]) -> None:
         """Check one setting of a node by the signature of its target."""
@@ -273,15 +305,20 @@ def is_tensor(kind: Any) -> bool:
 
 
 def words(kind: Any) -> str:
-    """A type in words."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(dict.fromkeys(words(part) for part in parts if not is_tensor(part)))
-    if origin is Literal:
-        return "one of " + ", ".join(yaml(part) for part in parts)
-    if kind in SCALARS:
-        return SCALARS[kind]
-    return {list: "a list", tuple: "a list", dict: "a mapping"}.get(origin or kind, getattr(kind, "__name__", str(kind)))
+    """A type in words; the values of several Literals are one list."""
+    parts = [part for part in flat(kind) if not is_tensor(part)]
+    literal = [yaml(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    others = [part for part in parts if get_origin(part) is not Literal]
+    listed = {list: "a list", tuple: "a list", dict: "a mapping"}
+    named = [SCALARS.get(part) or listed.get(get_origin(part) or part, getattr(part, "__name__", str(part))) for part in others]
+    return " or ".join(dict.fromkeys((["one of " + ", ".join(dict.fromkeys(literal))] if literal else []) + named))
+
+
+def flat(kind: Any) -> list[Any]:
+    """The types of a union, of those within it too."""
+    if get_origin(kind) not in (Union, UnionType):
+        return [kind]
+    return [part for each in get_args(kind) for part in flat(each)]
 
 
 def yaml(value: Any) -> str:

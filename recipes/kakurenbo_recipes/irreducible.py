@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.fingerprint import fingerprint
+from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.data import ImageData
 from kakurenbo_recipes.data_tools import existing
@@ -122,7 +123,7 @@ def save(content: dict[str, object], path: Path) -> None:
 
 
 @hydra.main(config_path=config_dir(), config_name="irreducible", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+def make(cfg: DictConfig) -> None:
     """Train the models and write the table."""
     check_config(cfg, names_of(IrreducibleSchema), "python -m kakurenbo_recipes.irreducible")
     output = Path(cfg.output).expanduser()
@@ -135,6 +136,12 @@ def main(cfg: DictConfig) -> None:
     print(f"irreducible losses of {len(losses):,} samples (mean {losses.mean():.3f}, highest {losses.max():.2f}): {output}")
     print("Use them, with the same data settings: kakurenbo-train method=rho_loss", end="")
     print("" if cfg.output == "irreducible.pt" else f" method.irreducible={cfg.output}")
+
+
+def main() -> None:
+    """Start the program."""
+    with short_errors(config_dir(), "irreducible", "python -m kakurenbo_recipes.irreducible"):
+        make()
 
 
 if __name__ == "__main__":

@@ -240,8 +240,15 @@ class ImageClassifier(Task):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy of a batch."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of a batch."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         images, labels = batch
         logits = self(images)
         self.accuracy(logits, labels)
-        self.log("val/loss", F.cross_entropy(logits, labels), sync_dist=True)
-        self.log("val/accuracy", self.accuracy, prog_bar=True)
+        self.log(f"{part}/loss", F.cross_entropy(logits, labels), sync_dist=True)
+        self.log(f"{part}/accuracy", self.accuracy, prog_bar=True)

@@ -26,6 +26,7 @@ class Result:
         score: its value after the last epoch, in [0, 1]; None without validation.
         totals: the callback's counts (over all ranks) and seconds (of this one) by name: `SampleSelection.totals`.
         fit_seconds: wall time of `Trainer.fit`, validation included.
+        test_score: the metric on the test images, of the best checkpoint where one was kept (`test=true`), in [0, 1]; None without a test.
     """
 
     method: str
@@ -33,6 +34,7 @@ class Result:
     score: float | None
     totals: dict[str, Any]
     fit_seconds: float
+    test_score: float | None = None
 
     @property
     def seconds(self) -> float:

@@ -30,6 +30,7 @@ class TrainSchema:
     lr_batch_size: int | None = MISSING
     debug: bool = MISSING
     small: Any = MISSING
+    test: bool = MISSING
     seed: int = MISSING
     compare: Any = MISSING  # a list of methods, or null; the program says more of a wrong one than a type would
     ckpt_path: str | None = MISSING

@@ -124,18 +124,32 @@ class Segmenter(Task):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log the loss of a batch and count its pixels."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the loss of a batch and count its pixels."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], part: str) -> None:
         images, labels = batch
         logits = self(images)
         predicted = logits.argmax(1)
         self.iou.update(predicted, labels)
         each = mean_iou(predicted, labels, self.num_classes, per_class=True, input_format="index")  # -1 where there is none
-        self.log("val/loss", self.loss(logits, labels), sync_dist=True)
-        self.log("val/iou_per_image", torch.where(each < 0, 1.0, each).mean(), sync_dist=True)
+        self.log(f"{part}/loss", self.loss(logits, labels), sync_dist=True)
+        self.log(f"{part}/iou_per_image", torch.where(each < 0, 1.0, each).mean(), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         """Log the intersection over union, of all pixels on all ranks."""
+        self._log_iou("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the intersection over union, of all pixels on all ranks."""
+        self._log_iou("test")
+
+    def _log_iou(self, part: str) -> None:
         found = self.iou.compute()
         self.iou.reset()
-        self.log("val/iou", found["mean"], prog_bar=True, sync_dist=True)
+        self.log(f"{part}/iou", found["mean"], prog_bar=True, sync_dist=True)
         for name, value in zip(self.class_names, found["each"], strict=True):
-            self.log(f"val/iou_{name}", value, sync_dist=True)
+            self.log(f"{part}/iou_{name}", value, sync_dist=True)

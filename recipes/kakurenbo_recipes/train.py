@@ -4,10 +4,12 @@ The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; 
 one after the other with the same seed, and prints a table.
 """
 
-import difflib
 import json
 import os
+import sys
+import textwrap
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +25,16 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning import SampleSelection, __version__, available_methods
 from kakurenbo_lightning.record import RunRecorder
+from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, comparison
+from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
-from kakurenbo_recipes.settings import check_setting, is_count
+from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count
 
 # settings of generated data that an experiment's own data have too
 GENERATED = tuple(
@@ -48,6 +52,13 @@ def metric_of(task: str) -> str:
     return get_class(task).metric
 
 
+def options_of(group: str) -> str:
+    """Return the options of a group, for the help, in lines of the width of its text; those of `--config-dir` too."""
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    return textwrap.fill(", ".join(options), 100, subsequent_indent=" " * 14)
+
+
+OmegaConf.register_new_resolver("options_of", options_of, replace=True)
 OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 OmegaConf.register_new_resolver("metric_of", metric_of, replace=True)
 
@@ -68,10 +79,11 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
     callbacks = [selection, *recorder_for(cfg, selection), *made(cfg.callbacks)]
-    if cfg.trainer.enable_checkpointing:
+    if cfg.trainer.enable_checkpointing and not cfg.trainer.get("fast_dev_run"):  # Lightning would save the last of its one batch
         callbacks.append(instantiate(cfg.checkpoint))
     trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
     optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
+    check_optimizer(optimizer)
     model = instantiate(cfg.task)(network, optimizer, num_classes, instantiate(cfg.schedule))
 
     check_last(cfg)
@@ -79,16 +91,43 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     with own_wandb_run(trainer):
         log_hyperparameters(trainer, cfg)
         trainer.fit(model, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
-    fit_seconds = time.perf_counter() - started
-
-    score = trainer.callback_metrics.get(f"val/{model.metric}")
+        fit_seconds = time.perf_counter() - started
+        score = trainer.callback_metrics.get(f"val/{model.metric}")
+        tested = tested_score(trainer, model, datamodule) if cfg.test else None
     return Result(
         method=cfg.method.method,
         metric=model.metric,
         score=None if score is None else score.item(),
         totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
         fit_seconds=fit_seconds,
+        test_score=tested,
     )
+
+
+def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModule) -> float:
+    """Return the metric of the test images, by the best checkpoint where a callback kept one, else after the last epoch."""
+    kept = [
+        each for each in cast(Any, trainer).callbacks if getattr(each, "monitor", None)
+    ]  # Lightning sets it without saying so
+    best = [each.best_model_path for each in kept if getattr(each, "best_model_path", "")]
+    if best and getattr(datamodule, "val_images", None) is None:
+        rank_zero_warn(
+            "test=true: the best epoch was chosen by the test images themselves. Add data.held_out=0.1 to choose by others."
+        )
+    trainer.test(model, datamodule=datamodule, ckpt_path=best[0] if best else None, verbose=False)
+    score = trainer.callback_metrics[f"test/{model.metric}"].item()
+    rank_zero_info(f"test {model.metric} {score:.2%} of {Path(best[0]).name if best else 'the last epoch'}")
+    return score
+
+
+def check_optimizer(optimizer: Callable[..., Any]) -> None:
+    """Raise a ValueError for what torch refuses of the group optimizer, by making one for a parameter that nobody trains."""
+    import torch
+
+    try:
+        optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"optimizer: {error}. kakurenbo-train --cfg job --package optimizer lists its settings.") from error
 
 
 def made(group: DictConfig) -> list[Any]:
@@ -131,21 +170,34 @@ def scaled_rate(cfg: DictConfig, world_size: int) -> float:
     return cfg.optimizer.lr * samples / cfg.lr_batch_size
 
 
+def any_small(cfg: DictConfig) -> DictConfig:
+    """Return the `small` of a config that has none: generated data for the task, of the size of the real ones, and three epochs."""
+    data: dict[str, Any] = {"_target_": "kakurenbo_recipes.generated.GeneratedImages", "num_classes": 10, "batch_size": 32}
+    data["size"] = cfg.data.get("size") or 32
+    data["samples"] = 256 if data["size"] <= 64 else 64
+    if cfg.data.get("resize"):
+        data["resize"] = cfg.data.resize
+    if metric_of(cfg.task._target_) == "iou":
+        folder = "${hydra:runtime.output_dir}/deepcam"
+        data = {"_target_": "kakurenbo_recipes.deepcam.GeneratedDeepCam", "root": folder, "files": 64, "validation": 16}
+        data |= {"height": 64, "width": 96, "batch_size": 8, "eval_batch_size": 8}
+    return OmegaConf.create({"data": data, "tau": 0.0, "trainer": {"max_epochs": min(cfg.trainer.max_epochs, 3)}})
+
+
 def small(cfg: DictConfig) -> DictConfig:
     """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says; the command line has the last word."""
-    is_there = cfg.small is not None
-    hint = "Every experiment of a paper has it: experiment=cifar100_wrn28_10, for example."
-    check_setting("debug", True, is_there, "false without an experiment that has `small`", hint)
-    print("debug: small generated data and a short run in place of the experiment; its figures mean nothing")
+    print("debug: small generated data and a short run in place of the real ones; its figures mean nothing")
+    smaller = any_small(cfg) if cfg.small is None else cfg.small
     changed = cfg.copy()
     OmegaConf.set_struct(changed, False)  # options of a network can be new
-    changed.data = cfg.small.data
-    for name in cfg.small:
+    changed.data = smaller.data
+    for name in map(str, smaller):
         if name != "data":
-            changed[name] = OmegaConf.merge(changed[name], cfg.small[name]) if is_group(cfg, name) else cfg.small[name]
+            changed[name] = OmegaConf.merge(changed[name], smaller[name]) if is_group(cfg, name) else smaller[name]
     unused = []
+    groups = GlobalHydra.instance().config_loader().list_groups("")  # their options are chosen already, an experiment's too
     for key, value in typed():
-        if is_group(cfg, key) or key in ("small", "debug"):
+        if key in groups or key in ("small", "debug"):
             continue
         if key.startswith("data.") and key not in GENERATED and OmegaConf.select(changed, key) is None:
             unused.append(key)
@@ -211,23 +263,46 @@ def run(cfg: DictConfig) -> list[Result]:
     """Train the method, or each method of `cfg.compare`, and return one result for each."""
     check_config(cfg, names_of(TrainSchema))
     refuse_unused(cfg)
+    check_checkpoint(cfg)
     warn_of_unused(cfg)
     if cfg.debug:
         cfg = small(cfg)
         check_config(cfg, names_of(TrainSchema))
     if cfg.compare is None:
         return [fit(cfg, instantiate(cfg.data))]
+    check_compare(cfg)
+    datamodule = instantiate(cfg.data)
+    return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
+
+
+def check_compare(cfg: DictConfig) -> None:
+    """Raise a ValueError unless `compare` is a list of different methods to train from the beginning."""
     is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
     check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
     known = GlobalHydra.instance().config_loader().get_group_options("method")
-    for name in cfg.compare:
-        near = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Write compare=[baseline,kakurenbo]."
-        check_setting("compare", list(cfg.compare), name in known, f"a list of methods out of {', '.join(known)}", hint)
+    names = list(cfg.compare)
+    for name in names:
+        hint = did_you_mean(name, known, "Write compare=[baseline,kakurenbo].")
+        check_setting("compare", names, name in known, f"a list of methods out of {', '.join(known)}", hint)
+    hint = "Other seeds of a method: -m seed=0,1."
+    check_setting("compare", names, len(set(names)) == len(names), "a list that names each method once", hint)
     alone = cfg.ckpt_path is None
     check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
-    datamodule = instantiate(cfg.data)
-    return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
+
+
+def check_checkpoint(cfg: DictConfig) -> None:
+    """Raise a ValueError for a `ckpt_path` that is no file; addresses and Lightning's own words are left to Lightning."""
+    path = cfg.ckpt_path
+    if path is None or path in ("last", "hpc") or "://" in path or path.startswith("registry"):
+        return
+    found = sorted(Path(path).rglob("*.ckpt"), key=lambda file: file.stat().st_mtime) if Path(path).is_dir() else []
+    hint = (
+        f"Its newest: ckpt_path={str(found[-1])!r}."
+        if found
+        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME goes on with a run."
+    )
+    is_sharded = (Path(path) / "meta.pt").is_file()  # a folder that Lightning saved
+    check_setting("ckpt_path", path, Path(path).is_file() or is_sharded, "null, last or the file of a checkpoint", hint)
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
@@ -247,9 +322,13 @@ def train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Start the program; the ranks that Lightning starts inherit the time, and with it the folder of the run."""
+    if "--version" in sys.argv[1:]:
+        print(f"kakurenbo-train {__version__} (Hydra {hydra.__version__})")
+        return
     if "LOCAL_RANK" not in os.environ:
-        os.environ.setdefault("KAKURENBO_STARTED", time.strftime("%Y-%m-%d/%H-%M-%S"))
-    train()
+        os.environ.setdefault(STARTED, time.strftime("%Y-%m-%d/%H-%M-%S"))
+    with short_errors(config_dir(), "train", "kakurenbo-train"):
+        train()
 
 
 if __name__ == "__main__":

@@ -77,7 +77,10 @@ class RhoLoss(BackpropMethod):
 
     @cached_property
     def _file(self) -> Any:
-        return torch.load(self.irreducible, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(self.irreducible, map_location="cpu", weights_only=True)
+        except Exception:  # torch raises whatever the bytes of another file make of it, a KeyError for some text
+            return None
 
     @cached_property
     def _table(self) -> dict[torch.device, Tensor]:

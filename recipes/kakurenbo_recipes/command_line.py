@@ -1,0 +1,151 @@
+"""What a program says of a wrong command line: one sentence and exit status 1, no traceback unless HYDRA_FULL_ERROR=1."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, cast
+from unittest import mock
+
+import hydra
+import hydra._internal.utils as hydra_utils
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from kakurenbo_lightning.errors import DamagedCheckpointError
+from kakurenbo_recipes.config_check import GIVEN, nearest
+from kakurenbo_recipes.settings import did_you_mean
+
+# errors of what was typed or of what it names; others are of the code, and their traceback says where
+OF_SETTINGS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException, DamagedCheckpointError)
+KINDS = {"Float": "a number", "Integer": "an int", "bool": "true or false"}  # as OmegaConf calls them
+
+
+@contextmanager
+def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]:
+    """End with one sentence where Hydra would print a traceback, or several lines that recommend `+` for every typo.
+
+    Args:
+        configs: folder of the configs, for suggestions.
+        config_name: of the program's.
+        program: how it is started.
+    """
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        yield
+        return
+    try:
+        with mock.patch.object(hydra_utils, "run_and_report", lambda function: function()):  # what prints errors otherwise
+            yield
+    except Exception as error:
+        ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
+        if ours:
+            print(f"{Sentence(configs, config_name, program, sys.argv[1:]).of(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        print("HYDRA_FULL_ERROR=1 shows where it comes from." if ours else "", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+class Sentence:
+    """Says what was wrong with the words of a command line."""
+
+    def __init__(self, configs: str, config_name: str, program: str, words: list[str]) -> None:
+        self.configs, self.config_name, self.program, self.words = configs, config_name, program, words
+
+    def of(self, error: Exception) -> str:
+        """The sentence of an error."""
+        text, cause = str(error), error.__cause__
+        if isinstance(error, InstantiationException):
+            return (
+                one_line(str(cause))
+                if " is not possible" in str(cause) or " is not allowed" in str(cause)
+                else instantiation(error)
+            )
+        if isinstance(error, OverrideParseException):
+            return (
+                f"{error.override} is not possible: it cannot be read as KEY=VALUE ({text.splitlines()[0]}). Put it into quotes."
+            )
+        if deleted := [word for word in self.words if re.fullmatch(r"~\w+", word) and "interpolation" in text]:
+            return f"{deleted[0]} is not possible: the program reads {deleted[0][1:]}. Leave it out, or choose {deleted[0][1:]}=OPTION."
+        for pattern, say in (
+            (r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", self.option),
+            (r"Could not override '([^'@]+)", self.key),
+        ):
+            if found := re.search(pattern, text):
+                return say(*found.groups())
+        if found := re.search(r"Error merging override (\S+?)=(.*)", text, re.DOTALL):
+            return self.value(found[1].lstrip("+"), found[2], str(cause or ""))
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            return one_line(f"{text} {cause or ''}")
+        return one_line(text) if " " in text else f"{type(error).__name__}: {text}"
+
+    def option(self, group: str, name: str) -> str:
+        """An option that a group does not have."""
+        with self.composing():
+            known = GlobalHydra.instance().config_loader().get_group_options(group)
+        return f"{group}={name!r} is not possible: it must be one of {', '.join(known)}. {did_you_mean(name, known)}"
+
+    def key(self, path: str) -> str:
+        """A key that is no setting."""
+        value = next((word.partition("=")[2] for word in self.words if word.partition("=")[0] == path), "")
+        values, groups = self.defaults(), []
+        with self.composing():
+            groups = GlobalHydra.instance().config_loader().list_groups("")
+        group, _, key = path.rpartition(".")
+        if advice := GIVEN.get(group, {}).get(key):
+            return f"{path}={value} is not possible: the program gives it. {advice}"
+        inside = OmegaConf.select(OmegaConf.create(values), group, default=None) if group else None
+        names = list(inside) if isinstance(inside, DictConfig) else [] if group else [*values, *groups]
+        near = nearest(path, value, names, values) or self.other_group(path, values)
+        hint = f"Did you mean {near}? " if near else ""
+        return f"{path}={value} is not possible: it is no setting. {hint}{self.program} --cfg job lists the settings, --help the groups."
+
+    def other_group(self, path: str, values: dict[str, Any]) -> str | None:
+        """The path with the group that was probably meant."""
+        group, _, rest = path.partition(".")
+        close = get_close_matches(group, list(values), n=1)
+        return f"{close[0]}.{rest}" if rest and close and group not in values else None
+
+    def value(self, path: str, value: str, reason: str) -> str:
+        """A value of another type."""
+        kind = next((words for name, words in KINDS.items() if re.search(rf"to {name}|valid {name}", reason)), None)
+        default = OmegaConf.select(OmegaConf.create(self.defaults()), path, default=None)
+        allowed = f"it must be {kind}" if kind else one_line(reason.splitlines()[0] if reason else "of another type")
+        hint = f"Its default is {default}." if default is not None else f"{self.program} --cfg job lists the settings."
+        return f"{path}={value} is not possible: {allowed.rstrip('.')}. {hint}"
+
+    def defaults(self) -> dict[str, Any]:
+        """The config with the options that were typed, or without where they are the error; interpolations as they are written."""
+        chosen = [word for word in self.words if re.fullmatch(r"[a-z_]+=[\w\[\],]+", word)]
+        for words in (chosen, []):
+            try:
+                with self.composing():
+                    cfg = hydra.compose(self.config_name, overrides=words)
+                return cast(dict[str, Any], OmegaConf.to_container(cfg))
+            except (HydraException, OmegaConfBaseException, ValueError):
+                continue
+        return {}
+
+    @contextmanager
+    def composing(self) -> Iterator[None]:
+        """Lets Hydra compose again after its error."""
+        with hydra.initialize_config_dir(self.configs, version_base="1.3"):
+            yield
+
+
+def instantiation(error: InstantiationException) -> str:
+    """The sentence of what could not be made, with the path of its node."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    target = re.search(r"target '([^']+)'", str(error))
+    made = target[1] if target else "it"
+    return f"{found[1] if found else 'the config'} is not possible: {made} says: {one_line(str(error.__cause__ or error))}"
+
+
+def one_line(text: str) -> str:
+    """A text of several lines in one."""
+    return " ".join(text.split())
