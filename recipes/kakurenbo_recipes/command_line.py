@@ -44,7 +44,8 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
     except Exception as error:
         ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
         if ours:
-            print(f"{Sentence(configs, config_name, program, sys.argv[1:]).of(error)}", file=sys.stderr)
+            said = Sentence(configs, config_name, program, sys.argv[1:]).of(error).strip()
+            print(said if said.endswith((".", "?", "!")) else f"{said}.", file=sys.stderr)
         else:
             traceback.print_exc()
         print("HYDRA_FULL_ERROR=1 shows where it comes from." if ours else "", file=sys.stderr)
@@ -72,6 +73,8 @@ class Sentence:
             )
         if deleted := [word for word in self.words if re.fullmatch(r"~\w+", word) and "interpolation" in text]:
             return f"{deleted[0]} is not possible: the program reads {deleted[0][1:]}. Leave it out, or choose {deleted[0][1:]}=OPTION."
+        if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+            return f"{found[1]} is not possible: it must be one value. Add -m for a run with each, or write [a,b] for a list."
         for pattern, say in (
             (r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", self.option),
             (r"Could not override '([^'@]+)", self.key),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
+from zipfile import is_zipfile
 
 import hydra
 import lightning as L
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import SampleSelection, __version__, available_methods
+from kakurenbo_lightning.core.checkpoint_file import is_old_format
 from kakurenbo_lightning.record import RunRecorder
 from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
@@ -302,7 +304,8 @@ def check_checkpoint(cfg: DictConfig) -> None:
         else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME goes on with a run."
     )
     is_sharded = (Path(path) / "meta.pt").is_file()  # a folder that Lightning saved
-    check_setting("ckpt_path", path, Path(path).is_file() or is_sharded, "null, last or the file of a checkpoint", hint)
+    is_file = Path(path).is_file() and (is_zipfile(path) or is_old_format(Path(path)))
+    check_setting("ckpt_path", path, is_file or is_sharded, "null, last or the file of a checkpoint", hint)
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")

@@ -1,0 +1,164 @@
+"""Bad input through the command line: one sentence that names the setting and what is allowed, exit status 1, and no traceback."""
+
+import pytest
+from kakurenbo_recipes import train
+from recipe_runs import TINY, kakurenbo_train
+
+# settings by what they are, with values that none of them can have
+COUNTS = ["seed", "data.batch_size", "data.eval_batch_size", "data.num_workers", "data.label_noise_seed", "data.crop_padding",
+          "model.depth", "model.width", "trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.num_nodes",
+          "trainer.num_sanity_val_steps", "trainer.log_every_n_steps"]  # fmt: skip
+NUMBERS = ["F", "tau", "optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "schedule.gamma", "schedule.warmup_factor",
+           "data.held_out", "data.label_noise", "task.label_smoothing"]  # fmt: skip
+FLAGS = [
+    "debug",
+    "test",
+    "data.flip",
+    "data.drop_last",
+    "optimizer.nesterov",
+    "trainer.enable_checkpointing",
+    "trainer.sync_batchnorm",
+]
+GROUPS = ["data", "model", "task", "method", "optimizer", "schedule", "trainer", "logger", "record", "checkpoint", "callbacks"]
+TYPOS = {
+    "optimiser.lr=0.5": "optimizer.lr", "trainer.max_epoch=3": "trainer.max_epochs", "data.batchsize=3": "data.batch_size",
+    "method.tua=0.5": "method.tau", "model.dept=8": "model.depth", "sede=1": "seed", "tua=0.5": "tau", "schedule.gama=1": "schedule.gamma",
+    "checkpoint.save_topk=1": "checkpoint.save_top_k", "record.to_logger=true": "record.to_loggers",
+    "logger.csv.save_dri=a": "logger.csv.save_dir",
+}  # fmt: skip
+OTHERS = {
+    "compare=[baseline,baseline]": "compare=['baseline', 'baseline'] is not possible: it must be a list that names each method once",
+    "compare=[baseline,randm]": "Did you mean random?",
+    "compare=[]": "compare=[] is not possible",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches=0 is not possible: it must be an int >= 1",
+    "trainer.limit_train_batches=0": "trainer.limit_train_batches=0 is not possible: it must be null, an int >= 1 or a share in (0, 1]",
+    "trainer.limit_train_batches=1.5": "trainer.limit_train_batches=1.5",
+    "trainer.limit_val_batches=-1": "trainer.limit_val_batches=-1",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch=0",
+    "trainer.devices=0": "trainer.devices=0 is not possible: it must be auto, -1 for all, an int >= 1 or a list of devices",
+    "trainer.precision=17": "trainer.precision=17 is not possible: it must be one of 64, 32, 16, transformer-engine",
+    "trainer.strategy=dpp": "`strategy='dpp'`",
+    "trainer.accelerator=gpuu": "`accelerator='gpuu'`",
+    "trainer.max_epochs=null": "trainer.max_epochs=None is not possible: it must be an int >= 1",
+    "seed=-1": "seed=-1 is not possible: it must be an int from 0",
+    "F=1.5": "max_fraction",
+    "tau=2": "tau=2.0 is not allowed",
+    "F=-0.1": "max_fraction",
+    "optimizer.lr=inf": "optimizer.lr=inf is not possible: it must be a finite number",
+    "optimizer.lr=0": "optimizer.lr=0 is not possible: it must be a number above 0",
+    "optimizer.lr=-1": "optimizer.lr=-1 is not possible",
+    "optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value: -1",
+    "lr_batch_size=0": "lr_batch_size=0 is not possible",
+    "data.held_out=1": "data.held_out=1 is not possible",
+    "data.batch_size=0": "data.batch_size=0 is not possible: it must be an int >= 1. Try 128.",
+    "model.depth=9": "model.depth=9 is not possible: it must be 6n + 2",
+    "schedule.warmup_factor=0": "schedule.warmup_factor=0 is not possible",
+    "ckpt_path=folder": "ckpt_path='folder' is not possible: it must be null, last or the file of a checkpoint",
+    "ckpt_path=nowhere.ckpt": "ckpt_path='nowhere.ckpt' is not possible",
+    "ckpt_path=text": "ckpt_path='text' is not possible: it must be null, last or the file of a checkpoint",
+    "weights=text": "weights='text' cannot be read",
+    "weights=nowhere": "weights='nowhere' is not a file",
+    "method=rho_loss method.irreducible=text": "irreducible='text' is not allowed; irreducible must be a file with {'irreducible'",
+    "method=rho_loss method.irreducible=folder": "irreducible='folder' is not allowed; irreducible must be a file that is there",
+    "method=rho_loss": "irreducible='irreducible.pt' is not allowed",
+    "method=plb F=0.4": "F=0.4 is not possible: it must be left out: method=plb has none",
+    "hydra.run.dir=text/run": "hydra.run.dir='text/run' is not possible: it must be a folder that can be made (Not a directory)",
+    "hydra.run.dir=/proc/kakurenbo": "hydra.run.dir='/proc/kakurenbo' is not possible: it must be a folder that can be made",
+    "hydra.run.dir=ran": "hydra.run.dir='ran' is not possible: it must be a folder that holds no run yet",
+    "F=[": "F=[ is not possible: it cannot be read as KEY=VALUE",
+    "F": "cannot be read as KEY=VALUE",
+    "trainer.callbacks=[a]": "trainer.callbacks=[a] is not possible: the program gives it. Write callbacks=",
+    "+trainer.callbacks=[a]": "trainer.callbacks=['a'] is not possible: the program gives it. Write callbacks=",
+    "callbacks=[early_stopin]": "callbacks='early_stopin' is not possible: it must be one of best_checkpoint, early_stopping,",
+    "logger=none callbacks=lr_monitor": "LearningRateMonitor",
+    "trainer=fsdp": "fsdp",
+    "checkpoint.monitor=val/acuracy": "val/acuracy",
+    "method.milestones=[a]": "milestones=['a'] is not allowed; milestones must be a list of epochs",
+    "method=baseline,random": "method=baseline,random is not possible: it must be one value. Add -m for a run with each",
+    "~seed": "seed is missing",
+    "~optimizer.lr": "optimizer.lr is missing",
+    "~sed": "sed",
+    "data=parquet": "data.",
+    "experiment=imagenet": "experiment='imagenet' is not possible: it must be one of cifar100_wrn28_10",
+}  # fmt: skip
+
+
+def generated():
+    """The words of each case, and what its sentence must hold."""
+    for name in COUNTS:
+        yield from ((f"{name}={value}", f"{name}=") for value in ("abc", "1.5", "true"))
+    for name in NUMBERS:
+        yield from ((f"{name}={value}", f"{name}=") for value in ("abc", "true", "nan"))
+    for name in FLAGS:
+        yield f"{name}=maybe", f"{name}="
+    for group in GROUPS:
+        yield f"{group}=nowhere", f"{group}='nowhere' is not possible: it must be one of"
+        yield f"~{group}", group
+    for typo, meant in TYPOS.items():
+        yield typo, f"Did you mean {meant}?"
+        yield f"+{typo}", f"Did you mean {meant}?"
+    yield from OTHERS.items()
+
+
+CASES = dict(generated())
+# one of each kind that the issue names; the others take the same paths
+QUICK = {
+    *("F=abc", "seed=true", "optimizer.lr=nan", "compare=[baseline,baseline]", "trainer.accumulate_grad_batches=0", "~method"),
+    *("trainer.limit_train_batches=0", "ckpt_path=folder", "method=rho_loss method.irreducible=text", "hydra.run.dir=text/run"),
+    "optimiser.lr=0.5",
+}
+
+
+def test_there_are_a_hundred_cases_and_more():
+    assert len(CASES) >= 100 and CASES.keys() >= QUICK
+
+
+def started(words, monkeypatch, capsys):
+    """Run the program's own main function as its script would, and return the exit status and what it said."""
+    monkeypatch.setattr("sys.argv", ["kakurenbo-train", *TINY, *words.split()])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    said = capsys.readouterr().err
+    return (1, ended.value.code + said) if isinstance(ended.value.code, str) else (ended.value.code, said)
+
+
+@pytest.mark.parametrize("words", [pytest.param(w, marks=[] if w in QUICK else pytest.mark.slow, id=w) for w in CASES])
+def test_bad_input_ends_with_a_sentence(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    for folder in ("folder", "ran"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text").write_text("no checkpoint")
+    (tmp_path / "ran" / "results.json").touch()
+    status, said = started(words, monkeypatch, capsys)
+    assert status == 1 and "Traceback" not in said
+    sentences = [line for line in said.splitlines() if CASES[words] in line and not line.startswith("Error executing job")]
+    assert len(sentences) == 1, said
+    assert sentences[0].endswith((".", "?")), "it is a sentence"
+
+
+def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr("sys.argv", ["kakurenbo-train", *TINY, "seed=-1"])
+    with pytest.raises(ValueError, match="seed=-1 is not possible"):
+        train.main()
+
+
+def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(train, "fit", lambda *given: {}["a mistake"])
+    status, said = started("seed=1", monkeypatch, capsys)
+    assert status == 1 and "Traceback" in said and "KeyError: 'a mistake'" in said
+
+
+@pytest.mark.slow
+def test_a_process_ends_with_the_sentence_and_the_status(tmp_path):
+    said = kakurenbo_train("optimizer.lr=abc", cwd=tmp_path, fails=True)
+    assert "optimizer.lr='abc' is not possible: it must be a number." in said and "Traceback" not in said
+    said = kakurenbo_train("optimizer.lr=abc", cwd=tmp_path, fails=True, HYDRA_FULL_ERROR="1")
+    assert "Traceback" in said
