@@ -1,7 +1,7 @@
 """Train on fewer samples and lose nothing: sample selection as a PyTorch Lightning callback.
 
-The names below are imported when they are first used (PEP 562), so that what needs torch alone, such as :mod:`kakurenbo_lightning.core`,
-:mod:`kakurenbo_lightning.methods` and the scripts ``kakurenbo-methods`` and ``kakurenbo-inspect``, does not wait for Lightning's import.
+The names below are imported when they are first used (PEP 562), so that what needs torch alone, such as :mod:`kakurenbo_lightning.core`
+and the script ``kakurenbo-inspect``, does not wait for Lightning's import. :mod:`kakurenbo_lightning.methods` does not wait for torch's.
 """
 
 from importlib import import_module

@@ -9,19 +9,20 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
-from kakurenbo_lightning.session.checkpoint import SessionState, from_state
-from kakurenbo_lightning.session.plain_values import brief
 from kakurenbo_lightning.session.totals import Totals
+
+if TYPE_CHECKING:  # torch is loaded when there is a checkpoint to read, and --help does not need it
+    from torch import Tensor
+
+    from kakurenbo_lightning.session.checkpoint import SessionState
 
 ABOUT = "Print the selection state of a Lightning checkpoint: method, epoch, hidden share, what it cost, which samples are hidden most."
 
@@ -45,6 +46,8 @@ def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[st
     Raises:
         NoSelectionError: there is no such file, it is damaged or no checkpoint, or holds no selection of this version.
     """
+    from kakurenbo_lightning.session.checkpoint import from_state
+
     checkpoint = _checkpoint(path, trust)
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, Mapping) else None
     if not isinstance(callbacks, Mapping):
@@ -144,6 +147,8 @@ def _waiting(engines: Any) -> int:
 
 def page(found: Mapping[str, Any], family: str = "") -> str:
     """The summary as text."""
+    from kakurenbo_lightning.session.plain_values import brief
+
     settings = ", ".join(f"{name}={brief(value)}" for name, value in found["settings"].items())
     right = found["correct"]
     lines = {

@@ -11,9 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import ConflictError
 
@@ -22,19 +20,20 @@ LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning
 
 def world_size() -> int:
     """Number of ranks; 1 where no process group is there."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
 
 
-def _is_rank_zero() -> bool:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks; known before the process group is there, too."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank() == 0
     # before the process group is there, the launcher's variables tell
     return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")) == 0
 
 
 def rank_zero_warn(message: str) -> None:
     """Warn, on the process of rank 0 only; the warning shows the first line of the user's above the libraries' own."""
-    if not _is_rank_zero():
+    if not is_rank_zero():
         return
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
@@ -44,7 +43,7 @@ def rank_zero_warn(message: str) -> None:
 
 def rank_zero_info(message: str) -> None:
     """Log, on the process of rank 0 only, where Lightning logs."""
-    if _is_rank_zero():
+    if is_rank_zero():
         lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # its log is the one of the name the user imports
         (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
 
@@ -68,7 +67,7 @@ def gather(mine: Any) -> list[Any]:
     if world_size() == 1:
         return [mine]
     found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, mine)
+    torch.distributed.all_gather_object(found, mine)
     return found
 
 
@@ -77,7 +76,7 @@ def largest(mine: int, device: torch.device) -> int:
     if world_size() == 1:
         return mine
     number = torch.tensor(mine, device=device)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
     return int(number)
 
 
@@ -103,9 +102,9 @@ def check_equal_plans(checksum: int, device: torch.device, method: str, epoch: i
         RuntimeError: on every rank, when they differ.
     """
     mine = torch.tensor([checksum], device=device)
-    gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
     with collective("compare their plans", position):
-        dist.all_gather(gathered, mine)
+        torch.distributed.all_gather(gathered, mine)
     sums = [int(value) for value in gathered]
     if len(set(sums)) > 1:
         raise RuntimeError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from kakurenbo_lightning.core.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 1 << 18  # indices that a core's cache holds
 _DIRECTLY = 16  # up to so many blocks one permutation is faster

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.shard import EpochShard, Layout, epoch_shard
 from kakurenbo_lightning.core.stream_shard import DrawSource, StreamShard, UniformDraws
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -93,16 +95,19 @@ class StreamPlan:
         num_samples: N; any of them may be drawn.
         samples: how many draws the epoch has, of all ranks together.
         metrics: what the method wants logged, as ``selection/<key>``.
-        hidden: ``int64[0]``: no sample is left out for certain.
     """
 
     num_samples: int
     samples: int
     metrics: dict[str, float] = field(default_factory=dict)
 
-    hidden: ClassVar[Tensor] = torch.empty(0, dtype=torch.int64)
     hidden_fraction: ClassVar[float] = 0.0
     lr_factor: ClassVar[float] = 1.0
+
+    @property
+    def hidden(self) -> Tensor:
+        """``int64[0]``: no sample is left out for certain."""
+        return torch.empty(0, dtype=torch.int64)
 
     def checksum(self) -> int:
         """A number that differs when the plan does."""

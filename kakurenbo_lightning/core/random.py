@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
+
+from kakurenbo_lightning.core.lazy_torch import torch
 
 
 def rng_state() -> dict[str, Any]:

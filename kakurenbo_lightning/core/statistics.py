@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
+import numpy as np
 
+from kakurenbo_lightning.core.distributed import world_size
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.sum_tree import last_rows
 
-MAX_EPOCHS = torch.iinfo(torch.int16).max
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_EPOCHS = (1 << 15) - 1  # the largest int16
 BYTES_PER_SAMPLE = 12  # without a method's own columns
 
 
@@ -22,16 +25,26 @@ class Column:
 
     Attributes:
         name: key in :attr:`SampleStatistics.extra`.
-        dtype: a float of 32 bits, or an integer of at most 32, or bool.
+        dtype: a float of 32 bits, or an integer of at most 32, or bool; also by its name, such as ``"int16"``, which needs no torch.
         initial: value of samples that were never measured.
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype | str
     initial: float
 
+    @property
+    def bytes_per_sample(self) -> int:
+        """Size of one value."""
+        return np.dtype(str(self.dtype).removeprefix("torch.")).itemsize
 
-TARGET = Column("target", torch.int32, -1)  # the class of each sample, where the data set or the outputs say it
+    def full(self, num_samples: int, device: torch.device | str) -> Tensor:
+        """The column of samples that were never measured, ``[num_samples]``."""
+        dtype = getattr(torch, self.dtype) if isinstance(self.dtype, str) else self.dtype
+        return torch.full((num_samples,), self.initial, dtype=dtype, device=device)
+
+
+TARGET = Column("target", "int32", -1)  # the class of each sample, where the data set or the outputs say it
 
 
 class SampleStatistics:
@@ -68,7 +81,7 @@ class SampleStatistics:
         self.loss = torch.full((num_samples,), float("nan"), device=device)
         self.confidence = torch.full((num_samples,), float("nan"), device=device)
         self.correct = torch.zeros(num_samples, dtype=torch.bool, device=device)
-        self.extra = {c.name: torch.full((num_samples,), c.initial, dtype=c.dtype, device=device) for c in columns}
+        self.extra = {column.name: column.full(num_samples, device) for column in columns}
         # where rows may be written by several ranks: the number of the last :meth:`record` since a merge
         self._when = torch.zeros(num_samples, dtype=torch.int32, device=device) if repeats else None
         self._records = 0
@@ -127,7 +140,7 @@ class SampleStatistics:
 
     def subset(self, rows: Tensor | slice) -> SampleStatistics:
         """The rows ``rows``: a copy of those of a tensor (``int64[n]``), a view of a slice. For reading."""
-        if isinstance(rows, Tensor):
+        if isinstance(rows, torch.Tensor):
             rows = rows.to(self.device)
         part = object.__new__(SampleStatistics)  # 1,000 classes are 1,000 parts
         part.loss, part.confidence, part.correct = self.loss[rows], self.confidence[rows], self.correct[rows]
@@ -171,11 +184,11 @@ class SampleStatistics:
 
         Does nothing but forget who wrote what when there is one process.
         """
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             if self._when is not None:
                 self._keep_last(self._when)
             packed = self._pack()
-            dist.all_reduce(packed)
+            torch.distributed.all_reduce(packed)
             self._unpack(packed)
         self._columns()
         self._touched.zero_()
@@ -184,10 +197,10 @@ class SampleStatistics:
     def _keep_last(self, when: Tensor) -> None:
         """Of the ranks that wrote a row only the last one goes on as its writer; collective."""
         self._columns()  # writes what is pending
-        place = when * dist.get_world_size() + dist.get_rank() + 1
+        place = when * world_size() + torch.distributed.get_rank() + 1
         mine = torch.where(self._touched, place, 0)
         last = mine.clone()
-        dist.all_reduce(last, dist.ReduceOp.MAX)
+        torch.distributed.all_reduce(last, torch.distributed.ReduceOp.MAX)
         self._touched.logical_and_(mine == last)
 
     def _pack(self) -> Tensor:

@@ -8,10 +8,12 @@ O(log N), and because a sum is recomputed from its children rather than correcte
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from kakurenbo_lightning.core.lazy_torch import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FAN_OUT = 128
 _BELOW_ONE = 1 - 2.0**-50  # u * sum stays below sum, so that a value of 0 is never drawn
@@ -25,7 +27,7 @@ class SumTree:
 
     Args:
         values: ``float[N]``, N >= 1, finite, >= 0, at least one positive.
-        dtype: in which they are kept: ``torch.float32``, or ``torch.float64`` for values that span more than 70 powers of ten.
+        dtype: in which they are kept: ``torch.float32`` if ``None``, or ``torch.float64`` for values that span more than 70 powers of ten.
 
     Attributes:
         smallest: positive value that :meth:`scale` leaves.
@@ -35,7 +37,8 @@ class SumTree:
         ValueError: the values are something else.
     """
 
-    def __init__(self, values: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, values: Tensor, dtype: torch.dtype | None = None) -> None:
+        dtype = dtype or torch.float32
         values = values.to(dtype)
         self.smallest, self.largest = (1e-37, 1e37) if dtype is torch.float32 else (1e-300, 1e300)
         _check(values)

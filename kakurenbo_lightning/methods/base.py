@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import TYPE_CHECKING, ClassVar, Literal, final
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.settings import settings_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RefreshMode = Literal["eval", "train"]
 

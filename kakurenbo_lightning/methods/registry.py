@@ -136,7 +136,7 @@ def _describe(name: str, cls: type[Method]) -> MethodInfo:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
     beside = [Path(source).with_name(f"{name}.md"), Path(source).with_suffix(".md")] if source else []
     card = next((path for path in beside if path.is_file()), None)
-    state = BYTES_PER_SAMPLE + sum(column.dtype.itemsize for column in cls.columns) + 4 * (cls.family == "draw")
+    state = BYTES_PER_SAMPLE + sum(column.bytes_per_sample for column in cls.columns) + 4 * (cls.family == "draw")
     return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card)
 
 

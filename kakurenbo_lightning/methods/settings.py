@@ -17,8 +17,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Optional, Union
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from kakurenbo_lightning.core.lazy_torch import torch
 
 Check = Callable[[bool, str, str, str], None]
 SETTING = "setting"  # the key of a Setting in a field's metadata
@@ -244,7 +244,7 @@ def plain(value: Any) -> Any:
 
     A float of fewer than 64 bits becomes the decimal it is written as: ``np.float32(0.29)`` is 0.29, not 0.28999999165534973.
     """
-    if isinstance(value, Tensor):
+    if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     if isinstance(value, np.ndarray):

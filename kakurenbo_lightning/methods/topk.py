@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.permutation import shuffled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def exact_floor(fraction: float | Fraction, count: int) -> int:

@@ -2,7 +2,11 @@
 
 The settings are Hydra's (`kakurenbo-train --help`). One run trains one method; with `compare=[a,b]` it trains several,
 one after the other with the same seed, and prints a table.
+
+Lightning, torch and what trains are imported when a training begins (:func:`fit`): the help and the settings (`--cfg job`) need neither.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -12,31 +16,34 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from zipfile import is_zipfile
 
 import hydra
-import lightning as L
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kakurenbo_lightning import SampleSelection, __version__, available_methods
+from kakurenbo_lightning import __version__, available_methods
 from kakurenbo_lightning.core.checkpoint_file import is_old_format
-from kakurenbo_lightning.record import RunRecorder
+from kakurenbo_lightning.core.distributed import is_rank_zero, rank_zero_info, rank_zero_warn
 from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
-from kakurenbo_recipes.models import load_network
 from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
 from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count
+
+if TYPE_CHECKING:
+    import lightning as L
+
+    from kakurenbo_lightning import SampleSelection
+    from kakurenbo_lightning.record import RunRecorder
 
 # settings of generated data that an experiment's own data have too
 GENERATED = tuple(
@@ -74,6 +81,10 @@ def config_dir() -> str:
 
 def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     """Train one model with the method of `cfg.method`."""
+    import lightning as L
+
+    from kakurenbo_recipes.models import load_network
+
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = instantiate(cfg.method)
     num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
@@ -146,7 +157,7 @@ def check_last(cfg: DictConfig) -> None:
             "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
     metrics = folder / "metrics.csv"
-    if cfg.ckpt_path is not None and rank_zero_only.rank == 0 and metrics.is_file():
+    if cfg.ckpt_path is not None and is_rank_zero() and metrics.is_file():
         metrics.rename(folder / f"metrics-until-{time.strftime('%Y-%m-%d-%H-%M-%S')}.csv")
 
 
@@ -312,7 +323,7 @@ def check_checkpoint(cfg: DictConfig) -> None:
 def train(cfg: DictConfig) -> float | None:
     """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
     results = run(cfg)
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         if len(results) > 1:
             print("\n".join(comparison(results)))
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"

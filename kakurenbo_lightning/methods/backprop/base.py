@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import choice, flag, integer, number, optional, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Memory = dict[str, Any]  # of tensors and numbers: what a method remembers from batch to batch
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import integer, number, optional, proportion, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("katharopoulos")

@@ -11,15 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, number, path, setting
 from kakurenbo_lightning.methods.topk import exact_floor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("rho_loss")
@@ -52,7 +53,7 @@ class RhoLoss(BackpropMethod):
         make = "Make it with `python -m kakurenbo_recipes.irreducible` and the data settings of this run (--help explains)."
         check(Path(self.irreducible).is_file(), "irreducible", "a file that is there", make)
         check(
-            isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), Tensor),
+            isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), torch.Tensor),
             "irreducible",
             "a file with {'irreducible': float32[N], 'fingerprint': str}",
             make,

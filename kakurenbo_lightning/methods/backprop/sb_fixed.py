@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, integer, number, setting
 from kakurenbo_lightning.methods.topk import exact_floor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("sb_fixed")

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import choice, integer, number, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def percentile(losses: Tensor, history: Tensor) -> Tensor:

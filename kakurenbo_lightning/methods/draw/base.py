@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from math import ceil
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
 from kakurenbo_lightning.methods.settings import checker, flag, integer, number, optional, proportion, setting
 from kakurenbo_lightning.methods.topk import as_decimal, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST, LARGEST = 1e-37, 1e37  # value, in float32
 

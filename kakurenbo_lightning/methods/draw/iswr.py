@@ -6,18 +6,20 @@ A comparison in the paper of :mod:`kakurenbo_lightning.methods.hide.kakurenbo`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, RefreshMode
 from kakurenbo_lightning.methods.draw.base import DrawMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import flag, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("iswr")

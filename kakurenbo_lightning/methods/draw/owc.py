@@ -7,15 +7,16 @@ Piotr Duda, Maciej Jaworski, Andrzej Cader, Lipo Wang: "On Training Deep Neural 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, number, optional, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_method("owc")

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from kakurenbo_lightning.core.statistics import Column
 from kakurenbo_lightning.methods.draw.base import StreamMethod
 from kakurenbo_lightning.methods.registry import register_method
@@ -38,5 +36,5 @@ class PEB(StreamMethod):
     summary: ClassVar[str] = "draws in proportion to the entropy of the last prediction"
     paper: ClassVar[str] = "Wojtulewicz & Duda, PMLR 263, 2024"
     reads: ClassVar[tuple[str, ...]] = ("loss", "entropy")
-    columns: ClassVar[tuple[Column, ...]] = (Column("entropy", torch.float32, float("nan")),)
+    columns: ClassVar[tuple[Column, ...]] = (Column("entropy", "float32", float("nan")),)
     observes: ClassVar[str] = "entropy"

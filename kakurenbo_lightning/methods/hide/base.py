@@ -7,19 +7,21 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import checker, choice, flag_or_choice, integer, optional, proportion, setting, several
 from kakurenbo_lightning.methods.topk import as_decimal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def refresh_setting() -> Any:
@@ -239,9 +241,14 @@ class HideMethod(Method):
     def _checked(self, choice: Choice, count: int) -> Tensor:
         """What a choice hides, when it is one: ``bool[count]`` on the CPU."""
         hidden = getattr(choice, "hidden", choice)
-        if isinstance(choice, Choice) and isinstance(hidden, Tensor) and hidden.dtype is torch.bool and hidden.shape == (count,):
+        if (
+            isinstance(choice, Choice)
+            and isinstance(hidden, torch.Tensor)
+            and hidden.dtype is torch.bool
+            and hidden.shape == (count,)
+        ):
             return hidden.cpu()
-        found = f"{hidden.dtype}{list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
+        found = f"{hidden.dtype}{list(hidden.shape)}" if isinstance(hidden, torch.Tensor) else type(hidden).__name__
         what = f"Choice({found})" if isinstance(choice, Choice) else found
         raise TypeError(
             f"{self.name}: choose(...) must return Choice(hidden) with hidden a torch.bool[{count}] tensor, it returned {what}"

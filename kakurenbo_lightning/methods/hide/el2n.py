@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
@@ -28,6 +25,9 @@ from kakurenbo_lightning.methods.settings import (
     several,
 )
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, in_epochs, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WINDOW = "(first, end) with first < end, two epochs (integers >= 0) or two shares of max_epochs (floats in (0, 1))"
 
@@ -66,7 +66,7 @@ class El2n(HideMethod):
     summary: ClassVar[str] = "removes the samples of lowest error norm once, and starts the training again on the rest"
     paper: ClassVar[str] = "Paul et al., NeurIPS 2021"
     reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
-    columns: ClassVar[tuple[Column, ...]] = (Column("el2n_sum", torch.float32, 0.0), Column("el2n_count", torch.int16, 0))
+    columns: ClassVar[tuple[Column, ...]] = (Column("el2n_sum", "float32", 0.0), Column("el2n_count", "int16", 0))
 
     def check_settings(self) -> None:
         """The window is one, and something is left to train."""

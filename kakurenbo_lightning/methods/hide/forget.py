@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, choice, epoch_or_share, integer, proportion, require_epochs, setting
 from kakurenbo_lightning.methods.topk import exact_floor, in_epochs, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Forgetting(HideMethod):
 
     paper: ClassVar[str] = "Toneva et al., ICLR 2019"
     reads: ClassVar[tuple[str, ...]] = ("loss", "correct")
-    columns: ClassVar[tuple[Column, ...]] = (Column("events", torch.int16, 0), Column("learned", torch.bool, False))
+    columns: ClassVar[tuple[Column, ...]] = (Column("events", "int16", 0), Column("learned", "bool", False))
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Count what was forgotten."""

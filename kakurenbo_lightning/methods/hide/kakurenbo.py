@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-import torch
-from torch import Tensor
-
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
@@ -29,6 +27,9 @@ from kakurenbo_lightning.methods.settings import (
     several,
 )
 from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Selection(NamedTuple):

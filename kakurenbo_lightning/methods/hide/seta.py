@@ -10,8 +10,8 @@ from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
-import torch
 
+from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod

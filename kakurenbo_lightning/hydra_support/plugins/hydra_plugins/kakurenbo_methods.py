@@ -4,8 +4,8 @@ The group `kakurenbo/method` is always there. The short name `method` is the app
 for ours: it has no such group but one of its configs names it in its defaults list (`- method: kakurenbo`); or it has one, and an option of
 it takes in one of ours (`- /kakurenbo/method@_here_: kakurenbo`); or it says `hydra.searchpath: [kakurenbo://]`.
 
-Hydra imports this file in every app that starts, so it imports nothing but Hydra; methods, and torch with them, are imported when a group
-of them is asked for. The folder has no `__init__.py`: Hydra finds its plugins in all packages of the name hydra_plugins.
+Hydra imports this file in every app that starts, so it imports nothing but Hydra; methods are imported when a group of them is asked
+for, and torch not even then. The folder has no `__init__.py`: Hydra finds its plugins in all packages of the name hydra_plugins.
 """
 
 from __future__ import annotations
