@@ -20,10 +20,13 @@ from typing import TYPE_CHECKING, Any, cast
 from zipfile import is_zipfile
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -67,9 +70,18 @@ def options_of(group: str) -> str:
     return textwrap.fill(", ".join(options), 100, subsequent_indent=" " * 14)
 
 
+class MethodOptions(SearchPathPlugin):
+    """Makes every method an option of the group `method`, those without a file in configs/ too."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add them after the program's own."""
+        search_path.append("kakurenbo-train", "kakurenbo://")
+
+
 OmegaConf.register_new_resolver("options_of", options_of, replace=True)
 OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 OmegaConf.register_new_resolver("metric_of", metric_of, replace=True)
+Plugins.instance().register(MethodOptions)
 
 
 def config_dir() -> str:

@@ -1,5 +1,7 @@
 """Methods in a user's own Hydra app, outside the repository, with the editable install and with the wheel."""
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 from installed import REPOSITORY, built_wheel, editable_paths, install, run
 
 THIRD = REPOSITORY / "tests" / "methods" / "plugin"
+TEMPLATE = Path(__file__).with_name("template")
+PAGES = (REPOSITORY / "README.md", REPOSITORY / "kakurenbo_lightning" / "methods" / "README.md")
 APP = """
 import sys
 
@@ -37,7 +41,7 @@ def main(cfg):
     off = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     L.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, **off).fit(Classifier(), loader)
     print("hidden", callbacks[0].totals.samples_hidden, callbacks[0].method)
-    print("method", instantiate(cfg.method).method)
+    print("other", instantiate(cfg.other).method)
     print("from", sys.modules["hydra_plugins.kakurenbo_methods"].__file__)
 
 
@@ -45,7 +49,7 @@ main()
 """
 CONFIG = """
 defaults:
-  - method: kakurenbo
+  - kakurenbo/method@other: kakurenbo
   - kakurenbo/method@callbacks.selection: random
   - _self_
 """
@@ -57,10 +61,23 @@ import hydra
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(cfg):
-    print("method", cfg.method, sorted({"torch", "lightning", "kakurenbo_lightning"} & sys.modules.keys()))
+    print("method", cfg.get("method"), sorted({"torch", "lightning", "kakurenbo_lightning"} & sys.modules.keys()))
 
 
 main()
+"""
+
+
+LEAKS = """
+import sys
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+
+with hydra.initialize(config_path="conf", version_base="1.3"):
+    hydra.compose("config", overrides=["+kakurenbo/method@selection=plb"])
+    options = GlobalHydra.instance().config_loader().get_group_options
+    print("found:", {group: options(group) for group in sys.argv[1:-1] if options(group)})
 """
 
 
@@ -94,11 +111,12 @@ def started(program, *arguments, site, fails=False):
 @pytest.mark.slow_cases("editable")
 def test_an_app_has_every_method_without_code(site, tmp_path):
     program = app(tmp_path, APP, config=CONFIG)
-    changed = ["method=mean_loss", "method.pool=0.4", "method.protected=[1,2]", "callbacks.selection.max_fraction=0.25"]
+    chosen = ["kakurenbo/method@other=mean_loss", "other.pool=0.4", "other.protected=[1,2]"]
+    changed = [*chosen, "callbacks.selection.max_fraction=0.25"]
     printed = started(program, *changed, site=site)
     assert "hidden 20 RandomHiding(start_epoch=0," in printed
     assert "max_fraction=0.25)" in printed
-    assert "method MeanLoss(" in printed and "protected=(1, 2)" in printed and "pool=0.4" in printed
+    assert "other MeanLoss(" in printed and "protected=(1, 2)" in printed and "pool=0.4" in printed
     (plugin,) = (Path(line.split()[1]) for line in printed.splitlines() if line.startswith("from "))
     assert any(plugin == folder / "hydra_plugins" / "kakurenbo_methods.py" for folder in site)
 
@@ -106,11 +124,20 @@ def test_an_app_has_every_method_without_code(site, tmp_path):
 @pytest.mark.slow_cases("editable")
 def test_a_wrong_method_is_answered_with_those_there_are(site, tmp_path):
     program = app(tmp_path, OTHER, config=CONFIG)
-    printed = started(program, "method=plbb", site=site, fails=True)
-    assert "Could not find 'method/plbb'" in printed
+    printed = started(program, "kakurenbo/method@other=plbb", site=site, fails=True)
+    assert "Could not find 'kakurenbo/method/plbb'" in printed
     assert {"plb", "mean_loss", "kakurenbo"} <= set(printed.split())
-    assert "digits" not in printed and "provider=kakurenbo-lightning, path=kakurenbo://" in printed
-    assert "Could not override 'data'" in started(program, "data=digits", site=site, fails=True)
+    assert "provider=kakurenbo-lightning, path=kakurenbo://kakurenbo/method" in printed
+
+
+@pytest.mark.slow_cases("editable")
+def test_no_other_group_of_ours_is_ever_found(site, tmp_path):
+    """Whatever the program `kakurenbo-train` has; not even under a name that the app has no group for."""
+    groups = [path.name for path in (REPOSITORY / "configs").iterdir() if path.is_dir()]
+    assert {"data", "model", "trainer", "method"} <= set(groups)
+    program = app(tmp_path, LEAKS, config="defaults: [_self_]\n", data__own="a: 1\n")
+    assert "found: {'data': ['own']}" in started(program, *groups, site=site)
+    started(app(tmp_path / "named", OTHER, config="defaults: [{method: kakurenbo}]\n"), site=site, fails=True)
 
 
 @pytest.mark.slow_cases("editable")
@@ -134,9 +161,9 @@ def test_an_app_with_a_group_of_that_name_keeps_it_to_itself(site, tmp_path):
 
 
 @pytest.mark.slow_cases("editable")
-def test_an_app_may_put_its_own_options_beside_ours(site, tmp_path):
+def test_an_app_may_ask_for_the_short_name_and_put_its_own_options_beside_ours(site, tmp_path):
     files = {
-        "config": "defaults: [{method: mine}]\n",
+        "config": "defaults: [{method: mine}]\nhydra: {searchpath: ['kakurenbo://']}\n",
         "method__mine": "defaults: [/kakurenbo/method@_here_: kakurenbo, _self_]\ntau: 0.6\n",
     }
     program = app(tmp_path, OTHER, **files)
@@ -144,3 +171,62 @@ def test_an_app_may_put_its_own_options_beside_ours(site, tmp_path):
     lines = [line for line in printed.splitlines() if line.startswith("method")]
     assert ["'method': 'kakurenbo'" in lines[0] and "'tau': 0.6" in lines[0], "'plb'" in lines[1], "'mean_loss'" in lines[2]]
     assert "'tua' not in 'kakurenbo'" in started(program, "method.tua=1", site=site, fails=True)
+
+
+# --- an app in the shape of lightning-hydra-template, to which a user adds what README shows
+
+
+def shown(page):
+    """The lines that a page shows for ``configs/callbacks/kakurenbo.yaml``."""
+    (block,) = re.findall(
+        r"^`configs/callbacks/kakurenbo\.yaml`\n\n```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+    )
+    return block
+
+
+def template(folder):
+    """The app with these lines; its program."""
+    shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True)
+    (folder / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]))
+    return folder / "src" / "train.py"
+
+
+def test_both_pages_show_the_same_five_lines():
+    assert shown(PAGES[0]) == shown(PAGES[1])
+    assert len(shown(PAGES[0]).splitlines()) == 5
+
+
+@pytest.mark.slow_cases("editable")
+def test_the_lines_of_readme_add_the_callback_to_an_app_of_that_shape(site, tmp_path):
+    program = template(tmp_path)
+    changed = ["callbacks=kakurenbo", "logger=many_loggers", "callbacks.selection.tau=0.6"]
+    printed = started(program, *changed, f"hydra.run.dir={tmp_path}/run", site=site)
+    (selection, hidden) = re.search(r"^selection (.*) (\d+)$", printed, re.MULTILINE).groups()
+    assert "Kakurenbo(" in selection and "max_fraction=0.3, tau=0.6" in selection and int(hidden) > 0
+    files = {path.name.partition(".")[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {"metrics", "events", "last", "hparams"} <= files
+
+
+@pytest.mark.slow
+def test_such_an_app_sweeps_over_methods_and_resumes(site, tmp_path):
+    program = template(tmp_path)
+    chosen = "+kakurenbo/method@callbacks.selection"  # no line of YAML at all
+    later = "callbacks.selection.start_epoch=1"
+    printed = started(program, "-m", f"{chosen}=baseline,random", f"++{later}", f"hydra.sweep.dir={tmp_path}/sweep", site=site)
+    assert re.findall(r"^selection (\w+)\(.* (\d+)$", printed, re.MULTILINE) == [("Baseline", "0"), ("RandomHiding", "24")]
+    resumed = [f"{chosen}=random", later, "trainer.max_epochs=4", f"ckpt_path={tmp_path}/sweep/1/checkpoints/last.ckpt"]
+    printed = started(program, *resumed, f"hydra.run.dir={tmp_path}/resumed", site=site)
+    assert re.findall(r"^selection (\w+)\(.* (\d+)$", printed, re.MULTILINE) == [("RandomHiding", "36")]
+
+
+@pytest.mark.slow
+def test_an_experiment_of_such_an_app_chooses_another_method(site, tmp_path):
+    program = template(tmp_path)
+    lines = "- {override /callbacks: kakurenbo}\n  - {override /kakurenbo/method@callbacks.selection: random}"
+    text = f"# @package _global_\ndefaults:\n  {lines}\n  - _self_\ncallbacks: {{selection: {{max_fraction: 0.5}}}}\n"
+    (tmp_path / "configs" / "experiment" / "half.yaml").write_text(text)
+    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]).rpartition("selection:")[0])
+    printed = started(program, "experiment=half", f"hydra.run.dir={tmp_path}/run", site=site)
+    assert "RandomHiding(" in printed and "max_fraction=0.5" in printed
+    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]))
+    assert "Key 'tau' not in 'random'" in started(program, "experiment=half", site=site, fails=True)
