@@ -123,6 +123,7 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int)
         "loss_quantiles": quantiles,
         "totals": asdict(state.totals),
         "saved_seconds": state.totals.saved_seconds,
+        "ideal": state.totals.ideal,
         "most_hidden": _most_hidden(hidden, loss, times, most),
         "waits": _waiting(state.engines),
     }

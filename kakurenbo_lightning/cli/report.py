@@ -31,7 +31,7 @@ examples:
 A run folder is one that kakurenbo-train or a RunRecorder leaves: it holds a run.json. Runs that differ in their seed only are averaged.
 Differences and savings need a run of method=baseline with the same seed."""
 
-WIDTH, NARROW = 150, 124  # characters of a line that goes into a file or a pipe, and that all columns need
+WIDTH, NARROW = 150, 133  # characters of a line that goes into a file or a pipe, and that all columns need
 NOTHING = """\
 kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train leaves, with a run.json in it or below it; its \
 path is printed at the end of a run. Make one and report it:

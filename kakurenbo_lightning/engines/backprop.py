@@ -260,6 +260,12 @@ class BackpropEngine(Engine):
         self._after_step.append(partial(self._scoring.train, batch, args[1] if len(args) > 1 else 0, self._decision.scale))
         return scaled(outputs, self._decision.scale), samples.indices
 
+    @property
+    def kind(self) -> str:
+        """Whether the loaded batch was scored, and whether one was trained."""
+        scored = "" if self._scored_versions is None else "scored"
+        return scored if isinstance(self._decision, SkipStep) else f"{scored} trained".strip()
+
     def end_batch(self, number: int) -> None:
         """The next batch is waited for."""
         super().end_batch(number)

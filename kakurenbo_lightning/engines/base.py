@@ -123,6 +123,11 @@ class Engine:
     def trained_batch(self, values: Values | None, batch: Any) -> None:
         """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""
 
+    @property
+    def kind(self) -> str:
+        """What the current step did, in a word: steps of one kind take about the same time."""
+        return "trained"
+
     def end_batch(self, number: int) -> None:
         """Step ``number`` is done: write what it observed, which a checkpoint saved before does not hold, as it is made again then."""
         self._outputs.check_weighed()

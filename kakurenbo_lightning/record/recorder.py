@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -277,8 +276,8 @@ class RunRecorder(L.Callback):
             "num_samples": None if statistics is None else len(statistics),
             "class_names": [str(one) for one in classes] if isinstance(classes, list | tuple) else None,
             "epochs": len(self._rows),
-            "totals": {**asdict(totals), "saved_seconds": totals.saved_seconds},
-            "seconds": totals.train_seconds + totals.refresh_seconds + totals.select_seconds,
+            "totals": totals.as_dict(),
+            "seconds": totals.seconds,
             "fit_seconds": self._fit_seconds + time.perf_counter() - self._clock,
             "fingerprint": self._view.fingerprint,
         }

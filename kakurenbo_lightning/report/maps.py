@@ -31,6 +31,7 @@ def sweeps(groups: list[Group]) -> list[tuple[str, pd.DataFrame]]:
         rows = pd.DataFrame([{F: one.runs[0].settings[F], TAU: one.runs[0].settings[TAU], **comparison_row(one)} for one in own])
         if rows[F].nunique() > 1 and rows[TAU].nunique() > 1:
             rest = [part for part in own[0].name.split(", ") if not part.startswith((f"{F}=", f"{TAU}="))]
+            rows["saving"] = rows["saving"].where(rows["resolved"].astype(bool))
             maps.append((", ".join(rest), rows[[F, TAU, "score", "saving"]]))
     return maps
 

@@ -9,12 +9,13 @@ from kakurenbo_lightning.report.reading import Problem, Run, mapping, number
 from kakurenbo_lightning.report.tables import compared, rank
 
 NOTE = (
-    "Runs that differ in their seed only are averaged. Seconds are of training, refresh passes and selection, without validation. "
-    "Difference and saving are against the baseline, in pairs of the same seed. Ideal: the saving if an epoch took "
-    "(1 - f) * full + g * forward, where f is the share left out and g the share refreshed or scored; where epochs are drawn, all of it "
-    "times their length. Forwards are samples trained, refreshed and scored; backwards are samples trained. Hidden: share of all "
-    "presentations that were hidden, or scored and rejected. ± is the standard deviation over the seeds. Wall times compare only on an "
-    "otherwise idle machine."
+    "Runs that differ in their seed only are averaged. Seconds are the median step times the number of steps, the waits for batches, "
+    "refresh passes and selection, without validation: a machine that was busy for a while does not change them. Wall: what all of this "
+    "took. Difference and saving are against the baseline, in pairs of the same seed. Ideal: the most that can be saved, the share of the "
+    "baseline's samples that were not trained, less what the forward-only passes cost. Not resolved: the saving lies above the ideal by "
+    "more than noise, so the runs were not timed under the same conditions; time them again. Forwards are samples trained, refreshed and "
+    "scored; backwards are samples trained. Hidden: share of all presentations that were hidden, or scored and rejected. ± is the "
+    "standard deviation over the seeds."
 )
 NO_BASELINE = "No baseline of the same data and network: add method=baseline, with the same seeds, for differences and savings."
 BEST = 20  # groups in a figure

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import parquet
 
+from kakurenbo_lightning.core.durations import time_factor
 from kakurenbo_lightning.record import schema
 from kakurenbo_lightning.record.schema import EPOCHS, HISTOGRAM, RUN, SAMPLES, THUMBNAILS, Thumbnails
 
@@ -53,7 +54,7 @@ class Run:
         totals: sums over the run by name, as in `SampleSelection.totals`.
         metric: name of the validation metric, as it was logged: val/accuracy.
         score: its last value.
-        seconds: of training, refreshing and selecting, without validation.
+        seconds: wall time of training, refreshing and selecting, without validation.
         history: float64, one row per epoch, NaN where an epoch has no value.
         losses: int64 [epochs, B], samples by loss when an epoch was planned, between `schema.LOSS_EDGES`.
     """
@@ -116,23 +117,23 @@ class Run:
     def figures(self) -> dict[str, float]:
         """What the run came to and what it cost.
 
-        `hidden_share` is that of all presentations that were hidden, or scored and rejected. `time_share` is the time that the run would
-        ideally take, relative to one that trains every sample: (1 - f) + g * forward, where f is the hidden share, g the share that went
-        through a forward-only pass, and `forward` what that pass costs relative to a training step, as measured in this run.
+        `hidden_share` is that of all presentations that were hidden, or scored and rejected. `time_factor` is by what forward-only passes
+        lengthen the time of the trained samples, as measured in this run. `steady_seconds` and their standard error are as `Totals` has
+        them; NaN where steps were not timed.
         """
         trained = self.total("samples_trained")
         left_out = self.total("samples_hidden") + self.total("samples_rejected")
-        kept = 1 - left_out / np.maximum(1.0, left_out + trained)
-        scoring = self.total("refresh_seconds") + self.total("score_seconds")
-        training = self.total("train_seconds") - self.total("score_seconds")
+        steps = self.total("steady_train_seconds") or math.nan
         return {
             "score": self.score,
             "seconds": self.seconds,
+            "steady_seconds": steps + self.total("steady_refresh_seconds") + self.total("select_seconds"),
+            "steady_error": self.total("steady_error_seconds"),
             "samples_trained": trained,
             "forwards": trained + self.total("samples_refreshed") + self.total("samples_scored"),
             "backwards": trained,
-            "hidden_share": 1 - kept,
-            "time_share": kept * (1 + scoring / training) if training > 0 else kept,
+            "hidden_share": left_out / np.maximum(1.0, left_out + trained),
+            "time_factor": time_factor(self.totals),
         }
 
 

@@ -15,6 +15,8 @@ from kakurenbo_lightning.report.reading import clean
 SHARE = re.compile(r"accuracy|precision|recall|auroc|(?<![a-z])(acc|f1(score)?|(m|mean)?iou|top)(?![a-z])")  # of names
 LOWER = re.compile(r"loss|error|perplexity|(?<![a-z])r?m[as]p?e(?![a-z])")  # names of metrics that are to fall
 MARKS = re.compile(r"[\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])")  # of Markdown; an underscore within a word is none
+NOISE = 0.02  # of a saving, beside that of the steps: medians are 0.5 % off, and the last batch of an epoch may be short
+NOT_RESOLVED = "not resolved"
 COUNTS = ["trained", "forwards", "backwards"]  # columns that a narrow terminal has no room for
 
 
@@ -47,22 +49,23 @@ def comparison(groups: list[Group]) -> pd.DataFrame:
     """One row per compared group, over its seeds; what does not apply or is not known is NaN.
 
     Columns: group, method, metric, score and score_std (as logged), difference and difference_std (of the score, to the
-    baseline with the same seed), seconds and seconds_std, saving (share of the baseline's seconds, same seed), ideal (the saving if
-    choosing took no time), samples_trained, forwards, backwards, hidden_share, seeds, pairs, timed_pairs and scored (seeds with a
-    difference, a saving, a score), runs. A std is that of a sample, NaN for one seed.
+    baseline with the same seed), seconds and seconds_std (on a machine that is never busy with something else: the median step times
+    the number of steps; the wall time where steps were not timed), wall_seconds, saving (share of the baseline's seconds, same seed),
+    ideal (the most that can be saved: samples not trained, less what forward-only passes cost), noise (by how much a saving can lie above
+    the ideal without meaning anything), resolved (whether it lies no more than that above), samples_trained, forwards, backwards,
+    hidden_share, seeds, pairs, timed_pairs and scored (seeds with a difference, a saving, a score), runs. A std is that of a sample, NaN
+    for one seed.
     """
     return pd.DataFrame([comparison_row(group) for group in compared(groups)])
 
 
 def comparison_row(group: Group) -> dict[str, Any]:
     """The figures of one group."""
-    pairs: Any
     seeds, pairs = group.seeds, group.pairs
-    difference = (pairs["score"] - pairs["score_baseline"]).dropna()
-    timed = pairs[~pairs.index.isin(group.unlike("place"))]  # seconds of another machine say nothing of what was saved
-    saving = (1 - timed["seconds"] / timed["seconds_baseline"].where(timed["seconds_baseline"] > 0)).dropna()
-    # epochs that are drawn leave nothing out, but may be longer or shorter
-    length = (pairs["samples_trained"] / pairs["samples_trained_baseline"]).where(pairs["hidden_share"] == 0, 1.0)
+    difference: Any = (pairs["score"] - pairs["score_baseline"]).dropna()
+    seconds: Any = seeds["steady_seconds"].fillna(seeds["seconds"])
+    saved = savings(group)
+    noise = NOISE + math.hypot(*saved["noise"]) / max(1, len(saved))
     return {
         "group": group.name,
         "method": group.method,
@@ -71,17 +74,43 @@ def comparison_row(group: Group) -> dict[str, Any]:
         "score_std": seeds["score"].std(),
         "difference": difference.mean(),
         "difference_std": difference.std(),
-        "seconds": seeds["seconds"].mean(),
-        "seconds_std": seeds["seconds"].std(),
-        "saving": saving.mean(),
-        "ideal": (1 - pairs["time_share"] * length).mean(),
+        "seconds": seconds.mean(),
+        "seconds_std": seconds.std(),
+        "wall_seconds": seeds["seconds"].mean(),
+        "saving": saved["saving"].mean(),
+        "ideal": ideals(group.pairs).mean(),
+        "noise": noise if len(saved) else math.nan,
+        "resolved": not (saved["saving"] - saved["ideal"]).mean() > noise,
         **{name: seeds[name].mean() for name in ("samples_trained", "forwards", "backwards", "hidden_share")},
         "seeds": len(seeds),
         "pairs": len(difference),
-        "timed_pairs": len(saving),
+        "timed_pairs": len(saved),
         "scored": int(seeds["score"].count()),
         "runs": len(group.counted),
     }
+
+
+def ideals(pairs: pd.DataFrame) -> pd.Series:
+    """For each pair the most that can be saved: the share of samples not trained, less what forward-only passes cost."""
+    trained: Any = pairs["samples_trained_baseline"]
+    return 1 - pairs["samples_trained"] / trained.where(trained > 0) * pairs["time_factor"]
+
+
+def savings(group: Group) -> pd.DataFrame:
+    """For each seed with a baseline on the same machine: saving, ideal, and noise (two standard errors of the saving)."""
+    pairs: Any = group.pairs[~group.pairs.index.isin(group.unlike("place"))]  # of another machine seconds say nothing
+    timed = pairs["steady_seconds"].notna() & pairs["steady_seconds_baseline"].notna()  # both or none
+    own = pairs["steady_seconds"].where(timed, pairs["seconds"])
+    other = pairs["steady_seconds_baseline"].where(timed, pairs["seconds_baseline"])
+    other = other.where(other > 0)
+    errors = [(pairs[f"steady_error{end}"] / seconds).where(timed, 0.0) for end, seconds in (("", own), ("_baseline", other))]
+    return pd.DataFrame(
+        {
+            "saving": 1 - own / other,
+            "ideal": ideals(pairs),
+            "noise": 2 * own / other * (errors[0] ** 2 + errors[1] ** 2) ** 0.5,
+        }
+    ).dropna(subset=["saving"])
 
 
 def comparison_text(groups: list[Group]) -> pd.DataFrame:
@@ -99,7 +128,8 @@ def comparison_text(groups: list[Group]) -> pd.DataFrame:
                 metric_name(groups) + unit: of_seeds(score, row["scored"], seeds),
                 f"difference{points}": of_seeds(difference, row["pairs"], seeds),
                 "seconds": spread(row["seconds"], row["seconds_std"], digits=1),
-                "saving": of_seeds(share(row["saving"]), row["timed_pairs"], seeds),
+                "wall": spread(row["wall_seconds"], digits=1),
+                "saving": of_seeds(share(row["saving"]), row["timed_pairs"], seeds) if row["resolved"] else NOT_RESOLVED,
                 "ideal": share(row["ideal"]),
                 "trained": count(row["samples_trained"]),
                 "forwards": count(row["forwards"]),

@@ -98,6 +98,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "statistics": state.statistics,
         "judged_since": state.judged_since,
         "totals": asdict(state.totals),
+        "times": state.totals.times.state_dict(),
         "rng": state.rng,
         "engines": state.engines,
         "shared": state.shared,
@@ -153,13 +154,19 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         schedules=dict(state["schedules"]),
         statistics=dict(state["statistics"]),
         judged_since=state["judged_since"] if "judged_since" in state else _judged_since(state["statistics"]),
-        totals=Totals(**{"samples_spared": state["totals"]["samples_hidden"], **state["totals"]}),
+        totals=_totals_of(state),
         restart=dict(state["restart"]),
         rng=list(state["rng"]),
         engines=state["engines"],
         shared=state["shared"],
         pending=list(state.get("pending", [])),
     )
+
+
+def _totals_of(state: Mapping[str, Any]) -> Totals:
+    totals = Totals(**{"samples_spared": state["totals"]["samples_hidden"], **state["totals"]})
+    totals.times.load_state_dict(state.get("times"))
+    return totals
 
 
 def _judged_since(statistics: Mapping[str, Tensor]) -> int | None:

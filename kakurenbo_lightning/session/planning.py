@@ -95,6 +95,7 @@ class Planner:
         self._refresh_seconds += seconds
         self.totals.refresh_seconds += seconds
         self.totals.samples_refreshed += len(rows)
+        self.totals.times.scored(seconds, len(rows))
 
     def merge(self, statistics: SampleStatistics, position: str) -> None:
         """Give every rank the statistics of all; collective."""

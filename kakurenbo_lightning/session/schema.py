@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from kakurenbo_lightning.core.state_schema import (
+    Check,
     absent,
     anything,
     array,
@@ -65,6 +66,15 @@ _PENDING = {  # session/pending.py
     "stepped": flag(),
     "gradients": either("of", _GRADIENTS, table({}, closed=True)),
 }
+_DURATIONS = listed(row(integer(), integer(1)))  # core/durations.py
+_TIMES = {"steps": listed(row(text(), _DURATIONS)), "waits": _DURATIONS, "passes": _DURATIONS, "complete": flag()}
+
+
+def _total(name: str) -> Check:
+    """The check of one of the totals; older releases do not have all of them."""
+    check = number() if name.endswith("_seconds") else _COUNT
+    return absent(check) if name == "samples_spared" or name.startswith(("step_", "wait_", "steady_")) else check
+
 
 STATE = {
     "version": integer(),
@@ -104,17 +114,8 @@ STATE = {
         more=tensor(of_n=True),  # the method's own columns
     ),
     "judged_since": absent(optional(_COUNT)),
-    "totals": table(
-        {
-            field.name: number()
-            if field.name.endswith("_seconds")
-            else absent(_COUNT)
-            if field.name == "samples_spared"
-            else _COUNT
-            for field in fields(Totals)
-        },
-        closed=True,
-    ),
+    "totals": table({field.name: _total(field.name) for field in fields(Totals)}, closed=True),
+    "times": absent(table(_TIMES, closed=True)),
     "restart": table({"epochs": _COUNT, "initial": optional(table(_RESTART))}),
     "rng": listed(table(_STREAMS)),
     "engines": optional(listed(anything())),  # each engine has a table of its own

@@ -62,9 +62,9 @@ class Session:
         self.engine, self.factor = no_engine(adapter, method), LearningRateFactor(paused=lambda: adapter.passive)
         self.restart = Restart(adapter, method.scoring_epochs)
         self.schedules = EpochSchedules(self._trainer, settings.align_schedules)
-        self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter), Requeue(adapter)
-        self.on_trained: Callable[[Tensor], None] | None = None
         self.totals, self.state = Totals(), EpochState()
+        self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter, self.totals.times), Requeue(adapter)
+        self.on_trained: Callable[[Tensor], None] | None = None
         self._planner = Planner(adapter, method, self.restart, self.schedules, self.totals)
         self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
         parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step)
@@ -218,6 +218,7 @@ class Session:
         """Know the step; the first one of an epoch, or since it goes on (``True``), lets the schedules begin."""
         if self.data.public:
             self.begin_step()
+        self.step.loaded()
         self.state = self.state.enter(Phase.TRAINING, batch_idx)
         first = self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
         self.engine.begin_batch(batch, batch_idx)
@@ -243,6 +244,7 @@ class Session:
         with collective("exchange what was observed", self.position):
             self.engine.end_batch(batch_idx)
         self.schedules.end_batch(batch_idx)
+        self.step.end(self.engine.kind)
 
     def validate(self, phase: Phase) -> None:
         """A validation begins or ends; the wait for the next batch is no wait for data."""
@@ -258,10 +260,9 @@ class Session:
         if state.phase is Phase.ENDED:
             return
         counts, phases = self.engine.end_epoch(state.epoch + 1 == self._trainer.max_epochs)
-        trained = self.data.sampler.shard.samples_until(state.step)
         metrics = {**state.metrics, **counts, **phases}
         self.state = replace(state.enter(Phase.ENDED), metrics=metrics, ended_metrics=metrics)
-        self.totals.add({"trained": trained, **counts}, phases)
+        self.totals.add({"trained": self.data.sampler.shard.samples_until(state.step), **counts}, phases)
 
     def _close_epoch(self) -> None:
         """Lightning never ends an epoch when it resumes at its last batch: count it and log its metrics all the same."""
@@ -280,10 +281,8 @@ class Session:
             explain_worker_errors(self.explain)  # this one may have come before training began
         self.factor.detach()
         self.step.detach()
-        self.requeue.release()
-        self.engine.release()
-        self.schedules.release()
-        self.adapter.release()
+        for part in (self.requeue, self.engine, self.schedules, self.adapter):
+            part.release()
 
     # --- state
 

@@ -1,9 +1,11 @@
-"""What a run trained, hid and refreshed, and the time it took."""
+"""What a run trained, hid and refreshed, the time it took, and what that can have saved at most."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from kakurenbo_lightning.core.durations import StepTimes, time_factor
 
 
 @dataclass
@@ -26,6 +28,14 @@ class Totals:
         forward_seconds: of them, the forward passes of training steps (measured for backprop and streaming methods).
         backward_seconds: of them, the backward passes (likewise).
         data_seconds: of them, waiting for the next batch (likewise).
+        step_seconds: the median training step, without waiting for its batch; where steps do different things (some only score), the mean
+            of the medians. Like the next four 0 where it is not known: in a training resumed from a checkpoint that does not hold it.
+        wait_seconds: waiting for batches, without stalls.
+        steady_train_seconds: ``step_seconds`` times the number of steps, and ``wait_seconds``: what training would have taken on a machine
+            that is never busy with something else.
+        steady_error_seconds: standard error of it.
+        steady_refresh_seconds: the forward-only passes, by their median per sample.
+        times: the durations that the last five are made of; no sum, and in a checkpoint apart from these.
     """
 
     samples_trained: int = 0
@@ -43,6 +53,14 @@ class Totals:
     forward_seconds: float = 0.0
     backward_seconds: float = 0.0
     data_seconds: float = 0.0
+    step_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    steady_train_seconds: float = 0.0
+    steady_error_seconds: float = 0.0
+    steady_refresh_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.times = StepTimes()
 
     def add(self, counts: Mapping[str, float], phases: Mapping[str, float]) -> None:
         """Add an epoch: its counts of samples, and seconds of its phases."""
@@ -51,25 +69,60 @@ class Totals:
         self.samples_rejected += int(counts.get("rejected", 0))
         for name, seconds in phases.items():
             setattr(self, name, getattr(self, name) + seconds)
+        vars(self).update(self.times.figures())
 
     def take_over(self, other: Totals) -> None:
         """Go on from those of a checkpoint."""
-        vars(self).update(vars(other))
+        self.times.load_state_dict(other.times.state_dict())
+        vars(self).update(vars(other) | {"times": self.times})
+
+    def as_dict(self) -> dict[str, float]:
+        """The sums, and what follows from them."""
+        return {**asdict(self), **{name: getattr(self, name) for name in ("steady_seconds", "saved_seconds", "ideal")}}
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training, forward-only passes and selection, without validation."""
+        return self.train_seconds + self.refresh_seconds + self.select_seconds
+
+    @property
+    def steady_seconds(self) -> float:
+        """The same on a machine that is never busy with something else; the wall time where steps were not timed."""
+        if not self.steady_train_seconds:
+            return self.seconds
+        return self.steady_train_seconds + self.steady_refresh_seconds + self.select_seconds
 
     @property
     def saved_seconds(self) -> float:
         """Estimated: what hidden and rejected samples would have cost to train, less refreshing, scoring and selecting."""
         if not self.samples_trained:
             return 0.0
+        is_known = self.steady_train_seconds > 0
+        steady = self.steady_train_seconds / self.train_seconds if is_known and self.train_seconds else 1.0
+        refresh = self.steady_refresh_seconds if is_known else self.refresh_seconds
         cost = (self.train_seconds - self.score_seconds - self.data_seconds) / self.samples_trained
         loading = self.data_seconds / max(self.samples_trained, self.samples_scored)
         left_out = cost * (self.samples_spared + self.samples_rejected) + loading * self.samples_spared
-        return left_out - self.refresh_seconds - self.select_seconds - self.score_seconds
+        return steady * (left_out - self.score_seconds) - refresh - self.select_seconds
+
+    @property
+    def ideal(self) -> float:
+        """The share of time that could be saved at most: samples not trained, less what forward-only passes cost (:func:`time_factor`)."""
+        left_out = self.samples_spared + self.samples_rejected
+        if not self.samples_trained:
+            return 0.0
+        return 1 - self.samples_trained / (self.samples_trained + left_out) * time_factor(asdict(self))
+
+    @property
+    def summary_of_saving(self) -> str:
+        """What is estimated to be saved, beside the ideal."""
+        saved, whole = self.saved_seconds, self.steady_seconds + self.saved_seconds
+        share = f" ({saved / whole:.1%}, ideal {self.ideal:.1%})" if whole > 0 else ""
+        return f"estimated saving {saved:.1f} s of {whole:.1f} s{share}"
 
     def summary(self, family: str = "") -> str:
         """One line for the end of a run with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
-        spent = self.train_seconds + self.refresh_seconds + self.select_seconds
         scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
         done = f"trained {self.samples_trained:,} samples{scored}"
         if self.samples_scored:
@@ -79,10 +132,11 @@ class Totals:
         if self.samples_hidden:
             done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
         if family == "draw":
-            return f"{done}, drawn by probability; scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {spent:.1f} s"
+            passes = f"scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {self.seconds:.1f} s"
+            return f"{done}, drawn by probability; {passes}"
         if not self.samples_hidden and not self.samples_rejected:
             back = (
                 f": {self.moved_back:,} candidates were all moved back (wrong, or less sure than tau)" if self.moved_back else ""
             )
             return f"{done} and hid none{back}"
-        return f"{done}; estimated saving {self.saved_seconds:.1f} s of {spent + self.saved_seconds:.1f} s"
+        return f"{done}; {self.summary_of_saving}"

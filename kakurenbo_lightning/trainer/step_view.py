@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from kakurenbo_lightning.core.durations import StepTimes
 from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.module_state import BufferCopies
@@ -26,10 +27,11 @@ class StepView:
 
     Args:
         adapter: of the Trainer.
+        times: are given how long steps take.
     """
 
-    def __init__(self, adapter: TrainerAdapter) -> None:
-        self._adapter, self._trainer = adapter, adapter.trainer
+    def __init__(self, adapter: TrainerAdapter, times: StepTimes) -> None:
+        self._adapter, self._trainer, self._times = adapter, adapter.trainer, times
         self._handles: list[Any] = []
         self._buffers: BufferCopies | None = None
         self._updated = self._scaled_back = False
@@ -44,6 +46,8 @@ class StepView:
         self.detach()
         self._handles = [optimizer.register_step_post_hook(self._update) for optimizer in optimizers]
         self._buffers = BufferCopies(self._trainer.lightning_module)
+        self._times.use(self._trainer.strategy.root_device)
+        self._times.drop()
 
     def detach(self) -> None:
         """Let go of the optimizers."""
@@ -56,6 +60,18 @@ class StepView:
         self._updated, self._scaled_back, self._marks = False, False, None
         if self._buffers is not None:
             self._buffers.update()
+        self._times.wait()
+
+    def loaded(self) -> None:
+        """Its batch is there."""
+        self._times.begin()
+
+    def end(self, kind: str) -> None:
+        """The step is done; ``kind`` says what it did."""
+        if self._adapter.passive:  # Lightning's learning-rate finder trains
+            self._times.drop()
+        else:
+            self._times.end(f"{kind}, update" if self._updated else kind)
 
     def before_backward(self) -> None:
         """Mark the gradients of the batches before, to notice when this one's are added."""

@@ -24,7 +24,7 @@ class Result:
         method: name of the selection method.
         metric: name of the validation metric: "accuracy" or "iou".
         score: its value after the last epoch, in [0, 1]; None without validation.
-        totals: the callback's counts (over all ranks) and seconds (of this one) by name: `SampleSelection.totals`.
+        totals: the callback's counts (over all ranks), seconds (of this one) and what follows from them: `SampleSelection.totals`.
         fit_seconds: wall time of `Trainer.fit`, validation included.
         test_score: the metric on the test images, of the best checkpoint where one was kept (`test=true`), in [0, 1]; None without a test.
     """
@@ -38,7 +38,7 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training, refresh passes and selection, without validation."""
+        """Wall time of training, refresh passes and selection, without validation."""
         return sum(self.totals[part] for part in ("train_seconds", "refresh_seconds", "select_seconds"))
 
     @property
@@ -54,10 +54,6 @@ class Result:
     def _share(self, name: str) -> float:
         presented = sum(self.totals[part] for part in ("samples_hidden", "samples_rejected", "samples_trained"))
         return self.totals[name] / max(1, presented)
-
-    def saving(self, baseline: Result) -> float:
-        """Share of the baseline's seconds that this run saved."""
-        return 1 - self.seconds / baseline.seconds
 
     def as_dict(self) -> dict[str, Any]:
         """The fields and the derived figures, ready for JSON; the score also by the name of its metric."""

@@ -1,13 +1,38 @@
 """Checks of settings, whose errors name the setting, its value, what is allowed and the fix."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 
 def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) -> None:
     """Raise a ValueError about the setting `name` unless `ok`."""
     if not ok:
         raise ValueError(f"{name}={value!r} is not possible: it must be {allowed}. {fix}")
+
+
+def made_method(method: DictConfig) -> Any:
+    """Make the callback of the method; an error about one of its settings names the setting of the command line that it comes from."""
+    try:
+        return instantiate(method)
+    except InstantiationException as error:
+        raw = OmegaConf.to_container(method, resolve=False)
+        assert isinstance(raw, dict)
+        raise InstantiationException(as_typed(str(error), raw)) from ValueError(as_typed(str(error.__cause__), raw))
+
+
+def as_typed(text: str, method: Mapping[Any, Any]) -> str:
+    """An error text with `F=1.5 (max_fraction) is not allowed` in place of `max_fraction=1.5 is not allowed`, where that is `${F}`."""
+    for name, value in method.items():
+        source = re.fullmatch(r"\$\{(\w+)\}", str(value))
+        if source and source[1] != name:
+            text = re.sub(rf"\b{name}=(\S+) is not", rf"{source[1]}=\1 ({name}) is not", text)
+    return text
 
 
 def is_count(value: object, least: int) -> bool:

@@ -14,7 +14,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from zipfile import is_zipfile
@@ -40,7 +39,7 @@ from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
-from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count
+from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count, made_method
 
 if TYPE_CHECKING:
     import lightning as L
@@ -98,7 +97,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     from kakurenbo_recipes.models import load_network
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    selection = instantiate(cfg.method)
+    selection = made_method(cfg.method)
     num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
     network = instantiate(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
@@ -123,7 +122,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
         method=cfg.method.method,
         metric=model.metric,
         score=None if score is None else score.item(),
-        totals={**asdict(selection.totals), "saved_seconds": selection.totals.saved_seconds},
+        totals=selection.totals.as_dict(),
         fit_seconds=fit_seconds,
         test_score=tested,
     )

@@ -43,18 +43,17 @@ def test_the_table_has_the_columns_of_the_report(monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     results = [a_result("baseline", 100.0, trained=1000), a_result("random", 72.0, trained=700, hidden=300)]
     head = comparison(results)[0].split()
-    assert head == ["method", "accuracy", "(%)", "difference", "(points)", *["seconds", "saving", "ideal", "trained"],
+    assert head == ["method", "accuracy", "(%)", "difference", "(points)", *["seconds", "wall", "saving", "ideal", "trained"],
                     *["forwards", "backwards", "hidden", "seeds"]]  # fmt: skip
     assert cells(*results) == [
-        ["baseline", "90.00", "-", "100.0", "-", "-", "1,000", "1,000", "1,000", "0.0%", "1"],
-        ["random", "90.00", "+0.00", "72.0", "28.0%", "30.0%", "700", "700", "700", "30.0%", "1"],
+        ["baseline", "90.00", "-", "100.0", "100.0", "-", "-", "1,000", "1,000", "1,000", "0.0%", "1"],
+        ["random", "90.00", "+0.00", "72.0", "72.0", "28.0%", "30.0%", "700", "700", "700", "30.0%", "1"],
     ]
-    assert results[1].saving(results[0]) == pytest.approx(0.28)
 
 
 def test_the_table_compares_with_the_baseline_only_where_there_is_one():
     (row,) = cells(a_result("random", 72.0, trained=700, hidden=300))
-    assert row[1:5] == ["90.00", "-", "72.0", "-"]
+    assert row[1:6] == ["90.00", "-", "72.0", "72.0", "-"]
 
 
 def test_a_sweep_ends_with_its_table_and_the_command_that_draws_it(tmp_path, capsys):

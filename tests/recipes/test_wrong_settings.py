@@ -2,16 +2,20 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from kakurenbo_recipes.array_data import ArrayImages
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.deepcam import DeepCam, GeneratedDeepCam
 from kakurenbo_recipes.models import CifarResNet, WideResNet, timm_network
 from kakurenbo_recipes.schedules import schedule
 from kakurenbo_recipes.segmentation import DeepLab, Segmenter
+from kakurenbo_recipes.settings import made_method
 from kakurenbo_recipes.torchvision_data import FolderImages, TorchvisionImages
+from kakurenbo_recipes.train import config_dir
 
 folders, arrays = partial(FolderImages, "nowhere"), partial(ArrayImages, "nowhere")
 segmenter, rates = partial(Segmenter, None, None, 3), partial(schedule, None, None)
@@ -88,3 +92,23 @@ def test_a_wrong_setting_is_named_with_what_is_allowed(make, settings, message):
 def test_an_unknown_network_gets_a_suggestion(make, name):
     with pytest.raises(ValueError, match=r"Did you mean .*(resnet18|deeplabv3_)"):
         make(name, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["F=1.5"], "kakurenbo: F=1.5 (max_fraction) is not allowed; max_fraction must be a number in [0, 1)"),
+        (["method=random", "F=-1"], "random: F=-1.0 (max_fraction) is not allowed"),
+        (["tau=2"], "kakurenbo: tau=2.0 is not allowed"),
+        (["method.max_fraction=1.5"], "kakurenbo: max_fraction=1.5 is not allowed"),
+    ],
+)
+def test_an_error_names_what_the_command_line_sets(compose, overrides, message):
+    with pytest.raises(InstantiationException, match=re.escape(message)) as raised:
+        made_method(compose(*overrides).method)
+    assert str(raised.value.__cause__).startswith(message)
+
+
+def test_the_help_says_that_f_is_max_fraction():
+    text = " ".join((Path(config_dir()) / "train.yaml").read_text().split())
+    assert "F is the method's max_fraction" in text

@@ -79,22 +79,99 @@ def test_a_sweep_over_f_leaves_one_baseline_whose_repeats_count_as_one_seed(tmp_
     assert text_of(tmp_path)[1][0][-1] == "1 (2 runs)"
 
 
+# --- what a saving can be
+
+
+def timed(method, wall, steady=None, error=0.0, **counts):
+    """A run of so many wall seconds, and seconds without stalls."""
+    changes = totals(**counts, train=wall)
+    return RunFolder(method, changes={**changes, "seconds": wall}, steady=steady and (steady, error), image_size=None)
+
+
+def with_totals(run):
+    """The run with the totals that it is given, and its steady seconds among them."""
+    if run.steady is not None:
+        names = ("steady_train_seconds", "steady_error_seconds", "steady_refresh_seconds", "select_seconds")
+        run.changes["totals"] |= dict(zip(names, (*run.steady, 0.0, 0.0), strict=True))
+    return run
+
+
+def saved_by(folder, baseline, run):
+    """The row of a run's group as figures, and its saving and ideal as text."""
+    row = rows_of(folder, with_totals(baseline), with_totals(run))[1]
+    headings, rows = text_of(folder)
+    return row, dict(zip(headings, rows[1], strict=True))
+
+
+def test_a_busy_machine_is_no_saving(tmp_path):
+    """The baseline took ten times as long by the clock; its steps, but for some, did not."""
+    baseline = timed("baseline", 1000.0, steady=100.0, trained=1000)
+    row, text = saved_by(tmp_path, baseline, timed("random", 80.0, steady=75.0, trained=700, hidden=300))
+    assert row["saving"] == pytest.approx(0.25) and row["resolved"]
+    assert (text["seconds"], text["wall"], text["saving"], text["ideal"]) == ("75.0", "80.0", "25.0%", "30.0%")
+
+
+@pytest.mark.parametrize(
+    ("run", "ideal"),
+    [
+        (timed("random", 90.0, trained=1000), "0.0%"),  # 90.4 % was said of one that trained as many
+        (timed("random", 340.0, trained=900, hidden=100), "10.0%"),
+        (timed("random", 700.0, steady=34.0, trained=900, hidden=100), "10.0%"),
+    ],
+)
+def test_a_saving_above_the_ideal_is_not_resolved(tmp_path, run, ideal):
+    baseline = timed("baseline", 1000.0, steady=None if run.steady is None else 100.0, trained=1000)
+    row, text = saved_by(tmp_path, baseline, run)
+    assert (text["saving"], text["ideal"]) == ("not resolved", ideal)
+    assert not row["resolved"] and row["saving"] > row["ideal"] + row["noise"]
+
+
+@pytest.mark.parametrize(("error", "saving"), [(0.0, "not resolved"), (3.0, "36.0%")])
+def test_a_saving_above_the_ideal_within_noise_is_shown(tmp_path, error, saving):
+    """Two standard errors of the steps, and 2 points."""
+    baseline = timed("baseline", 100.0, steady=100.0, error=error, trained=1000)
+    run = timed("random", 64.0, steady=64.0, error=error, trained=700, hidden=300)
+    row, text = saved_by(tmp_path, baseline, run)
+    assert (text["saving"], text["ideal"]) == (saving, "30.0%")
+    assert row["noise"] == pytest.approx(0.02 + 2 * 0.64 * math.hypot(error / 64, error / 100))
+
+
+def test_steps_that_only_one_of_two_runs_timed_are_not_compared_with_its_wall_time(tmp_path):
+    row, _ = saved_by(
+        tmp_path, timed("baseline", 100.0, trained=1000), timed("random", 90.0, steady=50.0, trained=900, hidden=100)
+    )
+    assert row["saving"] == pytest.approx(0.1)
+
+
+def test_a_run_of_fewer_epochs_can_save_what_it_did_not_train(tmp_path):
+    """Which ended early, or behind `limit_train_batches`, where hiding leaves out nothing that would be trained."""
+    row, _ = saved_by(tmp_path, timed("baseline", 100.0, trained=1000), timed("random", 40.0, trained=350, hidden=150))
+    assert row["ideal"] == pytest.approx(0.65)
+
+
+def test_forward_passes_count_a_third_where_no_time_was_measured(tmp_path):
+    row, _ = saved_by(
+        tmp_path, timed("baseline", 100.0, trained=1000), timed("kakurenbo", 90.0, trained=700, hidden=300, refreshed=300)
+    )
+    assert row["ideal"] == pytest.approx(1 - 0.7 - 0.3 / 3)
+
+
 # --- text
 
 
 def test_the_table_has_mean_and_deviation_in_percent_and_points(tmp_path):
-    runs = [scored("baseline", 0, 0.90, 20.0), scored("baseline", 1, 0.92, 40.0), scored("kakurenbo", 0, 0.91, 15.0)]
-    headings, rows = text_of(tmp_path, *runs, scored("kakurenbo", 1, 0.92, 20.0))
-    assert headings[1:6] == ["accuracy (%)", "difference (points)", "seconds", "saving", "ideal"]
-    assert rows[1][:5] == ["kakurenbo", "91.50 ± 0.71", "+0.50 ± 0.71", "17.5 ± 3.5", "37.5%"]
+    runs = [scored("baseline", 0, 0.90, 20.0), scored("baseline", 1, 0.92, 40.0), scored("kakurenbo", 0, 0.91, 19.0)]
+    headings, rows = text_of(tmp_path, *runs, scored("kakurenbo", 1, 0.92, 32.0))
+    assert headings[1:7] == ["accuracy (%)", "difference (points)", "seconds", "wall", "saving", "ideal"]
+    assert rows[1][:6] == ["kakurenbo", "91.50 ± 0.71", "+0.50 ± 0.71", "25.5 ± 9.2", "25.5", "12.5%"]
 
 
 def test_markdown_is_a_table_and_nothing_else(tmp_path):
-    write_sweep(tmp_path, [RunFolder("baseline", score=0.9), RunFolder("a|b", score=0.91, seconds=5.0)])
+    write_sweep(tmp_path, [RunFolder("baseline", score=0.9), RunFolder("a|b", score=0.91, seconds=9.9)])
     lines = markdown(comparison_text(groups_of(tmp_path))).splitlines()
-    assert lines[0].startswith("| method | accuracy (%) | difference (points) | seconds | saving | ideal |")
-    assert lines[1] == "| --- |" + " ---: |" * 10
-    assert lines[3].startswith("| a\\|b | 91.00 | +1.00 | 5.0 | 50.0% |") and len(lines) == 4
+    assert lines[0].startswith("| method | accuracy (%) | difference (points) | seconds | wall | saving | ideal |")
+    assert lines[1] == "| --- |" + " ---: |" * 11
+    assert lines[3].startswith("| a\\|b | 91.00 | +1.00 | 10.0 | 10.0 | 1.0% | 0.0% |") and len(lines) == 4
 
 
 ODD = ["a|b\\|c", "*x* _y_ `z` ~w~", "[k](http://h) ![i](j)", "<img src=x> &amp; $t$", "two\nlines", "max_fraction_of=0.3"]
@@ -109,13 +186,13 @@ def test_markdown_shows_names_as_they_are(tmp_path, name):
     cells = [token.children for token in MarkdownIt("gfm-like").disable("linkify").parse(text) if token.type == "inline"]
     shown = ["".join(child.content for child in children) for children in cells]
     assert {child.type for children in cells for child in children} <= {"text", "text_special"}
-    assert len(shown) == 22 and shown[11] == " ".join(name.split())
+    assert len(shown) == 24 and shown[12] == " ".join(name.split())
     assert shown[1].startswith(" ".join(changes["metric"].removeprefix("val/").split()))
 
 
 def test_one_seed_has_no_deviation_and_other_seeds_no_pair(tmp_path):
     _, rows = text_of(tmp_path, scored("baseline", 0, 0.9, 20.0), scored("kakurenbo", 1, 0.91, 15.0))
-    assert rows[1][1:6] == ["91.00", "-", "15.0", "-", "-"]
+    assert rows[1][1:7] == ["91.00", "-", "15.0", "15.0", "-", "-"]
     assert "No baseline with the same data, network and seeds for kakurenbo." in noted(groups_of(tmp_path))
 
 
@@ -134,8 +211,8 @@ def test_metrics_that_are_shares_by_name_and_value_are_shown_in_percent(tmp_path
 
 
 def test_runs_without_validation_are_compared_by_their_seconds(tmp_path):
-    _, rows = text_of(tmp_path, scored("baseline", None, None, 20.0), scored("random", None, None, 10.0))
-    assert rows[1][:5] == ["random", "-", "-", "10.0", "50.0%"]
+    _, rows = text_of(tmp_path, scored("baseline", None, None, 20.0), scored("random", None, None, 18.0))
+    assert rows[1][:6] == ["random", "-", "-", "18.0", "18.0", "10.0%"]
 
 
 @pytest.mark.parametrize(
@@ -150,15 +227,15 @@ def test_numbers_of_samples_are_short(number, text):
 
 @pytest.mark.parametrize("other", [{"machine": {"processor": "another", "device": "cpu"}}, {"world_size": 2}])
 def test_seconds_of_another_machine_or_number_of_processes_are_no_saving(tmp_path, other):
-    usual = {"seconds": 5.0, "machine": {"processor": "a processor", "device": "cpu"}}
+    usual = {"seconds": 9.0, "machine": {"processor": "a processor", "device": "cpu"}}
     runs = [RunFolder("baseline", 0, changes=usual | {"seconds": 10.0}), RunFolder("random", 0, changes=usual)]
     runs += [RunFolder("random", 1, score=0.95, changes=usual | other), RunFolder("baseline", 1, changes=usual)]
     groups = groups_of(write_sweep(tmp_path, runs))
     row = comparison(groups).set_index("group").loc[groups[-1].name]
     assert row["difference"] == pytest.approx(0.05 if "world_size" in other else 0.025)
-    assert row["saving"] == pytest.approx(math.nan if "world_size" in other else 0.5, nan_ok=True)
+    assert row["saving"] == pytest.approx(math.nan if "world_size" in other else 0.1, nan_ok=True)
     assert f"or number of processes: {groups[-1].name}." in noted(groups)
-    assert text_of(tmp_path)[1][-1][4] == ("-" if "world_size" in other else "50.0% (1 of 2 seeds)")
+    assert text_of(tmp_path)[1][-1][5] == ("-" if "world_size" in other else "10.0% (1 of 2 seeds)")
 
 
 def test_a_baseline_of_other_conditions_or_epochs_is_named(tmp_path):

@@ -28,6 +28,8 @@ OPTIONAL = {
     "cuda",
     "accumulate",
     "full_accumulate",
+    "times",
+    *("step_seconds", "wait_seconds", "steady_train_seconds", "steady_error_seconds", "steady_refresh_seconds"),
 }  # older releases, or machines, saved none
 METRICS = {"metrics", "ended_metrics"}
 

@@ -46,6 +46,7 @@ class RunFolder:
     changes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     format: int = FORMAT
+    steady: tuple[float, float] | None = None  # seconds of training without stalls, and their standard error
 
     def write(self, folder: Path) -> Path:
         """Write the four files and return the folder."""
@@ -129,6 +130,12 @@ class RunFolder:
         phases = ("train", "refresh", "select", "score", "forward", "backward", "data")
         totals: dict[str, Any] = {name: int(history[name].sum()) for name in counts}
         totals |= {f"{name}_seconds": float(history[f"{name}_seconds"].sum()) for name in phases}
+        if self.steady is not None:
+            totals |= {
+                "steady_train_seconds": self.steady[0],
+                "steady_error_seconds": self.steady[1],
+                "steady_refresh_seconds": 0.0,
+            }
         totals |= {"moved_back": 0, "scoring_epochs": 0, "saved_seconds": 1.0}
         return {
             "format": self.format,
@@ -225,5 +232,7 @@ def grid_runs(seeds=(0,), **options) -> list[RunFolder]:
     runs = [RunFolder("baseline", seed, score=0.9, seconds=20.0, **options) for seed in seeds]
     for fraction, tau, score in ((0.2, 0.5, 0.91), (0.2, 0.7, 0.92), (0.3, 0.5, 0.93), (0.3, 0.7, 0.94)):
         settings = {"max_fraction": fraction, "tau": tau}
-        runs += [RunFolder("kakurenbo", seed, settings, score=score, seconds=100 * fraction * tau, **options) for seed in seeds]
+        runs += [
+            RunFolder("kakurenbo", seed, settings, score=score, seconds=20 + 5 * fraction * tau, **options) for seed in seeds
+        ]
     return runs
