@@ -36,8 +36,11 @@ How often a sample was hidden is in the checkpoint of a training with a RunRecor
 it the samples that are hidden now are listed, those of lowest loss first. Indices are those of the data set."""
 
 
-def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[str, Any] | None]:
-    """The state of the :class:`~kakurenbo_lightning.SampleSelection` of a checkpoint, and its ``RunRecorder``'s counts if there is one.
+def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[str, Any] | None, int | None]:
+    """What a checkpoint holds of a selection.
+
+    The state of the :class:`~kakurenbo_lightning.SampleSelection`, its ``RunRecorder``'s counts if there is one, and the steps of the
+    optimizers, which Lightning counts and puts into a file's name.
 
     Args:
         path: of the checkpoint.
@@ -63,7 +66,9 @@ def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[st
         selection = from_state(found)
     except MismatchError as error:
         raise NoSelectionError(f"{path}: {error}") from None
-    return selection, next((dict(state["counts"]) for state in states if {"rows", "counts"} <= state.keys()), None)
+    counts = next((dict(state["counts"]) for state in states if {"rows", "counts"} <= state.keys()), None)
+    steps = checkpoint.get("global_step")
+    return selection, counts, steps if isinstance(steps, int) else None
 
 
 def _checkpoint(path: Path, trust: bool) -> Any:
@@ -90,12 +95,13 @@ def _checkpoint(path: Path, trust: bool) -> Any:
         raise NoSelectionError(f"{path} cannot be read ({error})") from None
 
 
-def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int) -> dict[str, Any]:
+def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int | None, most: int) -> dict[str, Any]:
     """What a state holds, as plain values.
 
     Args:
         state: of the selection.
         counts: of a recorder: how often each sample was ``"trained"`` and ``"hidden"``; ``None`` without one.
+        steps: of the optimizers, since the training began.
         most: how many of the most hidden samples to list.
     """
     statistics, hidden, count = state.statistics, state.epoch.plan.hidden, state.num_samples
@@ -111,7 +117,8 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int)
         "seed": state.seed,
         "num_samples": count,
         "epoch": state.epoch.epoch,
-        "step": state.epoch.step,
+        "step": steps,
+        "epoch_batches": state.epoch.step,
         "world_size": state.layout.world_size,
         "batch_size": state.layout.batch_size,
         "lr_factor": state.epoch.plan.lr_factor,
@@ -130,12 +137,16 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, most: int)
 
 
 def _most_hidden(hidden: Tensor, loss: Tensor, times: Mapping[str, Tensor], most: int) -> list[dict[str, Any]]:
-    """Those hidden most often, of equal ones those trained least; without counts, those hidden now, of lowest loss first."""
+    """Those hidden most often, but for those never hidden, of equal ones those trained least.
+
+    Without counts, those hidden now, of lowest loss first.
+    """
     if not times:
         rows = hidden[loss[hidden].nan_to_num(nan=torch.inf).argsort(stable=True)[:most]].tolist()
         return [{"index": row, "loss": float(loss[row])} for row in rows]
     least_trained = times["trained"].argsort(stable=True)
-    rows = least_trained[times["hidden"][least_trained].argsort(descending=True, stable=True)[:most]].tolist()
+    order = least_trained[times["hidden"][least_trained].argsort(descending=True, stable=True)[:most]]
+    rows = order[times["hidden"][order] > 0].tolist()
     counted = [{f"times_{name}": int(times[name][row]) for name in ("hidden", "trained")} for row in rows]
     return [{"index": row, **one, "loss": float(loss[row])} for row, one in zip(rows, counted, strict=True)]
 
@@ -144,6 +155,15 @@ def _waiting(engines: Any) -> int:
     """Samples that a backprop method has chosen and not trained yet, on the ranks that saved."""
     pools = [state.get("pool", []) for state in engines or [] if isinstance(state, Mapping)]
     return sum(len(part["indices"]) for pool in pools for part in pool)
+
+
+def position(found: Mapping[str, Any]) -> str:
+    """Epoch and step as Lightning has them in a file's name, and where that is within the epoch."""
+    step = "" if found["step"] is None else f", step {found['step']:,}"
+    batches = found["epoch_batches"]
+    return (
+        f"epoch {found['epoch']} (counted from 0){step}, after {batches:,} {'batch' if batches == 1 else 'batches'} of the epoch"
+    )
 
 
 def page(found: Mapping[str, Any], family: str = "") -> str:
@@ -156,7 +176,7 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
         "method": f"{found['method']}({settings})",
         "seed": found["seed"],
         "data": f"{found['num_samples']:,} samples",
-        "position": f"epoch {found['epoch']} (counted from 0), after step {found['step']}",
+        "position": position(found),
         "ranks": f"{found['world_size']}, with batches of {found['batch_size']}",
         "hidden now": f"{found['hidden']:,} ({found['hidden_share']:.1%}), learning rate x {found['lr_factor']:.3f}",
         "measured": f"{found['measured']:,} samples, {'unknown how many' if right is None else f'{right:,}'} predicted correctly, "
@@ -192,10 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if settings.most < 0:
         parser.error(f"--most {settings.most} is not possible: it must be at least 0")
     try:
-        state, counts = selection_in(settings.checkpoint, settings.trust)
+        held = selection_in(settings.checkpoint, settings.trust)
     except NoSelectionError as error:
         parser.error(str(error))
-    found = summary(state, counts, settings.most)
+    found = summary(*held, settings.most)
     show(json.dumps(json_ready(found), indent=2, allow_nan=False) if settings.json else page(found, _family(found["method"])))
 
 

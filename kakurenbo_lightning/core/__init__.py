@@ -5,6 +5,6 @@
 - ``plan.py``: what an epoch trains; ``shard.py`` and ``stream_shard.py``: one rank's part of it; ``sampler.py`` yields it to a loader.
 - ``sum_tree.py``, ``permutation.py``, ``random.py``: draws and orders; ``distributed.py``: what ranks do together.
 - ``fingerprint.py``, ``class_labels.py``, ``seeded_dataset.py``: the user's data set.
-- ``atomic.py``, ``checkpoint_file.py``: files; ``timers.py``, ``durations.py``: seconds; ``flavour.py``: Lightning's two names; ``extras.py``: what an extra
-  installs.
+- ``atomic.py``, ``checkpoint_file.py``: files; ``timers.py``, ``durations.py``: seconds; ``flavour.py``: Lightning's two names;
+  ``extras.py``: what an extra installs.
 """

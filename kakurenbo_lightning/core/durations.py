@@ -173,8 +173,8 @@ def time_factor(totals: Mapping[str, float]) -> float:
     """By what forward-only passes lengthen the time that the trained samples take; 1 without any, NaN where totals are missing.
 
     Args:
-        totals: of a run, under the names of ``session/totals.py``; a forward-only pass counts as measured in it, or, where no time was measured,
-            as a third of training the sample.
+        totals: of a run, under the names of ``session/totals.py``; a forward-only pass counts as measured in it, or, where no time was
+            measured, as a third of training the sample.
     """
 
     def total(name: str) -> float:

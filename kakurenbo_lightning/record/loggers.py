@@ -27,7 +27,8 @@ def log_samples(trainer: L.Trainer, columns: Mapping[str, np.ndarray], thumbnail
     values = {f"selection/{name}": columns[name][np.isfinite(columns[name])] for name in HISTOGRAMS}
     values = {name: column for name, column in values.items() if len(column)}
     shown = thumbnails or Thumbnails({}, [], [])
-    grids = {"most_hidden": shown.most_hidden, "least_hidden": shown.least_hidden}
+    most, least = ("most_hidden", "least_hidden") if columns["times_hidden"].any() else ("least_trained", "most_trained")
+    grids = {most: shown.most_hidden, least: shown.least_hidden}
     images = {name: [shown.images[index] for index in indices] for name, indices in grids.items() if indices}
     for logger in trainer.loggers:
         if is_instance(logger, TensorBoardLogger):

@@ -26,7 +26,8 @@ def thumbnails_of(dataset: Any, columns: Mapping[str, np.ndarray]) -> Thumbnails
     loss, hidden = np.nan_to_num(columns["loss"], nan=np.inf), columns["times_hidden"]
     # Where samples are hidden, hard ones that an incomplete last batch dropped must not look like easy ones.
     order = np.lexsort((loss, -hidden) if hidden.any() else (loss, columns["times_trained"]))
-    most, least = order[:SHOWN].tolist(), order[::-1][:SHOWN].tolist()
+    most, least = order[:SHOWN], order[::-1][:SHOWN].tolist()
+    most = (most[hidden[most] > 0] if hidden.any() else most).tolist()
     images = {}
     for index in dict.fromkeys(most + least):
         image = thumbnail(dataset[index])

@@ -49,11 +49,17 @@ def shown_samples(group: Group, limit: int = MOST) -> dict[str, list[Shown]]:
             if run.family != "hide":
                 kinds = {"least trained": most, "most trained": least}
             else:
-                kinds = {"most hidden": most if run.total("samples_hidden") else [], "least hidden": least}
+                often = [one for one in most if times_hidden(run, one)] if run.total("samples_hidden") else []
+                kinds = {"most hidden": often, "least hidden": least}
             return {
                 kind: [Shown(images[one], written(run, one)) for one in order[:limit]] for kind, order in kinds.items() if order
             }
     return {}
+
+
+def times_hidden(run: Run, index: int) -> float:
+    """How often a sample was hidden; once where the run does not say it."""
+    return 1.0 if run.samples is None or index not in run.samples.shown.index else run.samples.shown.loc[index]["times_hidden"]
 
 
 def written(run: Run, index: int) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import Net, SureNet, fit, hide_then_grow, loader
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.cli.inspection import main, selection_in
@@ -30,7 +31,7 @@ def test_a_page_says_method_epoch_and_hidden_share(tmp_path, capsys):
     selection = hide_then_grow(seed=7)
     text = said(capsys, saved(tmp_path, selection))
     assert "kakurenbo(" in text and "max_fraction=0.5" in text
-    assert "epoch 2 (counted from 0), after step 4" in text and "64 samples" in text
+    assert "epoch 2 (counted from 0), step 16, after 4 batches of the epoch" in text and "64 samples" in text
     assert "hidden now  32 (50.0%)" in text and "learning rate x 2.000" in text
     assert selection.totals.summary("hide") in text
 
@@ -66,9 +67,21 @@ def test_with_a_recorder_those_hidden_most_often_are_listed(tmp_path, capsys):
     path = saved(tmp_path, selection, RunRecorder(selection, tmp_path / "files"), epochs=4)
     found = json.loads(said(capsys, path, "--json", "--most", "64"))
     times = [row["times_hidden"] for row in found["most_hidden"]]
-    assert len(times) == 64 and times == sorted(times, reverse=True) and sum(times) == selection.totals.samples_hidden
+    assert times == sorted(times, reverse=True) and sum(times) == selection.totals.samples_hidden
+    assert times[-1] > 0 and len(times) < 64, "samples that were never hidden are none of the most hidden"
     assert all(row["times_hidden"] + row["times_trained"] == 4 for row in found["most_hidden"])
     assert "times hidden" in said(capsys, path)
+
+
+def test_the_step_is_that_of_the_files_name(tmp_path, capsys):
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}-{step}", every_n_epochs=1, save_top_k=-1)
+    fit(SureNet(), loader(), hide_then_grow(), keep, max_epochs=3, enable_checkpointing=True, accumulate_grad_batches=2)
+    names = [path.name for path in tmp_path.iterdir()]
+    for name in names:
+        found = json.loads(said(capsys, str(tmp_path / name), "--json"))
+        assert name == f"epoch={found['epoch']}-step={found['step']}.ckpt"
+        assert found["epoch_batches"] == [8, 4, 4][found["epoch"]]
+    assert len(names) == 3
 
 
 def test_samples_that_wait_in_a_pool_are_counted(tmp_path, capsys):
