@@ -41,6 +41,9 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
     try:
         with mock.patch.object(hydra_utils, "run_and_report", lambda function: function()):  # what prints errors otherwise
             yield
+    except BrokenPipeError:  # `kakurenbo-train --help | head`: nobody reads on, and Python would say so when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
         ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
         if ours:
