@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
+from kakurenbo_lightning.core.lazy_torch import torch
 
 SHORTEST, BIN, BINS = 1e-8, math.log(1.01), 3000  # seconds of bin 0, the distance of two bins as a logarithm, and their number
 STATED_FORWARD = 1 / 3  # of a trained sample's cost, where it was not measured: a backward pass counts as two forward passes

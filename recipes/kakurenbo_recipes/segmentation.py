@@ -119,7 +119,7 @@ class Segmenter(Task):
         """Return the loss of a batch of images [B, C, H, W] and the classes of their pixels, int64 [B, H, W]."""
         images, labels = batch
         loss = self.loss(self(images), labels)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:

@@ -35,6 +35,7 @@ from kakurenbo_lightning.core.checkpoint_file import is_old_format
 from kakurenbo_lightning.core.distributed import is_rank_zero, rank_zero_info, rank_zero_warn
 from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
+from kakurenbo_recipes.log import logged, say
 from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
@@ -160,16 +161,13 @@ def made(group: DictConfig) -> list[Any]:
 
 
 def check_last(cfg: DictConfig) -> None:
-    """Say so when `ckpt_path=last` finds nothing to go on with; keep the metrics of the run that goes on, which Lightning would delete."""
+    """Say so when `ckpt_path=last` finds nothing to go on with."""
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
             f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
             "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
-    metrics = folder / "metrics.csv"
-    if cfg.ckpt_path is not None and is_rank_zero() and metrics.is_file():
-        metrics.rename(folder / f"metrics-until-{time.strftime('%Y-%m-%d-%H-%M-%S')}.csv")
 
 
 def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
@@ -210,7 +208,7 @@ def any_small(cfg: DictConfig) -> DictConfig:
 
 def small(cfg: DictConfig) -> DictConfig:
     """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says; the command line has the last word."""
-    print("debug: small generated data and a short run in place of the real ones; its figures mean nothing")
+    say("debug: small generated data and a short run in place of the real ones; its figures mean nothing")
     smaller = any_small(cfg) if cfg.small is None else cfg.small
     changed = cfg.copy()
     OmegaConf.set_struct(changed, False)  # options of a network can be new
@@ -228,7 +226,7 @@ def small(cfg: DictConfig) -> DictConfig:
         else:
             OmegaConf.update(changed, key, value, force_add=True)
     if unused:
-        print(f"debug: {', '.join(unused)} are of the experiment's own data and not used")
+        say(f"debug: {', '.join(unused)} are of the experiment's own data and not used")
     return changed
 
 
@@ -331,17 +329,18 @@ def check_checkpoint(cfg: DictConfig) -> None:
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
+@logged()
 def train(cfg: DictConfig) -> float | None:
     """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
     results = run(cfg)
     if is_rank_zero():
         if len(results) > 1:
-            print("\n".join(comparison(results)))
+            say("\n".join(comparison(results)))
         path = Path(HydraConfig.get().runtime.output_dir) / "results.json"
         path.write_text(json.dumps([result.as_dict() for result in results], indent=2) + "\n")
         if len(results) == 1 and results[0].score is not None:
-            print(f"{results[0].metric} {results[0].score:.2%} after the last epoch")
-        print(f"results: {path}\ntables and pictures: kakurenbo-report {path.parent}")
+            say(f"{results[0].metric} {results[0].score:.2%} after the last epoch")
+        say(f"results: {path}\ntables and pictures: kakurenbo-report {path.parent}")
     return results[-1].score
 
 

@@ -115,7 +115,7 @@ TYPES = [
     ("trainer.max_epochs=1.5", "trainer.max_epochs=1.5"),
     ("trainer.accumulate_grad_batches=true", "trainer.accumulate_grad_batches=True is not possible: it must be an int."),
     ("optimizer.lr=abc", "optimizer.lr='abc' is not possible: it must be a number."),
-    ("optimizer.lr=nan", "optimizer.lr=nan is not possible: it must be a number, which NaN is not."),
+    ("optimizer.lr=nan", "optimizer.lr=nan is not possible: it must be a finite number."),
     ("optimizer.momentum=no", "optimizer.momentum='no'"),
     ("trainer.precision=17", "trainer.precision=17 is not possible: it must be one of 64, 32, 16"),
     ("data.batch_size=abc", "data.batch_size='abc' is not possible: it must be an int. Its default is 128."),
