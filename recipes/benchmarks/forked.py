@@ -42,15 +42,14 @@ def run_ranks(
     Raises:
         TimeLimitError: with what the ranks printed.
     """
-    port, deadline = _free_port(), time.monotonic() + seconds + GRACE_SECONDS
-    ranks = []
+    port, ranks = _free_port(), []
     for rank in range(world_size):
         arguments = (function, args, rank, world_size, port, f"{log}.{rank}.log", seconds)
         ranks.append(_context.Process(target=_run_rank, args=arguments))
     try:
         for process in ranks:
-            process.start()
-        running = list(ranks)
+            process.start()  # the first of all waits until the server has imported, however long that takes on a busy machine
+        running, deadline = list(ranks), time.monotonic() + seconds + GRACE_SECONDS
         while running:
             wait([process.sentinel for process in running], max(0.0, deadline - time.monotonic()))
             ended = [process for process in running if process.exitcode is not None]

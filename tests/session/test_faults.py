@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback
 from method_tester import short_run
 from pod_tester import STREAMS
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from torch.utils.data._utils import signal_handling
 
 from kakurenbo_lightning import SampleSelection, available_methods
@@ -168,6 +168,25 @@ def test_an_error_while_workers_are_started_is_not_hidden_by_lightnings_teardown
     )
     with pytest.raises(Exception, match="pickle"):
         fit(Net(), train, SampleSelection(method))
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["first validation", "second validation"])
+def test_an_error_while_validation_workers_are_started_has_the_note(number):
+    """Lightning's validation loop does not hide it as its fit loop does."""
+
+    class Failing(Sampler):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            if self.times == number:
+                raise RuntimeError("as planned")
+            return iter(range(16))
+
+    val = DataLoader(Points(16), 8, sampler=Failing(), num_workers=1)
+    with pytest.raises(RuntimeError, match="as planned") as caught:
+        fit(Net(), DataLoader(Points(SAMPLES), 8, shuffle=True), SampleSelection("baseline"), val=val)
+    assert_note({"notes": getattr(caught.value, "__notes__", [])}, f"rank 0, in epoch {number - 1} after step 5 of 5")
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have notes since Python 3.11")
