@@ -247,7 +247,7 @@ def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
             return Parameters(target, types, defaults, True)
         hints = hints_of(function)
         is_open = False
-        for name, parameter in list(signature.parameters.items())[isinstance(found, type) :]:
+        for name, parameter in list(signature.parameters.items())[function is not found :]:  # without self
             is_open |= parameter.kind is parameter.VAR_KEYWORD
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 types.setdefault(name, hints.get(name, Any))
@@ -266,8 +266,9 @@ def functions_of(target: Any) -> list[Callable[..., Any]]:
     if not isinstance(target, type):
         return [target]
     made = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
-    ours = target.__module__.partition(".")[0] == "kakurenbo_recipes"
-    return made if ours else made[:1]
+    if not made:  # made by __new__ alone, as a timedelta is
+        return [target]
+    return made if target.__module__.partition(".")[0] == "kakurenbo_recipes" else made[:1]
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -291,6 +292,8 @@ def fits(value: Any, kind: Any) -> bool | None:
         return any(value == each and type(value) is type(each) for each in parts)
     if kind in SCALARS:
         number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and kind is str:
+            return None  # name=7 is a text that looks like a number
         return number if kind is float else type(value) is kind
     if is_tensor(kind):
         return False

@@ -131,14 +131,11 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
 
 def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModule) -> float:
     """Return the metric of the test images, by the best checkpoint where a callback kept one, else after the last epoch."""
-    kept = [
-        each for each in cast(Any, trainer).callbacks if getattr(each, "monitor", None)
-    ]  # Lightning sets it without saying so
-    best = [each.best_model_path for each in kept if getattr(each, "best_model_path", "")]
-    if best and getattr(datamodule, "val_images", None) is None:
-        rank_zero_warn(
-            "test=true: the best epoch was chosen by the test images themselves. Add data.held_out=0.1 to choose by others."
-        )
+    callbacks = cast(Any, trainer).callbacks  # Lightning's class does not declare them
+    best = [each.best_model_path for each in callbacks if getattr(each, "monitor", None) and getattr(each, "best_model_path", "")]
+    val, test = (cast(Any, each).dataset for each in (datamodule.val_dataloader(), datamodule.test_dataloader()))
+    if best and val is test:
+        rank_zero_warn("test=true: the test images themselves chose the best epoch. Add data.held_out=0.1 to choose by others.")
     trainer.test(model, datamodule=datamodule, ckpt_path=best[0] if best else None, verbose=False)
     score = trainer.callback_metrics[f"test/{model.metric}"].item()
     rank_zero_info(f"test {model.metric} {score:.2%} of {Path(best[0]).name if best else 'the last epoch'}")

@@ -147,6 +147,8 @@ def test_a_value_of_another_type_or_none_is_refused(base, word, message):
         ["+width=8", "model.width=${width}"],
         [ES, "+callbacks.es.monitor=val/loss"],
         ["+logger.mine._target_=lightning.pytorch.loggers.CSVLogger", "+logger.mine.save_dir=a", "~logger.csv"],
+        ["+callbacks.t={_target_:lightning.pytorch.callbacks.Timer,duration:{_target_:datetime.timedelta,minutes:10}}"],
+        ["logger.csv.name=7"],
         ["~trainer.max_steps", "record={}", "trainer.devices=auto", "trainer.devices=[0]", "optimizer.lr=1"],
     ],
     ids=lambda words: words[0],

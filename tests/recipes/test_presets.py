@@ -82,7 +82,7 @@ def test_a_test_without_a_best_checkpoint_is_of_the_last_epoch(compose, capsys):
 
 
 def test_it_is_said_when_the_test_images_chose_the_best_epoch(compose):
-    with pytest.warns(UserWarning, match=r"chosen by the test images themselves. Add data\.held_out=0\.1"):
+    with pytest.warns(UserWarning, match=r"the test images themselves chose the best epoch. Add data\.held_out=0\.1"):
         run(compose(*TINY, "method=baseline", "test=true", "callbacks=best_checkpoint", "trainer.max_epochs=1"))
 
 
