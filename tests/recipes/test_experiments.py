@@ -147,24 +147,7 @@ def test_f_or_tau_that_changes_nothing_is_refused(tmp_path):
     assert "method=random has no tau, so runs of the sweep are equal" in said
 
 
-def test_a_run_goes_on_in_its_folder_and_keeps_its_metrics(tmp_path):
-    words = [
-        "hydra.run.dir=run",
-        "ckpt_path=last",
-        "data.subset=64",
-        "model.width=4",
-        "trainer.accelerator=cpu",
-        "method=baseline",
-    ]
-    said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=1", cwd=tmp_path)
-    assert "/baseline/checkpoints, so the training begins from nothing" in said and "hydra.run.dir=outputs/DATE/TIME" in said
-    assert "accuracy" in said and "tables and pictures: kakurenbo-report" in said
-    said = program("kakurenbo_recipes.train", *words, "trainer.max_epochs=2", cwd=tmp_path)
-    assert "begins from nothing" not in said
-    assert len(list((tmp_path / "run" / "baseline").glob("metrics*.csv"))) == 2
-    assert json.loads((tmp_path / "run" / "baseline" / "run.json").read_text())["epochs"] == 2
-
-
+@pytest.mark.slow
 def test_compared_methods_have_the_settings_an_experiment_gives_them(tmp_path):
     words = [
         "experiment=cifar100_wrn28_10",
