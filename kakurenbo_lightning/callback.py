@@ -34,6 +34,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
+from typing_extensions import Unpack
 
 from kakurenbo_lightning.core.distributed import rank_zero_info
 from kakurenbo_lightning.core.flavour import is_class, join, leave_log
@@ -44,7 +45,8 @@ from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.registry import check_method
+from kakurenbo_lightning.methods.keywords import keywords_of
+from kakurenbo_lightning.methods.registry import check_method, registered
 from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.plain_values import brief, is_same, savable
@@ -67,7 +69,7 @@ class SampleSelection(pl.Callback):
         trainer.fit(model, datamodule)
 
     Args:
-        method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object.
+        method: a registered name (see :func:`~kakurenbo_lightning.available_methods`) or a method object; then an attribute, the object.
         seed: of the order and of random choices; by default the one of ``seed_everything``, else 0.
         align_schedules: advance step-interval schedules evenly in shorter epochs, to the end that was planned for full ones.
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
@@ -86,7 +88,6 @@ class SampleSelection(pl.Callback):
         **settings: of the method, when it is given by name.
 
     Attributes:
-        method: the method object.
         session: the selection within the Trainer it is used with; ``None`` before ``fit``.
 
     Raises:
@@ -387,4 +388,5 @@ def _with_settings(method: Method) -> str:
 
 
 join(SampleSelection)  # for a command line that asks before an instance is made
+SampleSelection.__init__.__annotations__["settings"] = Unpack[keywords_of(registered())]  # which it then takes, with their types
 leave_log()

@@ -79,6 +79,11 @@ def available_methods() -> dict[str, MethodInfo]:
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
+def registered() -> list[type[Method]]:
+    """The settings dataclasses of the methods whose modules are imported: ours, and others so far."""
+    return list(_METHODS.values())
+
+
 def method_class(name: str) -> type[Method]:
     """The settings dataclass that is registered by ``name``.
 

@@ -1,6 +1,6 @@
 """LightningCLI with the selection in its YAML: `python -m recipes.examples.lightning_cli fit --config recipes/examples/lightning_cli.yaml`.
 
-LightningCLI needs `pip install "jsonargparse[signatures]"`. The settings of the method stand under dict_kwargs.
+LightningCLI needs `pip install "jsonargparse[signatures]"`.
 """
 
 from kakurenbo_recipes.generated import GeneratedImages
