@@ -6,5 +6,5 @@
 - ``sum_tree.py``, ``permutation.py``, ``random.py``: draws and orders; ``distributed.py``: what ranks do together.
 - ``fingerprint.py``, ``class_labels.py``, ``seeded_dataset.py``: the user's data set.
 - ``atomic.py``, ``checkpoint_file.py``: files; ``timers.py``, ``durations.py``: seconds; ``flavour.py``: Lightning's two names;
-  ``extras.py``: what an extra installs.
+  ``extras.py``: what an extra installs; ``progress.py``: bars.
 """

@@ -12,6 +12,7 @@ import matplotlib
 import pandas as pd
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.report.curves import overview, scores, selection
 from kakurenbo_lightning.report.grids import grid, page_grids
 from kakurenbo_lightning.report.groups import Group
@@ -54,7 +55,7 @@ def draw_all(groups: list[Group], problems: list[Problem]) -> list[Picture]:
     pictures: list[Picture] = []
     problems += not_drawn(groups)
     with matplotlib.rc_context(RC):
-        for job in tqdm(jobs, desc="drawing", leave=False, disable=None):
+        for job in tqdm(jobs, **bar_settings(desc="drawing", leave=False)):
             try:
                 drawn = job()
                 for picture in drawn:

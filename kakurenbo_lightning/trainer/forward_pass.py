@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.flavour import AnyTrainer
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.random import seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
@@ -172,11 +173,13 @@ def score_samples(
             for number, batch in enumerate(
                 tqdm(
                     loader,
-                    desc=f"Scoring {len(indices)} samples",
-                    total=shard.steps,
-                    delay=PROGRESS_AFTER_SECONDS,
-                    leave=False,
-                    disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
+                    **bar_settings(
+                        desc=f"Scoring {len(indices)} samples",
+                        total=shard.steps,
+                        delay=PROGRESS_AFTER_SECONDS,
+                        leave=False,
+                        disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
+                    ),
                 )
             ):
                 batch = adapter.to_device(batch)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.methods.backprop.selective_backprop import percentile
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units, interval, seconds_of, verdict
@@ -178,7 +179,9 @@ class Arms:
         torch.manual_seed(settings.seed)
         data = images(settings)
         by_hands = {PLAIN: None, **{name: variant.keep for name, variant in self._chosen.items() if variant.keep}}
-        with tqdm(total=self.epochs * (1 + len(self._chosen) + len(by_hands)), desc="backprop", unit="epoch") as bar:
+        with tqdm(
+            **bar_settings(total=self.epochs * (1 + len(self._chosen) + len(by_hands)), desc="backprop", unit="epoch")
+        ) as bar:
             timers, fits = {}, []
 
             def enter(name: str, fit: Callable[[TakeEpochs], Any]) -> None:

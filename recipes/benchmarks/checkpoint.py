@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from kakurenbo_lightning import AtomicCheckpointIO, SampleSelection
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units, seconds_of
 from recipes.benchmarks.selection import TAU, made_up
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> Row:
     options.add_argument("--folder", type=Path, help="where to write files; by default where temporary files are")
     settings = report.parse(options, arguments)
     prepare()
-    rows = [measure(total, settings) for total in tqdm(settings.sizes, desc="checkpoint", unit="size")]
+    rows = [measure(total, settings) for total in tqdm(settings.sizes, **bar_settings(desc="checkpoint", unit="size"))]
     report.print_table(
         "The selection's part of a checkpoint",
         rows,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.sum_tree import SumTree
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units, seconds_of, verdict
@@ -81,7 +82,9 @@ def main(arguments: list[str] | None = None) -> Row:
     options.add_argument("--draws", type=report.count, default=256, help="of a batch")
     options.add_argument("--rounds", type=report.count, default=500, help="draws and updates to time")
     settings = report.parse(options, arguments)
-    with tqdm(total=len(settings.sizes) * (settings.rounds + settings.rounds // 10 + 1), desc="drawing", unit="round") as bar:
+    with tqdm(
+        **bar_settings(total=len(settings.sizes) * (settings.rounds + settings.rounds // 10 + 1), desc="drawing", unit="round")
+    ) as bar:
         rows = [measure(size, settings, bar) for size in settings.sizes]
     report.print_table(
         f"Draw {settings.draws} and update {settings.draws}",

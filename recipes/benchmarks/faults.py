@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import DamagedCheckpointError, available_methods, get_method
 from kakurenbo_lightning.core.checkpoint_file import check_whole
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.fault_record import MOMENTS, WRITES, Event, Kill
 from recipes.benchmarks.fault_run import differences, position, settings_of, train_to_file
@@ -253,7 +254,10 @@ def main(arguments: list[str] | None = None) -> Row:
     options.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS), help="of the kills")
     settings = report.parse(options, arguments)
     started, rows = time.perf_counter(), []
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder, tqdm(total=settings.kills, desc="faults", unit="kill") as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix="faults-") as folder,
+        tqdm(**bar_settings(total=settings.kills, desc="faults", unit="kill")) as bar,
+    ):
         faults = Faults(Path(folder), settings)
         while bar.n < settings.kills:
             rows.append(faults.next(settings.kills - bar.n))

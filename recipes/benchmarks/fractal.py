@@ -15,6 +15,7 @@ import numpy as np
 from kakurenbo_recipes import fractal
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, interval, seconds_of, verdict
 
@@ -46,7 +47,7 @@ def measure(settings: argparse.Namespace) -> tuple[list[float], dict[tuple[int, 
     clock = report.clock("cpu", settings.clock)
     cases = [(size, instances) for size in settings.sizes for instances in settings.instances]
     searched, found = [], {case: [] for case in cases}
-    with tqdm(total=settings.rounds * len(cases), desc="fractals", unit="case") as bar:
+    with tqdm(**bar_settings(total=settings.rounds * len(cases), desc="fractals", unit="case")) as bar:
         for seed in range(settings.seed, settings.seed + settings.rounds):
             searched.append(seconds(partial(fractal.category, seed), settings.categories, clock) / settings.categories)
             for case in cases:

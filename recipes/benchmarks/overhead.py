@@ -16,6 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> Row:
     prepare()
     cases = [CASES[name] for name in settings.cases]
     turns = sum(settings.turns * case.speed + WARM_UP for case in cases)
-    with tqdm(total=len(ARMS) * turns, desc="overhead", unit="turn") as bar:
+    with tqdm(**bar_settings(total=len(ARMS) * turns, desc="overhead", unit="turn")) as bar:
         rows = [measure(case, settings, bar) for case in cases]
     report.print_table(
         f"A step with the method {settings.method} against one without a callback",

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kakurenbo_lightning import Epoch, SampleStatistics, available_methods, get_method
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.statistics import TARGET
 from kakurenbo_lightning.methods.base import Method
 from recipes.benchmarks import report
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> Row:
     by_default, most = [(name, OPTIONS[0]) for name in settings.methods], size_for_options(settings.sizes)
     cases = {total: everything if total == most else by_default for total in settings.sizes}
     rows, clock = [], report.clock("cpu", settings.clock)
-    with tqdm(total=sum(map(len, cases.values())), desc="plans", unit="plan") as bar:
+    with tqdm(**bar_settings(total=sum(map(len, cases.values())), desc="plans", unit="plan")) as bar:
         for total, plans in cases.items():
             statistics = MadeUp(total, settings.classes, settings.seed)
             for name, chosen in plans:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kakurenbo_lightning import Choice, Epoch, HideMethod, SampleSelection, SampleStatistics
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units
 from recipes.benchmarks.training import Classifier, described, image_options, images, prepare, trainer
@@ -130,7 +131,7 @@ def measure(settings: argparse.Namespace) -> Row:
     shares = sorted({0.0, *settings.shares})
     data = images(settings)
     order = schedule(shares, settings.rounds + 1)
-    with tqdm(total=len(order), desc="saving", unit="epoch") as bar:
+    with tqdm(**bar_settings(total=len(order), desc="saving", unit="epoch")) as bar:
         clock = report.clock(settings.device, settings.clock)
         timer = EpochTimer(data.train_dataloader(), len(shares), clock, bar)
         selection = SampleSelection(ForcedHiding(tuple(order)), seed=settings.seed)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
 from kakurenbo_lightning.core.plan import EpochPlan
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.shard import Layout
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units, seconds_of
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> Row:
     settings = report.parse(options, arguments)
     settings.machine["threads"] = 1
     rows = []
-    for total in tqdm(settings.sizes, desc="selection", unit="size"):
+    for total in tqdm(settings.sizes, **bar_settings(desc="selection", unit="size")):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             rows.append(pool.submit(measure, total, settings).result())
     report.print_table(

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.fits import Row, cell, summarise
 
@@ -125,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = parse(arguments)
     make_fractals(settings)
     rows: list[Row] = []
-    with tqdm(total=7 * settings.seeds, desc="transfer", unit="run") as bar:
+    with tqdm(**bar_settings(total=7 * settings.seeds, desc="transfer", unit="run")) as bar:
         for seed in range(settings.seed, settings.seed + settings.seeds):
             rows += runs_of_a_seed(settings, seed, bar)
     summary = summarise(rows, "accuracy", "pre_accuracy", "hidden_share", *(f"{unit}_ratio" for unit in RATIOS))

@@ -21,6 +21,7 @@ from kakurenbo_recipes.models import CifarResNet
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> Row:
     options.add_argument("--rounds", type=report.count, default=32, help="pairs of a plain and a later step, for each way")
     settings = report.parse(options, arguments)
     keep_freed_memory()
-    with tqdm(total=3 * len(LOSSES), desc="verification", unit="measurement") as bar:
+    with tqdm(**bar_settings(total=3 * len(LOSSES), desc="verification", unit="measurement")) as bar:
         rows = [measure(name, settings, bar) for name in LOSSES]
     met = rows[-1]["extra_percent"]["high"] <= 100 * TARGET
     report.print_table(

@@ -102,6 +102,14 @@ def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
+def first_rows(images: InMemoryImages, setting: str, count: int | None) -> InMemoryImages:
+    """Return the first `count` of the images, where there are more; a ValueError names the setting when there are fewer."""
+    if count is None or count == len(images):
+        return images
+    check_setting(f"data.{setting}", count, count <= len(images), f"at most {len(images)}", "Use null for all of them.")
+    return images.part(torch.arange(count))
+
+
 def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
     """Return a copy of the labels of which a share is wrong; with the same seed a larger share changes the same labels and more.
 
@@ -127,7 +135,8 @@ class ImageData(L.LightningDataModule):
         batch_size: samples of a training batch (of one process).
         eval_batch_size: samples of a validation batch.
         num_workers: processes of each loader; 0 is the fastest for data in memory.
-        subset: train on the first `subset` rows only; None for all.
+        subset: train on the first `subset` rows only, the others are not decoded; None for all.
+        eval_subset: validate and test on the first rows of the test images only; None for all.
         label_noise: share of the training labels that are replaced by another class; test labels stay as they are.
         label_noise_seed: seed of which labels, and by what.
         drop_last: whether to leave out an epoch's last training batch when it is short: a batch of a few samples can
@@ -173,12 +182,13 @@ class ImageData(L.LightningDataModule):
         held_out: float = 0.0,
         held_out_seed: int = 0,
         resize: int | None = None,
+        eval_subset: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.subset, self.label_noise, self.label_noise_seed, self.drop_last = subset, label_noise, label_noise_seed, drop_last
         self.crop_padding, self.flip, self.cutout, self.resize = crop_padding, flip, cutout, resize
-        self.held_out, self.held_out_seed = held_out, held_out_seed
+        self.held_out, self.held_out_seed, self.eval_subset = held_out, held_out_seed, eval_subset
         self._check_settings()
         self.train_images: InMemoryImages | None = None
         self.val_images: InMemoryImages | None = None
@@ -199,6 +209,7 @@ class ImageData(L.LightningDataModule):
             check_setting(f"data.{name}", value := getattr(self, name), is_count(value, least), f"an int >= {least}", fix)
         for name, least, fix in (
             ("subset", 1, "Use null for all training images."),
+            ("eval_subset", 1, "Use null for all test images."),
             ("resize", 8, "Use null to leave the images as they are."),
         ):
             value = getattr(self, name)
@@ -212,18 +223,26 @@ class ImageData(L.LightningDataModule):
             check_setting(f"data.{name}", value := getattr(self, name), isinstance(value, bool), "true or false", fix)
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
-        """Return the training and the test images; None when there are none, which needs `held_out`."""
+        """Return the training and the test images; None when there are none, which needs `held_out`.
+
+        More than `subset` and `eval_subset` of them may be left out: the others are not used.
+        """
         raise NotImplementedError
+
+    @property
+    def quiet(self) -> bool:
+        """Whether reading shows no progress: as the Trainer's bar, and on one rank alone."""
+        trainer = self.trainer
+        return trainer is not None and (trainer.progress_bar_callback is None or not trainer.is_global_zero)
 
     def setup(self, stage: str) -> None:
         """Read the images, once for all the fits of a process."""
         if self.train_images is not None:
             return
         train, test = self.load()
-        if self.subset is not None:
-            known = self.subset <= len(train)
-            check_setting("data.subset", self.subset, known, f"at most {len(train)}", "Use null for all of them.")
-            train = train.part(torch.arange(self.subset))
+        train = first_rows(train, "subset", self.subset)
+        if test is not None:
+            test = first_rows(test, "eval_subset", self.eval_subset)
         val = None
         if self.held_out:
             kept, held = stratified(train.labels, self.held_out, self.held_out_seed)

@@ -1,9 +1,9 @@
 """What data modules share: a share of each class, the scale of the pixels, and downloads that leave nothing behind."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,26 @@ def existing(value: Made | None, name: str, step: str) -> Made:
     if value is None:
         raise RuntimeError(f"{name} is None, but it must be there: run {step} first, which makes it.")
     return value
+
+
+def shared(key: Hashable, make: Callable[[], Made]) -> Made:
+    """Return what `make` has made for the same key before, in an earlier run of this process, else what it makes now.
+
+    The two that were asked for last are kept, a training and a test part: a sweep over methods reads its images once, and one over data
+    sets does not keep them all. What is shared must not be changed.
+
+    Args:
+        key: all that what is made depends on.
+        make: it.
+    """
+    found = _SHARED.pop(key) if key in _SHARED else make()
+    _SHARED[key] = found
+    while len(_SHARED) > 2:
+        _SHARED.pop(next(iter(_SHARED)))
+    return found
+
+
+_SHARED: dict[Hashable, Any] = {}  # a process's, as its runs have nothing else in common
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

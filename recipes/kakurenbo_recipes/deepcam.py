@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_recipes.climate import climate
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
@@ -237,7 +238,7 @@ class Synthetic:
         unfinished = root.with_name(f"{root.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         statistics = Statistics()
-        with tqdm(total=self.files + self.validation + self.test, desc="climate files", unit="file") as bar:
+        with tqdm(**bar_settings(total=self.files + self.validation + self.test, desc="climate files", unit="file")) as bar:
             for number, (part, count) in enumerate(zip(PARTS, (self.files, self.validation, self.test), strict=True)):
                 (unfinished / part).mkdir(parents=True)
                 for index in range(count):

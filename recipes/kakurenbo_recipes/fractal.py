@@ -22,6 +22,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
+
 MAPS = (2, 7)  # fewest and most maps of a system
 CANVAS, PAD, POINTS, FILLING = 512, 6, 100_000, 0.2  # of the test that a category must pass
 SIZE = 362  # pixels of the published images, which have POINTS points
@@ -252,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         work = partial(write_rows, unfinished, *each)
     else:
         work = partial(write_folder, folder / "train", *each)
-    with tqdm(total=total, unit="image", desc="fractals") as bar:
+    with tqdm(**bar_settings(total=total, unit="image", desc="fractals")) as bar:
         if settings.processes == 1:
             for number in range(settings.categories):
                 bar.update(work(number))

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torchvision
-from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_recipes.data import ImageData, InMemoryImages
-from kakurenbo_recipes.data_tools import checked_scale, leaving_no_empty_folders
+from kakurenbo_recipes.data_tools import checked_scale, leaving_no_empty_folders, shared
 from kakurenbo_recipes.torchvision_data import LargeImages, joined
 
 IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
@@ -205,14 +205,22 @@ class ParquetPart(Dataset):
             )
 
 
-def in_memory(part: ParquetPart) -> InMemoryImages:
-    """Decode all images (JPEG, PNG, ...) of a part into memory: uint8 [N, 3, H, W].
+def in_memory(part: ParquetPart, limit: int | None = None, quiet: bool = True) -> InMemoryImages:
+    """Decode the images (JPEG, PNG, ...) of a part into memory: uint8 [N, 3, H, W].
+
+    Args:
+        part: of a data set.
+        limit: only the first so many of them; None for all.
+        quiet: show no progress.
 
     Raises:
         ValueError: an image cannot be decoded, or the images are not all of one size.
     """
-    images, total, name = torch.empty(0, dtype=torch.uint8), len(part), part.files[0].name
-    for index, decoded in enumerate(tqdm(part.images(), f"decoding {name}", total, unit="", disable=rank_zero_only.rank != 0)):
+    total = len(part) if limit is None else min(limit, len(part))
+    images, wanted = torch.empty(0, dtype=torch.uint8), islice(part.images(), total)
+    for index, decoded in enumerate(
+        tqdm(wanted, **bar_settings(desc=f"decoding {part.files[0].name}", total=total, unit="", disable=quiet))
+    ):
         image = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
         if index == 0:
             images = torch.empty((total, *image.shape), dtype=torch.uint8)
@@ -223,7 +231,7 @@ def in_memory(part: ParquetPart) -> InMemoryImages:
                 "images must be of one size: scale them to one before, or use data=parquet_large, which crops them to one."
             )
         images[index] = image
-    return InMemoryImages(images, part.targets)
+    return InMemoryImages(images, part.targets[:total])
 
 
 class ParquetParts:
@@ -323,7 +331,11 @@ class ParquetImages(ParquetParts, ImageData):
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
         """Decode both parts, or the training part where images of it are held out and there is no other."""
         test = self.test_part if self.has_test or not self.held_out else None  # raises before anything is decoded
-        return in_memory(self.train_part), None if test is None else in_memory(test)
+        return self._read(self.train_part, self.subset), None if test is None else self._read(test, self.eval_subset)
+
+    def _read(self, part: ParquetPart, limit: int | None) -> InMemoryImages:
+        files = tuple((path.resolve(), path.stat().st_mtime_ns, path.stat().st_size) for path in part.files)
+        return shared((files, part.image, part.label, limit), lambda: in_memory(part, limit, self.quiet))
 
 
 class CIFAR10(ParquetImages):
@@ -361,8 +373,11 @@ class CIFAR10(ParquetImages):
         """Return both parts as uint8 [N, 3, 32, 32]."""
         if self.has(self.train) and self.has(*self.test):
             return super().load()
-        train, test = (joined([torchvision.datasets.CIFAR10(self.root, train=train)]) for train in (True, False))
-        return train, test
+        return self._unpacked(True, self.subset), self._unpacked(False, self.eval_subset)
+
+    def _unpacked(self, train: bool, limit: int | None) -> InMemoryImages:
+        key = ("CIFAR10", self.root.resolve(), train, limit)
+        return shared(key, lambda: joined([torchvision.datasets.CIFAR10(self.root, train=train)], limit))
 
 
 class ParquetLargeImages(ParquetParts, LargeImages):

@@ -16,7 +16,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from kakurenbo_recipes.data import ImageData, InMemoryImages
-from kakurenbo_recipes.data_tools import checked_scale, existing, leaving_no_empty_folders, stratified
+from kakurenbo_recipes.data_tools import checked_scale, existing, leaving_no_empty_folders, shared, stratified
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -96,9 +96,16 @@ class TorchvisionImages(ImageData):
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages]:
         """Return both parts as uint8 [N, 3, H, W]."""
-        train, test = self._parts(False)
-        self.class_names = getattr(train[0], "classes", None)
-        return joined(train), joined(test)
+
+        def read() -> tuple[InMemoryImages, InMemoryImages]:
+            train, test = self._parts(False)
+            made = joined(train, self.subset), joined(test, self.eval_subset)
+            made[0].classes = getattr(train[0], "classes", None)
+            return made
+
+        train, test = shared((self.name, self.root.resolve(), self.subset, self.eval_subset), read)
+        self.class_names = train.classes
+        return train, test
 
     def _parts(self, download: bool) -> tuple[list[Dataset], list[Dataset]]:
         try:
@@ -114,21 +121,24 @@ class TorchvisionImages(ImageData):
             ) from None
 
 
-def joined(parts: Sequence[Any]) -> InMemoryImages:  # torchvision has no type for data sets with `data`
-    """Return torchvision data sets in memory, one after the other."""
+def joined(parts: Sequence[Any], limit: int | None = None) -> InMemoryImages:  # torchvision has no type for data sets with `data`
+    """Return torchvision data sets in memory, one after the other; of more than `limit` images the first so many."""
     labels, done, pixels = [], 0, torch.empty(0, dtype=torch.uint8)
+    total = sum(len(part.data) for part in parts)
+    total = total if limit is None else min(limit, total)
     for part in parts:
-        images = part.data if isinstance(part.data, Tensor) else torch.from_numpy(np.asarray(part.data))
+        first = part.data[: total - done]
+        images = first if isinstance(first, Tensor) else torch.from_numpy(np.asarray(first))
         if images.dim() == 3:  # grey, [N, H, W]
             images = images[:, None].expand(-1, 3, -1, -1)
         elif images.shape[3] == 3:  # [N, H, W, 3]
             images = images.permute(0, 3, 1, 2)
         if not labels:
-            pixels = torch.empty(sum(len(part.data) for part in parts), *images.shape[1:], dtype=torch.uint8)
+            pixels = torch.empty(total, *images.shape[1:], dtype=torch.uint8)
         pixels[done : done + len(images)] = images
         done += len(images)
         labels.append(torch.as_tensor(np.asarray(getattr(part, "targets", getattr(part, "labels", None)))).long())
-    return InMemoryImages(pixels, torch.cat(labels))
+    return InMemoryImages(pixels, torch.cat(labels)[:total])
 
 
 class LargeImages(L.LightningDataModule):

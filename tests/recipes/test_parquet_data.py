@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers import trainer
 from image_files import encoded, random_images, write_parquet
+from kakurenbo_recipes import parquet_data
 from kakurenbo_recipes.parquet_data import CIFAR10, ParquetImages, ParquetLargeImages, ParquetPart, in_memory, part_files
 from PIL import Image
 from recipe_runs import set_up
@@ -29,6 +31,68 @@ def write_set(root, train=9, test=4, **settings):
 
 def images_of(root, kind=ParquetImages, **settings):
     return set_up(kind(root=str(root), **settings))
+
+
+# ---- what is asked for
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The number of images that are decoded, of each part that is read."""
+    counts, images = [], ParquetPart.images
+
+    def counted(part):
+        counts.append(0)
+        for image in images(part):
+            counts[-1] += 1
+            yield image
+
+    monkeypatch.setattr(ParquetPart, "images", counted)
+    return counts
+
+
+def test_only_what_is_asked_for_is_decoded(tmp_path, decoded):
+    train, test = write_set(tmp_path)
+    data = images_of(tmp_path, subset=5, eval_subset=2)
+    assert decoded == [5, 2]
+    assert torch.equal(data.train_images.images, train[:5]) and torch.equal(data.test_images.images, test[:2])
+    assert data.train_images.labels.tolist() == [0, 1, 2, 0, 1] and data.test_images.labels.tolist() == [0, 1]
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 2
+
+
+@pytest.mark.parametrize(("setting", "there"), [("subset", 9), ("eval_subset", 4)])
+def test_more_than_there_are_is_refused(tmp_path, setting, there):
+    write_set(tmp_path)
+    with pytest.raises(ValueError, match=rf"data\.{setting}=10 is not possible: it must be at most {there}"):
+        images_of(tmp_path, **{setting: 10})
+
+
+def test_the_runs_of_a_process_share_what_they_ask_for_alike(tmp_path, decoded):
+    train, _ = write_set(tmp_path)
+    first = images_of(tmp_path, subset=6, label_noise=0.5)
+    second = images_of(tmp_path, subset=6, batch_size=3)
+    assert decoded == [6, 4] and second.train_images.images.data_ptr() == first.train_images.images.data_ptr()
+    assert torch.equal(second.train_images.labels, first.clean_labels) and not torch.equal(*map(labels_of, (first, second)))
+    images_of(tmp_path, subset=7)
+    assert decoded == [6, 4, 7]
+    write_parquet(tmp_path / "train.parquet", random_images(9, side=8, seed=1), [0, 1, 2] * 3)
+    changed = images_of(tmp_path, subset=7)
+    assert decoded == [6, 4, 7, 7] and not torch.equal(changed.train_images.images, train[:7])
+
+
+def labels_of(data):
+    return data.train_images.labels
+
+
+@pytest.mark.parametrize("shows", [True, False])
+def test_decoding_shows_progress_as_the_trainer_does(tmp_path, monkeypatch, shows):
+    write_set(tmp_path)
+    quiet = []
+    monkeypatch.setattr(parquet_data, "tqdm", lambda items, **settings: quiet.append(settings["disable"]) or items)
+    data = ParquetImages(root=str(tmp_path))
+    data.trainer = trainer(enable_progress_bar=shows)
+    data.setup("fit")
+    assert quiet == [not shows, not shows]
 
 
 # ---- files

@@ -101,6 +101,9 @@ def test_images_are_copied_into_memory_once(shape):
     assert torch.equal(images.images, expected)
     labels = 2 * images.labels.nbytes  # of the parts, and together
     assert sum(storage.nbytes() for storage in allocated.storages.values()) == images.images.nbytes + labels
+    for limit in (7, 20, 30, 99):
+        some = joined(parts, limit)
+        assert torch.equal(some.images, expected[:limit]) and some.labels.tolist() == list(range(50))[:limit]
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

@@ -25,6 +25,7 @@ WRONG = [
     (Digits, {"eval_batch_size": 1.5}, "data.eval_batch_size=1.5"),
     (Digits, {"num_workers": -1}, "data.num_workers=-1 is not possible: it must be an int >= 0"),
     (Digits, {"subset": 0}, "data.subset=0 is not possible: it must be null or an int >= 1"),
+    (Digits, {"eval_subset": 0}, "data.eval_subset=0 is not possible: it must be null or an int >= 1. Use null for all test"),
     (
         Digits,
         {"label_noise": 1.0},
