@@ -376,8 +376,6 @@ def test_a_state_of_another_length_is_refused():
 
 # --- bad values
 
-NAN, INF = float("nan"), float("inf")
-
 
 @pytest.mark.parametrize(
     ("values", "words"),
@@ -385,9 +383,9 @@ NAN, INF = float("nan"), float("inf")
         (torch.empty(0), r"values: \[0\] is not allowed; they must be float32\[N\] with N >= 1"),
         (torch.ones(2, 3), r"values: \[2, 3\] is not allowed; they must be float32\[N\]"),
         (torch.tensor(1.0), r"values: \[\] is not allowed"),
-        (torch.tensor([1.0, NAN, 2.0]), "values: from nan to nan is not allowed; they must be finite and >= 0"),
-        (torch.tensor([1.0, INF]), "values: from 1.0 to inf is not allowed; they must be finite"),
-        (torch.tensor([-INF, 1.0]), "values: from -inf to 1.0 is not allowed"),
+        (torch.tensor([1.0, math.nan, 2.0]), "values: from nan to nan is not allowed; they must be finite and >= 0"),
+        (torch.tensor([1.0, math.inf]), "values: from 1.0 to inf is not allowed; they must be finite"),
+        (torch.tensor([-math.inf, 1.0]), "values: from -inf to 1.0 is not allowed"),
         (torch.tensor([-0.5, 1.0]), "values: from -0.5 to 1.0 is not allowed; they must be finite and >= 0"),
         (torch.zeros(5), "values: from 0.0 to 0.0 is not allowed; .* one must be positive"),
         (torch.tensor([-0.0]), "one must be positive"),

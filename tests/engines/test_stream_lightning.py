@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import FEATURES, Net, Points, Spy, dealt_steps, fit, loader, trainer
+from helpers import FEATURES, Net, Points, fit, loader, trainer
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from streamed import BATCH, EPOCHS, SAMPLES, Draws, LogitsNet, ToldNet, assert_same_weights, shares, stream_fit
 from torch import nn
@@ -385,18 +385,3 @@ def test_what_is_logged_is_what_happened():
     assert selection.totals.samples_hidden == 0
     assert "drawn by probability" in selection.totals.summary("draw")
     assert math.isfinite(selection.totals.train_seconds)
-
-
-def test_planned_draws_are_trained_as_planned():
-    """ISWR: epoch 0 trains all once, later ones N draws, of which some come twice."""
-    selection = SampleSelection(ISWR())
-    spy = Spy(selection)
-    fit(LogitsNet(), loader(SAMPLES), selection, spy, max_epochs=4)
-    assert spy.trained(0) == list(range(SAMPLES))
-    for epoch in range(1, 4):
-        assert len(spy.trained(epoch)) == SAMPLES and len(set(spy.trained(epoch))) < SAMPLES
-        assert spy.steps[epoch] == dealt_steps(SAMPLES, BATCH)
-    assert spy.trained(3) == sorted(selection.plan.indices.tolist())
-    last = {index: epoch for epoch in range(4) for index in spy.trained(epoch)}
-    seen = selection.statistics.epoch_seen.tolist()
-    assert all(seen[index] == last[index] if last[index] == 3 else seen[index] == 2 for index in range(SAMPLES))

@@ -41,123 +41,51 @@ class Hostile:
     __hash__ = None
 
 
+# fmt: off
+VALUES = {  # by kind; made each time, because some can be read once
+    "none, flags, integers": lambda: [None, True, False, 0, 1, 2, -1, 3, 10**30, -(10**30), 10**400],
+    "numbers": lambda: [
+        0.0, -0.0, 0.5, 1.0, 1.5, -0.5, 2.0, 1e-320, 1e308, math.nan, math.inf, -math.inf, 1j, 0.5 + 0j,
+        decimal.Decimal("0.5"), decimal.Decimal("NaN"), fractions.Fraction(1, 2), datetime.timedelta(1), datetime.date(2024, 1, 1),
+    ],
+    "texts": lambda: [
+        "", "abc", "0.5", "1", "True", "None", "class", "eval", "loss", "x" * 5000, "line\nline", b"eval", b"0.5", bytearray(b"1"),
+    ],
+    "lists": lambda: [
+        [], [0], [0.5], [True, False], [-1], [1, 2], [0.3, 0.6], [2, 1], [0.6, 0.3], ["a"], [None], [[1]], [math.nan], [1, 0.5],
+        list(range(5000)), [0.5] * 5000, ["x" * 5000],
+    ],
+    "other collections": lambda: [
+        (), (0,), (1, 2), (1, 2, 3), range(3), range(-3, 0), {1, 2}, frozenset([-1]), {}, {"a": 1}, {1: 2}, memoryview(b"ab"),
+        iter([1, 2]), (number for number in [0.5, 0.7]), map(float, [1]), slice(3),
+    ],
+    "objects": lambda: [
+        Ellipsis, NotImplemented, object(), object, int, len, Hostile(), lambda: 0, Exception("x"), re.compile("x"),
+    ],
+    "scalars of NumPy": lambda: [
+        np.float64(0.5), np.float32(0.5), np.float16("nan"), np.int64(-1), np.uint8(1), np.bool_(True), np.str_("abc"),
+        np.bytes_("x"), np.complex64(1), np.datetime64("2024-01-01"), np.timedelta64(1), np.ma.masked,
+    ],
+    "arrays": lambda: [
+        np.array(0.5), np.array(2), np.array("abc"), np.array(None), np.zeros(0), np.zeros(3), np.ones(3, bool), np.zeros((2, 2)),
+        np.zeros(5000), np.array([1, 2]), np.array(["a"]), np.array([None]), np.array([math.nan]),
+        np.ma.masked_array([1.0], [True]), np.zeros(2, [("a", int)]),
+    ],
+    "scalars of torch": lambda: [
+        torch.tensor(0.5), torch.tensor(2), torch.tensor(True), torch.tensor(math.nan), torch.tensor(1j),
+        torch.tensor(1.0).to_sparse(), torch.tensor(0.5, dtype=torch.bfloat16), torch.float32,
+    ],
+    "tensors": lambda: [
+        torch.zeros(0), torch.zeros(3), torch.tensor([1, 2]), torch.zeros(2, 2), torch.ones(3, dtype=torch.bool),
+        torch.zeros(5000), torch.zeros(3, requires_grad=True), torch.zeros(3, device="meta"),
+    ],
+}
+# fmt: on
+
+
 def anything():
-    """Values of all kinds; new ones each time, because some can be read once."""
-    return [
-        *[None, True, False, 0, 1, 2, -1, 3, 10**30, -(10**30), 10**400],
-        *[0.0, -0.0, 0.5, 1.0, 1.5, -0.5, 2.0, 1e-320, 1e308, math.nan, math.inf, -math.inf, 1j, 0.5 + 0j],
-        *[
-            "",
-            "abc",
-            "0.5",
-            "1",
-            "True",
-            "None",
-            "class",
-            "eval",
-            "loss",
-            "x" * 5000,
-            "line\nline",
-            b"eval",
-            b"0.5",
-            bytearray(b"1"),
-        ],
-        *[
-            decimal.Decimal("0.5"),
-            decimal.Decimal("NaN"),
-            fractions.Fraction(1, 2),
-            datetime.timedelta(1),
-            datetime.date(2024, 1, 1),
-        ],
-        *[
-            [],
-            [0],
-            [0.5],
-            [True, False],
-            [-1],
-            [1, 2],
-            [0.3, 0.6],
-            [2, 1],
-            [0.6, 0.3],
-            ["a"],
-            [None],
-            [[1]],
-            [math.nan],
-            [1, 0.5],
-        ],
-        *[
-            list(range(5000)),
-            [0.5] * 5000,
-            ["x" * 5000],
-            (),
-            (0,),
-            (1, 2),
-            (1, 2, 3),
-            range(3),
-            range(-3, 0),
-            {1, 2},
-            frozenset([-1]),
-        ],
-        *[
-            {},
-            {"a": 1},
-            {1: 2},
-            iter([1, 2]),
-            (number for number in [0.5, 0.7]),
-            map(float, [1]),
-            slice(3),
-            Ellipsis,
-            NotImplemented,
-        ],
-        *[object(), object, int, len, Hostile(), lambda: 0, Exception("x"), re.compile("x"), memoryview(b"ab")],
-        *[
-            np.float64(0.5),
-            np.float32(0.5),
-            np.float16("nan"),
-            np.int64(-1),
-            np.uint8(1),
-            np.bool_(True),
-            np.str_("abc"),
-            np.bytes_("x"),
-        ],
-        *[
-            np.complex64(1),
-            np.datetime64("2024-01-01"),
-            np.timedelta64(1),
-            np.array(0.5),
-            np.array(2),
-            np.array("abc"),
-            np.array(None),
-        ],
-        *[
-            np.zeros(0),
-            np.zeros(3),
-            np.ones(3, bool),
-            np.zeros((2, 2)),
-            np.zeros(5000),
-            np.array([1, 2]),
-            np.array(["a"]),
-            np.array([None]),
-        ],
-        *[np.array([math.nan]), np.ma.masked, np.ma.masked_array([1.0], [True]), np.zeros(2, [("a", int)])],
-        *[
-            torch.tensor(0.5),
-            torch.tensor(2),
-            torch.tensor(True),
-            torch.tensor(math.nan),
-            torch.tensor(1j),
-            torch.zeros(0),
-            torch.zeros(3),
-        ],
-        *[
-            torch.tensor([1, 2]),
-            torch.zeros(2, 2),
-            torch.ones(3, dtype=torch.bool),
-            torch.zeros(5000),
-            torch.zeros(3, requires_grad=True),
-        ],
-        *[torch.zeros(3, device="meta"), torch.tensor(1.0).to_sparse(), torch.tensor(0.5, dtype=torch.bfloat16), torch.float32],
-    ]
+    """Values of all kinds."""
+    return [value for make in VALUES.values() for value in make()]
 
 
 def near(words):

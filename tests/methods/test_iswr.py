@@ -6,9 +6,10 @@ import pod_tester as tester
 import pytest
 import torch
 from frequencies import assert_counts
+from helpers import Net, Spy, fit, loader
 from pod_tester import HISTORIES, ROWS, rows_to_score, variants
 
-from kakurenbo_lightning import Epoch, get_method
+from kakurenbo_lightning import Epoch, SampleSelection, get_method
 from kakurenbo_lightning.methods.draw.iswr import drawn_by
 
 every_history = pytest.mark.parametrize("name", HISTORIES)
@@ -132,3 +133,18 @@ def test_draws_with_replacement_are_independent():
     odds = np.outer(probability, probability)
     unordered = np.triu(odds) + np.tril(odds, -1).T
     assert_counts(pairs.ravel(), unordered.ravel() * times)
+
+
+def test_planned_draws_are_trained_as_planned():
+    """Epoch 0 trains all once, later ones N draws, of which some come twice."""
+    selection = SampleSelection("iswr")
+    spy = Spy(selection)
+    fit(Net(), loader(), selection, spy, max_epochs=4)
+    assert spy.trained(0) == list(range(64))
+    for epoch in range(1, 4):
+        assert len(spy.trained(epoch)) == 64 and len(set(spy.trained(epoch))) < 64
+        assert spy.steps[epoch] == 8
+    assert spy.trained(3) == sorted(selection.plan.indices.tolist())
+    last = {index: epoch for epoch in range(4) for index in spy.trained(epoch)}
+    seen = selection.statistics.epoch_seen.tolist()
+    assert all(seen[index] == last[index] if last[index] == 3 else seen[index] == 2 for index in range(64))
