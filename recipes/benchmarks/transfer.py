@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
         return row
     command = [sys.executable, "-m", "kakurenbo_recipes.train", *overrides]
     environment = dict(os.environ) | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, or of other settings
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = subprocess.run([*command, f"hydra.run.dir={folder}"], capture_output=True, text=True, env=environment)
     if ran.returncode:

@@ -81,6 +81,16 @@ def test_a_test_without_a_best_checkpoint_is_of_the_last_epoch(compose, capsys):
     assert other.test_score is None
 
 
+@pytest.mark.slow
+def test_two_ranks_test_the_best_checkpoint(tmp_path):
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "callbacks=best_checkpoint", "test=true", "data.held_out=0.25", "F=0.25"]
+    kakurenbo_train(*TINY, *words, "method=random", cwd=tmp_path)
+    (path,) = tmp_path.rglob("results.json")
+    (result,) = json.loads(path.read_text())
+    assert 0 <= result["test_score"] <= 1
+    assert result["totals"]["samples_trained"] == 2 * 56  # 22 of 96 are held out, by classes, and 18 of the others hidden
+
+
 def test_it_is_said_when_the_test_images_chose_the_best_epoch(compose):
     with pytest.warns(UserWarning, match=r"the test images themselves chose the best epoch. Add data\.held_out=0\.1"):
         run(compose(*TINY, "method=baseline", "test=true", "callbacks=best_checkpoint", "trainer.max_epochs=1"))
