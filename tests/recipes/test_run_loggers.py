@@ -25,7 +25,7 @@ def test_the_settings_are_given_to_every_logger(compose, tmp_path):
     own = ["logger.csv.version=csv", "logger.tensorboard.version=board"]
     run(compose(*TINY, "logger=many", *own, "trainer.max_epochs=1", "F=0.25", "seed=5"))
     for version in ("csv", "board"):
-        settings = yaml.safe_load((tmp_path / version / "hparams.yaml").read_text())
+        settings = yaml.safe_load((tmp_path / "kakurenbo" / version / "hparams.yaml").read_text())
         assert (settings["F"], settings["method"]["max_fraction"], settings["seed"]) == (0.25, 0.25, 5)
         assert settings["data"]["subset"] == 96 and settings["trainer"]["default_root_dir"] == str(tmp_path)
 
