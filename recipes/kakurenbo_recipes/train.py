@@ -20,6 +20,7 @@ from zipfile import is_zipfile
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -348,6 +349,9 @@ def main() -> None:
         return
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault(STARTED, time.strftime("%Y-%m-%d/%H-%M-%S"))
+    if {"--help", "-h"} & set(sys.argv):
+        store = ConfigStore.instance()
+        vars(store)["__deepcopy__"] = lambda memo: store  # the help reads it alone, and Hydra would copy it whole for each group
     with short_errors(config_dir(), "train", "kakurenbo-train"):
         train()
 
