@@ -47,6 +47,7 @@ _MODULES = {  # the imports of TYPE_CHECKING again, for the interpreter; tests/t
     "methods": ("Choice", "Epoch", "HideMethod", "available_methods", "get_method", "register_method"),
     "trainer.checkpoint_io": ("AtomicCheckpointIO",),
 }
+_JOINED = ("AtomicCheckpointIO", "SampleSelection")  # asked for again, when pytorch_lightning may have been imported
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
@@ -54,7 +55,10 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next access does not come here
+    if name in _JOINED:
+        import_module(f"{__name__}.core.flavour").join(value)
+    else:
+        globals()[name] = value  # the next access does not come here
     return value
 
 

@@ -34,7 +34,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
-from typing_extensions import Unpack
+from typing_extensions import Unpack  # which torch needs; in typing since Python 3.11
 
 from kakurenbo_lightning.core.distributed import rank_zero_info
 from kakurenbo_lightning.core.flavour import is_class, join, leave_log

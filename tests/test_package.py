@@ -101,7 +101,7 @@ def requirements(wheel, extra=None):
 
 def test_the_wheel_names_licence_and_core_dependencies(wheel, names):
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    assert requirements(wheel) == ["hydra-core", "lightning>=2.5", "omegaconf", "torch>=2.6", "torchmetrics", "typing-extensions"]
+    assert requirements(wheel) == ["hydra-core", "lightning>=2.5", "omegaconf", "torch>=2.6", "torchmetrics"]
 
 
 def test_the_modules_of_an_extra_are_those_that_it_installs(wheel):

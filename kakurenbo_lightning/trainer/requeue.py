@@ -28,7 +28,7 @@ class Requeue:
         self._number: int | None = None  # of the signal
         self._handler: Callable[..., Any] | None = None  # Lightning's
         self._received = False
-        self._group: dist.ProcessGroup | None = None  # of the ranks' processors
+        self._group: Any = None  # of the ranks' processors
         self._answered_first = False  # another rank was notified before this one
 
     def hold(self) -> None:
