@@ -106,9 +106,21 @@ def gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
     return [GradientEdge(*edge) for edge in edges]
 
 
-def gradients(loss: Tensor, edges: Sequence[Edge]) -> list[Tensor | None]:
-    """The gradient of ``loss`` at each edge, by a backward pass over what lies between; ``None`` where it does not depend on it."""
-    return list(torch.autograd.grad(loss, gradient_edges(edges), retain_graph=True, allow_unused=True))
+def gradients(loss: Tensor, edges: Sequence[Edge], create_graph: bool = False) -> list[Tensor | None]:
+    """The gradient of ``loss`` as a function of what is at ``edges``, by a backward pass over what lies between.
+
+    Where one edge was made of another, as in ``(losses * exp(-a)).mean() + a.mean()``, its gradient does not go on to the other.
+
+    Returns:
+        For each edge; ``None`` where the loss does not depend on it.
+    """
+    with contextlib.ExitStack() as stopped:
+        for node, output in dict.fromkeys(edges) if len(edges) > 1 else ():
+            handle = node.register_prehook(lambda given, output=output: (*given[:output], None, *given[output + 1 :]))
+            stopped.callback(handle.remove)
+        return list(
+            torch.autograd.grad(loss, gradient_edges(edges), retain_graph=True, create_graph=create_graph, allow_unused=True)
+        )
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.signals.graph import Edge, edge_of, gradient_edges
+from kakurenbo_lightning.signals.graph import Edge, edge_of, gradient_edges, gradients
 
 KINKED = (
     ", so what a sample adds has another sign or size in another batch: return the loss that each sample has before that as "
@@ -133,7 +133,7 @@ def _has_no_curvature(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tens
     """Whether the gradient at ``edges`` does not change with ``values``: a second derivative in a random direction is zero."""
     inputs = gradient_edges(edges)
     try:
-        first = torch.autograd.grad(loss, inputs, retain_graph=True, create_graph=True, allow_unused=True)
+        first = gradients(loss, edges, create_graph=True)
         curved = [(g, value) for g, value in zip(first, values, strict=True) if g is not None and g.requires_grad]
         if not curved:
             return True

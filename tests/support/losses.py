@@ -195,6 +195,18 @@ def gaussian_by_hand(heads, batch):
     return (0.5 * (log_variance + (mean - batch["target"]) ** 2 / log_variance.exp())).mean()
 
 
+def gaussian_in_two_means(heads, batch):
+    """The first of which was made of what the second is the mean of."""
+    mean, log_variance = heads.mean(batch["x"]), heads.spread(batch["x"])
+    return ((mean - batch["target"]) ** 2 * (-log_variance).exp()).mean() + log_variance.mean()
+
+
+def attenuated(heads, batch):
+    """The same, of cross-entropy."""
+    each, spread = each_cross_entropy(heads, batch), heads.spread(batch["x"]).mean(1)
+    return (each * (-spread).exp()).mean() + spread.mean()
+
+
 def divergence(heads, batch):
     return F.kl_div(heads.classes(batch["x"]).log_softmax(1), heads.teacher(batch["x"]).softmax(1), reduction="batchmean")
 
@@ -331,6 +343,8 @@ LOSSES = {
     "multi-margin": Loss(lambda h, b: F.multi_margin_loss(h.classes(b["x"]), b["y"]), predicts=True),
     "gaussian nll": Loss(gaussian),
     "gaussian nll by hand": Loss(gaussian_by_hand),
+    "gaussian nll in two means": Loss(gaussian_in_two_means),
+    "attenuated": Loss(attenuated, predicts=True),
     "poisson nll": Loss(lambda h, b: F.poisson_nll_loss(h.mean(b["x"]), b["target"].abs())),
     "kl_div": Loss(divergence, predicts=True),
     "triplet": Loss(triplet),
