@@ -96,8 +96,10 @@ def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenb
     for key, value in (values.get("small") or {}).items():
         if key not in known:
             walk.refuse(f"small.{key}", value, known, "nothing reads it")
-    for name in known:
-        if isinstance(values[name], dict) and name != "small":
+    for name in sorted(known, key=lambda name: isinstance(values[name], dict)):  # F before the method that has it
+        if not isinstance(values[name], dict):
+            walk.node(name, values[name], {})
+        elif name != "small":
             walk.keyed(name) if name in KEYED else walk.node(name, values[name], GIVEN.get(name, {}))
     for path, (is_allowed, allowed, fix) in LIMITS.items():
         group, _, key = path.rpartition(".")
