@@ -116,7 +116,8 @@ def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
-    cfg = compose(option)
+    needs_gpu = option in ("trainer=gpu", "trainer=fsdp")
+    cfg = compose(option, *(("trainer.accelerator=cpu", "trainer.strategy=auto") if needs_gpu else ()))
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_config(cfg, names_of(TrainSchema))
     assert isinstance(instantiate(cfg.method), kakurenbo_lightning.SampleSelection)
