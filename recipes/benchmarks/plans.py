@@ -73,7 +73,7 @@ class MadeUp:
 
     def _column(self, column: Any) -> Tensor:
         known = self._columns.get(column.name)
-        return torch.full((len(self._statistics),), column.initial, dtype=column.dtype) if known is None else known
+        return column.full(len(self._statistics), "cpu") if known is None else known
 
 
 def measure(name: str, options: str, statistics: MadeUp, total: int, repeats: int, clock: Callable[[], float]) -> Row:

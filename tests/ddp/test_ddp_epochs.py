@@ -62,7 +62,8 @@ REPLAYED = {
 
 every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
 pytestmark = pytest.mark.slow_cases(
-    "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned", "uneven"
+    *("random", "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned"),
+    *("uneven", "four_ranks", "norm", "user_sampler"),
 )
 
 

@@ -164,6 +164,7 @@ def test_settings_of_what_is_off_are_refused(compose):
         run(compose("checkpoint.save_top_k=3", "trainer.enable_checkpointing=false"))
 
 
+@pytest.mark.slow
 def test_a_typo_ends_the_program_before_it_trains(tmp_path):
     said = kakurenbo_train("++optimiser.lr=0.5", cwd=tmp_path, fails=True)
     assert "Did you mean optimizer.lr?" in said

@@ -81,7 +81,8 @@ def test_cyclones_and_rivers_can_be_told_by_their_channels(root):
     assert min(recall) > 0.7, recall
 
 
-def test_the_command_line_writes_a_set_that_can_be_read(tmp_path, capsys):
+def test_the_command_line_writes_a_set_that_can_be_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)  # a log has no bar
     folder = tmp_path / "new" / "set"
     main(["--files", "3", "--validation", "1", "--height", "32", "--width", "40", "--seed", "7", "-o", str(folder)])
     printed = capsys.readouterr()

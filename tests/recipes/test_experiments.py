@@ -139,6 +139,7 @@ def test_what_is_typed_stays_with_debug(capsys):
     assert "data.root are of the experiment's own data" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_f_or_tau_that_changes_nothing_is_refused(tmp_path):
     said = program("kakurenbo_recipes.train", "method=plb", "F=0.9", cwd=tmp_path, fails=True)
     assert "F=0.9 is not possible: it must be left out: method=plb has none. Try method=kakurenbo." in said
