@@ -44,6 +44,7 @@ def measured(tmp_path_factory):
     return written(path), kept[0]
 
 
+@pytest.mark.slow
 def test_backprop_end_to_end(measured):
     result, arms = measured
     rows = {row["variant"]: row for row in result["variants"]}
@@ -63,6 +64,7 @@ def test_backprop_end_to_end(measured):
     assert rows["StaleSB 25 %, n = 3"]["ratio_to_plain"]["median"] == pytest.approx(ratios[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "of_a_batch", "steps"), [("SB 50 %", (4, 4, 2), 2), ("SB 25 %", (2, 2, 1), 1)])
 def test_the_loop_by_hand_does_the_work_of_the_engine(measured, name, of_a_batch, steps):
     _, arms = measured
@@ -72,6 +74,7 @@ def test_the_loop_by_hand_does_the_work_of_the_engine(measured, name, of_a_batch
     assert totals.samples_scored == arms.epochs * 20
 
 
+@pytest.mark.slow
 def test_stale_epochs_neither_load_nor_score_what_they_reject(measured):
     _, arms = measured
     totals = arms.selections["StaleSB 25 %, n = 3"].totals

@@ -264,6 +264,7 @@ def test_what_is_of_the_cpu_refuses_another_device(module, capsys):
     assert "invalid choice: 'cuda'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_faults_end_to_end(tmp_path, capsys):
     path = tmp_path / "faults.json"
     faults.main(["--kills", "2", "--world-sizes", "1", "--methods", "kakurenbo", "--seed", "1", "--json", str(path)])

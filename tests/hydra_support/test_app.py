@@ -160,7 +160,7 @@ def test_an_app_with_a_group_of_that_name_keeps_it_to_itself(site, tmp_path):
     assert "Available options in 'method':\n\ta\n\tb\n" in printed
 
 
-@pytest.mark.slow_cases("editable")
+@pytest.mark.slow
 def test_an_app_may_ask_for_the_short_name_and_put_its_own_options_beside_ours(site, tmp_path):
     files = {
         "config": "defaults: [{method: mine}]\nhydra: {searchpath: ['kakurenbo://']}\n",
