@@ -19,7 +19,7 @@ def test_a_run_and_its_resumption_say_no_nonsense_and_keep_what_they_said(tmp_pa
     assert "/kakurenbo/checkpoints, so the training begins from nothing" in shown and "hydra.run.dir=outputs/DATE/TIME" in shown
     log, kept = tmp_path / "run" / "kakurenbo-train.log", "SampleSelection: kakurenbo trained"
     assert "deprecated" not in shown
-    assert re.search(r"hidden: 0\.\d", shown) and "train/loss" in shown and "v_num" not in shown
+    assert re.search(r"hidden[:=] ?0\.\d", shown) and "train/loss" in shown and "v_num" not in shown
     said = log.read_text()
     for text in (kept, "`Trainer.fit` stopped", "after the last epoch", "results: "):
         assert text in said, text
