@@ -10,8 +10,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+LIGHTNING = "lightning"
 # loggers that write to the terminal by themselves, so that nothing of theirs comes to Hydra's file
-SPEAKERS = ("lightning.pytorch", "lightning.fabric")
+SPEAKERS = (LIGHTNING, "lightning.pytorch", "lightning.fabric")
 PROGRAM, WARNINGS = "kakurenbo-train", "py.warnings"
 # of Lightning's use of torch, about which nobody can do anything here
 DEPRECATED = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
@@ -26,6 +27,10 @@ def without_end(record: logging.LogRecord) -> bool:
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
     """Within it, what Lightning, the callback and warnings say, and an error that ends the run, come into the files of the root's log."""
+    import lightning.pytorch  # noqa: F401, whose loggers are as it makes them; nothing imports it before a training begins
+
+    parent = logging.getLogger(LIGHTNING)
+    propagate, parent.propagate = parent.propagate, False  # it has shown its text; Hydra's terminal would show it a second time
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     silent = [
         name for name in SPEAKERS if not logging.getLogger(name).propagate
@@ -48,6 +53,7 @@ def logged() -> Iterator[None]:
             raise
         finally:
             logging.captureWarnings(False)
+            parent.propagate = propagate
             logging.getLogger(WARNINGS).removeFilter(without_end)
             for name, handler in added:
                 logging.getLogger(name).removeHandler(handler)

@@ -327,9 +327,14 @@ def check_checkpoint(cfg: DictConfig) -> None:
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
-@logged()
 def train(cfg: DictConfig) -> float | None:
     """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
+    with logged():  # no decorator: a launcher pickles this function
+        return score_of(cfg)
+
+
+def score_of(cfg: DictConfig) -> float | None:
+    """Run, leave results.json, say where, and return the last score."""
     results = run(cfg)
     if is_rank_zero():
         if len(results) > 1:

@@ -62,8 +62,8 @@ def test_memory_and_open_files_are_constant_over_2000_epochs(method):
 
 
 def test_workers_checkpoints_and_a_recorder_leave_no_file_open(tmp_path):
-    selection, holding = SampleSelection("kakurenbo"), Holding(10, 60)
+    selection, holding = SampleSelection("kakurenbo"), Holding(*range(6, 11), *range(56, 61))
     callbacks = [selection, RunRecorder(selection, tmp_path / "record"), ModelCheckpoint(tmp_path, save_last=True), holding]
     train = loader(8, batch_size=4, num_workers=1)
     fit(Net(), train, *callbacks, max_epochs=60, enable_checkpointing=True)
-    assert grown(holding.files) == 0
+    assert min(holding.files[5:]) == min(holding.files[:5])  # the recorder's thread may be writing one
