@@ -165,23 +165,11 @@ def score_samples(
     training, start = sampler.shard, sampler.start
     sampler.follow(shard)
     on_device = shard.to(outputs.device)
-    bar = trainer.progress_bar_callback
     try:
         with buffers_of_rank_zero(module, mode), scoring(adapter, mode, thorough=True):
             seed_everything(seed)
             seed_workers(loader, seed)
-            for number, batch in enumerate(
-                tqdm(
-                    loader,
-                    **bar_settings(
-                        desc=f"Scoring {len(indices)} samples",
-                        total=shard.steps,
-                        delay=PROGRESS_AFTER_SECONDS,
-                        leave=False,
-                        disable=bar is None or bar.is_disabled or not trainer.is_global_zero,
-                    ),
-                )
-            ):
+            for number, batch in enumerate(_with_bar(loader, trainer, len(indices), shard.steps)):
                 batch = adapter.to_device(batch)
                 step = partial(call_training_step, module, batch, number)
                 size = shard.batch_length(number)
@@ -193,6 +181,14 @@ def score_samples(
         sampler.follow(training, start=start)
     wait_for(outputs.device)
     return time.perf_counter() - started
+
+
+def _with_bar(loader: DataLoader, trainer: AnyTrainer, samples: int, batches: int) -> Iterable[Any]:
+    """The batches of ``loader``, with a bar on rank 0 where the Trainer has one."""
+    bar = trainer.progress_bar_callback
+    hidden = bar is None or bar.is_disabled or not trainer.is_global_zero
+    settings = {"desc": f"Scoring {samples} samples", "total": batches, "delay": PROGRESS_AFTER_SECONDS, "leave": False}
+    return tqdm(loader, **bar_settings(**settings, disable=hidden))
 
 
 @contextlib.contextmanager
