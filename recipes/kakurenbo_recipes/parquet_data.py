@@ -217,10 +217,8 @@ def in_memory(part: ParquetPart, limit: int | None = None, quiet: bool = True) -
         ValueError: an image cannot be decoded, or the images are not all of one size.
     """
     total = len(part) if limit is None else min(limit, len(part))
-    images, wanted = torch.empty(0, dtype=torch.uint8), islice(part.images(), total)
-    for index, decoded in enumerate(
-        tqdm(wanted, **bar_settings(desc=f"decoding {part.files[0].name}", total=total, unit="", disable=quiet))
-    ):
+    images, settings = torch.empty(0, dtype=torch.uint8), {"desc": f"decoding {part.files[0].name}", "total": total, "unit": ""}
+    for index, decoded in enumerate(tqdm(islice(part.images(), total), **bar_settings(**settings, disable=quiet))):
         image = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
         if index == 0:
             images = torch.empty((total, *image.shape), dtype=torch.uint8)
