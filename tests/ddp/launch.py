@@ -12,7 +12,7 @@ import pytest
 import torch
 from processes import PATHS
 
-LIMIT_SECONDS = 240
+LIMIT_SECONDS = 240  # without a new result; a launch has dozens of cases, and a busy machine may need long for all of them
 # of the cases that do not take two ranks
 WORLD_SIZES = dict.fromkeys(
     ("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four", "plb_four", "merge_repeats"), 4
@@ -38,9 +38,12 @@ def launch(folder, names):
             [sys.executable, str(_HERE / "worker.py"), str(folder)], env=env, stdout=log, stderr=log, start_new_session=True
         )
         try:
-            process.wait(LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.write(f"\nkilled after {LIMIT_SECONDS} s")
+            results = -1
+            while process.poll() is None and results < (results := len(list(folder.glob("*.pt")))):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LIMIT_SECONDS)
+            if process.poll() is None:
+                log.write(f"\nkilled after {LIMIT_SECONDS} s in which no rank has finished a case")
         finally:
             # Lightning traps SIGTERM
             with contextlib.suppress(ProcessLookupError):
