@@ -33,8 +33,8 @@ Differences and savings need a run of method=baseline with the same seed."""
 
 WIDTH, NARROW = 150, 133  # characters of a line that goes into a file or a pipe, and that all columns need
 NOTHING = """\
-kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train leaves, with a run.json in it or below it; its \
-path is printed at the end of a run. Make one and report it:
+kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train or a RunRecorder among a Trainer's callbacks \
+leaves, with a run.json in it or below it. Make one and report it:
   kakurenbo-train -m method=baseline,kakurenbo seed=0,1
   kakurenbo-report multirun/DATE/TIME
 """

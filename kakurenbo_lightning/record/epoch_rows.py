@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning import SampleSelection, SampleStatistics
+from kakurenbo_lightning import SampleStatistics
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.record.schema import HISTOGRAM, LOSS_EDGES, PLANNED, TRAINED, renamed
 from kakurenbo_lightning.record.selection_view import SelectionView
@@ -20,15 +20,14 @@ class EpochRows:
     """A row per epoch that is over, and an open one for the epoch that is trained.
 
     Args:
-        selection: that plans the epochs.
-        view: its session.
+        view: of the selection that plans the epochs.
 
     Attributes:
         validation: names of what validation logs.
     """
 
-    def __init__(self, selection: SampleSelection, view: SelectionView) -> None:
-        self._selection, self._view = selection, view
+    def __init__(self, view: SelectionView) -> None:
+        self._view = view
         self._rows: list[dict[str, Any]] = []
         self._open: dict[str, Any] = {}
         self._before: dict[str, float] = {}  # totals that are in rows
@@ -46,11 +45,11 @@ class EpochRows:
     @property
     def outdated(self) -> bool:
         """Whether the selection has started over since, which ``on_mismatch="reset"`` makes it do."""
-        return self._selection.totals.samples_trained < self._before.get("samples_trained", 0)
+        return self._view.selection.totals.samples_trained < self._before.get("samples_trained", 0)
 
     def open(self, epoch: int) -> None:
         """Begin the row of an epoch that is planned."""
-        if not self._before and self._selection.totals.samples_trained:  # earlier epochs had no recorder
+        if not self._before and self._view.selection.totals.samples_trained:  # earlier epochs had no recorder
             self._added((*PLANNED, *TRAINED))
         self._open = {
             "epoch": epoch,
@@ -72,7 +71,7 @@ class EpochRows:
 
     def _added(self, names: Iterable[str]) -> dict[str, float]:
         """By how much totals have grown since they were last asked for."""
-        now = {name: getattr(self._selection.totals, name) for name in names}
+        now = {name: getattr(self._view.selection.totals, name) for name in names}
         added = {name: value - self._before.get(name, 0) for name, value in now.items()}
         self._before |= now
         return added

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -34,6 +34,8 @@ class RunRecorder(L.Callback):
         selection = SampleSelection("kakurenbo")
         trainer = L.Trainer(callbacks=[selection, RunRecorder(selection, "results/kakurenbo")])
 
+    Where a config makes each callback by itself, as in Hydra and LightningCLI, ``folder`` is enough: it finds the Trainer's selection.
+
     Rank 0 writes, in a thread of its own; a file appears under its name when it is whole. What cannot be written (a full disk) is a
     warning and tried again later; training goes on. Counts and rows are in the checkpoint, so the files of a resumed run cover all of
     it. :mod:`kakurenbo_lightning.record.schema` says what the files hold.
@@ -41,8 +43,8 @@ class RunRecorder(L.Callback):
     Memory: 4 bytes per sample on the device, 7 on the host and 11 in a checkpoint.
 
     Args:
-        selection: to record; it stands before the recorder in the Trainer's callbacks.
-        folder: where to write; made when it is not there.
+        selection: to record; it stands before the recorder in the Trainer's callbacks. By default the one that is there.
+        folder: where to write; made when it is not there. It has no default.
         metric: the logged validation metric that runs are compared by; by default the first of ``METRICS`` that is logged.
         every_n_epochs: how often samples.parquet is written, and histograms logged.
         to_loggers: also give histograms and images to loggers that can show them (TensorBoard, Weights & Biases).
@@ -59,8 +61,8 @@ class RunRecorder(L.Callback):
 
     def __init__(
         self,
-        selection: SampleSelection,
-        folder: str | Path,
+        selection: SampleSelection | None = None,
+        folder: str | Path | None = None,
         metric: str | None = None,
         every_n_epochs: int = 5,
         to_loggers: bool = False,
@@ -69,12 +71,15 @@ class RunRecorder(L.Callback):
     ) -> None:
         require("RunRecorder", "report", "pyarrow")
         join(RunRecorder)  # pytorch_lightning may have been imported since
-        is_selection, name = isinstance(selection, SampleSelection), type(self).__name__
-        check(is_selection, name, "selection", selection, "a SampleSelection", "Make one, and give it to the Trainer too.")
+        is_selection, name = selection is None or isinstance(selection, SampleSelection), type(self).__name__
+        hint = "Make one, and give it to the Trainer too; without, it is the Trainer's."
+        check(is_selection, name, "selection", selection, "a SampleSelection or None", hint)
+        is_folder = isinstance(folder, str | Path) and bool(str(folder))
+        check(is_folder, name, "folder", folder, "the path of a folder of this run alone", 'Try folder="results/kakurenbo".')
         is_count = isinstance(every_n_epochs, int) and not isinstance(every_n_epochs, bool) and every_n_epochs >= 1
         check(is_count, name, "every_n_epochs", every_n_epochs, "an int >= 1", "Try 5.")
         check(isinstance(to_loggers, bool), name, "to_loggers", to_loggers, "true or false", "Try false.")
-        self.selection, self.folder, self.metric = selection, Path(folder), metric
+        self.folder, self.metric = Path(cast("str | Path", folder)), metric  # checked above
         self.every_n_epochs, self.to_loggers = every_n_epochs, to_loggers
         self.config, self.class_names = dict(config or {}), class_names
         self._view = SelectionView(selection)
@@ -84,9 +89,14 @@ class RunRecorder(L.Callback):
         self._in_epoch = False  # the row of the current epoch is open
         self._reset()
 
+    @property
+    def selection(self) -> SampleSelection:
+        """The selection that is recorded; one that was not given is known from ``setup`` on."""
+        return self._view.selection
+
     def _reset(self) -> None:
         """Start with no counts and rows."""
-        self._rows = EpochRows(self.selection, self._view)
+        self._rows = EpochRows(self._view)
         self._counts = SampleCounts(0, torch.device("cpu"))
         self._loaded: dict[str, Any] | None = None
         self._fit_seconds, self._started = 0.0, None  # of earlier fits, and when the first one began
@@ -98,11 +108,15 @@ class RunRecorder(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse callbacks in the wrong order."""
         callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  which Lightning sets elsewhere
-        order = [callback for callback in callbacks if callback is self or callback is self.selection]
+        selection = self._view.find(callbacks)
+        order = [callback for callback in callbacks if callback is self or callback is selection]
         names = [type(callback).__name__ for callback in order]
-        hint = "Write callbacks=[selection, RunRecorder(selection, folder)]."
+        hint = (
+            "Write callbacks=[selection, RunRecorder(selection, folder)]; in a config of callbacks write the recorder below the "
+            "selection, with its folder alone."
+        )
         allowed = "a list with the selection and, after it, its RunRecorder"
-        check(order == [self.selection, self], type(self).__name__, "callbacks", names, allowed, hint)
+        check(order == [selection, self], type(self).__name__, "callbacks", names, allowed, hint)
         if stage != "fit":
             return
         if trainer is not getattr(self, "_trainer", None):  # a second fit of the same Trainer goes on where the first one ended

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,7 +25,11 @@ from kakurenbo_lightning.session.session import Session
 class SelectionView:
     """The session of a selection, as far as a recorder needs it.
 
+    Args:
+        selection: ``None`` for the one that :meth:`find` finds.
+
     Attributes:
+        selection: whose session it is; known from :meth:`find` on.
         method: name, settings and family of the method, as plain values.
         seed: of order and choice.
         fingerprint: a hash of the data set; None before it is known.
@@ -36,18 +41,29 @@ class SelectionView:
         last_metrics: what it logged of the last epoch that ended.
     """
 
-    def __init__(self, selection: SampleSelection) -> None:
-        self._selection = selection
+    def __init__(self, selection: SampleSelection | None) -> None:
+        self._selection, self._is_given = selection, selection is not None
+
+    def find(self, callbacks: Sequence[L.Callback]) -> SampleSelection | None:
+        """Return the selection: the given one, else the first of a Trainer's ``callbacks``, if there is one."""
+        if not self._is_given:
+            self._selection = next((callback for callback in callbacks if isinstance(callback, SampleSelection)), None)
+        return self._selection
+
+    @property
+    def selection(self) -> SampleSelection:
+        assert self._selection is not None, "the recorder's setup has found it"
+        return self._selection
 
     @property
     def _session(self) -> Session:
-        session = self._selection.session
+        session = self.selection.session
         assert session is not None, "the Trainer's setup has made one"
         return session
 
     @property
     def method(self) -> dict[str, Any]:
-        return {**describe_method(self._selection.method), "family": self._selection.method.family}
+        return {**describe_method(self.selection.method), "family": self.selection.method.family}
 
     @property
     def seed(self) -> int:
@@ -87,7 +103,7 @@ class SelectionView:
 
     def call_on_trained(self, function: Callable[[Tensor], None] | None) -> None:
         """Call ``function`` in each training step with the indices that this rank trains in it, ``int64[b]`` on the device."""
-        if self._selection.session is not None:  # an exception may come before it
+        if self._selection is not None and self._selection.session is not None:  # an exception may come before them
             self._selection.session.on_trained = function
 
     def columns(self, trained: Tensor, counts: SampleCounts) -> dict[str, Tensor]:

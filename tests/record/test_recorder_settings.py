@@ -24,7 +24,10 @@ from kakurenbo_lightning.record.machine import typed_command, without_secrets
         ({"every_n_epochs": 0}, "every_n_epochs=0 is not allowed; every_n_epochs must be an int >= 1"),
         ({"every_n_epochs": True}, "every_n_epochs=True is not allowed"),
         ({"to_loggers": "yes"}, "to_loggers='yes' is not allowed; to_loggers must be true or false"),
-        ({"selection": "kakurenbo"}, "selection='kakurenbo' is not allowed; selection must be a SampleSelection"),
+        ({"selection": "kakurenbo"}, "selection='kakurenbo' is not allowed; selection must be a SampleSelection or None"),
+        ({"folder": None}, "folder=None is not allowed; folder must be the path of a folder of this run alone"),
+        ({"folder": ""}, "folder='' is not allowed"),
+        ({"folder": 3}, "folder=3 is not allowed"),
     ],
 )
 def test_settings_that_are_not_possible_are_named(settings, message):
@@ -36,6 +39,29 @@ def test_without_pyarrow_the_extra_is_named_at_construction(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r'^RunRecorder needs pyarrow: pip install "kakurenbo-lightning\[report\]"$'):
         RunRecorder(SampleSelection("kakurenbo"), "nowhere")
+
+
+def test_without_a_selection_it_records_the_one_of_the_trainer(tmp_path):
+    """As in a config, where each callback is made by itself."""
+    written = [RunRecorder(folder=tmp_path / name) for name in ("first", "second")]
+    seen = []
+    for recorder, method in zip(written, ("baseline", "random"), strict=True):
+        seen.append(SampleSelection(method))
+        trainer(seen[-1], recorder, max_epochs=2).fit(Net(), loader())
+        assert recorder.selection is seen[-1]
+    trainer(selection := SampleSelection("infobatch"), written[0], max_epochs=2).fit(Net(), loader())  # a new Trainer has another
+    assert written[0].selection is selection
+    assert [run_json(tmp_path / name)["method"] for name in ("first", "second")] == ["infobatch", "random"]
+    assert pq.read_table(tmp_path / "second" / "selection.parquet").num_rows == 2
+
+
+@pytest.mark.parametrize("order", ["above", "none"])
+def test_a_recorder_without_a_selection_stands_below_one(tmp_path, order):
+    written = RunRecorder(folder=tmp_path / "run")
+    callbacks = {"above": [written, SampleSelection("random")], "none": [written]}[order]
+    with pytest.raises(ValueError, match=r"callbacks=\['RunRecorder'.*write the recorder below the selection"):
+        trainer(*callbacks).fit(Net(), loader())
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("order", ["other way round", "none", "another"])
