@@ -13,17 +13,21 @@ from unittest import mock
 import hydra
 import hydra._internal.utils as hydra_utils
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kakurenbo_lightning.errors import DamagedCheckpointError
-from kakurenbo_recipes.config_check import GIVEN, nearest
+from kakurenbo_recipes.config_check import GIVEN, KEYED, nearest
 from kakurenbo_recipes.settings import did_you_mean
 
 # errors of what was typed or of what it names; others are of the code, and their traceback says where
 OF_SETTINGS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException, DamagedCheckpointError)
 KINDS = {"Float": "a number", "Integer": "an int", "bool": "true or false"}  # as OmegaConf calls them
+# how a group that takes one option trains with several
+SEVERAL = {"method": "Write compare=[baseline,kakurenbo], or -m method=baseline,kakurenbo,"}
 
 
 @contextmanager
@@ -38,13 +42,28 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
+    failed: list[JobReturn] = []
+
+    def result(job: JobReturn) -> Any:
+        """Return what a run returned, or raise its error; Hydra's own writes all overrides before it."""
+        if job.status != JobStatus.COMPLETED:
+            failed.append(job)
+            raise job._return_value
+        return job._return_value
+
+    quiet = property(result, JobReturn.return_value.fset)  # pyright: ignore[reportAttributeAccessIssue]  of a property
     try:
-        with mock.patch.object(hydra_utils, "run_and_report", lambda function: function()):  # what prints errors otherwise
+        # what prints errors otherwise
+        with (
+            mock.patch.object(hydra_utils, "run_and_report", lambda function: function()),
+            mock.patch.object(JobReturn, "return_value", quiet),
+        ):
             yield
     except BrokenPipeError:  # `kakurenbo-train --help | head`: nobody reads on, and Python would say so when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
+        print(of_sweep(failed), end="", file=sys.stderr)
         ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
         if ours:
             said = Sentence(configs, config_name, program, sys.argv[1:]).of(error).strip()
@@ -53,6 +72,14 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
             traceback.print_exc()
         print("HYDRA_FULL_ERROR=1 shows where it comes from." if ours else "", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def of_sweep(failed: list[JobReturn]) -> str:
+    """Which run of a sweep has failed; nothing where there is but one run."""
+    hydra_config = failed[0].hydra_cfg if failed else None
+    if hydra_config is None or hydra_config.hydra.mode != RunMode.MULTIRUN:
+        return ""
+    return f"run {hydra_config.hydra.job.num} ({' '.join(failed[0].overrides or ())}): "
 
 
 class Sentence:
@@ -72,8 +99,11 @@ class Sentence:
             )
         if isinstance(error, OverrideParseException):
             return (
-                f"{error.override} is not possible: it cannot be read as KEY=VALUE ({text.splitlines()[0]}). Put it into quotes."
+                f"{error.override} is not possible: it cannot be read as KEY=VALUE. Put a value with blanks or signs into quotes that the "
+                "shell leaves: \"KEY='VALUE'\"."
             )
+        if known := self.unsuited(text):
+            return known
         if deleted := [word for word in self.words if re.fullmatch(r"~\w+", word) and "interpolation" in text]:
             return f"{deleted[0]} is not possible: the program reads {deleted[0][1:]}. Leave it out, or choose {deleted[0][1:]}=OPTION."
         if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
@@ -90,6 +120,17 @@ class Sentence:
             return one_line(f"{text} {cause or ''}")
         return one_line(text) if " " in text else f"{type(error).__name__}: {text}"
 
+    def unsuited(self, text: str) -> str:
+        """What Hydra or Lightning say without a fix, or with one that does not help; empty for other errors."""
+        if found := re.search(r"Error merging override ~(\S+).*does not support deletion", text, re.DOTALL):
+            return f"~{found[1]} is not possible: {found[1]} has its default where it is left out. Leave ~{found[1]} out."
+        if found := re.search(r"Multiple values for (?:\S+@)?(\w+)\.", text):
+            word = next((word for word in self.words if word.startswith(f"{found[1]}=")), found[1])
+            return f"{word} is not possible: it must be one value. {SEVERAL.get(found[1], 'Add -m')} for a run with each."
+        if "No supported gpu backend" in text:
+            return "trainer.accelerator=gpu is not possible: torch finds no GPU here. Write trainer.accelerator=auto, or cpu."
+        return ""
+
     def option(self, group: str, name: str) -> str:
         """An option that a group does not have."""
         with self.composing():
@@ -99,14 +140,21 @@ class Sentence:
     def key(self, path: str) -> str:
         """A key that is no setting."""
         value = next((word.partition("=")[2] for word in self.words if word.partition("=")[0] == path), "")
-        values, groups = self.defaults(), []
+        values = self.defaults()
+        top = path.partition(".")[0]
+        if f"~{top}" in self.words:
+            return f"~{top} is not possible: the program reads {top}. Leave it out, or choose {top}=OPTION."
         with self.composing():
-            groups = GlobalHydra.instance().config_loader().list_groups("")
+            loader = GlobalHydra.instance().config_loader()
+            groups, options = loader.list_groups(""), loader.get_group_options(top)
         group, _, key = path.rpartition(".")
         if advice := GIVEN.get(group, {}).get(key):
             return f"{path}={value} is not possible: the program gives it. {advice}"
         inside = OmegaConf.select(OmegaConf.create(values), group, default=None) if group else None
         names = list(inside) if isinstance(inside, DictConfig) else [] if group else [*values, *groups]
+        option = path.split(".")[1] if path.count(".") > 1 and top in KEYED else None
+        if option in options and option not in (values.get(top) or {}):
+            return f"{path}={value} is not possible: {top} has no {option} yet. Add {top}=[{option}]."
         near = nearest(path, value, names, values) or self.other_group(path, values)
         hint = f"Did you mean {near}? " if near else ""
         return f"{path}={value} is not possible: it is no setting. {hint}{self.program} --cfg job lists the settings, --help the groups."

@@ -49,6 +49,7 @@ SELECTION = "kakurenbo_lightning.SampleSelection"
 LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "an int from 0 to 4294967295", "Try 0."),
     "optimizer.lr": (lambda value: 0 < value < math.inf, "a number above 0 that is finite", "Try 0.1, or 0.001 with adamw."),
+    "optimizer.momentum": (lambda value: 0 <= value < 1, "a number in [0, 1)", "Try 0.9."),
     "trainer.max_epochs": (lambda value: value is not None and value >= 1, "an int >= 1", "Try 30."),
     "trainer.max_steps": (lambda value: value == -1 or value >= 1, "-1 for no limit, or an int >= 1", "Try -1."),
     "trainer.accumulate_grad_batches": (lambda value: value >= 1, "an int >= 1", "Write 1 for a step at each batch."),
@@ -169,8 +170,7 @@ class Walk:
         kind, default = takes.types[key], takes.defaults.get(key, inspect.Parameter.empty)
         made = isinstance(value, dict) and "_target_" in value
         ok = made or fits(value, kind) is not False or (type(value) is type(default) and value == default)
-        hint = "See --help." if default is inspect.Parameter.empty else f"Its default is {yaml(default)}."
-        check_setting(path, value, ok, words(kind), hint)
+        check_setting(path, value, ok, words(kind), "Leave it out for the default; --help shows it.")
 
     def refuse(self, path: str, value: Any, names: Iterable[str], why: str) -> NoReturn:
         """Refuse a key with the nearest one that is read, here or anywhere."""

@@ -306,6 +306,9 @@ def check_compare(cfg: DictConfig) -> None:
         check_setting("compare", names, name in known, f"a list of methods out of {', '.join(known)}", hint)
     hint = "Other seeds of a method: -m seed=0,1."
     check_setting("compare", names, len(set(names)) == len(names), "a list that names each method once", hint)
+    chosen = str(cfg.method.method)
+    is_used = chosen in names or "method" not in dict(typed())
+    check_setting("method", chosen, is_used, f"left out, or one of compare={names}", "compare says which methods are trained.")
     alone = cfg.ckpt_path is None
     check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
 

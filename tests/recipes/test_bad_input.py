@@ -78,6 +78,12 @@ OTHERS = {
     "~seed": "seed is missing",
     "~optimizer.lr": "optimizer.lr is missing",
     "~sed": "sed",
+    "~data data.subset=5": "~data is not possible: the program reads data. Leave it out, or choose data=OPTION.",
+    "~method.tau": "~method.tau is not possible: method.tau has its default where it is left out. Leave ~method.tau out.",
+    "method=[random,plb]": "method=[random,plb] is not possible: it must be one value. Write compare=[baseline,kakurenbo], or -m method=",
+    "callbacks.early_stopping.patience=3": "callbacks has no early_stopping yet. Add callbacks=[early_stopping].",
+    "optimizer.momentum=2": "optimizer.momentum=2 is not possible: it must be a number in [0, 1)",
+    "compare=[random] method=plb": "method='plb' is not possible: it must be left out, or one of compare=['random']",
     "data=parquet": "data.",
     "experiment=imagenet": "experiment='imagenet' is not possible: it must be one of cifar100_wrn28_10",
 }  # fmt: skip
@@ -105,7 +111,7 @@ CASES = dict(generated())
 QUICK = {
     *("F=abc", "seed=true", "optimizer.lr=nan", "compare=[baseline,baseline]", "trainer.accumulate_grad_batches=0", "~method"),
     *("trainer.limit_train_batches=0", "ckpt_path=folder", "method=rho_loss method.irreducible=text", "hydra.run.dir=text/run"),
-    "optimiser.lr=0.5",
+    *("optimiser.lr=0.5", "method=[random,plb]", "compare=[random] method=plb"),
 }
 
 
@@ -134,9 +140,22 @@ def test_bad_input_ends_with_a_sentence(words, tmp_path, monkeypatch, capsys):
     (tmp_path / "ran" / "results.json").touch()
     status, said = started(words, monkeypatch, capsys)
     assert status == 1 and "Traceback" not in said
-    sentences = [line for line in said.splitlines() if CASES[words] in line and not line.startswith("Error executing job")]
+    assert "Error executing job" not in said, "Hydra's line, with every override"
+    sentences = [line for line in said.splitlines() if CASES[words] in line]
     assert len(sentences) == 1, said
     assert sentences[0].endswith((".", "?")), "it is a sentence"
+
+
+def test_a_sweep_says_which_run_has_failed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    status, said = started("-m F=1.5,2", monkeypatch, capsys)
+    sentences = [line for line in said.splitlines() if "max_fraction" in line]
+    assert status == 1 and "Error executing job" not in said
+    assert (
+        len(sentences) == 1 and sentences[0].startswith("run 0 (") and " F=1.5): kakurenbo: F=1.5 (max_fraction)" in sentences[0]
+    )
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch, capsys):
@@ -145,6 +164,14 @@ def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["kakurenbo-train", *TINY, "seed=-1"])
     with pytest.raises(ValueError, match="seed=-1 is not possible"):
         train.main()
+
+
+def test_without_a_gpu_the_setting_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    status, said = started("trainer=gpu", monkeypatch, capsys)
+    assert status == 1 and "trainer.accelerator=gpu is not possible: torch finds no GPU here." in said
 
 
 def test_an_error_of_the_code_keeps_its_traceback(tmp_path, monkeypatch, capsys):

@@ -111,14 +111,20 @@ WRONG = [
     (["small={}", "+small.modl.depth=1"], "nothing reads it. Did you mean small.model.depth?"),
 ]  # fmt: skip
 TYPES = [
-    ("trainer.max_epochs=abc", "trainer.max_epochs='abc' is not possible: it must be an int or null. Its default is null."),
+    (
+        "trainer.max_epochs=abc",
+        "trainer.max_epochs='abc' is not possible: it must be an int or null. Leave it out for the default; --help shows it.",
+    ),
     ("trainer.max_epochs=1.5", "trainer.max_epochs=1.5"),
     ("trainer.accumulate_grad_batches=true", "trainer.accumulate_grad_batches=True is not possible: it must be an int."),
     ("optimizer.lr=abc", "optimizer.lr='abc' is not possible: it must be a number."),
     ("optimizer.lr=nan", "optimizer.lr=nan is not possible: it must be a finite number."),
     ("optimizer.momentum=no", "optimizer.momentum='no'"),
     ("trainer.precision=17", "trainer.precision=17 is not possible: it must be one of 64, 32, 16"),
-    ("data.batch_size=abc", "data.batch_size='abc' is not possible: it must be an int. Its default is 128."),
+    (
+        "data.batch_size=abc",
+        "data.batch_size='abc' is not possible: it must be an int. Leave it out for the default; --help shows it.",
+    ),
     ("~seed", "seed is missing, and the program reads it. Leave ~seed out, or write seed=VALUE;"),
     ("~optimizer", "optimizer is missing"),
     ("~trainer.enable_checkpointing", "trainer.enable_checkpointing is missing, and the program reads it."),
