@@ -165,6 +165,12 @@ def test_light_folders_load_neither_lightning_nor_hydra(folder, needed):
     assert loaded_by("\n".join(f"import {module.removesuffix('.__init__')}" for module in modules)) == needed
 
 
+@pytest.mark.parametrize("program", ["train", "irreducible", "deepcam"])
+def test_a_program_shows_its_help_without_torch(program):
+    loaded = loaded_by(f"sys.path.insert(0, 'recipes')\nimport kakurenbo_recipes.{program}")
+    assert not {"torch", "lightning", "torchmetrics", "torchvision"} & set(loaded)
+
+
 def test_public_names_are_the_same_for_the_interpreter_and_the_type_checker():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     typed = {name: found.module for found in imports_of(tree) if found.for_types for name in found.names if name != "Any"}

@@ -34,8 +34,6 @@ class RunRecorder(L.Callback):
         selection = SampleSelection("kakurenbo")
         trainer = L.Trainer(callbacks=[selection, RunRecorder(selection, "results/kakurenbo")])
 
-    Where a config makes each callback by itself, as in Hydra and LightningCLI, ``folder`` is enough: it finds the Trainer's selection.
-
     Rank 0 writes, in a thread of its own; a file appears under its name when it is whole. What cannot be written (a full disk) is a
     warning and tried again later; training goes on. Counts and rows are in the checkpoint, so the files of a resumed run cover all of
     it. :mod:`kakurenbo_lightning.record.schema` says what the files hold.
@@ -43,7 +41,7 @@ class RunRecorder(L.Callback):
     Memory: 4 bytes per sample on the device, 7 on the host and 11 in a checkpoint.
 
     Args:
-        selection: to record; it stands before the recorder in the Trainer's callbacks. By default the one that is there.
+        selection: to record; it stands before the recorder in the Trainer's callbacks. By default, for configs, the one there.
         folder: where to write; made when it is not there. It has no default.
         metric: the logged validation metric that runs are compared by; by default the first of ``METRICS`` that is logged.
         every_n_epochs: how often samples.parquet is written, and histograms logged.
@@ -72,8 +70,7 @@ class RunRecorder(L.Callback):
         require("RunRecorder", "report", "pyarrow")
         join(RunRecorder)  # pytorch_lightning may have been imported since
         is_selection, name = selection is None or isinstance(selection, SampleSelection), type(self).__name__
-        hint = "Make one, and give it to the Trainer too; without, it is the Trainer's."
-        check(is_selection, name, "selection", selection, "a SampleSelection or None", hint)
+        check(is_selection, name, "selection", selection, "a SampleSelection or None", "Give it to the Trainer too.")
         is_folder = isinstance(folder, str | Path) and bool(str(folder))
         check(is_folder, name, "folder", folder, "the path of a folder of this run alone", 'Try folder="results/kakurenbo".')
         is_count = isinstance(every_n_epochs, int) and not isinstance(every_n_epochs, bool) and every_n_epochs >= 1
@@ -107,16 +104,7 @@ class RunRecorder(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse callbacks in the wrong order."""
-        callbacks = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]  which Lightning sets elsewhere
-        selection = self._view.find(callbacks)
-        order = [callback for callback in callbacks if callback is self or callback is selection]
-        names = [type(callback).__name__ for callback in order]
-        hint = (
-            "Write callbacks=[selection, RunRecorder(selection, folder)]; in a config of callbacks write the recorder below the "
-            "selection, with its folder alone."
-        )
-        allowed = "a list with the selection and, after it, its RunRecorder"
-        check(order == [selection, self], type(self).__name__, "callbacks", names, allowed, hint)
+        self._view.find(self, trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]  which Lightning sets elsewhere
         if stage != "fit":
             return
         if trainer is not getattr(self, "_trainer", None):  # a second fit of the same Trainer goes on where the first one ended

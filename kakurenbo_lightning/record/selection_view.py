@@ -15,6 +15,7 @@ from kakurenbo_lightning.core.class_labels import targets_of
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.methods.settings import require as check
 from kakurenbo_lightning.record.sample_counts import SampleCounts
 from kakurenbo_lightning.record.schema import JUDGED, Thumbnails
 from kakurenbo_lightning.record.thumbnails import thumbnails_of
@@ -44,11 +45,22 @@ class SelectionView:
     def __init__(self, selection: SampleSelection | None) -> None:
         self._selection, self._is_given = selection, selection is not None
 
-    def find(self, callbacks: Sequence[L.Callback]) -> SampleSelection | None:
-        """Return the selection: the given one, else the first of a Trainer's ``callbacks``, if there is one."""
+    def find(self, recorder: L.Callback, callbacks: Sequence[L.Callback]) -> None:
+        """Take the first selection of a Trainer's ``callbacks``, unless one was given.
+
+        Raises:
+            ValueError: the recorder does not come after it.
+        """
         if not self._is_given:
             self._selection = next((callback for callback in callbacks if isinstance(callback, SampleSelection)), None)
-        return self._selection
+        order = [callback for callback in callbacks if callback is recorder or callback is self._selection]
+        names, is_so = [type(callback).__name__ for callback in order], order == [self._selection, recorder]
+        hint = (
+            "Write callbacks=[selection, RunRecorder(selection, folder)]; in a config of callbacks write the recorder below the "
+            "selection, with its folder alone."
+        )
+        allowed = "a list with the selection and, after it, its RunRecorder"
+        check(is_so, type(recorder).__name__, "callbacks", names, allowed, hint)
 
     @property
     def selection(self) -> SampleSelection:

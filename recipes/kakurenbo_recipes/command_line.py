@@ -12,6 +12,7 @@ from unittest import mock
 
 import hydra
 import hydra._internal.utils as hydra_utils
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
@@ -25,7 +26,13 @@ from kakurenbo_recipes.settings import did_you_mean
 
 # errors of what was typed or of what it names; others are of the code, and their traceback says where
 OF_SETTINGS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException, DamagedCheckpointError)
-KINDS = {"Float": "a number", "Integer": "an int", "bool": "true or false"}  # as OmegaConf calls them
+KINDS = {
+    "Float": "a number",
+    "Integer": "an int",
+    "bool": "true or false",
+    "ListConfig, list": "a list, such as [1,2]",
+}  # as OmegaConf calls them
+NOT_LOGGED = r"conditioned on metric `([^`]+)` which is not available.*following: ([^\n]*)"  # a RuntimeError of EarlyStopping
 # how a group that takes one option trains with several
 SEVERAL = {"method": "Write compare=[baseline,kakurenbo], or -m method=baseline,kakurenbo,"}
 
@@ -39,6 +46,9 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
         config_name: of the program's.
         program: how it is started.
     """
+    if {"--help", "-h"} & set(sys.argv):
+        store = ConfigStore.instance()
+        vars(store)["__deepcopy__"] = lambda memo: store  # the help reads it alone, and Hydra would copy it whole for each group
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
@@ -65,6 +75,7 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
     except Exception as error:
         print(of_sweep(failed), end="", file=sys.stderr)
         ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
+        ours = ours or re.search(NOT_LOGGED, str(error)) is not None
         if ours:
             said = Sentence(configs, config_name, program, sys.argv[1:]).of(error).strip()
             print(said if said.endswith((".", "?", "!")) else f"{said}.", file=sys.stderr)
@@ -109,7 +120,7 @@ class Sentence:
         if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
             return f"{found[1]} is not possible: it must be one value. Add -m for a run with each, or write [a,b] for a list."
         for pattern, say in (
-            (r"Could not (?:find|load) '([\w/]+)/([^'/]+)'", self.option),
+            (r"Could not (?:find|load) '([\w/]+)/([^'/]*)'", self.option),
             (r"Could not override '([^'@]+)", self.key),
         ):
             if found := re.search(pattern, text):
@@ -127,6 +138,12 @@ class Sentence:
         if found := re.search(r"Multiple values for (?:\S+@)?(\w+)\.", text):
             word = next((word for word in self.words if word.startswith(f"{found[1]}=")), found[1])
             return f"{word} is not possible: it must be one value. {SEVERAL.get(found[1], 'Add -m')} for a run with each."
+        if found := re.search(NOT_LOGGED, text):
+            word = next((word for word in self.words if word.endswith(f"monitor={found[1]}")), f"monitor={found[1]}")
+            return f"{word} is not possible: it must be a metric that is logged, one of {found[2].replace('`', '')}."
+        if found := re.search(r"(?:Interpolation key|Environment variable) '([^']+)' not found", text):
+            word = next((word for word in self.words if "${" in word and found[1] in word), found[1])
+            return f"{word} is not possible: there is no {found[1]}. Write a value, or a name that is there."
         if "No supported gpu backend" in text:
             return "trainer.accelerator=gpu is not possible: torch finds no GPU here. Write trainer.accelerator=auto, or cpu."
         return ""
@@ -142,6 +159,8 @@ class Sentence:
         value = next((word.partition("=")[2] for word in self.words if word.partition("=")[0] == path), "")
         values = self.defaults()
         top = path.partition(".")[0]
+        if top == "hydra":
+            return f"{path}={value} is not possible: it is no setting of Hydra's. {self.program} --cfg hydra lists those."
         if f"~{top}" in self.words:
             return f"~{top} is not possible: the program reads {top}. Leave it out, or choose {top}=OPTION."
         with self.composing():
@@ -167,7 +186,7 @@ class Sentence:
 
     def value(self, path: str, value: str, reason: str) -> str:
         """A value of another type."""
-        kind = next((words for name, words in KINDS.items() if re.search(rf"to {name}|valid {name}", reason)), None)
+        kind = next((words for name, words in KINDS.items() if re.search(rf"to {name}|valid {name}|not a {name}", reason)), None)
         default = OmegaConf.select(OmegaConf.create(self.defaults()), path, default=None)
         allowed = f"it must be {kind}" if kind else one_line(reason.splitlines()[0] if reason else "of another type")
         hint = f"Its default is {default}." if default is not None else f"{self.program} --cfg job lists the settings."

@@ -35,6 +35,8 @@ def schedule(
     check_setting("schedule.warmup_epochs", warmup_epochs, is_number, "a number >= 0", "Try 5, or 0 for none.")
     check_setting("schedule.warmup_factor", warmup_factor, 0 < warmup_factor <= 1, "a number in (0, 1]", "Try 0.1.")
     check_setting("schedule.final_factor", final_factor, 0 <= final_factor <= 1, "a number in [0, 1]", "Try 0.01, or 0.")
+    are_epochs = all(isinstance(epoch, int | float) and epoch >= 0 for epoch in milestones or ())
+    check_setting("schedule.milestones", milestones, are_epochs, "null or a list of epochs", "Try [60,120,160].")
     known = is_count(trainer.max_epochs, 1)
     check_setting("trainer.max_epochs", trainer.max_epochs, known, "an int >= 1", "A schedule must know where it ends.")
     steps = int(trainer.estimated_stepping_batches)

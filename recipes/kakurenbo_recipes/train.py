@@ -20,7 +20,6 @@ from zipfile import is_zipfile
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -199,7 +198,7 @@ def any_small(cfg: DictConfig) -> DictConfig:
         data["resize"] = cfg.data.resize
     if metric_of(cfg.task._target_) == "iou":
         folder = "${hydra:runtime.output_dir}/deepcam"
-        data = {"_target_": "kakurenbo_recipes.deepcam.GeneratedDeepCam", "root": folder, "files": 64, "validation": 16}
+        data = {"_target_": "kakurenbo_recipes.climate_data.GeneratedDeepCam", "root": folder, "files": 64, "validation": 16}
         data |= {"height": 64, "width": 96, "batch_size": 8, "eval_batch_size": 8}
     return OmegaConf.create({"data": data, "tau": 0.0, "trainer": {"max_epochs": min(cfg.trainer.max_epochs, 3)}})
 
@@ -357,9 +356,6 @@ def main() -> None:
         return
     if "LOCAL_RANK" not in os.environ:
         os.environ.setdefault(STARTED, time.strftime("%Y-%m-%d/%H-%M-%S"))
-    if {"--help", "-h"} & set(sys.argv):
-        store = ConfigStore.instance()
-        vars(store)["__deepcopy__"] = lambda memo: store  # the help reads it alone, and Hydra would copy it whole for each group
     with short_errors(config_dir(), "train", "kakurenbo-train"):
         train()
 

@@ -1,5 +1,7 @@
 """Bad input through the command line: one sentence that names the setting and what is allowed, exit status 1, and no traceback."""
 
+import logging
+
 import pytest
 from kakurenbo_recipes import train
 from recipe_runs import TINY, kakurenbo_train
@@ -82,6 +84,13 @@ OTHERS = {
     "~method.tau": "~method.tau is not possible: method.tau has its default where it is left out. Leave ~method.tau out.",
     "method=[random,plb]": "method=[random,plb] is not possible: it must be one value. Write compare=[baseline,kakurenbo], or -m method=",
     "callbacks.early_stopping.patience=3": "callbacks has no early_stopping yet. Add callbacks=[early_stopping].",
+    "schedule.milestones=[a,b]": "schedule.milestones=['a', 'b'] is not possible: it must be null or a list of epochs.",
+    "method.milestones=0.5": "method.milestones=0.5 is not possible: it must be a list, such as [1,2]",
+    "callbacks=[early_stopping] callbacks.early_stopping.monitor=val/acc": "monitor=val/acc is not possible: it must be a metric",
+    "F=${nope}": "F=${nope} is not possible: there is no nope.",
+    "F=${oc.env:NOPE}": "F=${oc.env:NOPE} is not possible: there is no NOPE.",
+    "method=": "method='' is not possible: it must be one of baseline,",
+    "hydra.job.nam=x": "hydra.job.nam=x is not possible: it is no setting of Hydra's.",
     "optimizer.momentum=2": "optimizer.momentum=2 is not possible: it must be a number in [0, 1)",
     "compare=[random] method=plb": "method='plb' is not possible: it must be left out, or one of compare=['random']",
     "data=parquet": "data.",
@@ -122,6 +131,7 @@ def test_there_are_a_hundred_cases_and_more():
 def started(words, monkeypatch, capsys):
     """Run the program's own main function as its script would, and return the exit status and what it said."""
     monkeypatch.setattr("sys.argv", ["kakurenbo-train", *TINY, *words.split()])
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream that an earlier test has closed
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
         train.main()
@@ -150,7 +160,7 @@ def test_a_sweep_says_which_run_has_failed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    status, said = started("-m F=1.5,2", monkeypatch, capsys)
+    status, said = started("F=1.5,2 hydra.mode=MULTIRUN", monkeypatch, capsys)
     sentences = [line for line in said.splitlines() if "max_fraction" in line]
     assert status == 1 and "Error executing job" not in said
     assert (
@@ -170,7 +180,7 @@ def test_without_a_gpu_the_setting_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KAKURENBO_STARTED", raising=False)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    status, said = started("trainer=gpu", monkeypatch, capsys)
+    status, said = started("trainer.accelerator=gpu", monkeypatch, capsys)
     assert status == 1 and "trainer.accelerator=gpu is not possible: torch finds no GPU here." in said
 
 

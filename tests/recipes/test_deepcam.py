@@ -9,7 +9,8 @@ import pytest
 import torch
 from climate_files import SIZE, data_of
 from kakurenbo_recipes.climate import climate
-from kakurenbo_recipes.deepcam import ClimateFiles, GeneratedDeepCam, Synthetic, main, write_file
+from kakurenbo_recipes.climate_data import ClimateFiles, GeneratedDeepCam
+from kakurenbo_recipes.deepcam import Synthetic, main, write_file
 from recipe_runs import set_up
 
 MADE = Synthetic(files=52, validation=5, test=2, **SIZE)

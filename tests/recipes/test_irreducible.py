@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from helpers import trainer
 from hydra.utils import instantiate
-from kakurenbo_recipes import irreducible
+from kakurenbo_recipes import held_out as recipe
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
 from processes import program
 from recipe_runs import composing, set_up
@@ -34,11 +34,11 @@ def data(compose):
 
 @pytest.mark.parametrize("folds", [2, 3, 97])
 def test_folds_hold_every_row_once_and_are_of_one_size(folds):
-    parts = irreducible.split(SAMPLES, folds, seed=0)
+    parts = recipe.split(SAMPLES, folds, seed=0)
     assert sorted(torch.cat(parts).tolist()) == list(range(SAMPLES))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert all(torch.equal(part, part.sort().values) for part in parts)
-    assert [part.tolist() for part in parts] != [part.tolist() for part in irreducible.split(SAMPLES, folds, seed=1)]
+    assert [part.tolist() for part in parts] != [part.tolist() for part in recipe.split(SAMPLES, folds, seed=1)]
 
 
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
@@ -49,7 +49,7 @@ def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, 
     rows, seen = torch.arange(0, samples, 2), {"train": [], "val": []}
     everything, val, test = data.train_images, data.val_images, data.test_images
 
-    class Watched(irreducible.HeldOutClassifier):
+    class Watched(recipe.HeldOutClassifier):
         def training_step(self, batch, batch_idx):
             seen["train"] += batch[1].tolist()
             return super().training_step(batch, batch_idx)
@@ -58,8 +58,8 @@ def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, 
             seen["val"].append(batch[0].clone())
             super().validation_step(batch, batch_idx)
 
-    monkeypatch.setattr(irreducible, "HeldOutClassifier", Watched)
-    model = irreducible.held_out_losses(compose("trainer.max_epochs=1"), data, rows)
+    monkeypatch.setattr(recipe, "HeldOutClassifier", Watched)
+    model = recipe.held_out_losses(compose("trainer.max_epochs=1"), data, rows)
     rest = torch.arange(1, samples, 2)
     assert sorted(seen["train"]) == sorted(everything.labels[rest].tolist())
     assert torch.equal(torch.cat(seen["val"]), data.normalise(everything.images[rows]))
@@ -70,7 +70,7 @@ def test_a_model_trains_on_the_other_folds_and_never_sees_the_test_set(compose, 
 
 
 def test_the_losses_of_the_epoch_with_the_lowest_mean_are_kept():
-    model = irreducible.HeldOutClassifier(CifarResNet(width=4), None, 10)
+    model = recipe.HeldOutClassifier(CifarResNet(width=4), None, 10)
     model.log_dict = lambda *arguments, **settings: None
     for losses in ([3.0, 1.0], [0.5, 0.7], [0.1, 9.0]):
         model._seen = [(torch.tensor(losses), torch.tensor([True, False]))]
@@ -80,7 +80,7 @@ def test_the_losses_of_the_epoch_with_the_lowest_mean_are_kept():
 
 
 def test_every_sample_gets_a_loss_and_the_same_seed_gives_the_same(compose, data):
-    first, second = (irreducible.irreducible_losses(compose("folds=3", "trainer.max_epochs=1"), data) for _ in range(2))
+    first, second = (recipe.irreducible_losses(compose("folds=3", "trainer.max_epochs=1"), data) for _ in range(2))
     assert first.shape == (SAMPLES,) and first.dtype == torch.float32 and first.isfinite().all()
     assert torch.equal(first, second)
 
@@ -96,21 +96,21 @@ def test_every_sample_gets_a_loss_and_the_same_seed_gives_the_same(compose, data
 )
 def test_a_wrong_setting_is_named(compose, data, overrides, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        irreducible.irreducible_losses(compose(*overrides), data)
+        recipe.irreducible_losses(compose(*overrides), data)
 
 
 def test_a_file_that_could_not_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "folder" / "table.pt"
-    irreducible.save({"irreducible": torch.ones(3)}, path)
+    recipe.save({"irreducible": torch.ones(3)}, path)
     with pytest.raises(Exception, match="pickle"):
-        irreducible.save({"irreducible": lambda: None}, path)
+        recipe.save({"irreducible": lambda: None}, path)
     assert torch.load(path, weights_only=True)["irreducible"].tolist() == [1, 1, 1]
     assert os.listdir(path.parent) == ["table.pt"]
 
 
 def test_the_fingerprint_is_that_of_a_run(tmp_path, data):
     table = tmp_path / "irreducible.pt"
-    irreducible.save({"irreducible": torch.zeros(SAMPLES), "fingerprint": irreducible.fingerprint(data.train_images)}, table)
+    recipe.save({"irreducible": torch.zeros(SAMPLES), "fingerprint": recipe.fingerprint(data.train_images)}, table)
     selection = SampleSelection("rho_loss", irreducible=table, fraction=0.5)
     model = ImageClassifier(CifarResNet(width=4), lambda parameters: torch.optim.SGD(parameters, lr=0.1), 10)
     trainer(selection, max_epochs=2).fit(model, datamodule=data)
@@ -121,7 +121,7 @@ def test_the_fingerprint_is_that_of_a_run(tmp_path, data):
 def test_a_table_with_other_losses_is_another_setting(tmp_path):
     table, described = tmp_path / "irreducible.pt", []
     for value in (0.0, 0.0, 1.0):
-        irreducible.save({"irreducible": torch.full((5,), value)}, table)
+        recipe.save({"irreducible": torch.full((5,), value)}, table)
         described.append(describe_method(get_method("rho_loss", irreducible=table)))
     assert described[0] == described[1] != described[2]
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from climate_files import SIZE, data_of
 from helpers import fit, trainer
-from kakurenbo_recipes.deepcam import CLASS_FREQUENCIES, ClimateFiles, DeepCam, Synthetic
+from kakurenbo_recipes.climate_data import CLASS_FREQUENCIES, ClimateFiles, DeepCam
+from kakurenbo_recipes.deepcam import Synthetic
 from kakurenbo_recipes.segmentation import DeepLab, Segmenter
 from kakurenbo_recipes.train import config_dir
 from lightning.pytorch.callbacks import Callback

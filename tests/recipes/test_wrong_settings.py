@@ -8,8 +8,8 @@ import pytest
 import torch
 from hydra.errors import InstantiationException
 from kakurenbo_recipes.array_data import ArrayImages
+from kakurenbo_recipes.climate_data import DeepCam, GeneratedDeepCam
 from kakurenbo_recipes.data import Digits
-from kakurenbo_recipes.deepcam import DeepCam, GeneratedDeepCam
 from kakurenbo_recipes.models import CifarResNet, WideResNet, timm_network
 from kakurenbo_recipes.schedules import schedule
 from kakurenbo_recipes.segmentation import DeepLab, Segmenter

@@ -1,6 +1,6 @@
 """Small synthetic DeepCAM sets, for the tests of the data and of the task."""
 
-from kakurenbo_recipes.deepcam import DeepCam
+from kakurenbo_recipes.climate_data import DeepCam
 
 SIZE = {"height": 32, "width": 48}
 
