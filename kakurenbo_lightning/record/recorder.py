@@ -78,8 +78,7 @@ class RunRecorder(L.Callback):
         check(isinstance(to_loggers, bool), name, "to_loggers", to_loggers, "true or false", "Try false.")
         self.folder, self.metric = Path(cast("str | Path", folder)), metric  # checked above
         self.every_n_epochs, self.to_loggers = every_n_epochs, to_loggers
-        self.config, self.class_names = dict(config or {}), class_names
-        self._view = SelectionView(selection)
+        self.config, self.class_names, self._view = dict(config or {}), class_names, SelectionView(selection)
         self._writer = files.BackgroundWriter(self.folder)
         self._info: dict[str, Any] = {}  # the content of run.json
         self._training = False  # from the start of training to its end
