@@ -270,6 +270,8 @@ class RunRecorder(L.Callback):
         scores = self._rows.logged(name)
         totals, statistics = self.selection.totals, self.selection.statistics
         classes = self.class_names or getattr(self._view.dataset, "classes", None)
+        if self._rows.epoch is None or "totals" not in self._info:  # within an epoch they hold its plan, but not its training
+            self._info |= {"totals": totals.as_dict(), "seconds": totals.seconds}
         self._info |= {
             "seed": self._view.seed,
             "metric": name,
@@ -277,8 +279,6 @@ class RunRecorder(L.Callback):
             "num_samples": None if statistics is None else len(statistics),
             "class_names": [str(one) for one in classes] if isinstance(classes, list | tuple) else None,
             "epochs": len(self._rows),
-            "totals": totals.as_dict(),
-            "seconds": totals.seconds,
             "fit_seconds": self._fit_seconds + time.perf_counter() - self._clock,
             "fingerprint": self._view.fingerprint,
         }

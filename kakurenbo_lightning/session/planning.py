@@ -140,7 +140,7 @@ class Planner:
         seconds = watch.take()
         self.totals.select_seconds += seconds
         self.totals.samples_hidden += len(plan.hidden)
-        self.totals.samples_spared += self._spared(len(plan.hidden), data)
+        self.totals.samples_spared += self._spared(index, len(plan.hidden), data)
         self.totals.moved_back += int(plan.metrics.get("moved_back", 0))
         metrics = planned_metrics(plan, nonfinite, self._trainer.optimizers)
         metrics |= engine.diagnosed(epoch, plan, lambda rows, record: self._score(rows, record, index, data, outputs))
@@ -155,13 +155,21 @@ class Planner:
         """The batches of ``epoch`` were trained without this selection: the state in which it has none left, so that Lightning ends it."""
         return EpochState(epoch.index, phase=Phase.ENDED, plan=data.plan(self._method, epoch, None))
 
-    def _spared(self, hidden: int, data: FollowedLoader) -> int:
-        """How many of the ``hidden`` samples of an epoch would have been trained: not those behind ``limit_train_batches``."""
-        if self._trainer.limit_train_batches == 1.0 and isinstance(self._trainer.limit_train_batches, float):
-            return hidden
+    def _spared(self, index: int, hidden: int, data: FollowedLoader) -> int:
+        """How many samples fewer epoch ``index`` trains, which hides ``hidden``, than that of plain training.
+
+        Plain training has no scoring epochs, ``limit_train_batches`` cuts its epochs off too, and it comes to ``max_steps`` earlier.
+        """
+        trainer = self._trainer
+        if self._method.family != "hide":
+            return 0
         count, step = len(data.universe), data.sampler.batch_size * data.sampler.num_replicas
-        full, shortened = (min(n, self._adapter.limited(-(-n // step)) * step) for n in (count, count - hidden))
-        return full - shortened
+        full, own = (min(n, self._adapter.limited(-(-n // step)) * step) for n in (count, count - hidden))
+        if trainer.max_steps >= 0:
+            done = index * self._schedules.steps_per_epoch, trainer.global_step
+            left = (max(0, trainer.max_steps - steps) * trainer.accumulate_grad_batches * step for steps in done)
+            full, own = map(min, (full, own), left)
+        return (0 if index < self._restart.epochs else full) - own
 
     def _warn_idle(self, data: FollowedLoader) -> None:
         if not self._warned_idle and not self._trainer.fast_dev_run:

@@ -15,7 +15,8 @@ class Totals:
     Attributes:
         samples_trained: samples that went through a training step.
         samples_hidden: samples left out, summed over epochs.
-        samples_spared: of them, the ones that would have been trained: fewer where ``limit_train_batches`` cuts epochs off.
+        samples_spared: by how many samples plain training is longer: fewer than were hidden where ``limit_train_batches`` or ``max_steps``
+            cuts it off, and less than none while a static method scores.
         moved_back: candidates that stayed in training, summed over epochs.
         samples_refreshed: samples that went through a forward-only pass.
         samples_scored: samples that a backprop method scored before it chose.
@@ -108,10 +109,8 @@ class Totals:
     @property
     def ideal(self) -> float:
         """The share of time that could be saved at most: samples not trained, less what forward-only passes cost (:func:`time_factor`)."""
-        left_out = self.samples_spared + self.samples_rejected
-        if not self.samples_trained:
-            return 0.0
-        return 1 - self.samples_trained / (self.samples_trained + left_out) * time_factor(asdict(self))
+        plain = self.samples_trained + self.samples_spared + self.samples_rejected
+        return 1 - self.samples_trained / plain * time_factor(asdict(self)) if self.samples_trained and plain > 0 else 0.0
 
     @property
     def summary_of_saving(self) -> str:

@@ -53,6 +53,9 @@ def test_a_run_that_stops_says_why_and_its_files_are_whole(tmp_path, error, seen
     assert files.run["error"] == f"{type(error).__name__}: {error}"
     assert files.run["ended"] is not None
     assert files.epochs["epoch"].tolist() == files.epochs["train/late"].tolist() == [0, 1, 2]
+    for name in ("samples_trained", "samples_hidden", "samples_refreshed", "train_seconds"):  # of the epochs that are whole
+        assert files.run["totals"][name] == pytest.approx(files.epochs[name].sum()), name
+    assert files.run["seconds"] == pytest.approx(files.epochs["elapsed_seconds"].iloc[-1])
     assert files.samples.schema.metadata[b"epochs"] == b"2"
     assert {path.name for path in tmp_path.iterdir()} == FILES
 

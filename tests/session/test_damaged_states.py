@@ -77,7 +77,7 @@ def damages(value, place):
         yield float("nan")
     if isinstance(value, bool):
         yield 1
-    elif isinstance(value, int):
+    elif isinstance(value, int) and place[-1] != "samples_spared":  # a static method that scores trains more than plain training
         yield -5
     if isinstance(value, Tensor) and value.dim():
         yield value[:, None]

@@ -1,6 +1,7 @@
 """The loop stays true: an epoch has the length it is planned with, and trains what is planned, once."""
 
 import warnings
+from dataclasses import asdict
 from datetime import timedelta
 
 import lightning
@@ -24,6 +25,7 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from packaging import version
 
 from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.core.durations import time_factor
 
 EPOCHS = len(GROWING)
 
@@ -228,6 +230,27 @@ def test_only_what_would_have_been_trained_is_saved(limit, spared):
     totals = selection.totals
     assert (totals.samples_spared, totals.samples_hidden) == (spared, 128)
     assert (totals.saved_seconds > -totals.refresh_seconds - totals.select_seconds) == (spared > 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("random", {"max_epochs": -1, "max_steps": 20}),
+        ("random", {"max_epochs": 4, "max_steps": 14}),
+        ("random", {"max_epochs": 4, "max_steps": 29}),
+        ("random", {"max_epochs": 4, "max_steps": 5, "accumulate_grad_batches": 4}),
+        ("forget", {"max_epochs": 4}),
+    ],
+    ids=["steps alone", "cut", "only plain training is cut", "accumulation", "scoring epochs"],
+)
+def test_what_is_saved_is_the_way_to_the_end_of_plain_training(method, settings):
+    own = SampleSelection(method, max_fraction=0.5, **({"static_epochs": 1} if method == "forget" else {}))
+    plain = SampleSelection("baseline")
+    for selection in (own, plain):
+        watched_fit(selection=selection, **settings)
+    own, plain = own.totals, plain.totals
+    assert own.samples_hidden > 0 and own.samples_spared == plain.samples_trained - own.samples_trained
+    assert own.ideal == pytest.approx(1 - own.samples_trained / plain.samples_trained * time_factor(asdict(own)))
 
 
 @pytest.mark.parametrize("settings", [{"limit_train_batches": 0}, {"max_epochs": 0}, {"max_steps": 0}])
