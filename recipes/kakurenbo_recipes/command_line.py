@@ -1,17 +1,19 @@
 """What a program says of a wrong command line: one sentence and exit status 1, no traceback unless HYDRA_FULL_ERROR=1."""
 
+import linecache
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from typing import Any, cast
 from unittest import mock
 
 import hydra
 import hydra._internal.utils as hydra_utils
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
@@ -21,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kakurenbo_lightning.errors import DamagedCheckpointError
-from kakurenbo_recipes.config_check import GIVEN, KEYED, nearest
+from kakurenbo_recipes.config_check import GIVEN, KEYED, nearest, parameters
 from kakurenbo_recipes.settings import did_you_mean
 
 # errors of what was typed or of what it names; others are of the code, and their traceback says where
@@ -74,8 +76,7 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
         raise SystemExit(1) from None
     except Exception as error:
         print(of_sweep(failed), end="", file=sys.stderr)
-        ours = isinstance(error, OF_SETTINGS) or "MisconfigurationException" in {cls.__name__ for cls in type(error).__mro__}
-        ours = ours or re.search(NOT_LOGGED, str(error)) is not None
+        ours = is_of_settings(error) or re.search(NOT_LOGGED, str(error)) is not None
         if ours:
             said = Sentence(configs, config_name, program, sys.argv[1:]).of(error).strip()
             print(said if said.endswith((".", "?", "!")) else f"{said}.", file=sys.stderr)
@@ -93,11 +94,26 @@ def of_sweep(failed: list[JobReturn]) -> str:
     return f"run {hydra_config.hydra.job.num} ({' '.join(failed[0].overrides or ())}): "
 
 
+def is_of_settings(error: Exception) -> bool:
+    """Whether an error is of what was typed, or of what it names: also where Lightning or W&B raise it on purpose for a setting."""
+    if isinstance(error, OF_SETTINGS) or {cls.__name__ for cls in type(error).__mro__} & {
+        "MisconfigurationException",
+        "UsageError",
+    }:
+        return True
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    is_raised = linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+    package = frame.f_globals.get("__name__", "").partition(".")[0]
+    return isinstance(error, TypeError | RuntimeError) and is_raised and package in ("lightning", "pytorch_lightning")
+
+
 class Sentence:
     """Says what was wrong with the words of a command line."""
 
     def __init__(self, configs: str, config_name: str, program: str, words: list[str]) -> None:
-        self.configs, self.config_name, self.program, self.words = configs, config_name, program, words
+        self.configs, self.config_name, self.program = configs, config_name, program
+        typed = hydra_utils.get_args_parser().parse_args(words)
+        self.words, self.own_configs = typed.overrides, typed.config_dir
 
     def of(self, error: Exception) -> str:
         """The sentence of an error."""
@@ -125,8 +141,14 @@ class Sentence:
         ):
             if found := re.search(pattern, text):
                 return say(*found.groups())
+        if "Config group override must be a string or a list" in text:
+            return next(said for said in map(self.no_option, self.words) if said)
         if found := re.search(r"Error merging override (\S+?)=(.*)", text, re.DOTALL):
             return self.value(found[1].lstrip("+"), found[2], str(cause or ""))
+        if found := re.search(r"Interpolation key '([^']+)' not found", text):
+            typed = [word for word in self.words if re.search(rf"\$\{{\s*{re.escape(found[1])}\b", word)]
+            where = ", ".join(typed) or f"${{{found[1]}}} in a config file"
+            return f"{where} is not possible: {found[1]} is no setting. {self.program} --cfg job lists the settings."
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             return one_line(f"{text} {cause or ''}")
         return one_line(text) if " " in text else f"{type(error).__name__}: {text}"
@@ -154,6 +176,13 @@ class Sentence:
             known = GlobalHydra.instance().config_loader().get_group_options(group)
         return f"{group}={name!r} is not possible: it must be one of {', '.join(known)}. {did_you_mean(name, known)}"
 
+    def no_option(self, word: str) -> str:
+        """What is wrong with `GROUP=null`, or a number; nothing of other words."""
+        group, _, value = word.partition("=")
+        with self.composing():
+            is_group = group in GlobalHydra.instance().config_loader().list_groups("")
+        return self.option(group, value) if is_group and not re.match(r"\[|[A-Za-z_]+(?<!null)$", value) else ""
+
     def key(self, path: str) -> str:
         """A key that is no setting."""
         value = next((word.partition("=")[2] for word in self.words if word.partition("=")[0] == path), "")
@@ -175,8 +204,21 @@ class Sentence:
         if option in options and option not in (values.get(top) or {}):
             return f"{path}={value} is not possible: {top} has no {option} yet. Add {top}=[{option}]."
         near = nearest(path, value, names, values) or self.other_group(path, values)
+        if adds := self.added(path, value, inside, surely=near is not None):
+            return adds
         hint = f"Did you mean {near}? " if near else ""
         return f"{path}={value} is not possible: it is no setting. {hint}{self.program} --cfg job lists the settings, --help the groups."
+
+    def added(self, path: str, value: str, node: Any, surely: bool) -> str:
+        """What to write for a key that the target of a node takes, though the config does not have it; `surely`: not one that it may take."""
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        if target is None:
+            return ""
+        with suppress(ValueError):  # there is no such target
+            takes = parameters(path, target, node)
+            if path.rpartition(".")[2] in takes.types or (takes.open and not surely):
+                return f"{path}={value} is not possible: it is no setting yet. {takes.target} takes it: write +{path}={value}."
+        return ""
 
     def other_group(self, path: str, values: dict[str, Any]) -> str | None:
         """The path with the group that was probably meant."""
@@ -206,8 +248,13 @@ class Sentence:
 
     @contextmanager
     def composing(self) -> Iterator[None]:
-        """Lets Hydra compose again after its error."""
+        """Lets Hydra compose again after its error, with the options of `--config-dir` too."""
+        path = hydra_utils.create_config_search_path(self.configs)
+        if self.own_configs:
+            path.append("command-line", f"file://{os.path.abspath(self.own_configs)}")
         with hydra.initialize_config_dir(self.configs, version_base="1.3"):
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("app", path)
             yield
 
 

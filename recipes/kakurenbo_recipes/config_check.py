@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pkgutil import resolve_name
 from types import NoneType, UnionType
@@ -58,10 +58,18 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         "null, an int >= 1 or a share in (0, 1]",
         "Write null for all batches.",
     ),
-    "trainer.limit_val_batches": (
-        lambda value: value is None or (value >= 0 if isinstance(value, int) else 0 <= value <= 1),
-        "null, an int >= 0 or a share in [0, 1]",
-        "Write null for all batches.",
+    **dict.fromkeys(
+        ("trainer.limit_val_batches", "trainer.limit_test_batches"),
+        (
+            lambda value: value is None or (value >= 0 if isinstance(value, int) else 0 <= value <= 1),
+            "null, an int >= 0 or a share in [0, 1]",
+            "Write null for all batches.",
+        ),
+    ),
+    "trainer.val_check_interval": (
+        lambda value: not isinstance(value, int | float) or (value >= 1 if isinstance(value, int) else 0 < value <= 1),
+        "null, an int >= 1 of batches, a share in (0, 1] of an epoch, or a time",
+        "Write null for the end of an epoch.",
     ),
     "trainer.check_val_every_n_epoch": (lambda value: value is None or value >= 1, "null or an int >= 1", "Try 1."),
     "trainer.devices": (
@@ -118,8 +126,9 @@ def check_complete(cfg: DictConfig, names: Iterable[str]) -> None:
     for name in names:
         empty = OmegaConf.is_missing(cfg, name) or (isinstance(cfg.get(name), DictConfig) and "_target_" not in cfg[name])
         if name not in cfg or (empty and name not in MAY_BE_EMPTY):
+            none = f", or {name}=none" if name in MAY_BE_EMPTY else ""
             raise ValueError(
-                f"{name} is missing, and the program reads it. Leave ~{name} out, or write {name}=VALUE; --help lists them."
+                f"{name} is missing, and the program reads it. Leave ~{name} out, or write {name}=VALUE{none}; --help lists them."
             )
     for name in sorted(OmegaConf.missing_keys(cfg)):
         raise ValueError(f"{name} is missing, and has no default. Write {name}=VALUE.")
@@ -299,9 +308,20 @@ def fits(value: Any, kind: Any) -> bool | None:
         return number if kind is float else type(value) is kind
     if is_tensor(kind):
         return False
-    if isinstance(origin or kind, type) and issubclass(origin or kind, (list, tuple, Mapping)):
-        return isinstance(value, dict) if issubclass(origin or kind, Mapping) else isinstance(value, list)
+    if not isinstance(origin or kind, type) or issubclass(origin or kind, bytes):
+        return None
+    if issubclass(origin or kind, Mapping):
+        return isinstance(value, dict)
+    if issubclass(origin or kind, Sequence):
+        item, length = items_of(kind)
+        return isinstance(value, list) and length in (None, len(value)) and all(fits(each, item) is not False for each in value)
     return None
+
+
+def items_of(kind: Any) -> tuple[Any, int | None]:
+    """The type of the items of a list, Any where it is not the same for all, and how many there must be; None for any number."""
+    parts, is_fixed = get_args(kind), get_origin(kind) is tuple and ... not in get_args(kind)
+    return parts[0] if len({str(part) for part in parts if part is not ...}) == 1 else Any, len(parts) if is_fixed else None
 
 
 def is_tensor(kind: Any) -> bool:
@@ -314,9 +334,20 @@ def words(kind: Any) -> str:
     parts = [part for part in flat(kind) if not is_tensor(part)]
     literal = [yaml(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
     others = [part for part in parts if get_origin(part) is not Literal]
-    listed = {list: "a list", tuple: "a list", dict: "a mapping"}
-    named = [SCALARS.get(part) or listed.get(get_origin(part) or part, getattr(part, "__name__", str(part))) for part in others]
+    named = [SCALARS.get(part) or listed(part) or getattr(part, "__name__", str(part)) for part in others]
+    named.sort(key=lambda named: named.startswith("a list"))  # what its items are comes at the end
     return " or ".join(dict.fromkeys((["one of " + ", ".join(dict.fromkeys(literal))] if literal else []) + named))
+
+
+def listed(kind: Any) -> str:
+    """The words of a list or mapping, with those of its items; none for other types."""
+    made = get_origin(kind) or kind
+    if not isinstance(made, type) or not issubclass(made, (Sequence, Mapping)):
+        return ""
+    if issubclass(made, Mapping):
+        return "a mapping"
+    item, length = items_of(kind)
+    return "a list" + (f" of {length}" if length else "") + (f", each {words(item)}" if item is not Any else "")
 
 
 def flat(kind: Any) -> list[Any]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from kakurenbo_lightning.core.fingerprint import fingerprint
 from kakurenbo_recipes.data import ImageData
 from kakurenbo_recipes.data_tools import existing
 from kakurenbo_recipes.models import ImageClassifier
-from kakurenbo_recipes.settings import check_setting, is_count
+from kakurenbo_recipes.settings import check_setting, is_count, made_of
 
 
 class HeldOutClassifier(ImageClassifier):
@@ -70,9 +69,9 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
     # validates on the fold, not on the test set
     part.val_images = part.test_images = everything.part(rows)
 
-    network = instantiate(cfg.model, num_classes=data.num_classes)
-    model = HeldOutClassifier(network, instantiate(cfg.optimizer), data.num_classes)
-    trainer = instantiate(cfg.trainer)(logger=False)
+    network = made_of(cfg.model, num_classes=data.num_classes)
+    model = HeldOutClassifier(network, made_of(cfg.optimizer), data.num_classes)
+    trainer = made_of(cfg.trainer)(logger=False)
     one = trainer.world_size == 1
     check_setting("trainer.devices", trainer.world_size, one, "1: one process takes the losses", "Use trainer.devices=1.")
     limit = trainer.limit_val_batches  # 1.0 for all, 1 for one
@@ -114,7 +113,7 @@ def save(content: dict[str, object], path: Path) -> None:
 
 def write_table(cfg: DictConfig, path: Path) -> Tensor:
     """Train the models, write the table, and return the losses, float32 [N]."""
-    data = instantiate(cfg.data)
+    data = made_of(cfg.data)
     data.prepare_data()
     data.setup("fit")
     losses = irreducible_losses(cfg, data)

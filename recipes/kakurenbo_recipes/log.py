@@ -70,7 +70,10 @@ def metrics_version(method: str) -> str:
 
     Lightning deletes the metrics that it finds, so a resumed run writes beside them: METHOD/v2/metrics.csv.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir) / method
+    run = HydraConfig.get().runtime
+    if OmegaConf.is_missing(run, "output_dir"):  # `--cfg job --resolve` makes no folder
+        return ""
+    folder = Path(run.output_dir) / method
     if not (folder / "metrics.csv").is_file():
         return ""
     return next(name for name in map("v{}".format, itertools.count(2)) if not (folder / name).exists())

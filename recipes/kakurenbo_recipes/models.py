@@ -193,8 +193,8 @@ class Task(L.LightningModule):
         self.network, self.optimizer, self.schedule = network, optimizer, schedule
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of images [B, C, H, W]."""
-        return self.network(images)
+        """Return the logits of images, float32 [B, C, H, W], in the precision of the network (`trainer.precision=64-true`)."""
+        return self.network(images.to(self.dtype))
 
     def configure_optimizers(self) -> dict:
         """Return the optimizer and its schedule."""

@@ -16,10 +16,15 @@ def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) ->
         raise ValueError(f"{name}={value!r} is not possible: it must be {allowed}. {fix}")
 
 
+def made_of(node: DictConfig, **given: Any) -> Any:
+    """Make what a node of the config says; its lists and mappings are Python's, as Lightning and torch look for these."""
+    return instantiate(node, _convert_="all", **given)
+
+
 def made_method(method: DictConfig) -> Any:
     """Make the callback of the method; an error about one of its settings names the setting of the command line that it comes from."""
     try:
-        return instantiate(method)
+        return made_of(method)
     except InstantiationException as error:
         raw = OmegaConf.to_container(method, resolve=False)
         assert isinstance(raw, dict)

@@ -27,7 +27,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kakurenbo_lightning import __version__, available_methods
@@ -40,7 +40,7 @@ from kakurenbo_recipes.results import Result, comparison
 from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
-from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count, made_method
+from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count, made_method, made_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -100,16 +100,16 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     selection = made_method(cfg.method)
     num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
-    network = instantiate(cfg.model, num_classes=num_classes)
+    network = made_of(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
     callbacks = [selection, *recorder_for(cfg, selection), *made(cfg.callbacks)]
     if cfg.trainer.enable_checkpointing and not cfg.trainer.get("fast_dev_run"):  # Lightning would save the last of its one batch
-        callbacks.append(instantiate(cfg.checkpoint))
-    trainer = instantiate(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
-    optimizer = instantiate(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
+        callbacks.append(made_of(cfg.checkpoint))
+    trainer = made_of(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
+    optimizer = made_of(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     check_optimizer(optimizer)
-    model = instantiate(cfg.task)(network, optimizer, num_classes, instantiate(cfg.schedule))
+    model = made_of(cfg.task)(network, optimizer, num_classes, made_of(cfg.schedule))
 
     check_last(cfg)
     started = time.perf_counter()
@@ -154,7 +154,7 @@ def check_optimizer(optimizer: Callable[..., Any]) -> None:
 
 def made(group: DictConfig) -> list[Any]:
     """Make what lies side by side in a group; a null is left out."""
-    return [each for each in instantiate(group).values() if each is not None]
+    return [each for each in made_of(group).values() if each is not None]
 
 
 def check_last(cfg: DictConfig) -> None:
@@ -169,7 +169,7 @@ def check_last(cfg: DictConfig) -> None:
 
 def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
     """Return what writes the run's folder; nothing with `record=none`."""
-    recorder = instantiate(cfg.record)
+    recorder = made_of(cfg.record)
     if not recorder:
         return []
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
@@ -276,6 +276,8 @@ def refuse_unused(cfg: DictConfig) -> None:
         check_setting(key, value, not small_alone, "left out without debug=true", "Or add debug=true.")
         off = key.startswith("checkpoint.") and not cfg.trainer.enable_checkpointing
         check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
+    tests = not cfg.test or cfg.trainer.get("limit_test_batches") != 0
+    check_setting("test", cfg.test, tests, "false with trainer.limit_test_batches=0", "Or leave the limit out.")
 
 
 def run(cfg: DictConfig) -> list[Result]:
@@ -288,9 +290,9 @@ def run(cfg: DictConfig) -> list[Result]:
         cfg = small(cfg)
         check_config(cfg, names_of(TrainSchema))
     if cfg.compare is None:
-        return [fit(cfg, instantiate(cfg.data))]
+        return [fit(cfg, made_of(cfg.data))]
     check_compare(cfg)
-    datamodule = instantiate(cfg.data)
+    datamodule = made_of(cfg.data)
     return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
 
 

@@ -94,6 +94,16 @@ OTHERS = {
     "optimizer.momentum=2": "optimizer.momentum=2 is not possible: it must be a number in [0, 1)",
     "compare=[random] method=plb": "method='plb' is not possible: it must be left out, or one of compare=['random']",
     "data=parquet": "data.",
+    "trainer.devices=[0]": "`devices` selected with `CPUAccelerator` should be an int > 0.",
+    "trainer.val_check_interval=0": "trainer.val_check_interval=0 is not possible: it must be null, an int >= 1 of batches",
+    "trainer.limit_test_batches=0 test=true": "test=True is not possible: it must be false with trainer.limit_test_batches=0",
+    "trainer.overfit_batches=1": "it is no setting yet. lightning.Trainer takes it: write +trainer.overfit_batches=1.",
+    "logger=wandb logger.wandb.tags=[a,b]": "WandbLogger takes it: write +logger.wandb.tags=[a,b].",
+    "logger=[]": "or logger=none",
+    "logger=null": "logger='null' is not possible: it must be one of csv, many, none",
+    "data=3": "data='3' is not possible: it must be one of cifar10,",
+    "callbacks=early_stopping callbacks.early_stopping.monitor=": "Early stopping conditioned on metric `` which is not available",
+    "F=${nothing}": "F=${nothing} is not possible: nothing is no setting. kakurenbo-train --cfg job",
     "experiment=imagenet": "experiment='imagenet' is not possible: it must be one of cifar100_wrn28_10",
 }  # fmt: skip
 
@@ -121,6 +131,7 @@ QUICK = {
     *("F=abc", "seed=true", "optimizer.lr=nan", "compare=[baseline,baseline]", "trainer.accumulate_grad_batches=0", "~method"),
     *("trainer.limit_train_batches=0", "ckpt_path=folder", "method=rho_loss method.irreducible=text", "hydra.run.dir=text/run"),
     *("optimiser.lr=0.5", "method=[random,plb]", "compare=[random] method=plb"),
+    *("logger=null", "trainer.overfit_batches=1", "callbacks=early_stopping callbacks.early_stopping.monitor="),
 }
 
 
@@ -166,6 +177,14 @@ def test_a_sweep_says_which_run_has_failed(tmp_path, monkeypatch, capsys):
     assert (
         len(sentences) == 1 and sentences[0].startswith("run 0 (") and " F=1.5): kakurenbo: F=1.5 (max_fraction)" in sentences[0]
     )
+
+
+def test_options_of_a_folder_of_the_users_are_suggested(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "halved.yaml").write_text("defaults: [/kakurenbo/method@_here_: random]\n")
+    status, said = started("--config-dir own method=halvd", monkeypatch, capsys)
+    assert status == 1 and "Did you mean halved?" in said
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -125,6 +126,8 @@ TYPES = [
         "data.batch_size=abc",
         "data.batch_size='abc' is not possible: it must be an int. Leave it out for the default; --help shows it.",
     ),
+    ("schedule.milestones=1", "schedule.milestones=1 is not possible: it must be null or a list, each a number."),
+    ("schedule.milestones=[a]", "schedule.milestones=['a'] is not possible"),
     ("~seed", "seed is missing, and the program reads it. Leave ~seed out, or write seed=VALUE;"),
     ("~optimizer", "optimizer is missing"),
     ("~trainer.enable_checkpointing", "trainer.enable_checkpointing is missing, and the program reads it."),
@@ -163,6 +166,20 @@ def test_what_is_read_is_taken(base, words):
     check(base(*words))
 
 
+def test_an_experiment_of_the_users_may_have_helper_keys_but_no_typos(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    helped, typo = (tmp_path / "experiment" / f"{name}.yaml" for name in ("helped", "typo"))
+    helped.write_text("# @package _global_\nsize: 4\nmodel: {width: '${size}'}\n")
+    typo.write_text("# @package _global_\nsede: 4\n")
+    search = f"hydra.searchpath=[file://{tmp_path}]"
+    with composing("train", tmp_path) as compose_with:
+        cfg = compose_with(search, "experiment=helped")
+        check(cfg)
+        assert cfg.model.width == 4
+        with pytest.raises(ValueError, match=r"sede=4 is not possible: nothing reads it\. Did you mean seed\?"):
+            check(compose_with(search, "experiment=typo"))
+
+
 def test_settings_of_what_is_off_are_refused(compose):
     with pytest.raises(ValueError, match=r"small\.tau=0\.1 is not possible: it must be left out without debug=true"):
         run(compose("experiment=sb_svhn", "+small.tau=0.1"))
@@ -187,6 +204,13 @@ def test_a_typo_ends_the_program_before_it_trains(tmp_path):
         ("abc", int | None, False),
         (None, int | None, True),
         ([1], list[int] | str, True),
+        ([1, "a"], Sequence[int], False),
+        (1, Sequence[float] | None, False),
+        ([0.9], tuple[float, float], False),
+        ([0.9, 1], tuple[float | torch.Tensor, float | torch.Tensor], True),
+        ([1, "a"], tuple[int, str], True),
+        ([1, 2, 3], tuple[int, ...], True),
+        ("abc", bytes, None),
         ({}, dict[str, int], True),
         (3, type, None),
         ("00:10", torch.device | int, None),

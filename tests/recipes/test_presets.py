@@ -41,6 +41,16 @@ def test_a_fast_run_trains_one_batch(compose, tmp_path):
     assert result.totals["samples_trained"] == 8 and not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize(
+    "precision", ["64-true", *(pytest.param(name, marks=pytest.mark.slow) for name in ("64", "16-true", "bf16-true", "16-mixed"))]
+)
+def test_any_precision_trains_and_mappings_are_pythons(compose, precision):
+    timer = ["+callbacks.timer._target_=lightning.pytorch.callbacks.Timer", "+callbacks.timer.duration={hours:1}"]
+    words = ["trainer.max_time={hours:1}", "optimizer=adamw", *timer, "trainer.max_epochs=1"]
+    (result,) = run(compose(*TINY, "method=baseline", f"trainer.precision={precision}", *words))
+    assert result.totals["samples_trained"] == 96
+
+
 # ---- debug
 
 
@@ -171,6 +181,13 @@ def test_a_second_run_leaves_the_first_one_as_it_is(tmp_path):
 
 
 # ---- help
+
+
+def test_the_resolved_settings_are_shown_without_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["kakurenbo-train", "--cfg", "job", "--resolve"])
+    train.main()
+    assert OmegaConf.create(capsys.readouterr().out).logger.csv.version == "" and not list(tmp_path.iterdir())
 
 
 def test_the_version_is_ours(monkeypatch, capsys):
