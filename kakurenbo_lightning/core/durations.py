@@ -76,6 +76,15 @@ def _seconds(number: int) -> float:
     return SHORTEST * math.exp(number * BIN)
 
 
+def moment(cuda: bool) -> Any:
+    """Now: seconds of the clock, or with ``cuda`` an event on the device's stream."""
+    if not cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 class StepTimes:
     """Durations of a training's steps, of the waits for their batches, and of scoring passes per sample.
 
@@ -98,17 +107,17 @@ class StepTimes:
 
     def wait(self) -> None:
         """The next batch is asked for."""
-        self._waiting = self._now()
+        self._waiting = moment(self._cuda)
 
     def begin(self) -> None:
         """It is there: its step begins."""
-        self._begun = self._now()
+        self._begun = moment(self._cuda)
 
     def end(self, kind: str) -> None:
         """The step is done; ``kind`` says what it did, as steps that only score take another time than those that train."""
         if self._begun is not None and self._waiting is not None:
             self._add(self._waits, self._waiting, self._begun)
-            self._add(self._steps.setdefault(kind, Durations()), self._begun, self._now())
+            self._add(self._steps.setdefault(kind, Durations()), self._begun, moment(self._cuda))
         self.drop()
 
     def drop(self) -> None:
@@ -118,13 +127,6 @@ class StepTimes:
     def scored(self, seconds: float, samples: int) -> None:
         """A scoring pass over so many samples is over."""
         self._passes.add(seconds / samples, samples)
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
     def _add(self, durations: Durations, begun: Any, ended: Any) -> None:
         if not self._cuda:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from kakurenbo_lightning.core.durations import moment
+
 
 class PhaseTimer:
     """Seconds of named phases, on the CPU by the clock, on a GPU by events on its stream: nothing waits for the device before
@@ -30,7 +32,7 @@ class PhaseTimer:
     def start(self, phase: str) -> None:
         """Begin a phase; one that had begun begins again and loses its first part."""
         if self._enabled:
-            self._begun[phase] = self._now()
+            self._begun[phase] = moment(self._cuda)
 
     def stop(self, phase: str) -> None:
         """End a phase; nothing happens when it had not begun."""
@@ -38,9 +40,9 @@ class PhaseTimer:
         if begun is None:
             return
         if self._cuda:
-            self._events.append((phase, begun, self._now()))
+            self._events.append((phase, begun, moment(self._cuda)))
         else:
-            self._seconds[phase] += self._now() - begun
+            self._seconds[phase] += moment(self._cuda) - begun
 
     def drop(self, phase: str) -> None:
         """Forget a phase that has begun, as if :meth:`start` had not been called."""
@@ -65,13 +67,6 @@ class PhaseTimer:
         self._events, self._seconds = [], defaultdict(float)
         self._begun.clear()
         return seconds
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 class Stopwatch:

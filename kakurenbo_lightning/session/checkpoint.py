@@ -126,30 +126,13 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         except (KeyError, TypeError, AttributeError) as error:
             raise StateError(f"{error} is missing in a state of version 1, or is not what it must be") from None
     check_state(state)
-    epoch = EpochState(
-        epoch=state["epoch"],
-        step=state["step"],
-        phase=_phase_of(state),
-        plan=_plan_of(state["plan"], state["num_samples"]),
-        done=tuple(state["done"]),
-        metrics=dict(state["metrics"]),
-        ended_metrics=dict(state["ended_metrics"]),
-    )
-    layout = Layout(
-        state["batch_size"],
-        state["world_size"],
-        drop_last=state["drop_last"],
-        shuffle=state["shuffle"],
-        seed=state["seed"],
-        epoch=epoch.epoch,
-        done=epoch.done,
-    )
+    epoch = _epoch_of(state)
     return SessionState(
         method={"method": state["method"], "settings": dict(state["settings"])},
         fingerprint=state["fingerprint"],
         seed=state["seed"],
         epoch=epoch,
-        layout=layout,
+        layout=_layout_of(state, epoch),
         full_batches=state["full_batches"],
         schedules=dict(state["schedules"]),
         statistics=dict(state["statistics"]),
@@ -160,6 +143,30 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         engines=state["engines"],
         shared=state["shared"],
         pending=list(state.get("pending", [])),
+    )
+
+
+def _epoch_of(state: Mapping[str, Any]) -> EpochState:
+    return EpochState(
+        epoch=state["epoch"],
+        step=state["step"],
+        phase=_phase_of(state),
+        plan=_plan_of(state["plan"], state["num_samples"]),
+        done=tuple(state["done"]),
+        metrics=dict(state["metrics"]),
+        ended_metrics=dict(state["ended_metrics"]),
+    )
+
+
+def _layout_of(state: Mapping[str, Any], epoch: EpochState) -> Layout:
+    return Layout(
+        state["batch_size"],
+        state["world_size"],
+        drop_last=state["drop_last"],
+        shuffle=state["shuffle"],
+        seed=state["seed"],
+        epoch=epoch.epoch,
+        done=epoch.done,
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from helpers import trainer
 from image_files import encoded, random_images, write_parquet
 from kakurenbo_recipes import parquet_data
-from kakurenbo_recipes.parquet_data import CIFAR10, ParquetImages, ParquetLargeImages, ParquetPart, in_memory, part_files
+from kakurenbo_recipes.parquet_data import CIFAR10, ParquetImages, ParquetLargeImages, in_memory
+from kakurenbo_recipes.parquet_part import ParquetPart, part_files
 from PIL import Image
 from recipe_runs import set_up
 
