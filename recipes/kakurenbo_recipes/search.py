@@ -95,10 +95,27 @@ def open_study(folder: Path, fixed: dict[str, str]) -> optuna.Study:
     return study
 
 
+def asked(study: optuna.Study, space: dict[str, BaseDistribution], seed: int) -> optuna.Trial:
+    """Return a new trial, whose values are drawn by its number: a search that goes on, or another process, draws others."""
+    trial = study.ask()
+    study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number, constant_liar=True)
+    for name, values in space.items():
+        if isinstance(values, CategoricalDistribution):
+            trial.suggest_categorical(name, values.choices)
+        elif isinstance(values, IntDistribution):
+            trial.suggest_int(name, values.low, values.high, step=values.step, log=values.log)
+        elif isinstance(values, FloatDistribution):
+            trial.suggest_float(name, values.low, values.high, step=values.step, log=values.log)
+    return trial
+
+
 def score_of(trial: optuna.Trial, fixed: dict[str, str], folder: Path) -> float | None:
-    """Train with the settings of a trial and return its score; None when the training failed or was not validated."""
+    """Train with the settings of a trial and return its score; None when the training failed or was not validated.
+
+    One method is trained, though an experiment may compare several.
+    """
     folder = (folder / str(trial.number)).resolve()
-    settings = [*fixed.values(), *(f"{name}={value}" for name, value in trial.params.items())]
+    settings = ["compare=null", *fixed.values(), *(f"{name}={value}" for name, value in trial.params.items())]
     done = subprocess.run([sys.executable, "-m", "kakurenbo_recipes.train", *settings, f"hydra.run.dir='{folder}'"])
     return None if done.returncode else json.loads((folder / "results.json").read_text())[0]["score"]
 
@@ -111,9 +128,7 @@ def search(study: optuna.Study, space: dict[str, BaseDistribution], fixed: dict[
     """
     failed = 0
     while sum(trial.state.is_finished() for trial in study.trials) < settings.trials:
-        # seeded by the number of the trial: a search that goes on, or another process, draws other values
-        study.sampler = optuna.samplers.TPESampler(seed=settings.seed + len(study.trials), constant_liar=True)
-        trial = study.ask(space)
+        trial = asked(study, space, settings.seed)
         score = score_of(trial, fixed, settings.folder)
         study.tell(trial, score, state=optuna.trial.TrialState.FAIL if score is None else None)
         failed += score is None
@@ -154,6 +169,14 @@ def main(arguments: list[str] | None = None) -> None:
     settings = options.parse_intermixed_args(arguments)
     try:
         space, fixed = search_space([HELD_OUT, *settings.settings])
+        hint = "Search with each method by itself: method=kakurenbo."
+        check_setting(
+            "search",
+            fixed.get("compare"),
+            fixed.get("compare", "compare=null") == "compare=null",
+            "for the score of one method",
+            hint,
+        )
         check_setting("--trials", settings.trials, settings.trials > 0, "at least 1", "Try 20.")
         study = open_study(settings.folder, fixed)
     except (ValueError, HydraException) as error:

@@ -244,15 +244,20 @@ def overrides_of_run() -> list[Override]:
 
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
     """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
-    if name == cfg.method.method:
+    if name == HydraConfig.get().runtime.choices["method"]:  # an option of the user's may be called otherwise than its method
         return cfg
     kept = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+~").startswith(("method=", "method."))]
-    composed = hydra.compose(HydraConfig.get().job.config_name, [*kept, f"method={name}"])
+    composed = hydra.compose(HydraConfig.get().job.config_name, [*search_path(), *kept, f"method={name}"])
     changed = cfg.copy()
     changed.method = composed.method
     if cfg.debug and "method" in (composed.small or {}):
         changed.method = OmegaConf.merge(changed.method, composed.small.method)
     return changed
+
+
+def search_path() -> list[str]:
+    """Return what the command line says of folders of configs, which Hydra does not keep for what is composed later."""
+    return [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")]
 
 
 def warn_of_unused(cfg: DictConfig) -> None:
@@ -292,8 +297,12 @@ def run(cfg: DictConfig) -> list[Result]:
     if cfg.compare is None:
         return [fit(cfg, made_of(cfg.data))]
     check_compare(cfg)
+    compared = {name: with_method(cfg, name) for name in cfg.compare}
+    methods = [changed.method.method for changed in compared.values()]
+    hint = f"They are options of {', '.join(dict.fromkeys(methods))}, which names the folder. Try -m method={','.join(compared)}."
+    check_setting("compare", list(compared), len(set(methods)) == len(methods), "a list of different methods", hint)
     datamodule = made_of(cfg.data)
-    return [fit(with_method(cfg, name), datamodule) for name in cfg.compare]
+    return [fit(changed, datamodule) for changed in compared.values()]
 
 
 def check_compare(cfg: DictConfig) -> None:
@@ -304,7 +313,8 @@ def check_compare(cfg: DictConfig) -> None:
     names = list(cfg.compare)
     for name in names:
         hint = did_you_mean(name, known, "Write compare=[baseline,kakurenbo].")
-        check_setting("compare", names, name in known, f"a list of methods out of {', '.join(known)}", hint)
+        is_option = name in known or bool(search_path())  # there Hydra alone can tell
+        check_setting("compare", names, is_option, f"a list of methods out of {', '.join(known)}", hint)
     hint = "Other seeds of a method: -m seed=0,1."
     check_setting("compare", names, len(set(names)) == len(names), "a list that names each method once", hint)
     chosen = str(cfg.method.method)

@@ -133,6 +133,31 @@ def test_several_processes_search_together(searching, tmp_path, monkeypatch):
     assert len(others) == 4 and len(trials()) == 6 and len({trial.params["x"] for trial in trials()}) == 6 and len(mine) < 6
 
 
+def test_processes_that_ask_at_the_same_moment_draw_different_values(searching, monkeypatch):
+    seeds, sampler = [], optuna.samplers.TPESampler
+
+    def between(seed=None, **settings):
+        """Another process asks for a trial while this one is about to."""
+        if seed is not None:  # not that of a study that is opened
+            if not seeds:
+                search.open_study(Path("search"), {"data.held_out": search.HELD_OUT}).ask()
+            seeds.append(seed)
+        return sampler(seed=seed, **settings)
+
+    monkeypatch.setattr(optuna.samplers, "TPESampler", between)
+    searching("x=interval(0,1)", "--trials=3")
+    assert seeds == [trial.number for trial in trials() if trial.state.is_finished()]
+
+
+def test_a_search_is_by_the_score_of_one_method(searching, capsys):
+    assert [settings["compare"] for settings in searching("x=interval(0,1)", "--trials=1")] == ["null"]
+    with pytest.raises(SystemExit):
+        searching("x=interval(0,1)", "compare=[baseline,random]")
+    assert (
+        "search='compare=[baseline,random]' is not possible: it must be for the score of one method." in capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("score", [lambda settings: 1 / 0, lambda settings: None], ids=["error", "no score"])
 def test_a_failed_run_stops_the_search_unless_some_may_fail(searching, score, capsys):
     with pytest.raises(SystemExit, match=r"run 0 .*trainer\.limit_val_batches"):

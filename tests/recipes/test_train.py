@@ -17,7 +17,7 @@ from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, l
 from kakurenbo_recipes.schema import TrainSchema, names_of
 from kakurenbo_recipes.train import config_dir, fit, made, run, with_method
 from omegaconf import OmegaConf
-from recipe_runs import TINY, kakurenbo_train
+from recipe_runs import TINY, composing, kakurenbo_train
 from torch.nn import functional as F
 
 import kakurenbo_lightning
@@ -159,6 +159,18 @@ def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(comp
     assert with_method(cfg, "kakurenbo").method.drop_top == 0.02
     assert OmegaConf.to_container(with_method(cfg, "random").method, resolve=True)["max_fraction"] == 0.2
     assert cfg.method.method == "kakurenbo"
+
+
+def test_options_of_one_method_are_not_compared_in_one_folder(tmp_path):
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "halved.yaml").write_text("defaults: [/kakurenbo/method@_here_: random, _self_]\nmax_fraction: 0.5\n")
+    with composing("train", tmp_path, f"hydra.searchpath=[file://{tmp_path}]", *TINY) as compose_with:
+        cfg = compose_with("method=halved", "compare=[random,halved]")
+        assert [with_method(cfg, name).method.max_fraction for name in ("random", "halved")] == [0.3, 0.5]
+        with pytest.raises(
+            ValueError, match=r"They are options of random, which names the folder\. Try -m method=random,halved\."
+        ):
+            run(cfg)
 
 
 @pytest.mark.parametrize(
