@@ -7,7 +7,7 @@ import torch
 from histories import MAX_EPOCHS, made, recorded
 
 from kakurenbo_lightning import Epoch, SampleStatistics, get_method
-from kakurenbo_lightning.methods.hide.seta import kmeans_bounds
+from kakurenbo_lightning.methods.hide.seta import kmeans_bounds, parted
 from kakurenbo_lightning.signals.criteria import class_values
 
 RIGHT = [[0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1], [1, 0, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]]
@@ -185,9 +185,10 @@ def test_seta_takes_all_groups_from_floor_of_delta_max_epochs_on():
 
 
 WIDTHS = [(10, 0.5, 5), (10, 1.0, 10), (10, 0.01, 1), (10, 0.26, 3), (10, 0.24, 2), (1, 0.5, 1)]
+HALVES = [(5, 0.9, 4), (5, 0.5, 2), (5, 0.3, 2), (7, 0.5, 4), (10, 0.25, 2), (10, 0.35, 4)]  # to even, as Python's round does
 
 
-@pytest.mark.parametrize(("groups", "window", "width"), WIDTHS)
+@pytest.mark.parametrize(("groups", "window", "width"), WIDTHS + HALVES)
 def test_seta_trains_as_many_groups_as_the_window_is_wide(groups, window, width):
     history = made([(float(i % groups), 0.9, True) for i in range(3 * groups)])
     (indices,) = windows(history, [groups - width + 1], groups=groups, window=window)
@@ -199,6 +200,60 @@ def test_seta_draws_the_part_that_the_window_slides_over():
     method = get_method("seta", prune_ratio=0.29, groups=4, window=1.0)
     statistics = recorded(history, method)
     assert {len(method.plan(statistics, Epoch(epoch, MAX_EPOCHS)).indices) for epoch in range(MAX_EPOCHS)} == {71}
+
+
+@pytest.mark.parametrize(("ratio", "count", "size"), [(0.1, 5000, 4500), (0.1, 11, 9), (0.29, 10, 7), (0.5, 3, 1), (0.9, 5, 1)])
+def test_seta_draws_int_of_1_minus_r_of_the_samples_and_at_least_one(ratio, count, size):
+    method = get_method("seta", prune_ratio=ratio)
+    plan = method.plan(recorded(made([(float(i), 0.9, True) for i in range(count)]), method), Epoch(0, MAX_EPOCHS))
+    assert len(plan.indices) == size
+
+
+def test_seta_of_the_authors_cifar_setting_alternates_between_nearly_everything_and_a_fifth():
+    """r = .1, 5 groups, window .9 of 5,000: 4,500 in one epoch and about 970 in the next.
+
+    Losses are lognormal with a sigma of 1.4, of which their code takes 4,489 and 973 on average of 8 seeds.
+    """
+    method = get_method("seta", prune_ratio=0.1, groups=5, window=0.9)
+    losses = np.random.default_rng(0).lognormal(0, 1.4, 5000)
+    statistics = recorded(made([(loss, 0.9, True) for loss in losses]), method)
+    sizes = np.array([[len(method.plan(statistics, Epoch(epoch, 200, seed)).indices) for epoch in range(7)] for seed in range(8)])
+    assert set(sizes[:, 0]) == {4500}
+    assert 4470 < sizes[:, 2::2].mean() < 4500 and 900 < sizes[:, 1::2].mean() < 1040
+
+
+def test_seta_parts_equal_losses_by_the_order_they_were_drawn_in():
+    """Ten in four groups are 3, 3, 3 and 1, nine in six are five groups, as the authors' code has it; the window trains some, not all."""
+    for count, groups, sizes in ((10, 4, [3, 3, 3, 1]), (9, 6, [2, 2, 2, 2, 1])):
+        key, bounds = parted(np.full(count, 0.5, dtype=np.float32), groups)
+        assert bounds.searchsorted(key).tolist() == [g for g, size in enumerate(sizes) for _ in range(size)]
+    history = made([(0.5, 0.9, True)] * 100)
+    assert [len(indices) for indices in windows(history, range(1, 8), groups=10)] == [50] * 7
+
+
+def test_seta_scores_what_was_not_seen_as_3():
+    history = made([(None, 0, False)] * 4 + [(loss, 0.9, True) for loss in (0.1, 0.1, 9.0, 9.0)])
+    assert windows(history, [3, 1, 2], groups=3, window=0.3) == [[4, 5], [0, 1, 2, 3], [6, 7]]
+
+
+# sizes of the groups, from easy to hard, that the authors' code makes (scikit-learn 1.9.1)
+PUBLISHED = [
+    (lambda stream: stream.lognormal(0, 1, 1000), 10, [299, 271, 178, 102, 52, 45, 23, 15, 12, 3]),
+    (lambda stream: stream.lognormal(0, 2, 3000), 5, [2987, 9, 2, 1, 1]),
+    (lambda stream: stream.uniform(0, 5, 500), 7, [68, 68, 68, 72, 78, 69, 77]),
+    (
+        lambda stream: np.where(np.arange(2000) < 200, 3.0, stream.exponential(1, 2000)),
+        10,
+        [439, 402, 325, 249, 147, 116, 251, 44, 22, 5],
+    ),
+]
+
+
+@pytest.mark.parametrize("number", range(len(PUBLISHED)))
+def test_seta_makes_the_groups_of_the_authors_code(number):
+    values, groups, sizes = PUBLISHED[number]
+    key, bounds = parted(values(np.random.RandomState(number)).astype(np.float32), groups)
+    assert np.bincount(bounds.searchsorted(key)).tolist() == sizes
 
 
 def test_kmeans_parts_values_at_the_gaps():

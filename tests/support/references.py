@@ -8,7 +8,7 @@ generator says which permutation was drawn; who is eligible, how many are drawn 
 import math
 from decimal import Decimal
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -149,34 +149,54 @@ def el2n(method, samples, epoch):
 def seta(method, samples, epoch):
     """Draw, group by k-means, train the groups in the window."""
     total = len(samples)
-    drawn = some(range(total), total - share(method.prune_ratio, total), epoch.generator())
+    drawn = some(range(total), max(1, share(1 - Decimal(str(method.prune_ratio)), total)), epoch.generator())
     trained = set(drawn)
     if epoch.index > 0 and (method.delta == 1 or epoch.index < share(method.delta, epoch.max_epochs)):
-        loss = {i: loss_of(samples[i]) for i in drawn}
+        loss = {i: loss_of(samples[i]) if samples[i] else 3.0 for i in drawn}
         group = grouped({i: loss[i] for i in drawn if math.isfinite(loss[i])}, method.groups)
-        width = max(1, math.floor(Decimal(str(method.window)) * method.groups + Decimal("0.5")))
-        first = epoch.index % (method.groups - width + 1)
+        count = 1 + max(group.values(), default=0)
+        width = max(1, round(count * method.window))
+        first = epoch.index % (count - width + 1)
         trained = {i for i in drawn if i not in group or first <= group[i] < first + width} or set(drawn)
     return Expected(set(range(total)) - trained)
 
 
 def grouped(values, groups):
-    """Group of each of ``values`` (a dict) by Lloyd's k-means, begun at the quantiles (g + 1/2) / groups, in exact arithmetic."""
-    if not values:
-        return {}
+    """Group of each of ``values`` (a dict, in the order drawn): pieces of equal values, else Lloyd's k-means in exact arithmetic."""
+    different = set(values.values())
+    if len(different) < 2:
+        length = math.ceil(len(values) / groups)
+        return {i: place // length for place, i in enumerate(values)}
     values = {i: Fraction(v) for i, v in values.items()}
-    ordered = sorted(values.values())
-    centres = [ordered[math.floor(Fraction(2 * g + 1, 2 * groups) * len(ordered))] for g in range(groups)]
-    group = None
-    for _ in range(100):
+    groups = min(groups, len(different))
+    centres, group = sorted(kmeans_start(list(values.values()), groups)), None
+    mean = sum(values.values()) / len(values)
+    tolerance = sum((v - mean) ** 2 for v in values.values()) / len(values) / 10_000
+    for _ in range(300):
         before, group = group, {i: nearest(v, centres) for i, v in values.items()}
         if group == before:
             break
+        left = list(centres)
         for g in range(groups):
             members = [values[i] for i in values if group[i] == g]
             if members:
                 centres[g] = sum(members) / len(members)
-    return group
+        if sum((a - b) ** 2 for a, b in zip(centres, left, strict=True)) <= tolerance:
+            break
+    return {i: nearest(v, centres) for i, v in values.items()}
+
+
+def kmeans_start(values, groups):
+    """k-means++: of a few values, drawn in proportion to their squared distance from the nearest centre, the best one."""
+    stream = np.random.RandomState(0)
+    centres = [values[int(stream.random_sample() * len(values))]]
+    while len(centres) < groups:
+        distance = [min((v - c) ** 2 for c in centres) for v in values]
+        sums = list(accumulate(distance))
+        drawn = [Fraction(u) * sums[-1] for u in stream.random_sample(2 + int(math.log(groups)))]
+        candidates = [values[next(place for place, s in enumerate(sums) if s >= d)] for d in drawn]
+        centres.append(min(candidates, key=lambda c: sum(min(d, (v - c) ** 2) for v, d in zip(values, distance, strict=True))))
+    return centres
 
 
 def nearest(value, centres):
