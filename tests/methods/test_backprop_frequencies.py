@@ -12,6 +12,7 @@ import torch
 from kakurenbo_lightning.methods.backprop.katharopoulos import Katharopoulos
 from kakurenbo_lightning.methods.backprop.sb_fixed import FixedRate
 from kakurenbo_lightning.methods.backprop.selective_backprop import SelectiveBackprop
+from kakurenbo_lightning.signals.criteria import class_values
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0, 3.0, 6.0])
@@ -40,6 +41,19 @@ def test_a_floor_lifts_the_rate_of_the_easy_ones():
         times[picked.rows[: int(picked.count)]] += 1
     expected = 1500 * ((losses / 20) ** 2).clamp(min=0.3)
     assert (times - expected).abs().max() < 6 * (1500 / 4) ** 0.5
+
+
+@pytest.mark.parametrize(("beta", "share"), [(1, 0.909), (2, 0.876), (3, 0.857)])
+def test_the_squared_distance_trains_nearly_everything_of_random_logits(beta, share):
+    """Ten classes, logits of twice the standard normal distribution; the distance is not halved, and counts as 1 beyond that."""
+    stream = np.random.RandomState(1)
+    logits, target = torch.from_numpy(2 * stream.randn(8192, 10)), torch.from_numpy(stream.randint(0, 10, 8192))
+    error = logits.softmax(1).numpy() - np.eye(10)[target]
+    assert (np.minimum(1, (error**2).sum(1)) ** beta).mean() == pytest.approx(share, abs=5e-4), "the check itself"
+    values = {"loss": torch.ones(8192), **class_values(logits, target, reads=("el2n",))}
+    method = SelectiveBackprop(score="l2", beta=beta)
+    counts = [int(method.select(values, torch.arange(8192), {}, tester.generator(seed)).count) for seed in range(40)]
+    assert np.mean(counts) / 8192 == pytest.approx(share, abs=5e-4 + 6 * (share * (1 - share) / 40 / 8192) ** 0.5)
 
 
 def exact_inclusion(weights, count):

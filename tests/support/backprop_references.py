@@ -61,7 +61,7 @@ def selective_backprop(method, values, indices, memory, generator):
     if method.score == "random":
         shares = uniform(len(losses), generator)
     elif method.score == "l2":
-        shares = [norm * norm / 2 for norm in values["el2n"]]
+        shares = [min(1.0, norm * norm) if norm == norm else norm for norm in values["el2n"]]
     else:
         shares = [percentile(loss, memory["history"]) for loss in losses]
     odds = [

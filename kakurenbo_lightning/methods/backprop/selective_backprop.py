@@ -52,7 +52,7 @@ class SelectiveBackprop(BackpropMethod):
         "loss",
         choice("loss", "random", "topk", "l2"),
         "the method, or a control: `'random'` draws percentiles, `'topk'` takes the floor(B / (`beta` + 1)) highest losses of the batch, "
-        "`'l2'` has half the squared distance between one-hot target and softmax in the percentile's place",
+        "`'l2'` has the squared distance between one-hot target and softmax, at most 1, in the percentile's place",
         fix="'loss' is the method, the others are controls.",
     )
 
@@ -91,7 +91,7 @@ class SelectiveBackprop(BackpropMethod):
     def _share(self, values: Mapping[str, Tensor], losses: Tensor, memory: Memory, generator: torch.Generator) -> Tensor:
         if self.score == "random":
             return uniform(len(losses), generator, losses.device)
-        return values["el2n"].float().square() / 2 if self.score == "l2" else percentile(losses, memory["history"])
+        return values["el2n"].float().square().clamp(max=1) if self.score == "l2" else percentile(losses, memory["history"])
 
 
 @register_method("stale_sb")
