@@ -15,6 +15,7 @@ from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.topk import mask_of
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
@@ -79,7 +80,10 @@ class Planner:
         if statistics.repeats:
             self.merge(statistics, position)
         epoch = self.epoch(index, data.sampler.seed, data.sampler.batch_size)
-        rows = data.rows_to_score(self._method, epoch, None if before.phase is Phase.IDLE else before.plan)
+        plan = None if before.phase is Phase.IDLE else before.plan
+        rows = data.rows_to_score(self._method, epoch, plan)
+        if plan is not None and not statistics.repeats and not mask_of(plan.hidden, len(statistics))[rows].all():
+            self.merge(statistics, position)  # some were trained too, perhaps by another rank than will score them
         record = partial(self._method.record, statistics, epoch=replace(epoch, index=last))  # as the epoch before measured them
         self._score(rows, record, last, data, outputs)
         return rows

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from fits import Points, copy_of
 
 
-def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
+def replay(ranks, net, count, accumulate=1, refresh=True, restart=None, score_all=None):
     """Train ``net`` on what the ranks trained, each step's batches joined, without Lightning and without our library.
 
     Args:
@@ -15,6 +15,7 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
         accumulate: batches per optimizer step, whose gradient is the mean over all their samples.
         refresh: the method looks at hidden samples after the epoch.
         restart: the epoch that begins with the initial weights and a new optimizer, if any.
+        score_all: the epoch after which all samples are scored, if any.
 
     Returns:
         For each epoch the statistics and the weights before it, and the weights at the end.
@@ -52,7 +53,8 @@ def replay(ranks, net, count, accumulate=1, refresh=True, restart=None):
             losses.mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-        if refresh and len(record["hidden"]):
+        scored = torch.arange(count) if epoch == score_all else record["hidden"] if refresh else []
+        if len(scored):
             with torch.no_grad():
-                score(record["hidden"])
+                score(scored)
     return before, copy_of(net.state_dict())

@@ -18,6 +18,7 @@ FITS = [
     "forget",
     "forget_online",
     "el2n",
+    "el2n_score_pass",
     "seta",
     "balanced",
     "uneven",
@@ -45,6 +46,7 @@ REPLAYED = {
     "forget": {"refresh": False, "restart": 2},
     "forget_online": {},
     "el2n": {"refresh": False, "restart": 2},
+    "el2n_score_pass": {"refresh": False, "restart": 2, "score_all": 1},
     "seta": {"refresh": False},
     "uneven": {"count": 37},
     "four_ranks": {"count": 37},
@@ -63,7 +65,7 @@ REPLAYED = {
 every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
 pytestmark = pytest.mark.slow_cases(
     *("random", "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned"),
-    *("uneven", "four_ranks", "norm", "user_sampler"),
+    *("el2n_score_pass", "uneven", "four_ranks", "norm", "user_sampler"),
 )
 
 

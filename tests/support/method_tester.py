@@ -103,6 +103,7 @@ ROWS = _rows(
             {"score_epochs": (1, 3)},
             {"score_epochs": (0.1, 0.4), "max_fraction": 0.5},
             {"score_epochs": (0, 2), "keep_hardest": False, "drop_hardest": 0.2},
+            {"score_epochs": (0, 2), "score_pass": True},
         ),
         {"score_epochs": (0, 2), "max_fraction": 0.4},
         draws="ties",

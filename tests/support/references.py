@@ -136,7 +136,7 @@ def el2n(method, samples, epoch):
     first, end = (epochs_of(at, epoch.max_epochs) for at in method.score_epochs)
     score = {}
     for i, seen in enumerate(samples):
-        scored = [s.el2n for s in seen if first <= s.epoch < max(end, first + 1)]
+        scored = [s.el2n for s in seen if first <= s.epoch < max(end, first + 1)][-1 if method.score_pass else 0 :]
         if scored and math.isfinite(loss_of(seen)) and math.isfinite(sum(scored)):
             score[i] = sum(scored) / len(scored)
     hidden = lowest_drawn(score, share(method.max_fraction, len(samples)), epoch.generator())

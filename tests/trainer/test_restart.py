@@ -1,9 +1,11 @@
 """Static methods: score some epochs, choose once, and train anew from the initial state within one ``fit``."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Net, Spy, fit, loader
+from helpers import CLASSES, Net, Spy, fit, loader
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
     Callback,
@@ -61,6 +63,27 @@ def test_everything_is_trained_while_it_scores_and_then_the_same_rest(method, se
     assert selection.totals.samples_trained == 60 * SCORED + 45 * EPOCHS
     assert selection.totals.scoring_epochs == SCORED
     assert f"({SCORED} epochs of them before it started again)" in selection.totals.summary()
+
+
+def test_el2n_scores_once_by_the_network_as_the_scoring_epochs_left_it():
+    """In eval mode (dropout), over all samples, before the weights go back."""
+
+    left = []  # at each epoch's end
+
+    class Scored(Net):
+        def on_train_epoch_end(self):
+            left.append(copy.deepcopy(self.network).eval())
+
+    settings = {"score_epochs": (1, SCORED), "score_pass": True}
+    _, selection, spy, _, _ = static_fit("el2n", settings, module=Scored(dropout=0.5))
+    data = loader(60).dataset
+    with torch.no_grad():
+        error = left[SCORED - 1](data.x).softmax(1) - F.one_hot(data.y, CLASSES)
+    score = error.norm(dim=1)
+    assert torch.allclose(selection.statistics.extra["el2n_sum"], score, atol=1e-6)
+    assert set(selection.statistics.extra["el2n_count"].tolist()) == {1}
+    assert spy.hidden[SCORED] == score.argsort()[:15].sort().values.tolist()
+    assert selection.totals.samples_refreshed == 60
 
 
 @pytest.mark.parametrize("method, settings", STATIC)

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
-from kakurenbo_lightning.methods.base import Epoch
+from kakurenbo_lightning.methods.base import Epoch, RefreshMode
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import (
@@ -37,8 +39,9 @@ WINDOW = "(first, end) with first < end, two epochs (integers >= 0) or two share
 class El2n(HideMethod):
     """EL2N (Paul et al., NeurIPS 2021): score, remove once, and train again on the rest.
 
-    A sample's score is the mean over the scoring epochs of ``||softmax(logits) - onehot(target)||_2``. After ``end`` epochs on everything,
-    model, optimizer and schedules go back to their initial state and the full schedule of ``max_epochs`` begins.
+    A sample's score is the mean over the scoring epochs of ``||softmax(logits) - onehot(target)||_2``, or that of one scoring pass after
+    them. After ``end`` epochs on everything, model, optimizer and schedules go back to their initial state and the full schedule of
+    ``max_epochs`` begins.
     """
 
     max_fraction: float = setting(
@@ -61,6 +64,13 @@ class El2n(HideMethod):
         proportion(),
         "share of the data set of highest score that is removed by `keep_hardest=False`; with `max_fraction` below 1",
         fix="For example: 0.1 removes 10 %.",
+    )
+    score_pass: bool = setting(
+        False,
+        flag(),
+        "`True`, as the authors' code: all samples are scored once, by the network as it is after epoch end - 1, in a scoring pass in eval "
+        "mode; first does not count then",
+        fix="True scores once, in a scoring pass.",
     )
 
     summary: ClassVar[str] = "removes the samples of lowest error norm once, and starts the training again on the rest"
@@ -101,14 +111,24 @@ class El2n(HideMethod):
         """Until the last scored one."""
         return self._window(max_epochs)[1]
 
+    @property
+    def refresh_mode(self) -> RefreshMode | None:
+        """Eval mode, when there is a pass."""
+        return "eval" if self.score_pass else None
+
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
+        """All samples before the restart, with ``score_pass``; hidden ones are not refreshed."""
+        scores = self.score_pass and previous is not None and epoch.index == self._scoring(epoch)
+        return torch.arange(len(statistics) if scores else 0)
+
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
-        """Add up the scores."""
+        """Add up the scores; of a scoring pass only the last, which is recorded after that of the training."""
         first, _ = self._window(epoch.max_epochs)
         end = self._scoring(epoch)
         if min(first, end - 1) <= epoch.index < end:
             total, count = statistics.extra["el2n_sum"], statistics.extra["el2n_count"]
-            total.index_copy_(0, rows, total[rows] + values["el2n"])
-            count.index_copy_(0, rows, count[rows] + 1)
+            total.index_copy_(0, rows, values["el2n"].to(total.dtype) + (0 if self.score_pass else total[rows]))
+            count.index_copy_(0, rows, torch.ones_like(count[rows]) if self.score_pass else count[rows] + 1)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """The lowest scores; ties are drawn."""
