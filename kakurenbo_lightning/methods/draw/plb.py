@@ -1,6 +1,6 @@
 """PLB: the loss is the base value, and the probability its share of all base values.
 
-Michal Wojtulewicz, Piotr Duda: "Accelerating Neural Network Training with Probabilistic Data Selection" (PLB, PEB), PMLR 263, 2024.
+Of a talk by Mateusz Wojtulewicz, 2024.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from kakurenbo_lightning.methods.registry import register_method
 @register_method("plb")
 @dataclass(frozen=True)
 class PLB(StreamMethod):
-    """PLB (Wojtulewicz & Duda, PMLR 263, 2024).
+    """PLB (Wojtulewicz, 2024).
 
     b_i = loss_i for the drawn samples; p_i = b_i / sum(b). Base values are never normalised.
     """
 
     summary: ClassVar[str] = "draws in proportion to the last loss"
-    paper: ClassVar[str] = "Wojtulewicz & Duda, PMLR 263, 2024"
+    paper: ClassVar[str] = "Wojtulewicz, 2024 (talk)"
 
 
 @register_method("peb")
 @dataclass(frozen=True)
 class PEB(StreamMethod):
-    """PEB (Wojtulewicz & Duda, PMLR 263, 2024).
+    """PEB (Wojtulewicz, 2024).
 
     b_i = H(softmax(z_i)) in nats for the drawn samples; p_i = b_i / sum(b). Base values are never normalised.
     """
 
     summary: ClassVar[str] = "draws in proportion to the entropy of the last prediction"
-    paper: ClassVar[str] = "Wojtulewicz & Duda, PMLR 263, 2024"
+    paper: ClassVar[str] = "Wojtulewicz, 2024 (talk)"
     reads: ClassVar[tuple[str, ...]] = ("loss", "entropy")
     columns: ClassVar[tuple[Column, ...]] = (Column("entropy", "float32", float("nan")),)
     observes: ClassVar[str] = "entropy"
