@@ -210,7 +210,7 @@ class Sentence:
         return f"{path}={value} is not possible: it is no setting. {hint}{self.program} --cfg job lists the settings, --help the groups."
 
     def added(self, path: str, value: str, node: Any, surely: bool) -> str:
-        """What to write for a key that the config lacks but the target of a node takes; `surely`: no key that it may take."""
+        """What to write for a key that the config lacks but the target of a node takes; `surely`: none that it may take."""
         target = node.get("_target_") if isinstance(node, DictConfig) else None
         if target is None:
             return ""
