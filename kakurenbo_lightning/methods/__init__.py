@@ -14,13 +14,16 @@ from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.hide.baseline import Baseline
 from kakurenbo_lightning.methods.hide.el2n import El2n
 from kakurenbo_lightning.methods.hide.forget import Forget, ForgetOnline
+from kakurenbo_lightning.methods.hide.ies import IES
 from kakurenbo_lightning.methods.hide.infobatch import InfoBatch
 from kakurenbo_lightning.methods.hide.kakurenbo import Kakurenbo
+from kakurenbo_lightning.methods.hide.orderdp import OrderDP
 from kakurenbo_lightning.methods.hide.random import RandomCycle, RandomHiding
 from kakurenbo_lightning.methods.hide.seta import SeTa
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method, register_method
 
 __all__ = [
+    "IES",
     "ISWR",
     "LB",
     "NLB",
@@ -42,6 +45,7 @@ __all__ = [
     "Katharopoulos",
     "Method",
     "MethodInfo",
+    "OrderDP",
     "Picked",
     "RandomCycle",
     "RandomHiding",

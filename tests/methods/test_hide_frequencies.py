@@ -41,6 +41,7 @@ def assert_binomial(counts, probability):
         ("random_cycle", {"max_fraction": 0.65}, 2, 0.65),
         ("seta", {"prune_ratio": 0.3}, 0, 0.3),
         ("seta", {"prune_ratio": 0.3}, 9, 0.3),
+        ("orderdp", {"random_fraction": 0.5, "top_fraction": 0.6}, 2, 0.7),
         ("forget", {"max_fraction": 0.3, "static_epochs": 2}, 2, 0.3),
         ("forget_online", {"max_fraction": 0.3}, 2, 0.3),
         ("el2n", {"max_fraction": 0.3, "score_epochs": (0, 2)}, 2, 0.3),

@@ -8,6 +8,7 @@ import torch
 from backprop_tester import ROWS
 from cuts import SaveAt, on_ranks
 from helpers import ONE_OF_A_KIND
+from method_tester import ROWS as HIDE_ROWS
 from method_tester import assert_exercised, short_run
 
 from kakurenbo_lightning import EpochPlan, available_methods
@@ -20,6 +21,7 @@ LAST = -1
 # the epoch, and the batch that was the last
 CUTS = {"mid-epoch": (1, 1), "later": (1, 3), "last-batch": (1, LAST), "after-restart": (2, 1)}
 STATIC = [name for name in available_methods() if short_run(name).scoring_epochs(4)]
+LATE = [name for name, row in HIDE_ROWS.items() if row.sightings > 1]  # they hide nothing yet where the others are cut
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,17 @@ def plan_in(path):
 def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):
     """Static methods are cut before their restart, and at it."""
     assert short_run(method).scoring_epochs(4) == (2 if method in STATIC else 0)
-    assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=method not in STATIC)
+    assert_resumed_equals_uncut(whole, tmp_path, method, cut, hides=method not in (*STATIC, *LATE))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", LATE)
+def test_two_ranks_cut_where_a_late_method_hides_and_resumed_equal_uncut(tmp_path, method):
+    save = SaveAt(tmp_path / "late.ckpt", "on_train_batch_end", 5, 1)
+    expected = on_ranks(tmp_path / "whole", short_run(method, SAMPLES), 2, epochs=7, callbacks=(save,))
+    assert_exercised(method, [plan_in(save.path)], [expected[0]["logged"][5]])
+    resumed = on_ranks(tmp_path, short_run(method, SAMPLES), 2, epochs=7, seed=99, resume=save.path)
+    assert [differences(expected[rank], resumed[rank]) for rank in (0, 1)] == [[], []]
 
 
 @pytest.mark.parametrize("method", [*STATIC, "stale_sb"])

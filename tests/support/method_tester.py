@@ -32,6 +32,7 @@ class Row:
         exact: hides just floor(max_fraction * N) of samples that are all measured, right and sure.
         weighs: kept samples have loss weights other than 1, by default.
         rate: may change the learning rate.
+        sightings: how often a sample must have been recorded before it can be hidden.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Row:
     exact: bool = False
     weighs: bool = False
     rate: bool = False
+    sightings: int = 1
 
 
 def _rows(*rows):
@@ -117,6 +119,27 @@ ROWS = _rows(
         ({}, {"groups": 4, "window": 0.3, "prune_ratio": 0.2}, {"groups": 3, "window": 1.0}, {"groups": 7, "delta": 0.5}),
         draws="always",
         loss_decides={"prune_ratio": 0.0},
+    ),
+    Row(
+        "orderdp",
+        references.orderdp,
+        12,
+        (
+            {},
+            {"random_fraction": 0.8, "top_fraction": 0.375},
+            {"random_fraction": 0.29, "top_fraction": 0.57, "end_fraction": 0.0},
+        ),
+        draws="always",
+        loss_decides={"random_fraction": 1.0},
+    ),
+    Row(
+        "ies",
+        references.ies,
+        32,
+        ({"threshold": 3.0}, {"threshold": 2.0, "max_fraction": 0.4}),
+        {"threshold": 50.0, "window": 1},
+        loss_decides={},
+        sightings=6,
     ),
     Row("random", references.random, 12, ({}, {"max_fraction": 0.29}), {"max_fraction": 0.4}, draws="always", exact=True),
     Row(

@@ -161,6 +161,29 @@ def seta(method, samples, epoch):
     return Expected(set(range(total)) - trained)
 
 
+def orderdp(method, samples, epoch):
+    """Draw, and of the drawn hide those of lowest loss; what was not seen counts 3."""
+    total = len(samples)
+    drawn = max(1, share(method.random_fraction, total))
+    generator = epoch.generator()
+    rows = some(range(total), drawn, generator)
+    score = {i: loss_of(samples[i]) if samples[i] else 3.0 for i in rows}
+    finite = {i: value for i, value in score.items() if math.isfinite(value)}
+    easy = lowest_drawn(finite, drawn - max(1, share(method.top_fraction, drawn)), generator)
+    return Expected(set(range(total)) - set(rows) | easy)
+
+
+def ies(method, samples, epoch):
+    """The mean of the last |second differences| is small, and one more of them is known."""
+    mean = {}
+    for i, seen in enumerate(samples):
+        losses = [s.loss for s in reversed(seen)][: method.window + 3]
+        if len(losses) == method.window + 3 and all(map(math.isfinite, losses)):
+            mean[i] = sum(abs(losses[j] - 2 * losses[j + 1] + losses[j + 2]) for j in range(method.window)) / method.window
+    settled = sorted((i for i in mean if mean[i] < method.threshold), key=lambda i: (mean[i], i))
+    return Expected(set(settled[: share(method.max_fraction, len(samples))]))
+
+
 def grouped(values, groups):
     """Group of each of ``values`` (a dict, in the order drawn): pieces of equal values, else Lloyd's k-means in exact arithmetic."""
     different = set(values.values())
