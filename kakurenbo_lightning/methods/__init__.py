@@ -19,6 +19,7 @@ from kakurenbo_lightning.methods.hide.infobatch import InfoBatch
 from kakurenbo_lightning.methods.hide.kakurenbo import Kakurenbo
 from kakurenbo_lightning.methods.hide.orderdp import OrderDP
 from kakurenbo_lightning.methods.hide.random import RandomCycle, RandomHiding
+from kakurenbo_lightning.methods.hide.rcap import RCAP
 from kakurenbo_lightning.methods.hide.seta import SeTa
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, get_method, register_method
 
@@ -30,6 +31,7 @@ __all__ = [
     "OWC",
     "PEB",
     "PLB",
+    "RCAP",
     "BackpropMethod",
     "Baseline",
     "Choice",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -28,8 +29,10 @@ class Epoch:
         index: counted from 0.
         max_epochs: length of the run in epochs, or ``None`` when it has no end.
         seed: of the run; the same on every rank.
-        part: which part of the data set is chosen from: 1 + the class under ``balance="class"`` (0: unknown), else -1.
+        part: which part of the data set is chosen from: 1 + the class where classes are balanced (0: unknown), else -1.
         batch_size: samples of a step, per rank, where that is known.
+        fraction: the share of this part to hide, where ``balance="rcap"`` says it; ``None``: the method's own.
+        classes: how many classes the data set has, where the method needs classes; ``None``: not known.
         scoring: how many epochs of the run come before a static method's restart; ``None``: as many as the method says.
     """
 
@@ -39,6 +42,8 @@ class Epoch:
     part: int = -1
     scoring: int | None = None
     batch_size: int | None = None
+    fraction: Fraction | None = None
+    classes: int | None = None
 
     def generator(self, number: int | None = None) -> torch.Generator:
         """A random stream of the method's own, the same on every rank: of this epoch, or of ``number``, whatever that counts."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
-from kakurenbo_lightning.core.statistics import BYTES_PER_SAMPLE
+from kakurenbo_lightning.core.statistics import BYTES_PER_SAMPLE, TARGET
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.settings import shown
 
@@ -141,7 +141,8 @@ def _describe(name: str, cls: type[Method]) -> MethodInfo:
     source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
     beside = [Path(source).with_name(f"{name}.md"), Path(source).with_suffix(".md")] if source else []
     card = next((path for path in beside if path.is_file()), None)
-    state = BYTES_PER_SAMPLE + sum(column.bytes_per_sample for column in cls.columns) + 4 * (cls.family == "draw")
+    columns = (*cls.columns, *[TARGET] * (cls.needs_classes is True))  # a property where settings decide
+    state = BYTES_PER_SAMPLE + sum(column.bytes_per_sample for column in columns) + 4 * (cls.family == "draw")
     return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card)
 
 

@@ -220,9 +220,9 @@ def missing_values(names: Sequence[str], given: Sequence[str], source: str, size
     """The method reads what the step does not give."""
     if list(names) == ["target"]:
         return (
-            f"classes: balance='class' and protected_classes need the class of each sample, but {source} gives only "
+            f"classes: balance, protected_classes and rcap need the class of each sample, but {source} gives only "
             f"{', '.join(given)}, and the data set has no targets, labels or y. Give the data set an attribute targets (one integer "
-            "per sample), return logits and target from training_step, or leave these settings out"
+            "per sample), return logits and target from training_step, or leave these out"
         )
     return (
         f"per-sample values: the method reads {', '.join(names)}, but {source} gives only "

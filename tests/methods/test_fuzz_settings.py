@@ -178,6 +178,8 @@ def allows(words, value):
         return False
     if words in ("a list of data set indices", "a list of classes"):
         return all(is_integer(item, 0) for item in items)
+    if words == "a list of numbers >= 0":
+        return all(is_number(item, lambda number: number >= 0) for item in items)
     if words.startswith("a list of numbers in "):
         return all(is_number(item, in_range(words)) for item in items)
     if words.startswith("a list of epochs (positive integers)"):

@@ -11,7 +11,7 @@ import torch
 from histories import HISTORIES, MAX_EPOCHS, NASTY, Sighting, bits, drawn, recorded
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from method_tester import ROWS, check_equals_reference, check_run, variants
+from method_tester import ROWS, check_equals_reference, check_run, takes, variants
 
 from kakurenbo_lightning import Epoch, available_methods, get_method
 
@@ -60,13 +60,16 @@ def history_of(samples):
     samples=st.lists(SAMPLE, min_size=1, max_size=30),
     protected=st.lists(st.integers(0, 29), max_size=3),
     protected_classes=st.lists(st.integers(0, 2), max_size=1),
-    balance=st.sampled_from([None, "class"]),
+    balance=st.sampled_from([None, "class", "rcap"]),
+    schedule=st.sampled_from([(), (1.1, 0.8, 1.1)]),
     seed=st.integers(0, 3),
 )
-def test_any_plan_is_that_of_the_reference(row, samples, protected, protected_classes, balance, seed):
+def test_any_plan_is_that_of_the_reference(row, samples, protected, protected_classes, balance, schedule, seed):
     history = history_of(samples)
     protected = [i for i in protected if i < len(history)]
-    for method in variants(row, protected=protected, protected_classes=protected_classes, balance=balance):
+    options = {"balance": balance, "fraction_schedule": schedule}
+    options = {name: value for name, value in options.items() if takes(row, {name: value})}
+    for method in variants(row, protected=protected, protected_classes=protected_classes, **options):
         check_equals_reference(row, method, history, seed=seed)
 
 
@@ -81,10 +84,18 @@ def test_any_plan_is_that_of_the_reference(row, samples, protected, protected_cl
         {"start_epoch": 2, "end_fraction": 0.2, "every_n_epochs": 4},
         {"protected": range(0, 47, 3), "protected_classes": [1], "every_n_epochs": 2},
         {"balance": "class", "protected_classes": [2], "protected": [5], "start_epoch": 1},
+        {"fraction_schedule": (1.1, 0.8, 1.1)},
+        {"fraction_schedule": (0.85, 1.15, 0.99, 1.01), "every_n_epochs": 2, "balance": "class"},
+        {"balance": "rcap", "protected": [5]},
+        {"balance": "rcap", "protected_classes": [2], "start_epoch": 1, "fraction_schedule": (1.15, 0.85)},
     ],
     ids=str,
 )
 def test_a_run_makes_the_references_choice_when_it_is_due(row, options):
+    if not takes(row, options):  # refused by name
+        with pytest.raises(ValueError, match=f"{row.name}: (balance|fraction_schedule)="):
+            variants(row, **options)
+        return
     for method in variants(row, **options):
         hidden = check_run(row, method, LONG)
         begin = references.scoring_epochs(method, MAX_EPOCHS) + method.start_epoch

@@ -97,7 +97,7 @@ class ReturnsLogits(SureNet):
 
 
 def test_classes_that_nothing_tells_are_an_error():
-    with pytest.raises(OutputsError, match="classes: balance='class' and protected_classes need the class of each sample"):
+    with pytest.raises(OutputsError, match="classes: balance, protected_classes and rcap need the class of each sample"):
         hidden_by_epoch(train=DataLoader(Plain(), 8, shuffle=True), balance="class")
 
 

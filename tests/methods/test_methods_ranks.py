@@ -6,21 +6,26 @@ import pytest
 import torch
 import torch.distributed as dist
 from histories import bits, drawn, same
-from method_tester import ROWS, planned_run, run_length, variants
+from method_tester import ROWS, planned_run, run_length, takes, variants
 
 from kakurenbo_lightning import SampleStatistics
 from recipes.benchmarks.forked import printed, run_ranks
 
 COUNT = 53
 HISTORY = drawn(COUNT, seed=8, epochs=14)
-OPTIONS = ({}, {"balance": "class", "protected": (3, 4)})
+OPTIONS = (
+    {},
+    {"balance": "class", "protected": (3, 4)},
+    {"balance": "rcap", "protected": (3, 4)},
+    {"fraction_schedule": (1.1, 0.8, 1.1), "every_n_epochs": 2},
+)
 
 
 def run_all(share=None):
     """Checksums of the plans of runs, and what is known before each as bits; options with the first variant of a row."""
     results = {}
     for name, row in ROWS.items():
-        for options in OPTIONS:
+        for options in (each for each in OPTIONS if takes(row, each)):
             for number, method in enumerate(variants(row, **options)[: 1 if options else None]):
                 run = planned_run(method, HISTORY, run_length(method), seed=3, share=share, after_epoch=SampleStatistics.merge)
                 epochs = [

@@ -33,6 +33,7 @@ class Row:
         weighs: kept samples have loss weights other than 1, by default.
         rate: may change the learning rate.
         sightings: how often a sample must have been recorded before it can be hidden.
+        fraction: which options may change how much it hides: ``balance="rcap"``, ``fraction_schedule``.
     """
 
     name: str
@@ -46,6 +47,10 @@ class Row:
     weighs: bool = False
     rate: bool = False
     sightings: int = 1
+    fraction: tuple[Literal["rcap", "schedule"], ...] = ()
+
+
+BOTH: Any = ("rcap", "schedule")
 
 
 def _rows(*rows):
@@ -53,7 +58,7 @@ def _rows(*rows):
 
 
 ROWS = _rows(
-    Row("baseline", references.baseline, 12),
+    Row("baseline", references.baseline, 12, fraction=BOTH),
     Row(
         "kakurenbo",
         references.kakurenbo,
@@ -67,6 +72,7 @@ ROWS = _rows(
         loss_decides={},
         exact=True,
         rate=True,
+        fraction=BOTH,
     ),
     Row(
         "forget",
@@ -77,6 +83,7 @@ ROWS = _rows(
         draws="ties",
         loss_decides={},
         exact=True,
+        fraction=("rcap",),
     ),
     Row(
         "forget_online",
@@ -87,6 +94,7 @@ ROWS = _rows(
         draws="ties",
         loss_decides={},
         exact=True,
+        fraction=BOTH,
     ),
     Row(
         "infobatch",
@@ -96,6 +104,7 @@ ROWS = _rows(
         draws="always",
         loss_decides={},
         weighs=True,
+        fraction=BOTH,
     ),
     Row(
         "el2n",
@@ -121,6 +130,15 @@ ROWS = _rows(
         loss_decides={"prune_ratio": 0.0},
     ),
     Row(
+        "rcap",
+        references.rcap,
+        16,
+        ({}, {"max_fraction": 0.5, "beta": 0.25}, {"max_fraction": 0.29, "beta": 2.0, "balance": None}),
+        {"max_fraction": 0.4},
+        draws="always",
+        fraction=BOTH,
+    ),
+    Row(
         "orderdp",
         references.orderdp,
         12,
@@ -131,6 +149,7 @@ ROWS = _rows(
         ),
         draws="always",
         loss_decides={"random_fraction": 1.0},
+        fraction=BOTH,
     ),
     Row(
         "ies",
@@ -141,7 +160,16 @@ ROWS = _rows(
         loss_decides={},
         sightings=6,
     ),
-    Row("random", references.random, 12, ({}, {"max_fraction": 0.29}), {"max_fraction": 0.4}, draws="always", exact=True),
+    Row(
+        "random",
+        references.random,
+        12,
+        ({}, {"max_fraction": 0.29}),
+        {"max_fraction": 0.4},
+        draws="always",
+        exact=True,
+        fraction=BOTH,
+    ),
     Row(
         "random_cycle",
         references.random_cycle,
@@ -150,6 +178,7 @@ ROWS = _rows(
         {"max_fraction": 0.4},
         draws="always",
         exact=True,
+        fraction=("schedule",),
     ),
 )
 
@@ -181,6 +210,12 @@ def check_rows(names, rows):
 def variants(row, **options):
     """The method objects of a row, each with ``options`` on top."""
     return [get_method(row.name, **{**settings, **options}) for settings in row.variants]
+
+
+def takes(row, options):
+    """Whether the method of a row has a fraction that these options could change."""
+    needed = {"rcap"} & {options.get("balance")} | ({"schedule"} if options.get("fraction_schedule") else set())
+    return needed <= set(row.fraction)
 
 
 def some_epochs(method):

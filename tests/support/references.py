@@ -6,6 +6,7 @@ generator says which permutation was drawn; who is eligible, how many are drawn 
 """
 
 import math
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -38,6 +39,49 @@ def some(rows, count, generator):
     return [rows[place] for place in order[:count]]
 
 
+def fraction_of(method, epoch):
+    """Which share of the samples the settings let ``epoch`` hide, without a schedule."""
+    if method.name == "kakurenbo":
+        at = [Decimal(str(m)) * epoch.max_epochs if isinstance(m, float) else m for m in method.milestones]
+        interval = sum(epoch.index >= milestone for milestone in at)
+        return Fraction(str(method.max_fraction)) * Fraction(str(method.fractions[interval]))
+    if method.name == "baseline":
+        return Fraction(0)
+    return Fraction(str(method.prune_ratio if method.name == "infobatch" else method.max_fraction))
+
+
+def round_of(method, epoch):
+    """The epochs of the choices of the round of a schedule that ``epoch`` is in, and which of them is its own."""
+    starts = [method.start_epoch + k * method.every_n_epochs for k in range(epoch.index + 1)]
+    number = max(k for k, start in enumerate(starts) if start <= epoch.index)
+    first = method.start_epoch + (number - number % len(method.fraction_schedule)) * method.every_n_epochs
+    epochs = [replace(epoch, index=first + k * method.every_n_epochs) for k in range(len(method.fraction_schedule))]
+    return epochs, number % len(method.fraction_schedule)
+
+
+def count_of(method, total, epoch, fixed=None):
+    """How many of ``total`` samples ``epoch`` hides at most; ``fixed(epoch)`` says it where no schedule changes it."""
+    fixed = fixed or (lambda each: math.floor(fraction_of(method, each) * total))
+    if epoch.fraction is not None:
+        return math.floor(epoch.fraction * total)
+    if not method.fraction_schedule:
+        return fixed(epoch)
+    epochs, place = round_of(method, epoch)
+    whole = sum(map(fixed, epochs))
+    upto = [sum(Fraction(str(f)) for f in method.fraction_schedule[:k]) / len(epochs) * whole for k in (place, place + 1)]
+    return math.floor(upto[1]) - math.floor(upto[0])
+
+
+def share_of(method, epoch):
+    """Which share of the samples ``epoch`` hides at most."""
+    if epoch.fraction is not None:
+        return epoch.fraction
+    if not method.fraction_schedule:
+        return fraction_of(method, epoch)
+    epochs, place = round_of(method, epoch)
+    return sum(fraction_of(method, each) for each in epochs) / len(epochs) * Fraction(str(method.fraction_schedule[place]))
+
+
 def loss_of(seen):
     """The last one, NaN when there is none."""
     return seen[-1].loss if seen else math.nan
@@ -61,7 +105,7 @@ def baseline(method, samples, epoch):
 
 def random(method, samples, epoch):
     """A uniform floor(F * N)."""
-    count = share(method.max_fraction, len(samples))
+    count = count_of(method, len(samples), epoch)
     hidden = some(range(len(samples)), count, epoch.generator())
     return Expected(set(hidden), [(len(samples) - count) / len(samples)] * len(samples))
 
@@ -69,12 +113,11 @@ def random(method, samples, epoch):
 def random_cycle(method, samples, epoch):
     """Deal from a pack; a new pack is shuffled when it is empty, and what this epoch has of it goes to its bottom."""
     total = len(samples)
-    taken = total - share(method.max_fraction, total)
-    pack, packs, mine = [], 0, []
+    pack, packs, mine, taken = [], 0, [], 0
     for e in range(method.start_epoch, epoch.index + 1):
         if (e - method.start_epoch) % method.every_n_epochs:
             continue
-        mine = []
+        mine, taken = [], total - count_of(method, total, replace(epoch, index=e))
         while len(mine) < taken:
             if not pack:
                 fresh = torch.randperm(total, generator=epoch.generator(packs)).tolist()
@@ -86,12 +129,8 @@ def random_cycle(method, samples, epoch):
 
 def kakurenbo(method, samples, epoch):
     """The M of lowest loss, of them the right and sure; and DropTop."""
-    passed = sum(
-        Decimal(epoch.index) >= (Decimal(str(at)) * epoch.max_epochs if isinstance(at, float) else at) for at in method.milestones
-    )
-    fraction = Decimal(str(method.max_fraction)) * Decimal(str(method.fractions[passed]))
     finite = [i for i, seen in enumerate(samples) if math.isfinite(loss_of(seen))]
-    candidates = sorted(finite, key=lambda i: (loss_of(samples[i]), i))[: share(fraction, len(samples))]
+    candidates = sorted(finite, key=lambda i: (loss_of(samples[i]), i))[: count_of(method, len(samples), epoch)]
     hidden = {i for i in candidates if samples[i][-1].correct and samples[i][-1].confidence >= np.float32(method.tau)}
     hardest = sorted(finite, key=lambda i: (-loss_of(samples[i]), i))[: share(method.drop_top, len(samples))]
     return Expected(hidden | set(hardest))
@@ -103,9 +142,9 @@ def infobatch(method, samples, epoch):
     finite = [i for i in score if math.isfinite(score[i])]
     mean = math.fsum(score[i] for i in finite) / len(finite) if finite else 0.0
     well_learned = [i for i in finite if score[i] < mean]
-    stay = share(1 - Decimal(str(method.prune_ratio)), len(well_learned))
-    hidden = some(well_learned, len(well_learned) - stay, epoch.generator())
-    return Expected(set(hidden), [1 - method.prune_ratio if i in well_learned else 1.0 for i in range(len(samples))])
+    keep = 1 - share_of(method, epoch)
+    hidden = some(well_learned, len(well_learned) - math.floor(keep * len(well_learned)), epoch.generator())
+    return Expected(set(hidden), [float(keep) if i in well_learned else 1.0 for i in range(len(samples))])
 
 
 def events_of(seen):
@@ -123,7 +162,7 @@ def forgetting(method, samples, epoch, counted=math.inf):
         events = events_of([s.correct for s in seen if s.epoch < counted])
         if math.isfinite(loss_of(seen)):
             score[i] = never if events is None else events
-    return Expected(lowest_drawn(score, share(method.max_fraction, len(samples)), epoch.generator()))
+    return Expected(lowest_drawn(score, count_of(method, len(samples), epoch), epoch.generator()))
 
 
 def forget(method, samples, epoch):
@@ -163,13 +202,16 @@ def seta(method, samples, epoch):
 
 def orderdp(method, samples, epoch):
     """Draw, and of the drawn hide those of lowest loss; what was not seen counts 3."""
-    total = len(samples)
+    total, generator = len(samples), epoch.generator()
     drawn = max(1, share(method.random_fraction, total))
-    generator = epoch.generator()
+    top = max(1, share(method.top_fraction, drawn))
+    hidden = count_of(method, total, epoch, fixed=lambda each: total - top)
+    if hidden != total - top:  # both steps leave out more or less, in the same proportion
+        drawn, top = total - hidden * (total - drawn) // max(1, total - top), total - hidden
     rows = some(range(total), drawn, generator)
     score = {i: loss_of(samples[i]) if samples[i] else 3.0 for i in rows}
     finite = {i: value for i, value in score.items() if math.isfinite(value)}
-    easy = lowest_drawn(finite, drawn - max(1, share(method.top_fraction, drawn)), generator)
+    easy = lowest_drawn(finite, drawn - top, generator)
     return Expected(set(range(total)) - set(rows) | easy)
 
 
@@ -182,6 +224,17 @@ def ies(method, samples, epoch):
             mean[i] = sum(abs(losses[j] - 2 * losses[j + 1] + losses[j + 2]) for j in range(method.window)) / method.window
     settled = sorted((i for i in mean if mean[i] < method.threshold), key=lambda i: (mean[i], i))
     return Expected(set(settled[: share(method.max_fraction, len(samples))]))
+
+
+def rcap(method, samples, epoch):
+    """Draw those that stay one after the other, by exp(clipped loss / beta): the first to arrive, where each arrives at its rate."""
+    highest = math.log(epoch.classes)
+    losses = [loss_of(seen) if seen else highest for seen in samples]
+    losses = [min(max(loss, 0.0), highest) if math.isfinite(loss) else highest for loss in losses]
+    uniform = torch.rand(len(samples), dtype=torch.float64, generator=epoch.generator()).tolist()
+    late = {i: math.log(-math.log1p(-u)) - (losses[i] - max(losses)) / method.beta for i, u in enumerate(uniform)}
+    order = sorted(late, key=lambda i: -late[i])
+    return Expected(set(order[: count_of(method, len(samples), epoch)]))
 
 
 def grouped(values, groups):
@@ -243,15 +296,19 @@ def expected(reference, method, history, epoch):
         return Expected(set())
     since = epoch.index - scoring_epochs(method, epoch.max_epochs)
     free = [i for i in range(len(history)) if i not in method.protected and history.targets[i] not in method.protected_classes]
-    if method.balance == "class":
-        parts = {label + 1: [i for i in free if history.targets[i] == label] for label in sorted(set(history.targets))}
-    else:
-        parts = {-1: free}
+    epoch = replace(epoch, index=since, classes=len(set(history.targets)))
+    parts = {-1: free}
+    if method.balance is not None:
+        by_class = {label + 1: [i for i in free if history.targets[i] == label] for label in sorted(set(history.targets))}
+        parts = {number: rows for number, rows in by_class.items() if rows}
+    fractions = dict.fromkeys(parts)
+    if method.balance == "rcap" and free:
+        fractions = rcap_fractions(history, parts, len(free) - count_of(method, len(free), epoch, fixed_count(method, len(free))))
     hidden, keep = set(), [1.0] * len(history)
     for number, rows in parts.items():
         if not rows:
             continue
-        part = type(epoch)(since, epoch.max_epochs, epoch.seed, number)
+        part = replace(epoch, part=number, fraction=fractions[number])
         chosen = reference(method, [history.samples[i] for i in rows], part)
         hidden |= {rows[place] for place in chosen.hidden}
         for place, probability in enumerate(chosen.keep or ()):
@@ -259,6 +316,40 @@ def expected(reference, method, history, epoch):
     if method.unbiased == "step":  # weights times the share kept
         keep = [probability / (1 - len(hidden) / len(history)) for probability in keep]
     return Expected(hidden, keep if method.unbiased else None)
+
+
+def fixed_count(method, total):
+    """What :func:`count_of` asks of OrderDP, whose fraction is of two steps; the others' is one."""
+    if method.name != "orderdp":
+        return None
+    return lambda each: total - max(1, share(method.top_fraction, max(1, share(method.random_fraction, total))))
+
+
+def rcap_fractions(history, parts, kept):
+    """The share that RCAP hides of each part, where all keep so many samples together."""
+    highest = math.log(len(set(history.targets)))
+    losses = [loss_of(seen) for seen in history.samples]
+    losses = [min(max(loss, 0.0), highest) if math.isfinite(loss) else highest for loss in losses]
+    sizes = {number: len(rows) for number, rows in parts.items()}
+    weight = {
+        number: math.sqrt(max(math.fsum(losses[i] for i in rows) / len(rows), 1e-12) * len(rows) / sum(sizes.values()))
+        for number, rows in parts.items()
+    }
+    least = 1 if kept >= len(parts) else 0
+    # the shares grow in proportion to the weights between the least and the whole of each class; at these scales one begins or ends to
+    scales = sorted({bound / weight[c] for c in parts for bound in (least, sizes[c])})
+
+    def shares(scale):
+        return {c: min(max(scale * weight[c], least), sizes[c]) for c in parts}
+
+    above = next(k for k, scale in enumerate(scales) if sum(shares(scale).values()) >= kept - 1e-9)
+    share = shares(scales[above])
+    if above:
+        low, high = (sum(shares(scale).values()) for scale in scales[above - 1 : above + 1])
+        share = shares(scales[above - 1] + (scales[above] - scales[above - 1]) * (kept - low) / (high - low))
+    share = {c: round(share[c], 9) for c in parts}
+    up = sorted(parts, key=lambda c: (math.floor(share[c]) - share[c], c))[: kept - sum(map(math.floor, share.values()))]
+    return {c: 1 - Fraction(math.floor(share[c]) + (c in up), sizes[c]) for c in parts}
 
 
 def trains_on_part(method, epoch):

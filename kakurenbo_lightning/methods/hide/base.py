@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-import numpy as np
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -17,8 +16,19 @@ from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.settings import checker, choice, flag_or_choice, integer, optional, proportion, setting, several
-from kakurenbo_lightning.methods.topk import as_decimal
+from kakurenbo_lightning.methods.hide.shares import alternated, clipped_losses, number_of, parts_of, rcap_fractions
+from kakurenbo_lightning.methods.settings import (
+    checker,
+    choice,
+    flag_or_choice,
+    integer,
+    number,
+    optional,
+    proportion,
+    setting,
+    several,
+)
+from kakurenbo_lightning.methods.topk import as_decimal, exact_floor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,11 +101,19 @@ class HideMethod(Method):
         "classes that are never hidden; the method chooses from the others, and its fraction is of them",
         fix="For example: [0, 17].",
     )
-    balance: Literal["class"] | None = setting(
+    balance: Literal["class", "rcap"] | None = setting(
         None,
-        optional(choice("class")),
-        "`'class'`: the method chooses from each class by itself, so that its fraction holds in each",
+        optional(choice("class", "rcap")),
+        "the method chooses from each class by itself; `'class'`: its fraction holds in each; `'rcap'`: each class keeps in proportion to "
+        "sqrt(its mean loss x its share of all samples), and the fraction holds in all together",
         fix="'class' holds the fraction in each class.",
+    )
+    fraction_schedule: tuple[float, ...] = setting(
+        (),
+        several(number(0), "a list of numbers >= 0"),
+        "factors on the hidden fraction of one choice after the other, again and again; their mean is 1, so that a round hides as much as "
+        "without them; empty: the fraction stays",
+        fix="For example: [1.5, 1.5, 0.5, 0.5].",
     )
     unbiased: bool | Literal["epoch", "step"] = setting(
         False,
@@ -111,15 +129,78 @@ class HideMethod(Method):
     changes_batches: ClassVar[bool] = True
     knows_keep_probability: ClassVar[bool] = False
 
+    @property
+    def largest_fraction(self) -> Fraction | None:
+        """The largest share of the samples that an epoch may hide, where the settings say it; ``None`` where no fraction does.
+
+        A method that has one asks :meth:`hidden_count` or :meth:`hidden_share` how much it is in an epoch.
+        """
+        return None
+
     def check_settings(self) -> None:
-        """``unbiased`` needs a probability of being kept."""
+        """``unbiased`` needs a probability of being kept, and what changes the fraction a fraction."""
         super().check_settings()
+        self._check_fraction()
         checker(self)(
             self.knows_keep_probability or not self.unbiased,
             "unbiased",
             f"False, because {self.name} hides by a rule and no sample has a known probability of being kept",
             "Use unbiased=False, or a method that draws: infobatch, random, random_cycle.",
         )
+
+    def _check_fraction(self) -> None:
+        check, schedule, largest = checker(self), self.fraction_schedule, self.largest_fraction
+        why = f"because no fraction says how much {self.name} hides"
+        known = "Use a method that has one, for example kakurenbo, random, infobatch, orderdp or forget_online."
+        check(largest is not None or not schedule, "fraction_schedule", f"empty, {why}", known)
+        check(largest is not None or self.balance != "rcap", "balance", f"None or 'class', {why}", known)
+        if largest is None or not schedule:
+            return
+        factors = [as_decimal(factor) for factor in schedule]
+        check(
+            sum(factors) == len(factors),
+            "fraction_schedule",
+            "a list of numbers >= 0 whose mean is 1",
+            "For example: [1.5, 1.5, 0.5, 0.5].",
+        )
+        check(
+            largest * max(factors) < 1,
+            "fraction_schedule",
+            f"factors below {float(1 / largest) if largest else math.inf:g}, with which the fraction {float(largest):g} stays below 1",
+            "Something must be left to train.",
+        )
+
+    def fraction(self, epoch: Epoch) -> Fraction:
+        """Which share of the samples ``epoch`` may hide, without ``fraction_schedule``."""
+        return self.largest_fraction or Fraction(0)
+
+    def fixed_count(self, total: int, epoch: Epoch) -> int:
+        """How many of ``total`` samples that is."""
+        return exact_floor(self.fraction(epoch), total)
+
+    def hidden_share(self, epoch: Epoch) -> Fraction:
+        """Which share of the samples ``epoch`` may hide, in all or in this part."""
+        if epoch.fraction is not None:
+            return epoch.fraction
+        if not self.fraction_schedule:
+            return self.fraction(epoch)
+        epochs, place = self._round(epoch)
+        return sum(map(self.fraction, epochs), Fraction(0)) / len(epochs) * as_decimal(self.fraction_schedule[place])
+
+    def hidden_count(self, total: int, epoch: Epoch) -> int:
+        """How many of the ``total`` samples of a part ``epoch`` may hide; a round of a schedule hides exactly as many as without."""
+        if epoch.fraction is not None:
+            return exact_floor(epoch.fraction, total)
+        if not self.fraction_schedule:
+            return self.fixed_count(total, epoch)
+        epochs, place = self._round(epoch)
+        return alternated([self.fixed_count(total, each) for each in epochs], self.fraction_schedule, place)
+
+    def _round(self, epoch: Epoch) -> tuple[list[Epoch], int]:
+        """The epochs of the choices of a round of ``fraction_schedule``, and which of them the choice of ``epoch`` is."""
+        number, length = (epoch.index - self.start_epoch) // self.every_n_epochs, len(self.fraction_schedule)
+        choices = range(number - number % length, number - number % length + length)
+        return [replace(epoch, index=self.start_epoch + k * self.every_n_epochs) for k in choices], number % length
 
     @abstractmethod
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
@@ -213,13 +294,20 @@ class HideMethod(Method):
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
-        rows, parts = self._parts(statistics)
+        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
+        epoch = replace(epoch, classes=None if classes is None else number_of(classes))
+        rows, parts = parts_of(len(statistics), classes, self.protected, self.protected_classes, self.balance is not None)
         among = statistics if rows is None else statistics.subset(rows)
+        fractions: Sequence[Fraction | None] = [None] * len(parts)
+        if self.balance == "rcap" and parts:
+            kept = len(among) - self.hidden_count(len(among), epoch)
+            fractions = rcap_fractions(clipped_losses(among.loss.cpu().numpy(), epoch.classes), parts, kept)
         hidden = torch.zeros(len(among), dtype=torch.bool)
         weights = torch.ones(len(among), dtype=torch.float64) if self.unbiased else None
         metrics: Counter[str] = Counter()
-        for part, place in parts:
-            choice = self.choose(among if len(parts) == 1 else among.subset(place), replace(epoch, part=part))
+        for (part, place), fraction in zip(parts, fractions, strict=True):
+            epoch_of_part = replace(epoch, part=part, fraction=fraction)
+            choice = self.choose(among if len(parts) == 1 else among.subset(place), epoch_of_part)
             hidden[place] = self._checked(choice, len(hidden[place]))
             if weights is not None and choice.keep_probability is not None:
                 weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float64, device="cpu")
@@ -253,25 +341,3 @@ class HideMethod(Method):
         raise TypeError(
             f"{self.name}: choose(...) must return Choice(hidden) with hidden a torch.bool[{count}] tensor, it returned {what}"
         )
-
-    def _parts(self, statistics: SampleStatistics) -> tuple[Tensor | None, list[tuple[int, slice]]]:
-        """The samples that are chosen from (``int64[n]``; ``None``: all), and the parts of them that are by themselves: number, place."""
-        if not self.protected and not self.needs_classes:
-            return None, [(-1, slice(None))]
-        free = np.ones(len(statistics), dtype=bool)
-        free[list(self.protected)] = False
-        classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else np.empty(0)
-        if self.protected_classes:
-            free &= ~np.isin(classes, self.protected_classes)
-        rows = np.flatnonzero(free)
-        if not len(rows):
-            return torch.from_numpy(rows), []
-        if self.balance is None:
-            return torch.from_numpy(rows), [(-1, slice(None))]
-        key = classes[rows] + 1  # class -1 is unknown
-        if key.max() < 1 << 16:
-            key = key.astype(np.uint16)  # sorted in linear time
-        order = np.argsort(key, kind="stable")
-        present, starts = np.unique(key[order], return_index=True)
-        places = map(slice, starts.tolist(), [*starts[1:].tolist(), len(rows)])
-        return torch.from_numpy(rows[order]), list(zip(present.tolist(), places, strict=True))

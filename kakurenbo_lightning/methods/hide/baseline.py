@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -21,6 +22,11 @@ class Baseline(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ()
     changes_batches: ClassVar[bool] = False  # steps as they would be without the callback
     knows_keep_probability: ClassVar[bool] = True
+
+    @property
+    def largest_fraction(self) -> Fraction:
+        """Nothing, whatever the schedule is."""
+        return Fraction(0)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Nothing."""

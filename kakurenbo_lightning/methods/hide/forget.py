@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -16,7 +17,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, choice, epoch_or_share, integer, proportion, require_epochs, setting
-from kakurenbo_lightning.methods.topk import exact_floor, in_epochs, lowest
+from kakurenbo_lightning.methods.topk import as_decimal, in_epochs, lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,13 +51,18 @@ class Forgetting(HideMethod):
         events.index_copy_(0, rows, events[rows] + forgotten)
         learned.index_copy_(0, rows, learned[rows] | values["correct"])
 
+    @property
+    def largest_fraction(self) -> Fraction:
+        """F."""
+        return as_decimal(self.max_fraction)
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """The ``floor(max_fraction * N)`` of fewest events; ties are drawn."""
         events = statistics.extra["events"].float()
         if self.never_learned == "last":
             events = torch.where(statistics.extra["learned"], events, torch.iinfo(torch.int16).max)
         eligible = statistics.measured & statistics.loss.isfinite()
-        return Choice(lowest(events, exact_floor(self.max_fraction, len(statistics)), eligible, ties=epoch.generator()))
+        return Choice(lowest(events, self.hidden_count(len(statistics), epoch), eligible, ties=epoch.generator()))
 
 
 @register_method("forget")
@@ -76,6 +82,11 @@ class Forget(Forgetting):
     )
 
     summary: ClassVar[str] = "removes the least often forgotten samples once, and starts the training again on the rest"
+
+    def check_settings(self) -> None:
+        """One choice has no schedule."""
+        super().check_settings()
+        checker(self)(not self.fraction_schedule, "fraction_schedule", "empty, because forget chooses once", "Use forget_online.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """The counting is no longer than the training."""

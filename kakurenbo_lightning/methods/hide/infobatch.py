@@ -7,6 +7,7 @@ Yang You: "InfoBatch: Lossless Training Speed Up by Unbiased Dynamic Data Prunin
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar, Literal
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -49,6 +50,11 @@ class InfoBatch(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     knows_keep_probability: ClassVar[bool] = True
 
+    @property
+    def largest_fraction(self) -> Fraction:
+        """r."""
+        return as_decimal(self.prune_ratio)
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Draw among the samples whose last loss is below the mean; one not measured yet counts as 1.0."""
         score = torch.where(statistics.measured, statistics.loss, 1.0).cpu().double()
@@ -56,7 +62,7 @@ class InfoBatch(HideMethod):
         mean = float(score[finite].numpy().mean()) if finite.any() else 0.0
         well_learned = (score < mean).logical_and_(finite)
         rows = well_learned.nonzero().squeeze(1)
-        keep = 1 - as_decimal(self.prune_ratio)
+        keep = 1 - self.hidden_share(epoch)
         pruned = some_of(rows, len(rows) - exact_floor(keep, len(rows)), epoch.generator())
-        probability = torch.ones(len(score)).masked_fill_(well_learned, float(keep))
+        probability = torch.ones(len(score)).masked_fill_(well_learned, float(keep) or 1.0)  # 0: none is kept
         return Choice(mask_of(pruned, len(score)), probability, {"candidates": float(len(rows))})

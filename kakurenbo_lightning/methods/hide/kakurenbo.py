@@ -130,10 +130,10 @@ class Kakurenbo(HideMethod):
         """The shares leave something to train, and the schedule of fractions is one."""
         super().check_settings()
         check = checker(self)
-        hidden = float(as_decimal(self.max_fraction) + as_decimal(self.drop_top))
-        require(
-            hidden < 1, self.name, "max_fraction + drop_top", hidden, "a number in [0, 1)", "Something must be left to train."
-        )
+        highest = max(map(as_decimal, self.fraction_schedule), default=Fraction(1))
+        hidden = float(as_decimal(self.max_fraction) * highest + as_decimal(self.drop_top))
+        what = "max_fraction" + " x the highest of fraction_schedule" * bool(self.fraction_schedule) + " + drop_top"
+        require(hidden < 1, self.name, what, hidden, "a number in [0, 1)", "Something must be left to train.")
         check(
             len(self.milestones) == len(self.fractions) - 1,
             "milestones",
@@ -160,8 +160,13 @@ class Kakurenbo(HideMethod):
                 "Trainer(max_epochs=...) or give the milestones in epochs, for example milestones=(30, 60, 80)"
             )
 
+    @property
+    def largest_fraction(self) -> Fraction:
+        """F."""
+        return as_decimal(self.max_fraction)
+
     def fraction(self, epoch: Epoch) -> Fraction:
-        """F_e: the largest share that may be hidden in ``epoch``, exactly."""
+        """F_e: the largest share that may be hidden in ``epoch``, exactly; ``fraction_schedule`` comes on top."""
         self._check_end(epoch.max_epochs)
         passed = 0
         for milestone in self.milestones:
@@ -177,7 +182,7 @@ class Kakurenbo(HideMethod):
             statistics.correct,
             statistics.confidence,
             statistics.measured,
-            exact_floor(self.fraction(epoch), total),
+            self.hidden_count(total, epoch),
             self.tau,
             exact_floor(self.drop_top, total),
         )
@@ -187,4 +192,4 @@ class Kakurenbo(HideMethod):
         """1 / (1 - share), unless nothing was measured yet or this is a warm-up epoch."""
         if epoch.index < self.warmup_epochs or not bool(statistics.measured.any()):
             return 1.0
-        return float(1 / (1 - (hidden_share if self.lr_fraction == "hidden" else self.fraction(epoch))))
+        return float(1 / (1 - (hidden_share if self.lr_fraction == "hidden" else self.hidden_share(epoch))))

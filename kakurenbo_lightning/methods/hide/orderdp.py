@@ -7,6 +7,7 @@ Pruning Framework", ICLR 2026.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -15,7 +16,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import number, proportion, setting
-from kakurenbo_lightning.methods.topk import exact_floor, lowest, mask_of, some_of
+from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, lowest, mask_of, some_of
 
 UNSEEN = 3.0  # the loss that a sample counts with before it was measured
 
@@ -44,12 +45,24 @@ class OrderDP(HideMethod):
     paper: ClassVar[str] = "Jin et al., ICLR 2026"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
 
+    @property
+    def largest_fraction(self) -> Fraction:
+        """1 - r q."""
+        return 1 - as_decimal(self.random_fraction) * as_decimal(self.top_fraction)
+
+    def _drawn(self, total: int) -> int:
+        return max(1, exact_floor(self.random_fraction, total))
+
+    def fixed_count(self, total: int, epoch: Epoch) -> int:
+        """All but the top of the drawn."""
+        return total - max(1, exact_floor(self.top_fraction, self._drawn(total)))
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """All that is not drawn, and of the drawn those of lowest loss."""
-        total = len(statistics)
-        drawn = max(1, exact_floor(self.random_fraction, total))
-        top = max(1, exact_floor(self.top_fraction, drawn))
-        generator = epoch.generator()
+        """All that is not drawn, and of the drawn those of lowest loss; of another number in the proportion of the two."""
+        total, generator = len(statistics), epoch.generator()
+        hidden, fixed = self.hidden_count(total, epoch), self.fixed_count(total, epoch)
+        drawn = total - hidden * (total - self._drawn(total)) // max(1, fixed)
+        top = total - hidden
         among = mask_of(some_of(torch.arange(total, device=statistics.device), drawn, generator), total)
         loss = torch.where(statistics.measured, statistics.loss, UNSEEN)
         return Choice(lowest(loss, drawn - top, among, ties=generator) | ~among)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -12,8 +15,8 @@ from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import proportion, setting
-from kakurenbo_lightning.methods.topk import exact_floor, mask_of, some_of
+from kakurenbo_lightning.methods.settings import checker, proportion, setting
+from kakurenbo_lightning.methods.topk import as_decimal, mask_of, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,10 +38,15 @@ class RandomHiding(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ()
     knows_keep_probability: ClassVar[bool] = True
 
+    @property
+    def largest_fraction(self) -> Fraction:
+        """F."""
+        return as_decimal(self.max_fraction)
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """A new draw from the epoch's own stream."""
         total = len(statistics)
-        hidden = exact_floor(self.max_fraction, total)
+        hidden = self.hidden_count(total, epoch)
         rows = some_of(torch.arange(total), hidden, epoch.generator())
         return Choice(mask_of(rows, total), keep_probability=(total - hidden) / total)
 
@@ -55,29 +63,47 @@ class RandomCycle(RandomHiding):
     summary: ClassVar[str] = "takes the next part of one random permutation after another"
     paper: ClassVar[str] = "Okanovic et al., ICLR 2024 (RS2)"
 
+    def check_settings(self) -> None:
+        """The lengths of all epochs must be known beforehand."""
+        super().check_settings()
+        checker(self)(
+            self.balance != "rcap",
+            "balance",
+            "None or 'class', because the place in a permutation goes by the lengths of all epochs, and with 'rcap' losses decide them",
+            "Use random, or balance='class'.",
+        )
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """The next part; the same whenever it is asked for."""
         total = len(statistics)
-        taken = total - exact_floor(self.max_fraction, total)
-        number = (epoch.index - self.start_epoch) // self.every_n_epochs
-        cycle, place = divmod(number * taken, max(1, total))
-        rows = self._permutation(cycle, total, taken, epoch)[place : place + taken]
+        ends = self._ends(total, epoch)
+        rounds, number = divmod((epoch.index - self.start_epoch) // self.every_n_epochs, len(ends) - 1)
+        taken = ends[number + 1] - ends[number]
+        cycle, place = divmod(rounds * ends[-1] + ends[number], max(1, total))
+        rows = self._permutation(cycle, total, ends, epoch)[place : place + taken]
         if len(rows) < taken:
-            rows = torch.cat([rows, self._permutation(cycle + 1, total, taken, epoch)[: taken - len(rows)]])
+            rows = torch.cat([rows, self._permutation(cycle + 1, total, ends, epoch)[: taken - len(rows)]])
         return Choice(~mask_of(rows, total), keep_probability=taken / max(1, total))
+
+    def _ends(self, total: int, epoch: Epoch) -> tuple[int, ...]:
+        """Where the epochs of a round of ``fraction_schedule`` end, in samples trained since its start; the first number is 0."""
+        epochs = self._round(epoch)[0] if self.fraction_schedule else [epoch]
+        return 0, *accumulate(total - self.hidden_count(total, each) for each in epochs)
 
     @cached_property
     def _made(self) -> dict[Any, dict[int, Tensor]]:
         """The last two permutations of each part, by number: only to save making them again."""
         return {}
 
-    def _permutation(self, cycle: int, total: int, taken: int, epoch: Epoch) -> Tensor:
+    def _permutation(self, cycle: int, total: int, ends: tuple[int, ...], epoch: Epoch) -> Tensor:
         """Permutation number ``cycle``; each is made from the one before, so a resumed run makes all of them, once."""
-        made = self._made.setdefault((total, taken, epoch.seed, epoch.part), {})
+        made = self._made.setdefault((total, ends, epoch.seed, epoch.part), {})
         if cycle not in made:
             first = max((number for number in made if number < cycle), default=-1)
             for number in range(first + 1, cycle + 1):
-                made[number] = _following(made.get(number - 1), total, number * total % taken, epoch.generator(number))
+                since = number * total % ends[-1]  # samples of this round that were trained before this permutation
+                had = since - ends[bisect_right(ends, since) - 1]
+                made[number] = _following(made.get(number - 1), total, had, epoch.generator(number))
                 made.pop(number - 2, None)
         return made[cycle]
 
