@@ -16,6 +16,7 @@ from tqdm import tqdm
 from kakurenbo_lightning import Epoch, SampleStatistics, available_methods, get_method
 from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.statistics import TARGET
+from kakurenbo_lightning.methods import IES
 from kakurenbo_lightning.methods.base import Method
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units, seconds_of
@@ -57,11 +58,13 @@ class MadeUp:
         generator = torch.Generator().manual_seed(seed)
         self._statistics = made_up(total, seed)
         self._statistics.epoch_seen.zero_()
+        settled = torch.rand(total, generator=generator) < 0.3  # their loss has stopped to bend
         self._columns = {
             "events": torch.poisson(torch.full((total,), 0.8), generator=generator).to(torch.int16),
             "learned": torch.rand(total, generator=generator) < 0.97,
             "el2n_sum": 10 * torch.rand(total, generator=generator) ** 2,
             "el2n_count": torch.full((total,), 10, dtype=torch.int16),
+            **{column.name: torch.where(settled, self._statistics.loss, 2.0**age) for age, column in enumerate(IES.columns)},
             TARGET.name: torch.randint(classes, (total,), generator=generator, dtype=torch.int32),
         }
 

@@ -1,8 +1,9 @@
 """`orderdp`, `ies`, `rcap`, `balance="rcap"` and `fraction_schedule`, each against hiding the same share at random, on small digits.
 
-A perceptron of 128 units on scikit-learn's digits; `--rare` leaves fewer and fewer training samples of each class, down to a twentieth. For each
-seed: the baseline, each run of `RUNS`, and `random` with the share that the run hid on average. The runs of a seed have the same data and begin
-with the same weights. So small a data set shows what a method costs in accuracy at its share, not what it is worth on a large one.
+A perceptron of 128 units on scikit-learn's digits; `--rare` leaves fewer and fewer training samples of each class, down to a
+twentieth. For each seed: the baseline, each run of `RUNS`, and `random` with the share that the run hid on average. The runs of a
+seed have the same data and begin with the same weights. So small a data set shows what a method costs in accuracy at its share, not
+what it is worth on a large one.
 """
 
 import argparse

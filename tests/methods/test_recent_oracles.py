@@ -123,6 +123,11 @@ def test_ies_is_the_reference_whenever_a_sample_was_recorded(samples, window, th
     check_equals_reference(ROWS["ies"], method, History(seen, (0,) * len(seen)), epochs=[9])
 
 
+def test_a_window_that_takes_too_much_memory_is_refused():
+    with pytest.raises(ValueError, match="ies: window=1000 is not allowed; window must be an integer from 1 to 32"):
+        get_method("ies", window=1000)
+
+
 def test_ies_leaves_something_to_train_and_says_how_many_have_settled():
     method = get_method("ies", max_fraction=0.9)
     plan = method.plan(statistics_of(method, np.full((6, 40), 0.5, np.float32)), Epoch(6))

@@ -8,8 +8,7 @@ import torch
 from backprop_tester import ROWS
 from cuts import SaveAt, on_ranks
 from helpers import ONE_OF_A_KIND
-from method_tester import ROWS as HIDE_ROWS
-from method_tester import assert_exercised, short_run
+from method_tester import LATE, assert_exercised, short_run
 
 from kakurenbo_lightning import EpochPlan, available_methods
 from kakurenbo_lightning.session.checkpoint import from_state
@@ -21,7 +20,6 @@ LAST = -1
 # the epoch, and the batch that was the last
 CUTS = {"mid-epoch": (1, 1), "later": (1, 3), "last-batch": (1, LAST), "after-restart": (2, 1)}
 STATIC = [name for name in available_methods() if short_run(name).scoring_epochs(4)]
-LATE = [name for name, row in HIDE_ROWS.items() if row.sightings > 1]  # they hide nothing yet where the others are cut
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ ROWS = _rows(
         references.rcap,
         16,
         ({}, {"max_fraction": 0.5, "beta": 0.25}, {"max_fraction": 0.29, "beta": 2.0, "balance": None}),
-        {"max_fraction": 0.4},
+        {"max_fraction": 0.4, "start_epoch": 1},
         draws="always",
         fraction=BOTH,
     ),
@@ -156,7 +156,7 @@ ROWS = _rows(
         references.ies,
         32,
         ({"threshold": 3.0}, {"threshold": 2.0, "max_fraction": 0.4}),
-        {"threshold": 50.0, "window": 1},
+        {"threshold": 50.0, "window": 1, "max_fraction": 0.5},
         loss_decides={},
         sightings=6,
     ),
@@ -181,6 +181,9 @@ ROWS = _rows(
         fraction=("schedule",),
     ),
 )
+
+
+LATE = [name for name, row in ROWS.items() if row.sightings > 1]  # in a short run they hide nothing in the first epochs
 
 
 def short_run(name, samples=1):

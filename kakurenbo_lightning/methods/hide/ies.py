@@ -14,11 +14,13 @@ from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import integer, number, proportion, setting
+from kakurenbo_lightning.methods.settings import checker, integer, number, proportion, setting
 from kakurenbo_lightning.methods.topk import exact_floor, lowest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LONGEST = 32  # window
 
 
 def earlier_losses(window: int) -> tuple[Column, ...]:
@@ -56,6 +58,8 @@ class IES(HideMethod):
     def check_settings(self) -> None:
         """Keep as many losses as the window needs."""
         super().check_settings()
+        fix = "Each loss takes 4 bytes per sample and is moved in each step."
+        checker(self)(self.window <= LONGEST, "window", f"an integer from 1 to {LONGEST}", fix)
         object.__setattr__(self, "columns", earlier_losses(self.window))
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
