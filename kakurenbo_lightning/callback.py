@@ -85,6 +85,9 @@ class SampleSelection(pl.Callback):
         mean_over_samples: with ``accumulate_grad_batches``: scale each batch's loss, a mean over the batch, by its share of the step's
             samples on all ranks, so that the gradient is the mean over all of them, in the last step of an epoch too. ``False``: each
             batch counts the same, as in Lightning. By default on for methods that change batches: the hide family without ``baseline``.
+        values: what is recorded of a sample: ``"sample_loss"``, its own, or, for hide methods and a loss that has none by sample (Dice
+            over the batch, contrastive, detection), ``"bls"``: a moving mean of the losses of the batches it was in.
+        bls_alpha: of that mean, ``bls_alpha * mean + (1 - bls_alpha) * loss``.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -109,6 +112,8 @@ class SampleSelection(pl.Callback):
         check_attribution: bool = True,
         unweighted_rest: bool = False,
         mean_over_samples: bool | None = None,
+        values: Literal["sample_loss", "bls"] = "sample_loss",
+        bls_alpha: float = 0.7,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
@@ -118,13 +123,12 @@ class SampleSelection(pl.Callback):
             )
         self.method: Method = savable(get_method(method, **settings) if isinstance(method, str) else check_method(method))
         checked = compatibility.checked_arguments(
-            seed=seed,
-            align_schedules=align_schedules,
-            on_mismatch=on_mismatch,
-            check_attribution=check_attribution,
-            unweighted_rest=unweighted_rest,
-            mean_over_samples=mean_over_samples,
+            seed=seed, align_schedules=align_schedules, on_mismatch=on_mismatch, mean_over_samples=mean_over_samples
         )
+        checked |= compatibility.checked_arguments(
+            check_attribution=check_attribution, unweighted_rest=unweighted_rest, values=values, bls_alpha=bls_alpha
+        )
+        compatibility.check_values(checked["values"], self.method)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
         self._settings = SessionSettings(scorer=scorer, **checked)

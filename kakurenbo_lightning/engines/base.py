@@ -105,7 +105,7 @@ class Engine:
         indices = shard.step(number)
         self._after_step = []  # of an optimizer that runs the step more than once, as LBFGS does, the last time counts
         if values is not None:
-            self._after_step.append(partial(self._method.record, self._statistics, indices, values, self._epoch))
+            self._after_step.append(partial(self._record, indices, values))
         self.trained_batch(values, args[0])
         if self._trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self.loss_scale(self._trainer.accumulate_grad_batches if self._mean_over_samples else 1))
@@ -122,6 +122,9 @@ class Engine:
 
     def trained_batch(self, values: Values | None, batch: Any) -> None:
         """The current step has trained ``batch`` as it is; ``values`` of its samples, ``None`` where the step gave none."""
+
+    def _record(self, indices: Tensor, values: Values) -> None:
+        self._method.record(self._statistics, indices, self._outputs.averaged(self._statistics, indices, values), self._epoch)
 
     @property
     def kind(self) -> str:

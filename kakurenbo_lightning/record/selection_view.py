@@ -19,7 +19,6 @@ from kakurenbo_lightning.methods.settings import require as check
 from kakurenbo_lightning.record.sample_counts import SampleCounts
 from kakurenbo_lightning.record.schema import JUDGED, Thumbnails
 from kakurenbo_lightning.record.thumbnails import thumbnails_of
-from kakurenbo_lightning.session.checkpoint import describe_method
 from kakurenbo_lightning.session.session import Session
 
 
@@ -75,7 +74,7 @@ class SelectionView:
 
     @property
     def method(self) -> dict[str, Any]:
-        return {**describe_method(self.selection.method), "family": self.selection.method.family}
+        return {**self._session.keeper.described, "family": self.selection.method.family}
 
     @property
     def seed(self) -> int:

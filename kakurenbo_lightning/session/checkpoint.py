@@ -244,9 +244,9 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- whose it is
 
 
-def describe_method(method: Method) -> dict[str, Any]:
-    """Name and settings of a method, as plain values."""
-    return {"method": method.name, "settings": plain_settings(method) | method.contents()}
+def describe_method(method: Method, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Name and settings of a method, as plain values; ``source``: settings of where sample values come from, if they are not the usual."""
+    return {"method": method.name, "settings": plain_settings(method) | method.contents() | dict(source or {})}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch.distributed as dist
 from torch import Tensor
@@ -21,7 +20,7 @@ from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
 from kakurenbo_lightning.session.plain_values import plain_plan
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.signals.outputs import SampleOutputs
+from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_epochs, warn_of_idle_settings
 from kakurenbo_lightning.trainer.forward_pass import score_samples, wait_for
@@ -84,8 +83,11 @@ class Planner:
         rows = data.rows_to_score(self._method, epoch, plan)
         if plan is not None and not statistics.repeats and not mask_of(plan.hidden, len(statistics))[rows].all():
             self.merge(statistics, position)  # some were trained too, perhaps by another rank than will score them
-        record = partial(self._method.record, statistics, epoch=replace(epoch, index=last))  # as the epoch before measured them
-        self._score(rows, record, last, data, outputs)
+        seen: list[tuple[Tensor, Values]] = []
+        self._score(rows, lambda *scored: seen.append(scored), last, data, outputs)
+        for scored, values in seen:  # now: a pass that is interrupted, and made again in a resumed session, must not count twice
+            known = outputs.averaged(statistics, scored, values)
+            self._method.record(statistics, scored, known, replace(epoch, index=last))  # as the epoch before measured them
         return rows
 
     def _score(self, rows: Tensor, record: RecordValues, epoch: int, data: FollowedLoader, outputs: SampleOutputs) -> None:

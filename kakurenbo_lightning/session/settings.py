@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.signals.batch_loss import BatchLoss
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 
@@ -25,6 +26,8 @@ class SessionSettings:
         scorer: scores in the module's place.
         check_attribution: whether a value that is not of its own sample alone is an error.
         unweighted_rest: whether loss weights may leave a part of the loss as it is.
+        values: ``"sample_loss"``, or ``"bls"`` for the loss of batches, averaged over those that a sample was in.
+        bls_alpha: of that moving mean.
         mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: where the
             method changes batches.
     """
@@ -37,16 +40,26 @@ class SessionSettings:
     check_attribution: bool = True
     unweighted_rest: bool = False
     mean_over_samples: bool | None = None
+    values: Literal["sample_loss", "bls"] = "sample_loss"
+    bls_alpha: float = 0.7
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What a checkpoint must share beside the method's settings; nothing where values are the samples' own."""
+        return {"values": self.values, "bls_alpha": self.bls_alpha} if self.values == "bls" else {}
 
     def outputs_of(
         self, method: Method, function: Callable[[Any], Mapping[str, Tensor]] | None, module: pl.LightningModule
     ) -> SampleOutputs:
         """Where the sample values of ``module`` come from; ``function`` is the user's ``sample_outputs``, or ``None``."""
+        manual = not module.automatic_optimization
+        if self.values == "bls":
+            return BatchLoss(method.reads, function, method.weighs, manual, self.bls_alpha)
         return SampleOutputs(
             method.reads,
             function,
             weighs=method.weighs,
-            manual=not module.automatic_optimization,
+            manual=manual,
             check_attribution=self.check_attribution,
             unweighted_rest=self.unweighted_rest,
         )

@@ -69,6 +69,11 @@ class StateKeeper:
         self._checked = False  # a state that was saved, whether a resumed run can read it
 
     @property
+    def described(self) -> dict[str, Any]:
+        """Name and settings of the method, with those of where sample values come from, as plain values."""
+        return describe_method(self._method, self._settings.source)
+
+    @property
     def saved_restart(self) -> dict[str, Any] | None:
         """What a loaded state says of the restart; ``None`` when it says nothing, or is of another method."""
         if self.loaded is None or self.loaded.get("method") != self._method.name:
@@ -99,7 +104,7 @@ class StateKeeper:
                 streams = []
         saved = to_state(
             SessionState(
-                method=describe_method(self._method),
+                method=self.described,
                 fingerprint=data.identity,
                 seed=seed,
                 epoch=state,
@@ -152,7 +157,7 @@ class StateKeeper:
                 damaged.
         """
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
-        identity = Identity(describe_method(self._method), len(data.statistics), data.identity, self._settings.seed)
+        identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed)
 
         def check(saved: SessionState) -> None:
             check_columns(saved.statistics, data.statistics)

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.random import isolated_rng, rng_state, set_rng_state
+from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
@@ -101,10 +102,9 @@ class SampleOutputs:
         """One line saying where values come from; ``None`` before the first batch."""
         return None if self.report is None else self.report.source
 
-    @property
-    def has_function(self) -> bool:
-        """Whether way 2 is there, so that samples can be scored without running ``training_step``."""
-        return self._sample_outputs is not None
+    def averaged(self, statistics: SampleStatistics, rows: Tensor, values: Values) -> Values:
+        """What is recorded of the samples ``rows`` (``int64[b]``) whose ``values`` a step gave: here these, as they are."""
+        return values
 
     # --- a training step
 
@@ -176,7 +176,7 @@ class SampleOutputs:
 
     @property
     def _tests_attribution(self) -> bool:
-        return self._check_attribution and not self._needs.nothing and not (self._needs.manual and not self.has_function)
+        return self._check_attribution and not self._needs.nothing and not (self._needs.manual and self._sample_outputs is None)
 
     def _skips(self, outputs: Any) -> bool:
         """Whether the user skips this batch: nothing is returned, or a loss that is made of nothing."""

@@ -17,7 +17,8 @@ tokens:
     sample_loss = token_loss.sum(1) / (labels != -100).sum(1).clamp(min=1)
     return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits.transpose(1, 2), "target": labels}
 Where training_step is not yours, give the callback a function that returns the same dict: SampleSelection(..., sample_outputs=lambda \
-batch: ...). random, random_cycle and baseline need no values and train any step."""
+batch: ...). random, random_cycle and baseline need no values and train any step; infobatch and seta train it by the losses of whole \
+batches, SampleSelection("infobatch", values="bls")."""
 
 WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
 
@@ -35,10 +36,11 @@ NOT_MADE_FROM_IT = (
 )
 
 
-_OF_THE_BATCH = (
-    "A loss over the whole batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: use random or random_cycle, or return "
-    "values of your own choice. "
+BY_THE_BATCH = (
+    'choose by the losses of the batches that a sample was in, SampleSelection("infobatch", values="bls") (or another hide method that '
+    "reads only the loss, such as seta), use random or random_cycle, or return values of your own choice"
 )
+_OF_THE_BATCH = f"A loss over the whole batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: {BY_THE_BATCH}. "
 
 
 GRAPHS = "; of nodes return what each graph has as sample_loss, torch_geometric.utils.scatter(losses, batch.batch, reduce='mean')"
@@ -112,7 +114,7 @@ def attribution(outcome: str) -> str:
         what = (
             "the value of a sample depends on which others are in its batch (alone, or beside others, the first half has other numbers), "
             "as in a contrastive loss, with mixup, or in a loss normalised over the batch (Dice, Jaccard): it is not the sample's own. "
-            "Use random or random_cycle, or return values of your own choice"
+            f"{BY_THE_BATCH[0].upper()}{BY_THE_BATCH[1:]}"
         )
     return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
 
@@ -229,4 +231,29 @@ def missing_values(names: Sequence[str], given: Sequence[str], source: str, size
         f"{', '.join(given)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop, "
         "plb) or nothing (random), or return confidence (float in [0, 1]), correct (bool) or entropy (float) of your own, each "
         f"[{size}]. A classification returns logits and target:{EXAMPLE}{OTHERS}"
+    )
+
+
+# --- the loss of batches in the place of samples' (values="bls")
+
+NO_BATCH_LOSS = (
+    "values='bls': the loss of each batch is needed, and training_step returned none; end it with `return loss` (a number, or a dict with "
+    "'loss'). Under automatic_optimization=False a scoring pass takes it from sample_outputs(batch): return {'loss': loss, ...}, or use a "
+    "method without scoring passes (infobatch, seta)"
+)
+
+WEIGHED_BY_THE_BATCH = (
+    "SampleSelection(values='bls'): a batch has one loss, so it is multiplied by the mean of the loss weights of its samples, as the "
+    "authors of BLS do. The steps of an epoch keep their weight together, but what was left out of an epoch is not made up for as weights "
+    "of samples would; unbiased=False leaves the loss as it is"
+)
+
+
+def missing_beside_batch_loss(names: Sequence[str], size: int) -> str:
+    """The method reads more than a loss, and the step gives only that."""
+    return (
+        f"values='bls': the method reads {', '.join(names)} too, which the loss of a batch does not say. Return logits and target beside "
+        'it from training_step, return {"loss": loss, "logits": logits, "target": target}, or confidence (float in [0, 1]), correct (bool) '
+        f"or entropy (float) of your own, each [{size}]; or use a method that reads only the loss, "
+        'SampleSelection("infobatch", values="bls") or seta, or nothing: random'
     )

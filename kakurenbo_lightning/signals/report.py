@@ -12,14 +12,14 @@ class Report:
     """What is known of the values that are recorded.
 
     Attributes:
-        way: ``"returned"``, ``"function"``, ``"captured"`` or ``"none"``.
+        way: ``"returned"``, ``"function"``, ``"captured"``, ``"batch"`` (the loss of batches, see ``batch_loss.py``) or ``"none"``.
         source: one line saying where values come from.
         calls: that the loss was found to be made of, where it is captured.
         gives: names of the values, ``loss`` first.
         share: of the returned loss that the values make up; ``None``: not known.
         complete: the loss depends on parameters through the values alone; ``None``: not known.
-        attribution: ``"verified"``, ``"off"``, ``"skipped: ..."`` with the reason, or ``"batch"``: returned values that depend on the rest
-            of the batch.
+        attribution: ``"verified"``, ``"off"``, ``"skipped: ..."`` or ``"not tested: ..."`` with the reason, or ``"batch"``: returned values
+            that depend on the rest of the batch.
         weights: ``"exact"``: loss weights reach the gradient exactly; else why they do not.
     """
 

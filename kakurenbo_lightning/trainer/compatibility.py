@@ -18,7 +18,8 @@ from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
 from kakurenbo_lightning.errors import ConflictError, MismatchError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, shown
+from kakurenbo_lightning.methods.registry import available_methods, method_class
+from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, proportion, shown
 from kakurenbo_lightning.methods.topk import as_decimal
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
@@ -41,6 +42,13 @@ _ARGUMENTS = {
         flag(), "", "", "True says that what else is in the loss is no sample's, such as a penalty on weights."
     ),
     "mean_over_samples": Setting(optional(flag()), "", "", "None is True for methods that change batches, and else False."),
+    "values": Setting(
+        choice("sample_loss", "bls"),
+        "",
+        "",
+        "'bls' takes the losses of the batches that a sample was in, where it has none of its own.",
+    ),
+    "bls_alpha": Setting(proportion(), "", "", "0.7 is the published one; 0 takes the last batch's loss alone."),
     "accumulate": Setting(integer(1), "", "", "It is the number of batches whose gradients make an optimizer step."),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),
     "sample_outputs": Setting(
@@ -67,6 +75,19 @@ def check_mean(mean_over_samples: bool | None, module: pl.LightningModule) -> No
         raise ConflictError(
             "SampleSelection(mean_over_samples=True): automatic_optimization=False, so only training_step knows which batches make a step; "
             "leave it out, and multiply the loss by selection.loss_scale(accumulate=...) before manual_backward"
+        )
+
+
+def check_values(values: str, method: Method) -> None:
+    """Raise ``ValueError`` for the losses of batches and a method that does not plan whole epochs by them."""
+    if values == "bls" and method.family != "hide":
+        works = [
+            name for name, info in available_methods().items() if info.family == "hide" and method_class(name).reads == ("loss",)
+        ]
+        raise ValueError(
+            f"SampleSelection: values='bls' is not allowed with {method.name}, which compares samples within a batch, or draws them by "
+            f"values of their own; use a method of the hide family that reads only the loss ({', '.join(works)}), or, where training_step "
+            "returns logits and target beside the loss, any of the hide family"
         )
 
 

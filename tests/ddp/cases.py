@@ -7,7 +7,7 @@ import os
 
 import torch
 import torch.distributed as dist
-from fits import CodedNet, ManualNet, Net, Points, SaveAt, fit
+from fits import CodedNet, DiceNet, ManualNet, Net, Points, SaveAt, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shards import shard_of
@@ -78,6 +78,17 @@ plain("returned", given((3, 8, 8, 1), COUNT), net=CodedNet, max_epochs=4)
 plain("sure", Kakurenbo(max_fraction=0.25, tau=0.5), net=lambda: CodedNet(sure=True), count=48)
 plain("norm", given((9, 8, 6), COUNT), net=lambda: Net(norm=True), max_epochs=3, limit_val_batches=0)
 plain("bf16", KAKURENBO, net=lambda: Net(dtype=torch.float32), precision="bf16-mixed")
+
+
+BATCH_LOSSES = {"count": COUNT, "batch_size": BATCH, "max_epochs": 6, "selection": {"values": "bls"}}
+
+
+@case("batch_losses")
+def batch_losses(scratch):
+    """Losses over batches: an uninterrupted run, and one that goes on from a checkpoint in the middle of an epoch."""
+    method, at = InfoBatch(end_fraction=0.0), scratch / "at.ckpt"
+    whole = fit(method, DiceNet(), callbacks=[SaveAt(at, 3, 1)], **BATCH_LOSSES)
+    return {"whole": whole, "resumed": fit(method, DiceNet(), ckpt_path=at, **BATCH_LOSSES)}
 
 
 SUBSET = (*range(0, 20, 2), *range(20, 45))  # 35 samples

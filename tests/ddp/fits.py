@@ -103,6 +103,20 @@ class CodedNet(Net):
         }
 
 
+class DiceNet(Net):
+    """A loss over the batch; writes down that of every training batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def training_step(self, batch, batch_idx):
+        p, target = self.network(batch[0]).softmax(1), F.one_hot(batch[1], CLASSES)
+        loss = 1 - 2 * (p * target).sum() / (p.sum() + target.sum())
+        self.losses.append(loss.item())
+        return loss
+
+
 class Recorder(pl.Callback):
     """Writes down, per epoch, what was planned, what was trained and what was known. Comes after the selection."""
 
@@ -155,7 +169,7 @@ def copy_of(tensors):
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def fit(method, net, *, count, batch_size, loader=None, callbacks=(), ckpt_path=None, **settings):
+def fit(method, net, *, count, batch_size, loader=None, callbacks=(), ckpt_path=None, selection=None, **settings):
     """Train on all ranks of the worker (one process elsewhere) and return what happened as plain tensors and numbers.
 
     Args:
@@ -166,10 +180,11 @@ def fit(method, net, *, count, batch_size, loader=None, callbacks=(), ckpt_path=
         loader: more settings of the train DataLoader.
         callbacks: more of them.
         ckpt_path: to resume from.
+        selection: more arguments of it.
         **settings: of the Trainer.
     """
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # Lightning deletes WORLD_SIZE
-    selection = SampleSelection(method, seed=3)
+    selection = SampleSelection(method, seed=3, **(selection or {}))
     recorder = Recorder(selection)
     data = Points(count, next(net.parameters()).dtype)
     train = DataLoader(data, **{"batch_size": batch_size, "shuffle": True, **(loader or {})})
@@ -190,6 +205,8 @@ def fit(method, net, *, count, batch_size, loader=None, callbacks=(), ckpt_path=
     return {
         "epochs": recorder.epochs,
         "weights": copy_of(net.state_dict()),
+        "known": selection.statistics.state_dict(),
+        "losses": getattr(net, "losses", []),
         "global_step": trainer.global_step,
         "totals": asdict(selection.totals),
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
