@@ -10,6 +10,7 @@ from kakurenbo_lightning.methods.draw.base import DrawMethod, StreamMethod
 from kakurenbo_lightning.methods.draw.iswr import ISWR
 from kakurenbo_lightning.methods.draw.owc import LB, NLB, OWC
 from kakurenbo_lightning.methods.draw.plb import PEB, PLB
+from kakurenbo_lightning.methods.draw.weighted import Weighted
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.hide.baseline import Baseline
 from kakurenbo_lightning.methods.hide.el2n import El2n
@@ -56,6 +57,7 @@ __all__ = [
     "SelectiveBackprop",
     "StaleSB",
     "StreamMethod",
+    "Weighted",
     "available_methods",
     "get_method",
     "register_method",

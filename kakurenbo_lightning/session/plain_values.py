@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.per_sample import PerSample
 from kakurenbo_lightning.methods.settings import plain, shown
 
 
@@ -69,6 +70,8 @@ def is_same(old: Any, new: Any) -> bool:
 def _listed(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, PerSample):
+        return value.as_setting()
     if inspect.isroutine(value):  # by its name, as pickle keeps it
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (set, frozenset)):

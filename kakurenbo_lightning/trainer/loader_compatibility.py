@@ -29,7 +29,6 @@ from kakurenbo_lightning.core.seeded_dataset import num_samples
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.methods.registry import available_methods
 
 
 def only_loader(loaders: Any) -> DataLoader:
@@ -223,10 +222,10 @@ def _sampler_refusal(sampler: Any) -> str:
         f"sampler={kind.__name__} is not allowed: sample selection decides which samples an epoch has and in which order; use "
     )
     if kind is WeightedRandomSampler:
-        methods = [name for name in ("weighted", "plb") if name in available_methods()]
         return (
-            f'{refused}DataLoader(shuffle=True) without a sampler, and balance="class" of a method that hides, which holds its fraction in '
-            f"each class; or a method that draws by weights of its own: {', '.join(methods)}"
+            f'{refused}DataLoader(shuffle=True) without a sampler, and SampleSelection("weighted", weights=...), which draws by the same '
+            'weights and shards the draws over the ranks; or plb, which draws by the loss; or balance="class" of a method that hides, '
+            "which holds its fraction in each class"
         )
     settings = ""
     if kind is RandomSampler:

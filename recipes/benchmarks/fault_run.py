@@ -215,6 +215,8 @@ def settings_of(method: Any) -> dict[str, Any]:
     """Return the settings that a method, by name or as an object, has in these trainings."""
     if method == "rho_loss":
         return {"fraction": 0.5, "irreducible": irreducible_table(SAMPLES)}
+    if method == "weighted":
+        return {"weights": [1.0 + i % 5 for i in range(SAMPLES)], "unbiased": True}
     return SETTINGS.get(method, {}) if isinstance(method, str) else {}
 
 

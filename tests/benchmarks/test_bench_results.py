@@ -101,6 +101,16 @@ def plans(rows):
     return [f"| `{row['method']}` | " for row in rows] + [f"{100 * row['hidden_share']:.0f} % |" for row in rows]
 
 
+def on_digits(rows):
+    for row in rows:
+        yield written(row["accuracy"], ".2f", 100)
+        for key, form in (("rare_accuracy", ".2f"), ("left_out", ".1f")):
+            if key in row:
+                yield written(row[key], form, 100)
+        if row.get("rank_correlation"):
+            yield written(row["rank_correlation"], ".2f")
+
+
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
@@ -114,6 +124,7 @@ QUOTED = {
     (METHODS / "draw/plb.md", "overhead-plb"): lambda result, rows, million: [
         f"{rows[0][key]:.3f}" for key in ("ratio", "control_ratio")
     ],
+    (METHODS / "draw/weighted.md", "on_digits-weighted"): lambda result, rows, million: on_digits(rows),
     (BENCHMARKS, "overhead"): lambda result, rows, million: overhead(rows),
     (BENCHMARKS, "verification"): lambda result, rows, million: [
         f"{row['first_batch_steps']['median']:.2f} | {row['later_ratio']['median']:.3f}" for row in rows
@@ -151,7 +162,7 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 
 
 def test_each_file_is_quoted_and_each_named_file_is_there():
-    documents = [README, BENCHMARKS, *METHODS.rglob("*.md")]
+    documents = [README, BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
     quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png"}
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}

@@ -24,6 +24,7 @@ from recipes.benchmarks import (
     drawing,
     fault_run,
     faults,
+    on_digits,
     overhead,
     plans,
     recording,
@@ -88,6 +89,11 @@ SMALL = {
             ["F.cross_entropy" in row["source"] for row in rows] == [True, False, False, False]
             and all(row["first_batch_steps"]["median"] > 0 for row in rows)
         ),
+    ),
+    on_digits: (
+        "--of weighted --seeds 1 --epochs 1 --batch-size 128",
+        "summary",
+        lambda rows: [row["samples_trained"]["mean"] for row in rows] == [490] * 4,
     ),
     sync: ("--steps 1", "arms", lambda arms: all(arm["error"] is None for arm in arms.values())),
 }

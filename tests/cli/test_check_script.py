@@ -16,7 +16,7 @@ from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.cli.check import main
 from kakurenbo_lightning.errors import ConflictError
 
-NO_VALUES = {"baseline", "random", "random_cycle"}
+NO_VALUES = {"baseline", "random", "random_cycle", "weighted"}
 
 
 class Module(pl.LightningModule):

@@ -80,7 +80,7 @@ def test_max_staleness_bounds_what_is_drawn_ahead(row):
 
 def test_a_forward_only_pass_is_announced_where_there_is_one():
     modes = {name: get_method(name).refresh_mode for name in ROWS}
-    assert modes == {"owc": None, "lb": "eval", "nlb": "eval", "plb": "eval", "peb": "eval", "iswr": "eval"}
+    assert modes == {"owc": None, "lb": "eval", "nlb": "eval", "plb": "eval", "peb": "eval", "iswr": "eval", "weighted": None}
     assert get_method("owc", refresh_share=0.1).refresh_mode == "eval" and get_method("iswr", refresh=False).refresh_mode is None
 
 

@@ -178,6 +178,28 @@ STREAM = {
 }
 OWN = {
     "iswr": {"refresh": ("True or False", NOT_FLAGS)},
+    "weighted": {
+        "weights": (
+            r"None or one number >= 0 for each sample .* or the path of a \.npy, \.pt or \.csv file with them.*",
+            (
+                1,
+                0.5,
+                True,
+                {},
+                [],
+                [1.0, -2.0],
+                [0.5, NAN],
+                [0.5, INF],
+                [0, 0.0],
+                ["a"],
+                [[1.0]],
+                "nowhere.npy",
+                "nowhere",
+                b"ab",
+            ),
+        ),
+        "num_samples": ("None or an integer >= 1", (0, *NOT_COUNTS)),
+    },
     "owc": {
         "alpha": ("None or a number > 0", (0, -1.0, NAN, INF, True, "1")),
         "temperature": ("1, because owc has no base values", (2.0, 0.0)),

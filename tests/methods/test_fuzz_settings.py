@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from kakurenbo_lightning import SampleSelection, available_methods, get_method
+from kakurenbo_lightning.methods.per_sample import PerSample
 from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.settings import settings_of
 
@@ -172,6 +173,8 @@ def allows(words, value):
         return is_integer(value, int(found[1])) or is_share(value)
     if words == "the path of a file":
         return isinstance(value, str)
+    if words.startswith("one number >= 0 for each sample"):
+        return callable(value) or allows_weights(value)
     assert words.startswith(("a list of ", "(first, end) with first < end")), f"the oracle does not know {words!r}"
     items = items_of(value)
     if items is None:
@@ -185,6 +188,14 @@ def allows(words, value):
     if words.startswith("a list of epochs (positive integers)"):
         return of_one_kind(items, 1)
     return len(items) == 2 and items[0] < items[1] and of_one_kind(items, 0)
+
+
+def allows_weights(value):
+    """Flags count as 0 and 1."""
+    if isinstance(value, (set, frozenset, memoryview, bytearray, np.ma.MaskedArray)) or not hasattr(value, "__len__"):
+        return False
+    items = [float(item) if isinstance(item, bool) else item for item in items_of(value) or []]
+    return all(is_number(item, lambda number: number >= 0) for item in items) and any(items)
 
 
 # --- what is tried
@@ -202,6 +213,8 @@ def tried(words):
 
 def is_plain(value):
     """Whether ``value`` is of Python's own types alone."""
+    if type(value) is PerSample:  # which a checkpoint holds by its hash
+        return type(value.as_setting()) is str
     return all(map(is_plain, value)) if type(value) is tuple else value is None or type(value) in (bool, int, float, str)
 
 
@@ -258,6 +271,8 @@ ARGUMENTS = {
     "check_attribution": "True or False",
     "unweighted_rest": "True or False",
     "mean_over_samples": "None or True or False",
+    "values": "'sample_loss' or 'bls'",
+    "bls_alpha": "a number in [0, 1)",
     "on_mismatch": "'error' or 'reset'",
     "sample_outputs": None,
     "scorer": None,

@@ -191,7 +191,7 @@ def short_run(name, samples=1):
     if name in backprop_tester.ROWS:
         return backprop_tester.made(name, backprop_tester.ROWS[name].settings, samples)
     if name in pod_tester.ROWS:
-        return get_method(name, **pod_tester.ROWS[name].settings)
+        return pod_tester.made(name, pod_tester.ROWS[name].settings, samples)
     return get_method(name, **ROWS[name].settings)
 
 

@@ -36,6 +36,7 @@ class Row:
         bytes_per_sample: of all columns on the device.
         variants: settings that are compared with the reference.
         settings: for short runs of a small network, such that probabilities become uneven.
+        needs_weights: of each sample, in a run.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Row:
     bytes_per_sample: int
     variants: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    needs_weights: bool = False
 
 
 COMMON = ({}, {"mix": 0.3, "unbiased": True}, {"min_value": 0.2, "mix": 1.0}, {"min_value": 1e-9, "mix": 0.5})
@@ -56,6 +58,7 @@ ROWS = {
         Row("plb", references.plb, 16, (*COMMON, *POWERS), {"unbiased": True, "mix": 0.2, "refresh_share": 0.2}),
         Row("peb", references.plb, 20, (*COMMON, *POWERS), {"temperature": 2.0, "cap_quantile": 0.9, "diagnose": 20}),
         Row("iswr", None, 16, (*COMMON, *POWERS, {"refresh": False, "unbiased": True}), {"unbiased": True, "mix": 0.2}),
+        Row("weighted", None, 16, (*COMMON[:2], *POWERS, {"num_samples": 1}), {"unbiased": True, "mix": 0.2}, needs_weights=True),
     )
 }
 STREAMS = {name: row for name, row in ROWS.items() if row.reference is not None}
@@ -65,6 +68,12 @@ BY_VALUE = ("lb", "nlb", "plb", "peb")  # those with base values
 def variants(row):
     """The method objects of a row."""
     return [get_method(row.name, **settings) for settings in row.variants]
+
+
+def made(name, settings, samples):
+    """The method ``name``; one that draws by given weights gets those of ``samples`` samples, some of them 0."""
+    weights = {"weights": [float((3 * i + 1) % 7) for i in range(samples)]} if ROWS[name].needs_weights else {}
+    return get_method(name, **{**weights, **settings})
 
 
 # --- what is seen

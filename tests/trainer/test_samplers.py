@@ -94,9 +94,9 @@ def test_what_is_hidden_is_among_them(name):
 # --- the run is that of the part by itself
 
 
-@pytest.mark.parametrize("name", [name for name in available_methods() if name not in (*STREAMS, "rho_loss")])
+@pytest.mark.parametrize("name", [name for name in available_methods() if name not in (*STREAMS, "rho_loss", "weighted")])
 def test_a_run_on_a_part_is_the_run_on_that_part_alone(name):
-    """``rho_loss`` has a table of the whole data set."""
+    """``rho_loss`` and ``weighted`` have a table of the whole data set."""
     method = short_run(name, COUNT)
     part, one, module = hidden_run(loader_of(SubsetRandomSampler(SCATTERED)), method, Net(dropout=0.0))
     alone, other, expected = hidden_run(DataLoader(Subset(Points(COUNT), SCATTERED), 8, shuffle=True), method, Net(dropout=0.0))
@@ -198,7 +198,10 @@ def test_a_stream_from_a_part_is_refused_by_name(name):
         (lambda: RandomSampler(range(COUNT), num_samples=60), ["num_samples=60) is not allowed", "SubsetRandomSampler(indices)"]),
         (lambda: RandomSampler(range(50), num_samples=COUNT), ["num_samples=100) is not allowed"]),
         (lambda: DistributedSampler(range(COUNT), num_replicas=4, rank=1), ["num_replicas=4, rank=1", "rank 0 of 1"]),
-        (lambda: WeightedRandomSampler([1.0] * COUNT, COUNT), ['balance="class"', "plb", "shuffle=True"]),
+        (
+            lambda: WeightedRandomSampler([1.0] * COUNT, COUNT),
+            ['SampleSelection("weighted", weights=...)', 'balance="class"', "plb", "shuffle=True"],
+        ),
     ],
 )
 @pytest.mark.parametrize("batched", [False, True])

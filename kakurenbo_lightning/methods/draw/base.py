@@ -29,7 +29,7 @@ class DrawMethod(Method):
     of the sample (:attr:`observes`).
 
     Attributes:
-        observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 where misclassified, else 0).
+        observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 where misclassified, else 0); "" for none.
         column: which column of the statistics holds it.
         repeats: a sample may be drawn more than once in an epoch.
     """
@@ -73,7 +73,7 @@ class DrawMethod(Method):
         super().check_settings()
         known = ("loss", "confidence", "correct", *(column.name for column in self.columns))
         read = "correct" if self.observes == "wrong" else self.observes
-        if read not in known or read not in self.reads:
+        if read and (read not in known or read not in self.reads):
             raise ValueError(
                 f"{self.name}: observes={self.observes!r} is not allowed; it must be loss, confidence, correct, wrong (reads correct) "
                 "or the name of one of its columns, and what it reads must be among `reads`, as in reads = ('loss', 'correct')"
