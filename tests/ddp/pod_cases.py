@@ -12,7 +12,7 @@ from fits import Net, Points, SaveAt, copy_of
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import EpochPlan, SampleSelection, SampleStatistics
-from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PEB, PLB
+from kakurenbo_lightning.methods import ISWR, LB, NLB, OWC, PEB, PLB, Weighted
 
 COUNT, BATCH, EPOCHS = 45, 4, 3
 FIXED = torch.linspace(0.2, 4, COUNT, dtype=torch.float64)
@@ -184,6 +184,7 @@ case("plb_accumulate", PLB(), accumulate_grad_batches=2)
 case("owc_silent", OWC(epoch_length=14), net=SilentNet())
 case("iswr", ISWR())
 case("iswr_unbiased", ISWR(unbiased=True, mix=0.3))
+case("weighted", Weighted(weights=[1.0 + i % 4 for i in range(COUNT)], unbiased=True))
 
 
 def cut(scratch, method, at, **options):
@@ -199,6 +200,9 @@ CASES["plb_cut_exchange"] = lambda scratch: cut(scratch, PLB(exchange_every=3, e
 CASES["plb_cut_last"] = lambda scratch: cut(scratch, PLB(exchange_every=3, epoch_length=14), (1, 6))
 CASES["plb_cut_workers"] = lambda scratch: cut(scratch, PLB(epoch_length=24), (1, 5), workers=2)
 CASES["iswr_cut"] = lambda scratch: cut(scratch, ISWR(), (1, 2))
+CASES["weighted_cut"] = lambda scratch: cut(
+    scratch, Weighted(weights=lambda epoch: [1.0 + (i + epoch) % 4 for i in range(COUNT)]), (1, 2)
+)
 
 
 def cut_otherwise(scratch, method, save, first=False):

@@ -16,7 +16,7 @@ STREAMS = ["owc", "lb", "nlb", "plb", "peb", "plb_four", "plb_unbiased", "plb_pr
 EXCHANGES = {"plb_exchange": 3, "lb_exchange": 3, "plb_exchange_limited": 3, "plb_bounded": 2}
 LATER = [*EXCHANGES, "plb_workers", "plb_accumulate"]
 MOMENTS = ["lb_cut_first", "lb_cut_inside_1", "lb_cut_inside_3", "lb_cut_inside_due_1", "lb_cut_inside_due_3"]
-PLANNED = ["iswr", "iswr_unbiased"]
+PLANNED = ["iswr", "iswr_unbiased", "weighted"]
 
 every = pytest.mark.parametrize("ranks", [*STREAMS, *LATER], indirect=True)
 # run by test-all: they take the path of plb and lb, or of a moment nearby
@@ -208,13 +208,14 @@ def test_ranks_share_what_they_look_at_and_diagnose_together(ranks):
 
 
 @pytest.mark.parametrize("ranks", PLANNED, indirect=True)
-def test_planned_draws_are_equal_on_all_ranks_and_trained_by_one_each(ranks):
+def test_planned_draws_are_equal_on_all_ranks_and_trained_by_one_each(ranks, request):
+    first = 0 if name_of(request) == "weighted" else 1  # of the epochs that are drawn
     for epoch, records in enumerate(epochs(ranks)):
         planned = records[0]["planned"]
         assert all(torch.equal(record["planned"], planned) for record in records)
         trained = torch.cat([batch for record in records for batch in record["trained"]])
         assert torch.equal(trained.sort().values, planned.sort().values)
-        assert len(planned) == COUNT and (len(planned.unique()) < COUNT) == (epoch > 0)
+        assert len(planned) == COUNT and (len(planned.unique()) < COUNT) == (epoch >= first)
     for rank in ranks[1:]:
         assert_same_bits(rank["statistics"], ranks[0]["statistics"])
 
@@ -240,7 +241,7 @@ def test_planned_draws_that_several_ranks_trained_have_the_last_loss(ranks):
 
 @pytest.mark.parametrize(
     "ranks",
-    ["plb_cut", "lb_cut", "owc_cut", "plb_cut_exchange", "plb_cut_last", "plb_cut_workers", "iswr_cut", *MOMENTS],
+    ["plb_cut", "lb_cut", "owc_cut", "plb_cut_exchange", "plb_cut_last", "plb_cut_workers", "iswr_cut", "weighted_cut", *MOMENTS],
     indirect=True,
 )
 def test_cut_and_resumed_equals_uncut_on_every_rank(ranks):
