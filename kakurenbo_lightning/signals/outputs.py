@@ -6,7 +6,8 @@ The first of these that applies, decided on the first batch:
 2. ``sample_outputs(batch) -> dict``, a method of the module or a function given to the callback;
 3. the calls that made the loss are seen, and say what each sample has of it.
 
-What is recorded is verified on that batch to be the loss that is trained, and each sample's own.
+What is recorded is verified on that batch to be the loss that is trained, and each sample's own. Where the user says that the loss has no
+value by sample, ``batch_loss.py`` takes this class's place.
 """
 
 from __future__ import annotations

@@ -125,6 +125,7 @@ QUOTED = {
         f"{rows[0][key]:.3f}" for key in ("ratio", "control_ratio")
     ],
     (METHODS / "draw/weighted.md", "on_digits-weighted"): lambda result, rows, million: on_digits(rows),
+    (METHODS.parent / "signals/batch_loss.md", "on_digits-bls"): lambda result, rows, million: on_digits(rows),
     (BENCHMARKS, "overhead"): lambda result, rows, million: overhead(rows),
     (BENCHMARKS, "verification"): lambda result, rows, million: [
         f"{row['first_batch_steps']['median']:.2f} | {row['later_ratio']['median']:.3f}" for row in rows
