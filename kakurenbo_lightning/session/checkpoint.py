@@ -258,12 +258,14 @@ class Identity:
         num_samples: of the data set.
         fingerprint: of the data set.
         seed: that the user gave; ``None`` fits any.
+        defaults: of the method's settings: what a checkpoint has that is older than a setting.
     """
 
     method: dict[str, Any]
     num_samples: int
     fingerprint: str
     seed: int | None
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
 def mismatches(saved: SessionState, current: Identity) -> list[str]:
@@ -280,7 +282,7 @@ def mismatches(saved: SessionState, current: Identity) -> list[str]:
             if same
             else "the data set has other samples than the checkpoint's (compared by a hash of a few of them)"
         )
-    settings = saved.method["settings"], current.method["settings"]
+    settings = {**current.defaults, **saved.method["settings"]}, current.method["settings"]
     for name in sorted(settings[0].keys() | settings[1].keys()):
         old, new = (there.get(name, "not set") for there in settings)
         if not is_same(old, new):

@@ -7,7 +7,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def plain_settings(method: Method) -> dict[str, Any]:
         TypeError: one holds what no checkpoint can; named.
     """
     return {field.name: as_plain(_listed(getattr(method, field.name)), f"{method.name}.{field.name}") for field in fields(method)}
+
+
+def default_settings(method: Method) -> dict[str, Any]:
+    """The defaults of a method's fields, of those that have one, as :func:`is_same` compares them."""
+    return {field.name: field.default for field in fields(method) if field.default is not MISSING}
 
 
 def savable(method: Method) -> Method:

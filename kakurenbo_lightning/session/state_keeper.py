@@ -19,6 +19,7 @@ from kakurenbo_lightning.session.checkpoint import (
 )
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.pending import Pending
+from kakurenbo_lightning.session.plain_values import default_settings
 from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.schema import check_columns, check_state
 from kakurenbo_lightning.session.settings import SessionSettings
@@ -157,7 +158,8 @@ class StateKeeper:
                 damaged.
         """
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
-        identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed)
+        defaults = default_settings(self._method)
+        identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed, defaults)
 
         def check(saved: SessionState) -> None:
             check_columns(saved.statistics, data.statistics)

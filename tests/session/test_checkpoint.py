@@ -74,6 +74,16 @@ def test_a_later_version_is_refused(checkpoint):
         fit(hide_then_grow(), ckpt_path=checkpoint, max_epochs=4)
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default_then(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    del state["callbacks"]["SampleSelection"]["settings"]["lr_fraction"]
+    torch.save(state, checkpoint)
+    fit(hide_then_grow(), ckpt_path=checkpoint, max_epochs=3)
+    changed = SampleSelection(replace(hide_then_grow().method, lr_fraction="max"))
+    with pytest.raises(MismatchError, match="lr_fraction='max', the checkpoint has 'hidden'"):
+        fit(changed, ckpt_path=checkpoint, max_epochs=3)
+
+
 def test_on_mismatch_is_checked():
     with pytest.raises(ValueError, match="on_mismatch='maybe' is not allowed; on_mismatch must be 'error' or 'reset'"):
         SampleSelection("baseline", on_mismatch="maybe")
