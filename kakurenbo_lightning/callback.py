@@ -76,8 +76,9 @@ class SampleSelection(pl.Callback):
             ``correct``); by default the module's method of that name, if any.
         on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``
             to forget it and start the selection from the beginning.
-        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, that scores
-            batches in the module's place and is trained alongside, on the same batches.
+        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, with a schedule or
+            without, that scores batches in the module's place and is trained beside it: on what the module trains, or, with the setting
+            ``train_scorer_every=n``, on what is chosen of every n-th batch.
         check_attribution: on the first batch, run the step forward on the whole batch and on its first half, and raise when a sample's
             value depends on which others are in its batch, or is another sample's. ``False`` goes on without this test.
         unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no

@@ -16,13 +16,14 @@ from torch import Tensor
 from kakurenbo_lightning.core.batch_rows import BatchCheck, like, plain, versions
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
-from kakurenbo_lightning.core.random import stream_generator
+from kakurenbo_lightning.core.random import stream_generator, stream_seed
 from kakurenbo_lightning.core.shard import Shard
 from kakurenbo_lightning.core.state_schema import listed, scalar, table, tensor
 from kakurenbo_lightning.core.statistics import SampleStatistics
-from kakurenbo_lightning.engines.backprop_state import STATE, Counts, Kept
+from kakurenbo_lightning.engines.backprop_state import STATE, Counts, Kept, candidates, reshard
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.engines.sample_buffer import SampleBuffer, Samples
+from kakurenbo_lightning.engines.scorer import Scorer
 from kakurenbo_lightning.engines.scoring import ScoringPass
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
@@ -65,7 +66,7 @@ class BackpropEngine(Engine):
         adapter: of the Trainer.
         method: the selection method.
         statistics: of all samples.
-        scorer: scores in the module's place, see :class:`ScoringPass`.
+        scorer: scores in the module's place, see :class:`Scorer`.
 
     Attributes:
         memory: of the method.
@@ -83,7 +84,8 @@ class BackpropEngine(Engine):
         scorer: pl.LightningModule | None = None,
     ) -> None:
         super().__init__(adapter, method, statistics)
-        self._scoring = ScoringPass(adapter, method, scorer)
+        self._scorer = None if scorer is None else Scorer(adapter, scorer, method.train_scorer_every)
+        self._scoring = ScoringPass(adapter, method, self._scorer)
         self._method: BackpropMethod = method
         self.memory = method.memory()
         self.counts = Counts()
@@ -96,6 +98,7 @@ class BackpropEngine(Engine):
         self._check = BatchCheck(method.name, method.pooled or method.batches_per_choice > 1)
         self._scored_versions: list[int] | None = None  # of the tensors of the batch that was scored
         self._before_step: Kept | None = None
+        self._of_choice: list[Callable[[], None]] = []  # what the step under way has to write, known before it
 
     def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
         """What waits is carried over."""
@@ -112,7 +115,7 @@ class BackpropEngine(Engine):
     def begin_batch(self, batch: Any, number: int) -> None:
         """Decide what the step of loaded batch ``number`` trains; the one after the last is there to train what is left."""
         super().begin_batch(batch, number)
-        self._before_step = self._keep()
+        self._before_step, self._of_choice = self._keep(), []
         self.timer.stop("data")
         self._decision, self._scored_versions = TrainBatch(), None
         extra = number >= self._shard.steps
@@ -123,13 +126,17 @@ class BackpropEngine(Engine):
             self.counts.steps += 1
             self._adapter.hold_step(False)
             return
-        unknown = 0
+        unknown, chosen = 0, None
         with self.timer.during("score"):
             if not extra:
                 self._score(batch, number)
             if self._candidates and (extra or len(self._candidates) >= self._method.batches_per_choice):
-                unknown = self._choose(number)
-        self._decide(unknown, extra)
+                unknown, chosen = self._choose(number)
+        waiting, not_scored, counts = gathered(self._adapter, len(self._buffer), unknown, len(chosen or ()))
+        self._decide(waiting, not_scored, extra)
+        if chosen is not None:
+            self._teach_choice(batch, chosen, counts)
+        self._of_choice = list(self._after_step)
 
     def _score(self, batch: Any, number: int) -> None:
         """Score the batch: its samples are candidates."""
@@ -151,8 +158,8 @@ class BackpropEngine(Engine):
                 "on_after_batch_transfer or in a callback that comes before SampleSelection"
             )
 
-    def _choose(self, number: int) -> int:
-        """Choose among the candidates; how many of this rank's could not be scored."""
+    def _choose(self, number: int) -> tuple[int, Samples]:
+        """Choose among the candidates; how many of this rank's could not be scored, and what is chosen."""
         samples = Samples.join([candidate for candidate, _ in self._candidates])
         values = {name: torch.cat([seen[name] for _, seen in self._candidates]) for name in self._candidates[0][1]}
         self._candidates, self._undecided = [], 0
@@ -166,10 +173,11 @@ class BackpropEngine(Engine):
         if whole:
             self._warn("whole", f"{self._method.name}: every probability of a batch was 0 (equal losses); it is trained whole")
         rows = picked.rows[:count]
-        self._buffer.put(samples.take(rows, None if picked.weights is None else picked.weights[:count]))
-        return unknown
+        chosen = samples.take(rows, None if picked.weights is None else picked.weights[:count])
+        self._buffer.put(chosen)
+        return unknown, chosen
 
-    def _decide(self, unknown: int, extra: bool) -> None:
+    def _decide(self, waiting: list[int], not_scored: list[int], extra: bool) -> None:
         """Train or wait: the same on every rank.
 
         A step is made when every rank has a full batch (short ones, at the epoch's end or of a method that does not pool: when every rank
@@ -177,7 +185,6 @@ class BackpropEngine(Engine):
         does not pool waits with nothing.
         """
         full = self._shard.batch_size
-        waiting, not_scored = self._gather(len(self._buffer), unknown)
         least = full if self._method.pooled and not extra else min(SMALLEST, full)
         ready = min(waiting) >= least
         take = [(count if extra or not self._method.pooled else full) if ready else 0 for count in waiting]
@@ -201,15 +208,6 @@ class BackpropEngine(Engine):
         self.counts.rejected = self.counts.scored + self.counts.carried - self.counts.chosen_trained - self.counts.pooled
         self._adapter.hold_step(not ready)
 
-    def _gather(self, *mine: int) -> list[list[int]]:
-        """For each number those of all ranks; collective."""
-        if self._adapter.world_size == 1:
-            return [[number] for number in mine]
-        here = torch.tensor(mine, device=self._statistics.device)
-        everyone = [torch.empty_like(here) for _ in range(self._adapter.world_size)]
-        dist.all_gather(everyone, here)
-        return torch.stack(everyone, dim=1).tolist()
-
     def _mean(self, value: Tensor) -> Tensor:
         """Mean over the ranks; collective."""
         if self._adapter.world_size > 1:
@@ -229,6 +227,8 @@ class BackpropEngine(Engine):
             self.counts.pooled = self._undecided = 0
             self._candidates = []
             self._buffer.drop(0)
+        if self._scorer is not None:
+            self._scorer.end_epoch()
         _, seconds = super().end_epoch(last)
         return {name: float(value) for name, value in asdict(self.counts).items()}, seconds
 
@@ -240,10 +240,17 @@ class BackpropEngine(Engine):
             return
         if not len(self._plan.hidden):  # else its samples were chosen before, by their losses
             self._method.learn(self.memory, values, self._mean)
-        self._after_step.append(partial(self._scoring.train, batch, self._number, self._shard.loss_scale(self._number)))
+        self._teach(batch, self._shard.loss_scale(self._number))
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
         """Train the loaded batch, what was chosen in its place, or nothing."""
+        self._after_step = list(self._of_choice)
+        made = self._train(step, *args)
+        if self._scorer is not None and self._number < self._shard.steps:
+            self._after_step.append(self._scorer.end_batch)
+        return made
+
+    def _train(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
         if isinstance(self._decision, TrainBatch):
             return super().training_step(step, *args)
         self.check_untouched(args[0])
@@ -257,8 +264,24 @@ class BackpropEngine(Engine):
             # another rank may train a sample that was carried over here: it records that one
             own = {name: value[carried:] for name, value in values.items()}
             self._after_step.append(partial(self._method.record, self._statistics, samples.indices[carried:], own, self._epoch))
-        self._after_step.append(partial(self._scoring.train, batch, args[1] if len(args) > 1 else 0, self._decision.scale))
+        if self._scorer is not None and self._scorer.every is None:
+            self._teach(batch, self._decision.scale)
         return scaled(outputs, self._decision.scale), samples.indices
+
+    def _teach_choice(self, batch: Any, chosen: Samples, counts: list[int]) -> None:
+        """Train the scorer, when it is due, on what is chosen of the loaded batch, on ranks that have :data:`SMALLEST` of it or more."""
+        if self._scorer is None or self._scorer.every is None or not self._scorer.is_due:
+            return
+        least = min(SMALLEST, self._shard.batch_size)
+        counted = [count if count >= least else 0 for count in counts]
+        if total := sum(counted):
+            self._teach(like(batch, chosen.batch), counted[self._adapter.rank] * len(counted) / total)
+
+    def _teach(self, batch: Any, scale: float) -> None:
+        """Train the scorer on ``batch`` once the step is done."""
+        if self._scorer is not None:
+            seed = stream_seed(self._epoch.seed, self._epoch.index, f"scorer:{self._number}:{self._adapter.rank}")
+            self._after_step.append(partial(self._scorer.learn, batch, self._number, scale, seed))
 
     @property
     def kind(self) -> str:
@@ -304,7 +327,7 @@ class BackpropEngine(Engine):
             "carried": kept.carried,
             "held": kept.held,
             "counts": asdict(kept.counts),
-            "scorer": self._scoring.state_dict() if self._adapter.rank == 0 else None,
+            "scorer": self._scorer.state_dict() if self._scorer is not None and self._adapter.rank == 0 else None,
         }
 
     def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
@@ -324,35 +347,27 @@ class BackpropEngine(Engine):
         """
         device, own = self._statistics.device, states[rank % len(states)]
         self.memory = dict(own["memory"])
-        self._scoring.load_state_dict(states[0]["scorer"])
+        if self._scorer is not None and states[0]["scorer"] is not None:
+            self._scorer.load_state_dict(states[0]["scorer"])
         self.counts = Counts(**own["counts"])
         self._undecided = own["undecided"]
         same = len(states) == world_size
         self._buffer.load_state_dict(own["pool"] if same else reshard([state["pool"] for state in states], rank, world_size))
         self._carried = own["carried"] if same else len(self._buffer)
-        self._candidates = []
-        for number in range(len(own["candidates"])):
-            there = [own] if same else states
-            parts = [[state["candidates"][number]["samples"]] for state in there]
-            values = [state["candidates"][number]["values"] for state in there]
-            joined = {name: torch.cat([value[name] for value in values]) for name in values[0]}
-            samples = Samples.join([Samples.of(part) for [part] in parts]).to(device)
-            rows = torch.arange(len(samples)) if same else torch.arange(rank, len(samples), world_size)
-            self._candidates.append(
-                (samples.take(rows.to(device)), {name: value[rows].to(device) for name, value in joined.items()})
-            )
+        saved = [state["candidates"] for state in ([own] if same else states)]
+        self._candidates = candidates(saved, slice(None) if same else slice(rank, None, world_size), device)
         self._decision = SkipStep() if own["held"] else TrainBatch()
         self._adapter.hold_step(own["held"])
 
 
-def reshard(pools: list[list[dict[str, Any]]], rank: int, world_size: int) -> list[dict[str, Any]]:
-    """What rank ``rank`` of ``world_size`` gets of the samples that waited on other ranks."""
-    parts = [Samples.of(part) for pool in pools for part in pool]
-    if not parts:
-        return []
-    joined = Samples.join(parts)
-    rows = torch.arange(rank, len(joined), world_size)
-    return [joined.take(rows).state_dict()] if len(rows) else []
+def gathered(adapter: TrainerAdapter, *mine: int) -> list[list[int]]:
+    """For each of these numbers those of all ranks; collective."""
+    if adapter.world_size == 1:
+        return [[number] for number in mine]
+    here = torch.tensor(mine, device=adapter.trainer.strategy.root_device)
+    everyone = [torch.empty_like(here) for _ in range(adapter.world_size)]
+    dist.all_gather(everyone, here)
+    return torch.stack(everyone, dim=1).tolist()
 
 
 def _on_cpu(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kakurenbo_lightning.core.state_schema import anything, flag, integer, listed, mapping, optional, table, tensor
+from kakurenbo_lightning.core.state_schema import absent, anything, flag, integer, listed, mapping, optional, table, tensor
 from kakurenbo_lightning.engines.sample_buffer import Samples
 from kakurenbo_lightning.signals.outputs import Values
 
@@ -45,7 +45,16 @@ STATE = {
     "carried": integer(),
     "held": flag(),
     "counts": table({field.name: integer() for field in fields(Counts)}, closed=True),
-    "scorer": optional(table({"module": mapping(anything()), "optimizer": mapping(anything())})),
+    "scorer": optional(
+        table(
+            {
+                "module": mapping(anything()),
+                "optimizer": optional(mapping(anything())),
+                "schedules": absent(listed(mapping(anything()))),
+                **{name: absent(integer()) for name in ("batches", "epochs", "due")},
+            }
+        )
+    ),
 }
 
 
@@ -70,3 +79,24 @@ class Kept:
     carried: int
     held: bool
     counts: Counts
+
+
+def reshard(pools: list[list[dict[str, Any]]], rank: int, world_size: int) -> list[dict[str, Any]]:
+    """What rank ``rank`` of ``world_size`` gets of the samples that waited on other ranks."""
+    parts = [Samples.of(part) for pool in pools for part in pool]
+    if not parts:
+        return []
+    joined = Samples.join(parts)
+    rows = torch.arange(rank, len(joined), world_size)
+    return [joined.take(rows).state_dict()] if len(rows) else []
+
+
+def candidates(saved: list[list[dict[str, Any]]], mine: slice, device: torch.device) -> list[tuple[Samples, Values]]:
+    """The candidates that ``saved`` ranks had, each list as long; of those of a batch, ``mine``, on ``device``."""
+    made = []
+    for parts in zip(*saved, strict=True):
+        samples = Samples.join([Samples.of(part["samples"]) for part in parts])
+        rows = torch.arange(len(samples))[mine]
+        values = {name: torch.cat([part["values"][name] for part in parts])[rows].to(device) for name in parts[0]["values"]}
+        made.append((samples.take(rows).to(device), values))
+    return made

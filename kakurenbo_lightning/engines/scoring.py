@@ -9,48 +9,33 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.batch_rows import like, map_tensors, plain
+from kakurenbo_lightning.engines.scorer import Scorer
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.forward_pass import buffers_of_rank_zero, call_training_step, forward_only, replaying
-from kakurenbo_lightning.trainer.restart import copied
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ScoringPass:
-    """Scores batches with the module, or with a small network in its place that is trained alongside.
+    """Scores batches with the module, or with a small network in its place.
 
     Args:
         adapter: of the Trainer.
         method: says how to score.
-        scorer: scores in the module's place: a LightningModule with ``training_step`` and ``configure_optimizers`` (one optimizer) of
-            its own. It is trained on what the module is trained on, in float32, with the mean gradient of all ranks.
+        scorer: scores in the module's place.
     """
 
-    def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: pl.LightningModule | None) -> None:
+    def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: Scorer | None) -> None:
         self._adapter, self._trainer, self._method, self._scorer = adapter, adapter.trainer, method, scorer
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
         self._of_scorer: SampleOutputs | None = None
-        if scorer is None:
-            return
-        device = self._trainer.strategy.root_device
-        scorer.to(device)
-        made = scorer.configure_optimizers()
-        if not isinstance(made, torch.optim.Optimizer):
-            raise ConflictError(
-                f"scorer={type(scorer).__name__}: configure_optimizers returned a {type(made).__name__}; it must return one optimizer"
-            )
-        self._optimizer = made
-        for tensor in [*scorer.parameters(), *scorer.buffers()]:  # every rank begins with the same
-            if adapter.world_size > 1:
-                dist.broadcast(tensor.data, src=0)
 
     def check(self, batch: Any) -> None:
         """Raise ``ConflictError`` for a first batch that cannot be scored as the settings say."""
@@ -59,12 +44,13 @@ class ScoringPass:
 
     def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
         """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
-        module = self._trainer.lightning_module if self._scorer is None else self._scorer
+        module = self._trainer.lightning_module if self._scorer is None else self._scorer.module
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
         if self._scorer is not None:
-            outputs = self._of_scorer = self._of_scorer or outputs.of_module(self._scorer)
-        with buffers_of_rank_zero(module), self._context(module):
+            outputs = self._of_scorer = self._of_scorer or outputs.of_module(module)
+        same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()  # a scorer's are the same
+        with same, self._context(module):
             return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
 
     @contextlib.contextmanager
@@ -102,36 +88,6 @@ class ScoringPass:
         finally:
             for part in parts:
                 part._compiled_call_impl = None
-
-    def train(self, batch: Any, number: int, scale: float) -> None:
-        """Train the scorer on what the module trains; ``scale`` weighs this rank's mean loss."""
-        scorer = self._scorer
-        if scorer is None:
-            return
-        outputs: Any = call_training_step(scorer, batch, number)
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        self._optimizer.zero_grad()
-        (loss * scale).backward()
-        if self._adapter.world_size > 1:
-            for parameter in scorer.parameters():
-                if parameter.requires_grad:
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
-                    dist.all_reduce(parameter.grad)
-                    parameter.grad /= self._adapter.world_size
-        self._optimizer.step()
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Of the scorer and its optimizer."""
-        if self._scorer is None:
-            return None
-        return copied({"module": dict(self._scorer.state_dict()), "optimizer": self._optimizer.state_dict()})
-
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Take over :meth:`state_dict`."""
-        if self._scorer is not None and state is not None:
-            self._scorer.load_state_dict(state["module"])
-            self._optimizer.load_state_dict(state["optimizer"])
 
 
 def scaled_images(batch: Any, scale: float) -> Any:

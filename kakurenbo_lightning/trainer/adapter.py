@@ -13,8 +13,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.core.optimizer import _configure_optimizers, _configure_schedulers_automatic_opt
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
@@ -322,6 +325,20 @@ class TrainerAdapter:
         fit_loop = self.trainer.fit_loop
         if fit_loop._combined_loader is not None and fit_loop._combined_loader._iterator is None:
             fit_loop._data_fetcher = None
+
+    # --- a second module
+
+    def configured(self, module: pl.LightningModule) -> tuple[list[Optimizer], list[LRSchedulerConfig]]:
+        """The optimizers and schedules that ``module``, which is not the Trainer's, asks for; it may read its ``trainer`` meanwhile."""
+        module.trainer = self.trainer
+        try:
+            made: Any = module.configure_optimizers()
+        finally:
+            module.trainer = None
+        if made is None:
+            return [], []
+        optimizers, schedulers, monitor = _configure_optimizers(made)
+        return optimizers, _configure_schedulers_automatic_opt(schedulers, monitor)
 
     # --- batches outside the loop
 

@@ -268,13 +268,25 @@ def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
 
 
 def check_scorer(scorer: object, method: Method) -> None:
-    """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, or whose method scores no batches."""
+    """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, optimizes by itself, or whose method scores no batches, and for
+    ``train_scorer_every`` without one."""
+    every = _settings(method).get("train_scorer_every")
+    if scorer is None and every is not None:
+        raise ValueError(
+            f"train_scorer_every={every} needs a scorer: pass SampleSelection(..., scorer=...), a LightningModule that scores batches in "
+            "the module's place, or leave train_scorer_every out"
+        )
     if isinstance(scorer, type):
         raise ValueError(f"scorer={scorer.__name__} is a class; it must be an object, for example {scorer.__name__}(...)")
     if scorer is not None and (method.family != "backprop" or not is_instance(scorer, pl.LightningModule)):
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
+        )
+    if scorer is not None and not scorer.automatic_optimization:
+        raise ValueError(
+            f"scorer={type(scorer).__name__} has automatic_optimization=False, which is not allowed: its optimizer is stepped here, by the "
+            "loss that its training_step returns; use automatic optimization"
         )
 
 

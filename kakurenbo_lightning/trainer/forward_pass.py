@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.core.progress import bar_settings
-from kakurenbo_lightning.core.random import seed_everything
+from kakurenbo_lightning.core.random import isolated_rng, seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
 from kakurenbo_lightning.methods.base import RefreshMode
@@ -107,6 +107,17 @@ def _silenced(module: pl.LightningModule) -> Iterator[None]:
             object.__delattr__(module, name)
             if own is not None:
                 object.__setattr__(module, name, own)
+
+
+@contextlib.contextmanager
+def trained_beside(adapter: TrainerAdapter, module: pl.LightningModule, seed: int) -> Iterator[None]:
+    """Run the step of ``module``, a second one, inside beside the Trainer's: nothing is logged, random numbers come from ``seed`` and none
+    is taken from the training, and where the Trainer's precision is mixed the pass is in float32, which needs no loss scale."""
+    trainer = adapter.trainer
+    full = torch.autocast(trainer.strategy.root_device.type, enabled=False)
+    with isolated_rng(), _silenced(module), torch.enable_grad(), trainer.precision_plugin.train_step_context(), full:
+        seed_everything(seed)
+        yield
 
 
 def _metric_state(metric: Metric) -> dict[str, Any]:

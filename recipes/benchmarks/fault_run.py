@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning import SampleSelection
@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sb_fixed": {"start": 0.2, "end": 0.8},
     "katharopoulos": {"threshold": 0.0},
 }
+PROXY: dict[str, Any] = {"score": "topk", "keep": 0.5, "train_scorer_every": 3}
 
 
 def irreducible_table(samples: int) -> str:
@@ -107,6 +108,27 @@ class RestlessNet(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class RestlessScorer(L.LightningModule):
+    """The same for a scorer: BatchNorm, dropout, momentum, a cosine by step, and random numbers of every stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.network = nn.Sequential(nn.Linear(FEATURES, 5), nn.BatchNorm1d(5), nn.Dropout(0.2), nn.Linear(5, CLASSES))
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Jitter the points and return the mean cross-entropy."""
+        jitter = random.random() + np.random.rand() + torch.rand(1)
+        return F.cross_entropy(self.network(batch[0] + 0.1 * jitter), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        """Return SGD with momentum and a schedule as long as Lightning expects the run to be."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        schedule = CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def monitors(folder: Path) -> list[L.Callback]:
     """Return an early stopping and a `ModelCheckpoint` that go by the validation."""
     return [
@@ -171,6 +193,7 @@ def train(
     one_cycle: bool = True,
     workers: int = 0,
     stopping: bool = False,
+    proxy: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train on every rank of this process group and return what must be equal, see `describe`.
@@ -188,11 +211,14 @@ def train(
         one_cycle: of `RestlessNet`.
         workers: of the train loader.
         stopping: with `monitors`, and a learning rate that falls with the validation instead of a OneCycle.
+        proxy: with a `RestlessScorer` that is trained on every third batch; `method` is `"selective_backprop"`.
         **settings: of the Trainer.
     """
     torch.set_num_threads(1)
     seed_streams(seed)
-    selection, record, logger = SampleSelection(method, seed=3, **settings_of(method)), Record(folder, kill), MemoryLogger()
+    scorer = RestlessScorer() if proxy else None
+    selection = SampleSelection(method, seed=3, scorer=scorer, **settings_of(method), **(PROXY if proxy else {}))
+    record, logger = Record(folder, kill), MemoryLogger()
     module, resumed = RestlessNet(one_cycle, plateau=stopping), position(resume) if isinstance(resume, Path) else None
     if kill is not None and kill.how == "requeue":
         settings |= requeued(folder)
@@ -201,7 +227,8 @@ def train(
     points = DataLoader(Points(), batch_size, shuffle=True, num_workers=workers)
     trainer.fit(module, points, DataLoader(Points(24), 6), ckpt_path=resume)
     selection.statistics.merge()  # of the last epoch
-    return {"resumed": resumed, "logged": logger.epochs, **describe(trainer, selection, record, module)}
+    found = describe(trainer, selection, record, module)
+    return {"resumed": resumed, "logged": logger.epochs, "scorer": dict(scorer.state_dict()) if scorer else {}, **found}
 
 
 def seed_streams(seed: int) -> None:
@@ -287,7 +314,7 @@ def train_to_file(folder: Path, name: str, *args: Any, **kwargs: Any) -> None:
 
 def differences(whole: dict[str, Any], resumed: dict[str, Any]) -> list[str]:
     """Return the names of what a resumed run has otherwise than the whole one, from where it was resumed on."""
-    at_end = ("weights", "optimizer", "schedules", "statistics", "totals", "steps", "streams", "monitored")
+    at_end = ("weights", "scorer", "optimizer", "schedules", "statistics", "totals", "steps", "streams", "monitored")
     names = [name for name in at_end if not equal(whole[name], resumed[name])]
     start = resumed["resumed"] or {"epoch": 0, "step": 0, "validated": 0, "ended": 0}
     left = {

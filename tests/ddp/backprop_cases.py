@@ -60,8 +60,24 @@ class Small(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
+class Lopsided(Small):
+    """With BatchNorm; tells high losses on rank 0 and low ones on others, which choose next to nothing."""
+
+    def __init__(self, seed=0):
+        super().__init__(seed)
+        self.network = nn.Sequential(nn.BatchNorm1d(FEATURES, dtype=torch.float64), nn.Dropout(0.3), self.network)
+        self.sizes = []
+
+    def training_step(self, batch, batch_idx):
+        if self.training and torch.is_grad_enabled() and all(parameter.requires_grad for parameter in self.parameters()):
+            self.sizes.append(len(batch[2]))
+        loss = super().training_step(batch, batch_idx)
+        first, place = batch[2] % int(os.environ["LOCAL_WORLD_SIZE"]) == 0, 100.0 * batch_idx + batch[2]
+        return {"loss": loss, "sample_loss": torch.where(first, place, 100000 - place)}
+
+
 class Steps(pl.Callback):
-    """Writes down, per epoch, what each step trained, what waits after each batch, and t; comes after the selection."""
+    """Writes down, per epoch, what is loaded, what each step trained, what waits after each batch, and t; comes after the selection."""
 
     def __init__(self, selection):
         self.selection, self.epochs = selection, {}
@@ -71,6 +87,7 @@ class Steps(pl.Callback):
         plan = self.selection.plan
         self.epochs[trainer.current_epoch] = {
             "trained": pl_module.trained,
+            "loaded": [],
             "hidden": plan.hidden,
             "checksum": plan.checksum(),
             "lr_factor": plan.lr_factor,
@@ -80,6 +97,9 @@ class Steps(pl.Callback):
             "steps": [],
             "t": [],
         }
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.epochs[trainer.current_epoch]["loaded"].append(batch[2].clone())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         state, epoch = self.selection.session.engine.state_dict(), self.epochs[trainer.current_epoch]
@@ -93,10 +113,10 @@ class Steps(pl.Callback):
         self.epochs[trainer.current_epoch]["weights"] = copy_of(pl_module.state_dict())
 
 
-def driven(method, told=False, shuffle=True, scored=False):
+def driven(method, told=False, shuffle=True, scored=None):
     """Train on all ranks and return what each step did."""
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    scorer = Small(seed=int(os.environ.get("LOCAL_RANK", 0))) if scored else None  # rank 0's is the one that counts
+    scorer = scored(seed=int(os.environ.get("LOCAL_RANK", 0))) if scored else None  # rank 0's is the one that counts
     selection, net = SampleSelection(method, seed=3, scorer=scorer), Told(told)
     steps = Steps(selection)
     trainer = pl.Trainer(
@@ -115,6 +135,7 @@ def driven(method, told=False, shuffle=True, scored=False):
         "epochs": steps.epochs,
         "weights": copy_of(net.state_dict()),
         "scorer": copy_of(scorer.state_dict()) if scored else {},
+        "sizes": getattr(scorer, "sizes", []),
         "global_step": trainer.global_step,
         "totals": {name: value for name, value in asdict(selection.totals).items() if name.startswith("samples")},
     }
@@ -130,7 +151,9 @@ for ranks in ("two", "four"):
     case(f"lopsided_carry_{ranks}", lambda: replace(LOPSIDED, leftover="carry"), told=True, shuffle=False)
 case("sb", SelectiveBackprop)
 case("sb_topk", lambda: SelectiveBackprop(score="topk", beta=2))
-case("scored", SelectiveBackprop, scored=True)
+case("scored", SelectiveBackprop, scored=Small)
+case("proxy", lambda: SelectiveBackprop(score="topk", keep=0.5, pool=False, train_scorer_every=3), scored=Small)
+case("proxy_lopsided", lambda: replace(LOPSIDED, floor=0.0, train_scorer_every=2), shuffle=False, scored=Lopsided)
 case("stale_sb", lambda: StaleSB(staleness=2))
 case("sb_fixed", lambda: FixedRate(start=0.2))
 case("katharopoulos", lambda: Katharopoulos(threshold=0.0))

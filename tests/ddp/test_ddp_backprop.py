@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from backprop_cases import COUNT, EPOCHS, Small, Told
+from fits import Points
 from records import assert_same_bits, epochs
 from replay import replay
 
 LOPSIDED = ["lopsided_two", "lopsided_four", "lopsided_carry_two", "lopsided_carry_four"]
-EVEN = ["sb", "sb_topk", "scored", "stale_sb", "sb_fixed", "katharopoulos", "rho_loss"]
+EVEN = ["sb", "sb_topk", "scored", "proxy", "proxy_lopsided", "stale_sb", "sb_fixed", "katharopoulos", "rho_loss"]
 BATCH = 4
 
 every = pytest.mark.parametrize("ranks", [*LOPSIDED, *EVEN], indirect=True)
@@ -127,3 +129,44 @@ def test_a_scorer_is_trained_with_the_mean_gradient_of_all_ranks(ranks):
     _, weights = replay(ranks, Small(), COUNT, refresh=False)
     for name, value in weights.items():
         torch.testing.assert_close(ranks[0]["scorer"][name], value, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ranks", ["proxy"], indirect=True)
+def test_proxy_masks_on_two_ranks_are_those_of_a_loop_by_hand(ranks):
+    """The batches of both ranks in one process: each rank's half of its own batch, one step of each network on both halves."""
+    points, net, small, at = Points(COUNT), Told(), Small(), 0
+    optimizer, own = net.configure_optimizers(), small.configure_optimizers()
+
+    def step(module, its_optimizer, rows):
+        its_optimizer.zero_grad()
+        F.cross_entropy(module.network(points.x[rows]), points.y[rows]).backward()
+        its_optimizer.step()
+
+    for epoch, records in enumerate(epochs(ranks)):
+        for loaded in zip(*(record["loaded"] for record in records), strict=True):
+            chosen = list(loaded)
+            if epoch:
+                with torch.no_grad():
+                    losses = [F.cross_entropy(small.network(points.x[rows]), points.y[rows], reduction="none") for rows in loaded]
+                best = [each.float().argsort(descending=True, stable=True)[: max(2, len(each) // 2)] for each in losses]
+                chosen = [rows[order] for rows, order in zip(loaded, best, strict=True)]
+            step(net, optimizer, torch.cat(chosen))
+            if at % 3 == 0:
+                step(small, own, torch.cat(chosen))
+            at += 1
+    assert at == 5 * 8
+    for module, name in ((net, "weights"), (small, "scorer")):
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(ranks[0][name][key], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", ["proxy", "proxy_lopsided"], indirect=True)
+def test_scorers_are_equal_on_all_ranks_to_the_bit(ranks):
+    assert_same_bits(ranks[1]["scorer"], ranks[0]["scorer"])
+
+
+@pytest.mark.parametrize("ranks", ["proxy_lopsided"], indirect=True)
+def test_a_rank_that_chooses_too_little_takes_part_in_the_scorers_step(ranks):
+    """Else the others would wait for it."""
+    many, few = (len(rank["sizes"]) for rank in ranks)
+    assert many > few >= 4 and min(min(rank["sizes"]) for rank in ranks) >= 2

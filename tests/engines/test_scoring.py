@@ -194,9 +194,11 @@ def test_what_is_no_scorer_is_refused():
 
     class Two(Small):
         def configure_optimizers(self):
-            return [super().configure_optimizers()], []
+            return [super().configure_optimizers(), super().configure_optimizers()]
 
-    with pytest.raises(ConflictError, match="scorer=Two: configure_optimizers returned a tuple; it must return one optimizer"):
+    with pytest.raises(
+        ConflictError, match="scorer=Two: configure_optimizers returned 2 optimizers; it must return one, or None"
+    ):
         fit(Net(), loader(61), SampleSelection("selective_backprop", scorer=Two()), max_epochs=2)
 
 

@@ -83,6 +83,13 @@ class BackpropMethod(Method):
         "score through `torch.compile` of the module's parts (its submodules with parameters); training runs as you wrote it",
         fix="True needs a compiler that torch.compile finds.",
     )
+    train_scorer_every: int | None = setting(
+        None,
+        optional(integer(1)),
+        "with a `scorer`: it is trained on what is chosen of every so-many-th loaded batch alone; `None`: on all that the module trains",
+        fix="4 trains it on a quarter of the batches.",
+        unit="batches",
+    )
 
     family: ClassVar[str] = "backprop"
     pooled: ClassVar[bool] = True

@@ -15,10 +15,11 @@ import numpy as np
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
-from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, hard, uniform
+from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Memory, Picked, at_least_two, hard, uniform
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.registry import register_method
-from kakurenbo_lightning.methods.settings import choice, integer, number, setting
+from kakurenbo_lightning.methods.settings import checker, choice, flag, integer, number, optional, setting
+from kakurenbo_lightning.methods.topk import exact_floor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,6 +56,18 @@ class SelectiveBackprop(BackpropMethod):
         "`'l2'` has the squared distance between one-hot target and softmax, at most 1, in the percentile's place",
         fix="'loss' is the method, the others are controls.",
     )
+    keep: float | None = setting(
+        None,
+        optional(number(0, 1, above=True)),
+        "with `score='topk'`: the share of each batch, in place of 1 / (`beta` + 1)",
+        fix="0.5 takes the half with the highest losses.",
+    )
+    pool: bool = setting(
+        True,
+        flag(),
+        "chosen samples wait until they fill a batch; `False`: they are trained at once, in a step of each loaded batch that is smaller",
+        fix="False is the way of proxy masks.",
+    )
 
     summary: ClassVar[str] = "trains a sample with a probability that grows with the percentile of its loss"
     paper: ClassVar[str] = "Jiang et al., 2019"
@@ -64,6 +77,13 @@ class SelectiveBackprop(BackpropMethod):
         super().__post_init__()
         if self.score == "l2":
             object.__setattr__(self, "reads", ("loss", "el2n"))
+        object.__setattr__(self, "pooled", self.pool)
+
+    def check_settings(self) -> None:
+        """Only one control takes a share that is given."""
+        super().check_settings()
+        is_read = self.keep is None or self.score == "topk"
+        checker(self)(is_read, "keep", f"None with score={self.score!r}", "Write score='topk', or beta for the expected share.")
 
     def memory(self) -> Memory:
         """The last losses."""
@@ -78,9 +98,10 @@ class SelectiveBackprop(BackpropMethod):
         """Draw."""
         losses = hard(values["loss"])
         if self.score == "topk":
-            count = int(len(losses) / (self.beta + 1))
+            size = len(losses)
+            count = int(size / (self.beta + 1)) if self.keep is None else exact_floor(self.keep, size)
             order = losses.argsort(descending=True, stable=True)
-            return Picked(order, max(1, count))
+            return Picked(order, max(1, count) if self.pool else at_least_two(count, size))
         share = self._share(values, losses, memory, generator)
         probability = (share**self.beta).clamp(min=self.floor)
         probability = torch.where(losses.isfinite(), probability, 1.0)
