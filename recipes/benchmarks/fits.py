@@ -1,4 +1,4 @@
-"""Runs that are compared by the time they take on a shared machine: CIFAR-10 with the CIFAR ResNet-8, one CPU core.
+"""Runs that are compared by the time they take on a shared machine: CIFAR-10 (or digits) with the CIFAR ResNet-8, one CPU core.
 
 Seconds are those of `fit`, without validation. Other load on the machine changes wall time, and also how much
 is done in a CPU second. So a step of a reference network is timed every few steps, and what a run costs is its CPU
@@ -21,11 +21,14 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
 from kakurenbo_recipes.parquet_data import CIFAR10
+from torch import nn
 from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.core.random import isolated_rng
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import prepare, trainer
@@ -118,7 +121,11 @@ class Fits:
 
     def __init__(self, settings: argparse.Namespace, each_epoch: bool = False, **options: Any) -> None:
         self._settings, self._each_epoch = settings, each_epoch
-        self._data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=settings.batch_size, **options)
+        size = settings.batch_size
+        if settings.data_root is None:
+            self._data = Digits(subset=settings.samples, batch_size=size, **options)
+        else:
+            self._data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=size, **options)
         self._data.prepare_data()
         self._data.setup("fit")
         few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation
@@ -126,7 +133,16 @@ class Fits:
         few._data.train_images = few._data.test_images = self._data.train_images.part(torch.arange(2 * settings.batch_size))
         few.run("warm-up", 0, "baseline", epochs=1)
 
-    def run(self, name: str, seed: int, method: str, epochs: int | None = None, callbacks: Sequence = (), **options: Any) -> Row:
+    def run(
+        self,
+        name: str,
+        seed: int,
+        method: str,
+        epochs: int | None = None,
+        callbacks: Sequence = (),
+        scorer: Callable[[], nn.Module] | None = None,
+        **options: Any,
+    ) -> Row:
         """Train, with `callbacks` after the selection, validate, and return what is written down of a run.
 
         Args:
@@ -135,6 +151,7 @@ class Fits:
             method: how samples are chosen.
             epochs: how many; None for those of the command line.
             callbacks: of the Trainer, after the selection.
+            scorer: makes the network of the method's scorer, which has an optimizer and a schedule like the model's.
             options: of the method.
         """
         settings, reference = self._settings, Reference(self._settings.batch_size)
@@ -142,7 +159,9 @@ class Fits:
         L.seed_everything(seed, verbose=False)
         optimizer = partial(torch.optim.SGD, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
         model = ImageClassifier(CifarResNet().to(memory_format=torch.channels_last), optimizer, num_classes=10)
-        selection = SampleSelection(method, **options)
+        with isolated_rng():
+            proxy = None if scorer is None else ImageClassifier(scorer(), optimizer, num_classes=10)
+        selection = SampleSelection(method, scorer=proxy, **options)
         within = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
         training = trainer("cpu", [selection, reference, curve, *callbacks], epochs, **within)
         started = now()
@@ -162,10 +181,11 @@ class Fits:
         }
 
 
-def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here."""
+def parser(name: str, description: str, digits: bool = False) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here. `digits`: data without files."""
     options = report.parser(name, description, devices=["cpu"], clocks=["cpu"], threads=1)
-    options.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
+    without = "; without it: scikit-learn's digits at 32 x 32 pixels" if digits else ""
+    options.add_argument("--data-root", type=Path, required=not digits, help=f"folder of CIFAR-10{without}")
     options.add_argument("--samples", type=report.count, default=12_500, help="training images")
     options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
     options.add_argument("--learning-rate", type=float, default=0.1, help="at the start of the cosine schedule")
@@ -246,4 +266,5 @@ def cell(key: str, form: str, scale: float = 1) -> Callable[[Row], str]:
 
 def title(settings: argparse.Namespace) -> str:
     """Return what is above the table."""
-    return f"CIFAR ResNet-8, {settings.samples:,} images of CIFAR-10, {settings.epochs} epochs, {settings.seeds} seeds"
+    data = "digits" if settings.data_root is None else "CIFAR-10"
+    return f"CIFAR ResNet-8, {settings.samples:,} images of {data}, {settings.epochs} epochs, {settings.seeds} seeds"
