@@ -246,8 +246,8 @@ class BackpropEngine(Engine):
         """Train the loaded batch, what was chosen in its place, or nothing."""
         self._after_step = list(self._of_choice)
         made = self._train(step, *args)
-        if self._scorer is not None and self._number < self._shard.steps:
-            self._after_step.append(self._scorer.end_batch)
+        if self._scorer is not None:
+            self._after_step.append(partial(self._scorer.end_batch, self._number >= self._shard.steps))
         return made
 
     def _train(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:

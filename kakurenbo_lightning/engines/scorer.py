@@ -17,11 +17,13 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.forward_pass import call_training_step, trained_beside
 from kakurenbo_lightning.trainer.restart import copied
 
+CLOCKS = ("batches", "steps", "epochs", "due")
+
 
 class Scorer:
     """Trains the user's scorer by the mean gradient of all ranks, in full precision, with random numbers of its own.
 
-    A step of its schedules of interval ``"step"`` is a loaded batch, whether it is trained on it or not.
+    A step of its schedules of interval ``"step"`` is a batch as the Trainer counts them, whether it is trained on it or not.
 
     Args:
         adapter: of the Trainer.
@@ -44,7 +46,7 @@ class Scorer:
         trainer.precision_plugin.convert_module(module)
         optimizers, self._schedules = adapter.configured(module)
         self._optimizer: torch.optim.Optimizer | None = optimizers[0] if optimizers else None
-        self._batches = self._epochs = 0  # loaded, and over, so far
+        self._batches = self._steps = self._epochs = 0  # loaded so far; steps and epochs of the schedules
         self._due = 0  # from which of them on the next one is trained on
         self._check(len(optimizers))
         self._from_rank_zero([*module.parameters(), *module.buffers()])
@@ -120,10 +122,11 @@ class Scorer:
             for tensor in tensors:
                 dist.broadcast(tensor.data.view(torch.uint8) if tensor.dtype is torch.bool else tensor.data, src=0)
 
-    def end_batch(self) -> None:
-        """A loaded batch is done."""
-        self._batches += 1
-        self._move("step", self._batches)
+    def end_batch(self, is_extra: bool) -> None:
+        """A loaded batch is done; ``is_extra``: the one after an epoch's last, which the Trainer counts too."""
+        self._batches += not is_extra
+        self._steps += 1
+        self._move("step", self._steps)
 
     def end_epoch(self) -> None:
         """An epoch is over."""
@@ -141,9 +144,7 @@ class Scorer:
             "module": dict(self.module.state_dict()),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "schedules": [_plain(config.scheduler.state_dict()) for config in self._schedules],
-            "batches": self._batches,
-            "epochs": self._epochs,
-            "due": self._due,
+            **{name: getattr(self, f"_{name}") for name in CLOCKS},
         }
         return copied(state)
 
@@ -154,7 +155,8 @@ class Scorer:
             self._optimizer.load_state_dict(state["optimizer"])
         for config, saved in zip(self._schedules, state.get("schedules", ()), strict=False):
             config.scheduler.load_state_dict(saved)
-        self._batches, self._epochs, self._due = (state.get(name, 0) for name in ("batches", "epochs", "due"))
+        for name in CLOCKS:
+            setattr(self, f"_{name}", state.get(name, 0))
 
 
 def _plain(state: Any) -> Any:

@@ -31,6 +31,7 @@ GIVEN: dict[str, dict[str, str]] = {
         "logger": "Write logger=[csv,tensorboard], or +logger.NAME._target_=package.Class for one of your own.",
     },
     "model": {"num_classes": "The data say how many there are."},
+    "scorer": {"num_classes": "The data say how many there are."},
     "optimizer": {"params": "They are the model's."},
     "schedule": {"optimizer": "It is that of the group optimizer.", "trainer": "It is that of the group trainer."},
     "task": {name: f"It is that of the group {name}." for name in ("optimizer", "schedule")}
@@ -43,7 +44,7 @@ GIVEN: dict[str, dict[str, str]] = {
     },
 }
 READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
-MAY_BE_EMPTY = ("callbacks", "logger", "record", "small")
+MAY_BE_EMPTY = ("callbacks", "logger", "record", "scorer", "small")
 SELECTION = "kakurenbo_lightning.SampleSelection"
 # ranges that no signature tells, and that nobody else checks before the data are read: which values, in words, and what to write
 LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {

@@ -24,6 +24,7 @@ class Groups:
 class TrainSchema(Groups):
     """The further groups of `kakurenbo-train`, and its own settings."""
 
+    scorer: Any = MISSING
     task: Any = MISSING
     method: Any = MISSING
     schedule: Any = MISSING

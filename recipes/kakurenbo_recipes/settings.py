@@ -21,10 +21,13 @@ def made_of(node: DictConfig, **given: Any) -> Any:
     return instantiate(node, _convert_="all", **given)
 
 
-def made_method(method: DictConfig) -> Any:
-    """Make the callback of the method; an error about one of its settings names the setting of the command line that it comes from."""
+def made_method(method: DictConfig, **given: Any) -> Any:
+    """Make the callback of the method, with what else is `given` to it.
+
+    An error about one of its settings names the setting of the command line that it comes from.
+    """
     try:
-        return made_of(method)
+        return made_of(method, **given)
     except InstantiationException as error:
         raw = OmegaConf.to_container(method, resolve=False)
         assert isinstance(raw, dict)

@@ -98,8 +98,9 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     from kakurenbo_recipes.models import load_network
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    selection = made_method(cfg.method)
     num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
+    scorer = scorer_for(cfg, num_classes)
+    selection = made_method(cfg.method) if scorer is None else made_method(cfg.method, scorer=scorer)
     network = made_of(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
@@ -109,6 +110,8 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     trainer = made_of(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
     optimizer = made_of(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     check_optimizer(optimizer)
+    if scorer is not None:
+        scorer.optimizer = optimizer  # only now: its rate needs the Trainer, which needs the callback
     model = made_of(cfg.task)(network, optimizer, num_classes, made_of(cfg.schedule))
 
     check_last(cfg)
@@ -127,6 +130,23 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
         fit_seconds=fit_seconds,
         test_score=tested,
     )
+
+
+def scorer_for(cfg: DictConfig, num_classes: int) -> Any:
+    """Return the scorer of a method that scores every batch: the task with the network of the group scorer; None without one."""
+    from kakurenbo_lightning.core.random import isolated_rng
+
+    if not cfg.scorer or not scores(cfg):
+        return None
+    with isolated_rng():  # the model begins with the weights that it has without a scorer
+        return made_of(cfg.task)(
+            made_of(cfg.scorer, num_classes=num_classes), None, num_classes, made_of(cfg.schedule)
+        )
+
+
+def scores(cfg: DictConfig) -> bool:
+    """Whether the method scores every batch."""
+    return available_methods()[cfg.method.method].family == "backprop"
 
 
 def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModule) -> float:
@@ -283,6 +303,10 @@ def refuse_unused(cfg: DictConfig) -> None:
         check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
     tests = not cfg.test or cfg.trainer.get("limit_test_batches") != 0
     check_setting("test", cfg.test, tests, "false with trainer.limit_test_batches=0", "Or leave the limit out.")
+    alone = HydraConfig.get().mode != RunMode.MULTIRUN and cfg.compare is None
+    read = not cfg.scorer or scores(cfg) or not alone
+    chosen = HydraConfig.get().runtime.choices.get("scorer")
+    check_setting("scorer", chosen, read, f"none: method={cfg.method.method} scores no batches", "Try method=selective_backprop.")
 
 
 def run(cfg: DictConfig) -> list[Result]:

@@ -1,5 +1,6 @@
 """A scorer that is trained on every n-th batch alone, on what is chosen of it: proxy masks."""
 
+import math
 import random
 from itertools import count
 
@@ -119,6 +120,8 @@ def by_hand(batches, every, keep=0.5, pool=False, warmup=1):
             if next(at) % every == 0:
                 step(small, own, chosen)
             schedule.step()
+        if pool:
+            schedule.step()  # a batch more, for what waits
         if len(waiting) >= 2:
             step(net, optimizer, waiting)
     return net, small
@@ -227,6 +230,21 @@ SCHEDULES = {
 def test_a_schedule_moves_by_loaded_batches_or_by_epochs(name, rates):
     _, _, small, _ = proxy_fit(Proxy(SCHEDULES[name]))
     assert small.rates == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_a_schedule_may_be_as_long_as_the_trainer_expects_the_run_to_be(pool):
+    lengths = []
+
+    class Decaying(Proxy):
+        def configure_optimizers(self):
+            lengths.append(self.trainer.estimated_stepping_batches)
+            self.schedule = by_step(lambda optimizer: CosineAnnealingLR(optimizer, lengths[0]))
+            return super().configure_optimizers()
+
+    _, _, small, _ = proxy_fit(Decaying(), selection={"pool": pool})
+    assert lengths == [EPOCHS * (STEPS + pool)] and small._trainer is None
+    assert small.rates[-1] == pytest.approx(0.2 * (1 + math.cos(math.pi * (30 + 3 * pool) / lengths[0])) / 2)
 
 
 @pytest.mark.slow_cases("function", "one cycle", "every second epoch", "cosine")
@@ -434,7 +452,7 @@ def test_a_step_that_returns_nothing_does_not_train_the_scorer():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"train_scorer_every": 4}, r"train_scorer_every=4 needs a scorer: pass SampleSelection\(..., scorer=...\)"),
+        ({"train_scorer_every": 4}, "train_scorer_every=4 needs a scorer, .* add scorer=..., or leave"),
         ({"train_scorer_every": 0, "scorer": Proxy()}, "train_scorer_every=0 is not allowed"),
         ({"keep": 0.5}, "keep=0.5 is not allowed; keep must be None with score='loss'"),
         ({"keep": 0.0, "score": "topk"}, "keep=0.0 is not allowed"),

@@ -21,7 +21,20 @@ FLAGS = [
     "trainer.enable_checkpointing",
     "trainer.sync_batchnorm",
 ]
-GROUPS = ["data", "model", "task", "method", "optimizer", "schedule", "trainer", "logger", "record", "checkpoint", "callbacks"]
+GROUPS = [
+    "data",
+    "model",
+    "scorer",
+    "task",
+    "method",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "logger",
+    "record",
+    "checkpoint",
+    "callbacks",
+]
 TYPOS = {
     "optimiser.lr=0.5": "optimizer.lr", "trainer.max_epoch=3": "trainer.max_epochs", "data.batchsize=3": "data.batch_size",
     "method.tua=0.5": "method.tau", "model.dept=8": "model.depth", "sede=1": "seed", "tua=0.5": "tau", "schedule.gama=1": "schedule.gamma",
@@ -54,6 +67,7 @@ OTHERS = {
     "data.held_out=1": "data.held_out=1 is not possible",
     "data.batch_size=0": "data.batch_size=0 is not possible: it must be an int >= 1. Try 128.",
     "model.depth=9": "model.depth=9 is not possible: it must be 6n + 2",
+    "scorer=small": "scorer='small' is not possible: it must be none: method=kakurenbo scores no batches. Try method=selective_backprop.",
     "schedule.warmup_factor=0": "schedule.warmup_factor=0 is not possible",
     "ckpt_path=folder": "ckpt_path='folder' is not possible: it must be null, last or the file of a checkpoint",
     "ckpt_path=nowhere.ckpt": "ckpt_path='nowhere.ckpt' is not possible",
