@@ -67,6 +67,7 @@ class HideMethod(Method):
 
     Attributes:
         knows_keep_probability: whether its choices carry :attr:`Choice.keep_probability`.
+        share_setting: name of the one setting in proportion to which it hides, where it has that: ``save`` sets it.
 
     Raises:
         ValueError: a setting out of range.
@@ -128,6 +129,7 @@ class HideMethod(Method):
     family: ClassVar[str] = "hide"
     changes_batches: ClassVar[bool] = True
     knows_keep_probability: ClassVar[bool] = False
+    share_setting: ClassVar[str] = "max_fraction"
 
     @property
     def largest_fraction(self) -> Fraction | None:
