@@ -94,11 +94,13 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._steps: dict[str, Durations] = {}  # by what a step did
-        self._waits, self._passes = Durations(), Durations()
+        self._waits, self._passes, self._forwards = Durations(), Durations(), Durations()
+        self._measures_forwards = False
         self._complete = True  # since the training began: a checkpoint of an older release does not hold them
         self._cuda = False
         self._waiting: Any = None  # since when for a batch: seconds of the clock, or a torch.cuda.Event
         self._begun: Any = None
+        self._is_forward_over = False
         self._open: deque[tuple[Durations, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def use(self, device: torch.device) -> None:
@@ -111,7 +113,17 @@ class StepTimes:
 
     def begin(self) -> None:
         """It is there: its step begins."""
-        self._begun = moment(self._cuda)
+        self._begun, self._is_forward_over = moment(self._cuda), False
+
+    def measure_forwards(self, wanted: bool) -> None:
+        """Whether steps are also timed up to their first backward pass, from now on."""
+        self._measures_forwards = wanted
+
+    def end_forward(self) -> None:
+        """Its forward pass is over, the first one of a step that has several."""
+        if self._measures_forwards and self._begun is not None and not self._is_forward_over:
+            self._is_forward_over = True
+            self._add(self._forwards, self._begun, moment(self._cuda))
 
     def end(self, kind: str) -> None:
         """The step is done; ``kind`` says what it did, as steps that only score take another time than those that train."""
@@ -155,11 +167,24 @@ class StepTimes:
             "steady_refresh_seconds": self._passes.count * self._passes.median,
         }
 
+    @property
+    def forward_share(self) -> float | None:
+        """What a forward pass with its wait for data takes of a step with the same; ``None`` where no step was measured."""
+        self._read_events()
+        steps = sum(one.count for one in self._steps.values())
+        if not self._forwards.count or not steps:
+            return None
+        wait = self._waits.usual_sum / steps
+        step = sum(one.count * one.median for one in self._steps.values()) / steps
+        return min(1.0, (wait + self._forwards.median) / (wait + step))
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         self._read_events()
         steps = [[kind, durations.state()] for kind, durations in self._steps.items()]
-        return {"steps": steps, "waits": self._waits.state(), "passes": self._passes.state(), "complete": self._complete}
+        forwards = {"forwards": self._forwards.state()} if self._forwards.count else {}
+        kept = {"steps": steps, "waits": self._waits.state(), "passes": self._passes.state(), "complete": self._complete}
+        return {**kept, **forwards}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Take over ``state_dict``; ``None``, of a checkpoint of an older release, leaves them incomplete."""
@@ -168,6 +193,7 @@ class StepTimes:
             return
         self._steps = {kind: Durations(counts) for kind, counts in state["steps"]}
         self._waits, self._passes = Durations(state["waits"]), Durations(state["passes"])
+        self._forwards = Durations(state.get("forwards", ()))
         self._complete = state["complete"]
 
 

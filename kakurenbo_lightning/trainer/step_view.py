@@ -74,7 +74,8 @@ class StepView:
             self._times.end(f"{kind}, update" if self._updated else kind)
 
     def before_backward(self) -> None:
-        """Mark the gradients of the batches before, to notice when this one's are added."""
+        """The forward pass is over. Mark the gradients of the batches before, to notice when this one's are added."""
+        self._times.end_forward()
         if self._trainer.fit_loop.batch_idx % self._trainer.accumulate_grad_batches:
             self._marks = self._gradient_marks()
 

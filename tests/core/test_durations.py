@@ -139,3 +139,36 @@ def test_a_step_that_was_dropped_counts_for_nothing(clock):
     times.drop()
     times.end("trained")
     assert times.figures() == {}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_share_of_the_forward_pass_counts_the_wait_for_data_on_both_sides(clock, device):
+    times, again = StepTimes(), StepTimes()
+    times.use(torch.device(device))
+    times.measure_forwards(True)
+    for number in range(100):
+        times.wait()
+        clock[0] += 0.1
+        times.begin()
+        clock[0] += 30.0 if number == 0 else 0.2  # the first step is verified
+        times.end_forward()
+        clock[0] += 0.5
+        times.end_forward()  # of a second loss
+        times.end("trained")
+    clock[1] = clock[0]
+    assert times.forward_share == pytest.approx((0.1 + 0.2) / (0.1 + 0.7), rel=0.01)
+    again.load_state_dict(times.state_dict())
+    assert again.forward_share == times.forward_share
+
+
+def test_forward_passes_are_timed_only_when_asked_for(clock):
+    times = StepTimes()
+    for wanted in (False, True, False):
+        times.measure_forwards(wanted)
+        times.wait()
+        times.begin()
+        clock[0] += 0.1
+        times.end_forward()
+        times.end("trained")
+    assert [count for _, count in times.state_dict()["forwards"]] == [1]
+    assert StepTimes().forward_share is None and "forwards" not in StepTimes().state_dict()
