@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from kakurenbo_lightning.core.statistics import Column, SampleStatistics
     from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError
     from kakurenbo_lightning.methods import Choice, Epoch, HideMethod, available_methods, get_method, register_method
+    from kakurenbo_lightning.session.guard import SelectionGuard
+    from kakurenbo_lightning.session.saving import Saving
     from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
 
 __version__ = "0.2.0.dev0"  # the only place: pyproject.toml reads it from here
@@ -30,7 +32,9 @@ __all__ = [
     "MismatchError",
     "SampleSelection",
     "SampleStatistics",
+    "Saving",
     "SeededDataset",
+    "SelectionGuard",
     "SelectionSampler",
     "available_methods",
     "get_method",
@@ -45,6 +49,8 @@ _MODULES = {  # the imports of TYPE_CHECKING again, for the interpreter; tests/t
     "core.statistics": ("Column", "SampleStatistics"),
     "errors": ("DamagedCheckpointError", "MismatchError"),
     "methods": ("Choice", "Epoch", "HideMethod", "available_methods", "get_method", "register_method"),
+    "session.guard": ("SelectionGuard",),
+    "session.saving": ("Saving",),
     "trainer.checkpoint_io": ("AtomicCheckpointIO",),
 }
 _JOINED = ("AtomicCheckpointIO", "SampleSelection")  # asked for again, when pytorch_lightning may have been imported

@@ -43,13 +43,14 @@ from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.keywords import keywords_of
-from kakurenbo_lightning.methods.registry import check_method, registered
-from kakurenbo_lightning.methods.settings import shown
+from kakurenbo_lightning.methods.registry import registered
+from kakurenbo_lightning.session.control import check_guard
 from kakurenbo_lightning.session.epoch_state import Phase
+from kakurenbo_lightning.session.guard import SelectionGuard
 from kakurenbo_lightning.session.plain_values import brief, is_same, savable
+from kakurenbo_lightning.session.saving import Saving, method_and_saving
 from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
@@ -89,6 +90,9 @@ class SampleSelection(pl.Callback):
         values: what is recorded of a sample: ``"sample_loss"``, its own, or, for hide methods and a loss that has none by sample (Dice
             over the batch, contrastive, detection), ``"bls"``: a moving mean of the losses of the batches it was in.
         bls_alpha: of that mean, ``bls_alpha * mean + (1 - bls_alpha) * loss``.
+        save: the share of the training time to save, as 0.3, in place of the method's own share (F, the refresh interval): they are set
+            when the first epoch, which trains on everything, has measured a forward pass. :class:`Saving` has limits beside it.
+        guard: trains on everything for some epochs when a validated value falls below a reference.
         **settings: of the method, when it is given by name.
 
     Attributes:
@@ -115,14 +119,13 @@ class SampleSelection(pl.Callback):
         mean_over_samples: bool | None = None,
         values: Literal["sample_loss", "bls"] = "sample_loss",
         bls_alpha: float = 0.7,
+        save: float | Saving | None = None,
+        guard: SelectionGuard | None = None,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
-        if not isinstance(method, str) and settings:
-            raise TypeError(
-                f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
-            )
-        self.method: Method = savable(get_method(method, **settings) if isinstance(method, str) else check_method(method))
+        self.method, saving = method_and_saving(method, settings, save)
+        savable(self.method)
         checked = compatibility.checked_arguments(
             seed=seed, align_schedules=align_schedules, on_mismatch=on_mismatch, mean_over_samples=mean_over_samples
         )
@@ -132,7 +135,7 @@ class SampleSelection(pl.Callback):
         compatibility.check_values(checked["values"], self.method)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
-        self._settings = SessionSettings(scorer=scorer, **checked)
+        self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), **checked)
         self._sample_outputs = compatibility.checked_arguments(sample_outputs=sample_outputs)["sample_outputs"]
         self._watch = Stopwatch()
         self._described = False
@@ -211,11 +214,8 @@ class SampleSelection(pl.Callback):
         """Refuse what cannot work, and stand between Lightning and the train loader."""
         if stage != "fit":
             return
-        compatibility.check_trainer(trainer)
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
-        compatibility.check_module(trainer, pl_module, self.method, function)
-        compatibility.check_mean(self._settings.mean_over_samples, pl_module)
-        compatibility.warn_of_trainer(trainer, self.method)
+        compatibility.check_fit(trainer, pl_module, self.method, function, self._settings.mean_over_samples)
         session = self.session
         if session is not None and trainer is not session.adapter.trainer:
             compatibility.check_free(session.adapter.trainer)
@@ -313,7 +313,7 @@ class SampleSelection(pl.Callback):
         session.requeue.answer()
         session.merge()
         session.restart.warn_if_cut()
-        rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}")
+        rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}{session.control.summary}")
         compatibility.warn_of_processes(session.adapter.is_apart)
         session.release()
 

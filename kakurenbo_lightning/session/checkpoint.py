@@ -45,6 +45,7 @@ class SessionState:
         engines: what the engine remembers, by rank; ``None`` for one that remembers nothing.
         shared: what the engine remembers on every rank alike.
         pending: what the Trainer had still to do and Lightning does not save, by rank; none in states of older releases.
+        control: what stands above the method (``save``, ``guard``) chose and has seen; empty without them.
     """
 
     method: dict[str, Any]
@@ -62,6 +63,7 @@ class SessionState:
     engines: list[dict[str, Any]] | None
     shared: Any
     pending: list[dict[str, Any]] = field(default_factory=list)
+    control: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
@@ -103,6 +105,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "engines": state.engines,
         "shared": state.shared,
         **({"pending": state.pending} if state.pending else {}),  # one that was read of an older release has none
+        **({"control": state.control} if state.control else {}),
     }
     # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
     return {**as_plain(plain, "selection"), "restart": state.restart}
@@ -143,6 +146,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         engines=state["engines"],
         shared=state["shared"],
         pending=list(state.get("pending", [])),
+        control=dict(state.get("control", {})),
     )
 
 
@@ -244,9 +248,9 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- whose it is
 
 
-def describe_method(method: Method, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Name and settings of a method, as plain values; ``source``: settings of where sample values come from, if they are not the usual."""
-    return {"method": method.name, "settings": plain_settings(method) | method.contents() | dict(source or {})}
+def describe_method(method: Method, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Name and settings of a method, and those ``beside`` it, as plain values."""
+    return {"method": method.name, "settings": {**plain_settings(method), **method.contents(), **(beside or {})}}
 
 
 @dataclass(frozen=True)

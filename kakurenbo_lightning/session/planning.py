@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import check_equal_plans, collective, rank_zero_warn
+from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
@@ -15,6 +16,7 @@ from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.topk import mask_of
+from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import planned_metrics
@@ -34,15 +36,22 @@ class Planner:
     Args:
         adapter: of the Trainer.
         method: the selection method.
+        control: stands above the method.
         restart: of a static method.
         schedules: know how long a full epoch is.
         totals: counts and seconds are added to them.
     """
 
     def __init__(
-        self, adapter: TrainerAdapter, method: Method, restart: Restart, schedules: EpochSchedules, totals: Totals
+        self,
+        adapter: TrainerAdapter,
+        method: Method,
+        control: Control,
+        restart: Restart,
+        schedules: EpochSchedules,
+        totals: Totals,
     ) -> None:
-        self._adapter, self._trainer, self._method = adapter, adapter.trainer, method
+        self._adapter, self._trainer, self._method, self._control = adapter, adapter.trainer, method, control
         self._restart, self._schedules, self.totals = restart, schedules, totals
         self._refresh_seconds = 0.0  # before the epoch that is planned
         self._warned_nonfinite = self._warned_idle = False
@@ -51,6 +60,7 @@ class Planner:
         """Raise ``ValueError`` when the method's settings do not fit a training of this length or a data set of ``num_samples``."""
         self._method.check_run(self.max_epochs, num_samples)
         check_epochs(self.max_epochs)
+        self._control.check(self._trainer, self.max_epochs)
 
     @property
     def max_epochs(self) -> int | None:
@@ -63,25 +73,27 @@ class Planner:
         """Epoch ``index``, as methods know it."""
         return Epoch(index, self.max_epochs, seed, scoring=self._restart.epochs, batch_size=batch_size)
 
-    def score_rest(self, index: int, before: EpochState, data: FollowedLoader, outputs: SampleOutputs, position: str) -> Tensor:
-        """Score those that the plan of epoch ``index`` wants to know better; which, ``int64[n]``.
+    def _score_rest(
+        self, epoch: Epoch, last: int, previous: Plan | None, data: FollowedLoader, outputs: SampleOutputs, position: str
+    ) -> Tensor:
+        """Score those that the plan of ``epoch`` wants to know better; which, ``int64[n]``.
 
         Args:
-            index: of the epoch to be planned.
-            before: where the session is.
+            epoch: to be planned.
+            last: the number of the epoch before.
+            previous: the plan of it; ``None`` where the method must choose.
             data: that it trains.
             outputs: where sample values come from.
             position: of this rank, for errors.
         """
         statistics = data.statistics
         wait_for(statistics.device)
-        self._refresh_seconds, last = 0.0, max(0, before.epoch)
+        self._refresh_seconds = 0.0
         if statistics.repeats:
             self.merge(statistics, position)
-        epoch = self.epoch(index, data.sampler.seed, data.sampler.batch_size)
-        plan = None if before.phase is Phase.IDLE else before.plan
-        rows = data.rows_to_score(self._method, epoch, plan)
-        if plan is not None and not statistics.repeats and not mask_of(plan.hidden, len(statistics))[rows].all():
+        rows = data.rows_to_score(self._control.method, epoch, previous)
+        hidden = previous is not None and mask_of(previous.hidden, len(statistics))[rows].all()
+        if len(rows) and not hidden and not statistics.repeats:
             self.merge(statistics, position)  # some were trained too, perhaps by another rank than will score them
         seen: list[tuple[Tensor, Values]] = []
         self._score(rows, lambda *scored: seen.append(scored), last, data, outputs)
@@ -129,15 +141,20 @@ class Planner:
             engine: of the session.
             position: of this rank, for errors.
         """
-        scored = self.score_rest(index, before, data, outputs, position)
+        held, previous = self._control.begin(index, before, self.max_epochs, len(data.universe), position)
         statistics, epoch = data.statistics, self.epoch(index, data.sampler.seed, data.sampler.batch_size)
+        scored = self._score_rest(epoch, max(0, before.epoch), None if held else previous, data, outputs, position)
         watch = Stopwatch(running=True)
         if len(scored) or not statistics.repeats:  # else it is done
             self.merge(statistics, position)
         if 0 < self._restart.epochs == index:
             self._restart.start_again()
             self.totals.scoring_epochs = self._restart.epochs
-        plan = plain_plan(data.plan(self._method, epoch, None if before.phase is Phase.IDLE else before.plan), self._method.name)
+        if held:
+            plan = data.universe.everything()
+        else:
+            plan = plain_plan(data.plan(self._control.method, epoch, previous), self._method.name)
+            self._control.planned(index, plan, self.max_epochs)
         engine.prepare(epoch, plan, scored)
         if data.sampler.num_replicas > 1 and dist.is_initialized():
             checksum = plan.checksum() ^ engine.checksum()
@@ -150,7 +167,7 @@ class Planner:
         self.totals.moved_back += int(plan.metrics.get("moved_back", 0))
         metrics = planned_metrics(plan, nonfinite, self._trainer.optimizers)
         metrics |= engine.diagnosed(epoch, plan, lambda rows, record: self._score(rows, record, index, data, outputs))
-        metrics |= {"refresh_seconds": self._refresh_seconds, "select_seconds": seconds}
+        metrics |= {"refresh_seconds": self._refresh_seconds, "select_seconds": seconds, **self._control.metrics(index)}
         if self._restart.epochs:
             metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
         self._warn_idle(data)

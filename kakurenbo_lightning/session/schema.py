@@ -30,6 +30,7 @@ from kakurenbo_lightning.core.state_schema import (
 )
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.errors import StateError
+from kakurenbo_lightning.session import control
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.totals import Totals
 
@@ -68,7 +69,13 @@ _PENDING = {  # session/pending.py
     "gradients": either("of", _GRADIENTS, table({}, closed=True)),
 }
 _DURATIONS = listed(row(integer(), integer(1)))  # core/durations.py
-_TIMES = {"steps": listed(row(text(), _DURATIONS)), "waits": _DURATIONS, "passes": _DURATIONS, "complete": flag()}
+_TIMES = {
+    "steps": listed(row(text(), _DURATIONS)),
+    "waits": _DURATIONS,
+    "passes": _DURATIONS,
+    "complete": flag(),
+    "forwards": absent(_DURATIONS),
+}
 
 
 def _total(name: str) -> Check:
@@ -122,6 +129,7 @@ STATE = {
     "engines": optional(listed(anything())),  # each engine has a table of its own
     "shared": anything(),
     "pending": absent(listed(table(_PENDING))),
+    "control": absent(control.STATE),
 }
 
 

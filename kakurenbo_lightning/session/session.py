@@ -16,6 +16,7 @@ from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
 from kakurenbo_lightning.session.metrics import log_directly
@@ -47,6 +48,7 @@ class Session:
         totals: sums over the epochs so far.
         seed: of order and choice.
         outputs: where sample values come from.
+        control: stands above the method when epochs are planned.
         loader: the place of the train loader.
         engine: of the method's family.
         factor: of the learning rate, while the optimizer steps.
@@ -65,9 +67,10 @@ class Session:
         self.totals, self.state = Totals(), EpochState()
         self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter, self.totals.times), Requeue(adapter)
         self.on_trained: Callable[[Tensor], None] | None = None
-        self._planner = Planner(adapter, method, self.restart, self.schedules, self.totals)
+        self.control = Control(method, settings.save, settings.guard, self.totals)
+        self._planner = Planner(adapter, method, self.control, self.restart, self.schedules, self.totals)
         self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
-        parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step)
+        parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step, self.control)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
         self._arrived = False  # the device is known, and the ranks have compared their data sets
@@ -90,8 +93,7 @@ class Session:
         return self.data.position(self.state)
 
     def _epoch(self, index: int) -> Epoch:
-        batch_size = self.data.sampler.batch_size if self.loader.is_known else None
-        return self._planner.epoch(index, self.seed, batch_size)
+        return self._planner.epoch(index, self.seed, self.data.sampler.batch_size if self.loader.is_known else None)
 
     def explain(self, exception: BaseException) -> None:
         """Note on an exception of this fit how far this rank was; once, however often it is explained."""
@@ -110,7 +112,7 @@ class Session:
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
         if public:  # Lightning takes the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self._method, self._epoch(0), None))
-        check_left(self._method, len(data.universe), data.sampler)
+        check_left(self.control.largest, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
         if public and self.keeper.loaded is not None:
@@ -235,8 +237,7 @@ class Session:
 
     def loss_scale(self, accumulate: int) -> float:
         """Of the current batch in a step of ``accumulate``; 1 in a validation, a scoring pass, or Lightning's learning-rate finder."""
-        is_trained = self.state.phase is Phase.TRAINING and not self.adapter.passive
-        return self.engine.loss_scale(accumulate) if is_trained else 1.0
+        return self.engine.loss_scale(accumulate) if self.state.phase is Phase.TRAINING and not self.adapter.passive else 1.0
 
     def end_batch(self, batch_idx: int) -> None:
         """The step is done; the schedules catch up."""
@@ -249,6 +250,8 @@ class Session:
     def validate(self, phase: Phase) -> None:
         """A validation begins or ends; the wait for the next batch is no wait for data."""
         self.keeper.pending.expect_checks(phase)
+        if phase is Phase.VALIDATED:
+            self.control.validated(self.adapter, self.state.epoch, self.position)
         self.state = self.state.validation(phase)
         self.engine.timer.drop("data")
 

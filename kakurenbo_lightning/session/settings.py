@@ -10,6 +10,8 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.session.guard import SelectionGuard
+from kakurenbo_lightning.session.saving import Saving
 from kakurenbo_lightning.signals.batch_loss import BatchLoss
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 
@@ -30,6 +32,8 @@ class SessionSettings:
         bls_alpha: of that moving mean.
         mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: where the
             method changes batches.
+        save: how much of the training time to save, by setting the method's share; ``None`` leaves it as it is.
+        guard: lets epochs train on everything when a validated value falls.
     """
 
     seed: int | None = None
@@ -42,6 +46,8 @@ class SessionSettings:
     mean_over_samples: bool | None = None
     values: Literal["sample_loss", "bls"] = "sample_loss"
     bls_alpha: float = 0.7
+    save: Saving | None = None
+    guard: SelectionGuard | None = None
 
     @property
     def source(self) -> dict[str, Any]:

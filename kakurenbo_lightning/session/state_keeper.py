@@ -17,6 +17,7 @@ from kakurenbo_lightning.session.checkpoint import (
     saved_schedules,
     to_state,
 )
+from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.pending import Pending
 from kakurenbo_lightning.session.plain_values import default_settings
@@ -44,6 +45,7 @@ class StateKeeper:
         streams: of random numbers.
         totals: sums over the epochs so far.
         step: the one under way.
+        control: stands above the method.
 
     Attributes:
         pending: what the Trainer had still to do.
@@ -61,18 +63,19 @@ class StateKeeper:
         streams: RandomStreams,
         totals: Totals,
         step: StepView,
+        control: Control,
     ) -> None:
         self._adapter, self._method, self._settings = adapter, method, settings
         self._loader, self._schedules, self._restart = loader, schedules, restart
-        self._streams, self._totals, self._step = streams, totals, step
+        self._streams, self._totals, self._step, self._control = streams, totals, step, control
         self.pending = Pending(adapter, step)
         self.loaded: dict[str, Any] | None = None
         self._checked = False  # a state that was saved, whether a resumed run can read it
 
     @property
     def described(self) -> dict[str, Any]:
-        """Name and settings of the method, with those of where sample values come from, as plain values."""
-        return describe_method(self._method, self._settings.source)
+        """Name and settings of the method, with those of where sample values come from and of what controls it, as plain values."""
+        return describe_method(self._method, {**self._settings.source, **self._control.settings()})
 
     @property
     def saved_restart(self) -> dict[str, Any] | None:
@@ -120,6 +123,7 @@ class StateKeeper:
                 engines=None if known is None else [each for each in engines if each is not None],
                 shared=engine.shared_state(),
                 pending=pending,
+                control=self._control.state_dict(),
             )
         )
         if together and not self._checked:
@@ -174,6 +178,7 @@ class StateKeeper:
         data.statistics.judged_since = saved.judged_since
         data.sampler.seed, data.sampler.shuffle = saved.seed, saved.layout.shuffle
         self._totals.take_over(saved.totals)
+        self._control.load_state_dict(saved.control)
         self._restart.load_state_dict(saved.restart)
         if saved.engines is not None:
             engine.load_state_dict(saved.engines, saved.shared, self._adapter.rank, self._adapter.world_size)

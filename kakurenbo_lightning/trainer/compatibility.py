@@ -69,6 +69,16 @@ def checked_arguments(**values: object) -> dict[str, Any]:
     return {name: _ARGUMENTS[name].checked("SampleSelection", name, value) for name, value in values.items()}
 
 
+def check_fit(
+    trainer: AnyTrainer, module: pl.LightningModule, method: Method, sample_outputs: object, mean_over_samples: bool | None
+) -> None:
+    """Refuse what cannot be fitted with ``method``, and warn of what works otherwise than one may expect."""
+    check_trainer(trainer)
+    check_module(trainer, module, method, sample_outputs)
+    check_mean(mean_over_samples, module)
+    warn_of_trainer(trainer, method)
+
+
 def check_mean(mean_over_samples: bool | None, module: pl.LightningModule) -> None:
     """Raise ``ConflictError`` for ``mean_over_samples=True`` where the module divides its loss, and steps, by itself."""
     if mean_over_samples and not module.automatic_optimization:

@@ -1,0 +1,229 @@
+"""``SampleSelection(..., guard=SelectionGuard(...))``: when a validated value falls too far, the next epochs train on everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_info
+from kakurenbo_lightning.core.extras import require as require_extra
+from kakurenbo_lightning.core.state_schema import Check, integer, logged, optional, table
+from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.settings import Kind, choice, number, plain, setting, settings_of, shown
+from kakurenbo_lightning.methods.settings import integer as at_least
+
+OWN = "own"
+RUN, EPOCHS = "run.json", "selection.parquet"  # of a run folder, see record/schema.py
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError
+    return value
+
+
+def _reference(value: Any) -> str | tuple[float, ...]:
+    if isinstance(value, (str, Path)):
+        return str(value)
+    numbers = tuple(float(number) for number in plain(value))
+    if not any(map(math.isfinite, numbers)):
+        raise ValueError
+    return numbers
+
+
+@dataclass(frozen=True)
+class SelectionGuard:
+    """Compares a validated value with a reference after each epoch; when it is worse by more than ``max_drop``, epochs train on everything.
+
+    An alarm holds for ``epochs`` epochs, and each validation may raise it again, so that everything is trained until the value is back.
+    The first epoch after that chooses from values that every sample has just got. A value that is NaN is worse than any.
+
+    Attributes:
+        monitor: name of the value, as ``validation_step`` logs it. That of rank 0 counts.
+        max_drop: how much worse it may be, in its own unit: 0.5 of an accuracy in percent, 0.005 of one in [0, 1].
+        reference: ``"own"``, the best value of this training so far; or a baseline's value after each epoch: as numbers, or as the folder
+            of a run that a ``RunRecorder`` wrote (of several seeds of one method: their mean). Epochs are compared one by one, and after
+            the last one its value stays; a baseline of another length or schedule is no fair reference.
+        mode: ``"max"`` where higher is better, ``"min"`` for a loss.
+        epochs: how many epochs train on everything after an alarm.
+        curve: the reference by epoch, NaN where it has no value; empty for ``"own"``.
+
+    Raises:
+        ValueError: a setting out of range; a folder without such a run, or whose runs have no such value. Every rank reads it.
+        MissingExtraError: the folder needs the extra ``report``.
+    """
+
+    monitor: str = setting(MISSING, Kind("the name of a logged value", str, _text), "", fix="For example: 'val_acc'.")
+    max_drop: float = setting(MISSING, number(0), "", fix="For example: 0.005 of an accuracy in [0, 1].")
+    reference: str | Sequence[float] = setting(
+        OWN,
+        Kind("'own', the folder of a recorded run, or a list of numbers by epoch", Any, _reference),
+        "",
+        fix="'own' compares with the best value so far.",
+    )
+    mode: Literal["max", "min"] = setting("max", choice("max", "min"), "", fix="'min' is for a loss.")
+    epochs: int = setting(1, at_least(1), "")
+    curve: tuple[float, ...] = field(init=False, repr=False, default=())
+
+    def __post_init__(self) -> None:
+        for name, declared in settings_of(type(self)).items():
+            if declared is not None:
+                object.__setattr__(self, name, declared.checked("SelectionGuard", name, getattr(self, name)))
+        if self.reference != OWN:
+            given = self.reference
+            object.__setattr__(self, "curve", read_curve(Path(given), self.monitor) if isinstance(given, str) else given)
+
+    def described(self) -> dict[str, Any]:
+        """What a resumed training must share: the curve by its hash, as its folder may have moved."""
+        digest = hashlib.blake2b(repr(self.curve).encode(), digest_size=8).hexdigest() if self.curve else OWN
+        return {"monitor": self.monitor, "max_drop": self.max_drop, "reference": digest, "mode": self.mode, "epochs": self.epochs}
+
+    def expected(self, epoch: int, best: float | None) -> float | None:
+        """What the value after ``epoch`` is compared with; ``best``: of the training so far. ``None`` for nothing."""
+        if self.reference == OWN:
+            return best
+        value = self.curve[min(epoch, len(self.curve) - 1)]
+        return None if math.isnan(value) else value
+
+    def drop(self, value: float, expected: float) -> float:
+        """By how much ``value`` is worse; infinite for NaN."""
+        worse = expected - value if self.mode == "max" else value - expected
+        return math.inf if math.isnan(worse) else worse
+
+    def better(self, one: float, other: float | None) -> float | None:
+        """The better of two values, without NaN."""
+        if math.isnan(one):
+            return other
+        return one if other is None else max(one, other) if self.mode == "max" else min(one, other)
+
+
+def read_curve(folder: Path, monitor: str) -> tuple[float, ...]:
+    """What runs of one method at and below ``folder`` logged as ``monitor``, by epoch: their mean, NaN where none has a value.
+
+    Raises:
+        ValueError: there is no such run, they are of several methods, or do not have that value.
+        MissingExtraError: pyarrow is missing.
+    """
+    require_extra("SelectionGuard(reference=FOLDER)", "report", "pyarrow")
+    from pyarrow import parquet
+
+    where = f"SelectionGuard: reference={shown(str(folder))}"
+    paths = sorted(path for path in folder.rglob(EPOCHS)) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{where} holds no {EPOCHS} of a run; give a folder that RunRecorder wrote, numbers, or 'own'")
+    methods = {_method(path.with_name(RUN)) for path in paths}
+    if len(methods) > 1:
+        raise ValueError(
+            f"{where} has runs of {', '.join(sorted(methods))}; give the folder of one of them, such as a baseline's"
+        )
+    found: dict[int, list[float]] = {}
+    for path in paths:
+        with path.open("rb") as opened:  # a path with = would be taken for a partition
+            columns = parquet.ParquetFile(opened).read().to_pydict()
+        if monitor not in columns:
+            there = sorted(name for name in columns if any(isinstance(value, float) for value in columns[name]))
+            raise ValueError(f"{where}: {path} has no monitor={monitor!r}; it has {', '.join(there)}")
+        for epoch, value in zip(columns["epoch"], columns[monitor], strict=True):
+            if value is not None and not math.isnan(value):
+                found.setdefault(epoch, []).append(value)
+    if not found:
+        raise ValueError(f"{where}: monitor={monitor!r} has no value in any epoch")
+    curve = [found.get(epoch, [math.nan]) for epoch in range(max(found) + 1)]
+    return tuple(math.fsum(values) / len(values) for values in curve)
+
+
+def _method(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["method"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?"
+
+
+class GuardWatch:
+    """What a guard has seen, and how long its alarm holds.
+
+    Args:
+        guard: as the user set it.
+    """
+
+    def __init__(self, guard: SelectionGuard) -> None:
+        self._guard = guard
+        # the last value and after which epoch it came; the best one before; the last epoch that the alarm holds for; how many it held for
+        self._seen: dict[str, Any] = {"value": None, "epoch": -1, "best": None, "until": -1, "held": 0}
+
+    def check(self, validates: bool) -> None:
+        """Raise ``ConflictError`` where nothing is ever validated."""
+        if not validates:
+            raise ConflictError(
+                f"SelectionGuard(monitor={self._guard.monitor!r}): this training validates nothing, so there is nothing to compare; give "
+                "Trainer.fit validation data and the module a validation_step, or leave the guard out"
+            )
+
+    def validated(self, logged: Mapping[str, Any], epoch: int, position: str) -> None:
+        """A validation of ``epoch`` is over, and ``logged`` is there: keep the value of rank 0. Collective.
+
+        Raises:
+            ConflictError: on every rank, when it is not among them.
+        """
+        name = self._guard.monitor
+        mine = float(logged[name]) if name in logged else sorted(logged)
+        with collective("compare a validated value", position):
+            found = gather(mine)[0]
+        if isinstance(found, list):
+            raise ConflictError(
+                f"SelectionGuard(monitor={name!r}): the validation logged no such value; it logged {', '.join(found) or 'nothing'}. Name "
+                f"one of them, or call self.log({name!r}, ...) in validation_step"
+            )
+        self._seen |= {"value": found, "epoch": epoch}
+
+    def begin(self, index: int) -> bool:
+        """Epoch ``index`` will be planned: whether it trains on everything."""
+        seen = self._seen
+        if seen["value"] is not None and seen["epoch"] == index - 1:
+            self._judge(index, seen["value"])
+            seen["value"] = None
+        seen["held"] += self.holds(index)
+        return self.holds(index)
+
+    def holds(self, index: int) -> bool:
+        """Whether epoch ``index`` trains on everything, once it is planned."""
+        return index <= self._seen["until"]
+
+    def _judge(self, index: int, value: float) -> None:
+        seen, guard = self._seen, self._guard
+        expected = guard.expected(index - 1, seen["best"])
+        drop = -math.inf if expected is None else guard.drop(value, expected)
+        seen["best"] = guard.better(value, seen["best"])
+        after = f"SampleSelection: guard: {guard.monitor}={value:.5g} after epoch {index - 1}"
+        if drop > guard.max_drop:
+            seen["until"] = max(seen["until"], index + guard.epochs - 1)
+            epochs = f"epoch {index} trains" if seen["until"] == index else f"epochs {index} to {seen['until']} train"
+            rank_zero_info(
+                f"{after} is worse than {expected:.5g} by more than max_drop={guard.max_drop:g}: {epochs} on everything"
+            )
+        elif 0 <= seen["until"] == index - 1:
+            rank_zero_info(f"{after} is back; samples are hidden again")
+
+    @property
+    def summary(self) -> str:
+        """How often it acted."""
+        return f"; the guard let {self._seen['held']} epochs train on everything"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen."""
+        return dict(self._seen)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over :meth:`state_dict`."""
+        self._seen |= state
+
+
+_VALUE = optional(logged())
+STATE: Check = table(
+    {"value": _VALUE, "epoch": integer(-1), "best": _VALUE, "until": integer(-1), "held": integer()}, closed=True
+)
