@@ -7,13 +7,13 @@ import os
 
 import torch
 import torch.distributed as dist
-from fits import CodedNet, DiceNet, ManualNet, Net, Points, SaveAt, fit
+from fits import CodedNet, DiceNet, ManualNet, Net, Points, SaveAt, ScoredNet, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shards import shard_of
 from torch.utils.data import DistributedSampler, SubsetRandomSampler
 
-from kakurenbo_lightning import EpochPlan, SampleStatistics
+from kakurenbo_lightning import EpochPlan, SampleStatistics, Saving, SelectionGuard
 from kakurenbo_lightning.methods import (
     Baseline,
     El2n,
@@ -164,6 +164,26 @@ CASES["resume_mid_epoch"] = lambda scratch: resumed(scratch, lambda: Net(norm=Tr
 CASES["resume_last_batch"] = lambda scratch: resumed(scratch, lambda: Net(norm=True), (1, 4))
 CASES["resume_subset"] = lambda scratch: resumed(scratch, Net, (1, 2), among=len(SUBSET), loader=OF_SUBSET)
 CASES["resume_returned"] = lambda scratch: resumed(scratch, CodedNet, (1, None))
+
+
+GUARD = SelectionGuard("val_acc", max_drop=0.05)
+plain("saved", Kakurenbo(tau=0.0), net=lambda: CodedNet(sure=True), selection={"save": Saving(0.1, max_share=0.9)})
+plain("guarded", KAKURENBO, net=ScoredNet, selection={"guard": GUARD})
+
+
+@case("guard_misses")
+def guard_misses(scratch):
+    """No rank logs what is monitored."""
+    return failing(lambda: fit(KAKURENBO, Net(), count=COUNT, batch_size=BATCH, max_epochs=2, selection={"guard": GUARD}))
+
+
+@case("resume_control")
+def resume_control(scratch):
+    """Cut in the epoch after a fall."""
+    method, save = Kakurenbo(tau=0.0), Saving(0.1, forward=0.3, max_share=0.9)
+    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": 6, "selecting": {"save": save, "guard": GUARD}}
+    whole = fit(method, ScoredNet(), callbacks=[SaveAt(scratch / "at.ckpt", 2, 1)], **settings)
+    return {"whole": whole, "resumed": fit(method, ScoredNet(), ckpt_path=scratch / "at.ckpt", **settings)}
 
 
 def some_rows(rows, epoch):
