@@ -144,3 +144,28 @@ def test_the_help_tells_whose_settings_they_are(capsys):
         for setting in fields(get_method(name)):
             assert f"--trainer.callbacks.{setting.name} " in said, (name, setting.name)
     assert "of selective_backprop, stale_sb" in said
+
+
+def selection_of(*arguments):
+    """The callback that a command line makes."""
+    words = ["--trainer.accelerator=cpu", "--trainer.logger=false", "--trainer.callbacks+=SampleSelection", *arguments]
+    made = LightningCLI(Net, Data, run=False, save_config_callback=None, args=words)
+    (selection,) = [callback for callback in made.trainer.callbacks if isinstance(callback, SampleSelection)]
+    selection.setup(made.trainer, made.model, "fit")
+    return selection
+
+
+def test_save_and_guard_are_typed(capsys):
+    words = ["method=kakurenbo", "tau=0.5", "save=0.2", "guard.monitor=val_loss", "guard.max_drop=0.1", "guard.mode=min"]
+    selection = selection_of(*(f"--trainer.callbacks.{word}" for word in words))
+    assert selection.method == Kakurenbo(tau=0.5)
+    settings = selection.session.control.settings()
+    assert (settings["save"]["share"], settings["save"]["forward"]) == (0.2, None)
+    assert settings["guard"] == {"monitor": "val_loss", "max_drop": 0.1, "reference": "own", "mode": "min", "epochs": 1}
+    words = ["method=kakurenbo", "save.share=0.2", "save.forward=0.3", "save.max_interval=2"]
+    saving = selection_of(*(f"--trainer.callbacks.{word}" for word in words)).session.control.settings()["save"]
+    assert saving == {"share": 0.2, "forward": 0.3, "max_share": 0.5, "max_interval": 2}
+    for wrong in ("save=much", "guard.monitr=val_loss"):
+        with pytest.raises(SystemExit):
+            selection_of("--trainer.callbacks.method=kakurenbo", f"--trainer.callbacks.{wrong}")
+        assert wrong.partition("=")[0] in capsys.readouterr().err

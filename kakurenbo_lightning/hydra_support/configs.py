@@ -1,7 +1,8 @@
 """A structured config for every registered method, made from its declared settings.
 
 The config of ``plb`` instantiates ``SampleSelection("plb", ...)``; it holds each setting with its type and default, so it composes alone,
-and a wrong name or type is refused when Hydra composes. Ranges are checked when the method is made.
+and a wrong name or type is refused when Hydra composes. Ranges are checked when the method is made. Beside the settings there are
+``guard`` of methods that hide, and ``save`` of those with a share to set, which is null then: ``method.save=0.2 method.max_fraction=null``.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, field, make_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.saving import share_setting
 from kakurenbo_lightning.methods.settings import settings_of
 
 TARGET = "kakurenbo_lightning.SampleSelection"
@@ -44,7 +46,15 @@ def __getattr__(name: str) -> type:
 @cache
 def _config_of(cls: type[Method]) -> type:
     own = [("_target_", str, TARGET), ("_convert_", str, "all"), ("method", str, cls.name)]
-    return make_dataclass(cls.name, [*own, *_typed_settings(cls)], namespace={"__module__": __name__, "__doc__": cls.summary})
+    share = share_setting(cls)
+    settings = [
+        (name, Optional[kind] if name == share else kind, default)  # noqa: UP045
+        for name, kind, default in _typed_settings(cls)
+    ]
+    beside = [("save", Optional[float], None)] if share else []  # noqa: UP045
+    beside += [("guard", Any, None)] if cls.family == "hide" else []
+    fields = [*own, *settings, *beside]
+    return make_dataclass(cls.name, fields, namespace={"__module__": __name__, "__doc__": cls.summary})
 
 
 def _typed_settings(cls: type[Method]) -> Iterator[tuple[str, Any, Any]]:

@@ -44,7 +44,7 @@ GIVEN: dict[str, dict[str, str]] = {
     },
 }
 READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
-MAY_BE_EMPTY = ("callbacks", "logger", "record", "scorer", "small")
+MAY_BE_EMPTY = ("callbacks", "guard", "logger", "record", "scorer", "small")
 SELECTION = "kakurenbo_lightning.SampleSelection"
 # ranges that no signature tells, and that nobody else checks before the data are read: which values, in words, and what to write
 LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {

@@ -32,7 +32,9 @@ class TrainSchema(Groups):
     logger: Any = MISSING
     record: Any = MISSING
     checkpoint: Any = MISSING
+    guard: Any = MISSING
     F: float = MISSING
+    save: float | None = MISSING
     tau: float = MISSING
     lr_batch_size: int | None = MISSING
     debug: bool = MISSING

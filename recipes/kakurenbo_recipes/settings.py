@@ -9,6 +9,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.saving import share_setting
+
 
 def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) -> None:
     """Raise a ValueError about the setting `name` unless `ok`."""
@@ -21,13 +24,22 @@ def made_of(node: DictConfig, **given: Any) -> Any:
     return instantiate(node, _convert_="all", **given)
 
 
-def made_method(method: DictConfig, **given: Any) -> Any:
-    """Make the callback of the method, with what else is `given` to it.
+def made_method(method: DictConfig, save: float | None = None, guard: DictConfig | None = None, **given: Any) -> Any:
+    """Make the callback of the method; an error about one of its settings names the setting of the command line that it comes from.
 
-    An error about one of its settings names the setting of the command line that it comes from.
+    Args:
+        method: its config.
+        save: the share of the training time to save, in place of the method's own share, where it has one.
+        guard: of the group guard.
+        given: what else the callback is given.
     """
+    share, above = share_setting(method_class(method.method)), given
+    if save is not None and share is not None:
+        above |= {"save": save, share: None}
+    if guard:
+        above |= {"guard": guard}
     try:
-        return made_of(method, **given)
+        return made_of(method, **above)
     except InstantiationException as error:
         raw = OmegaConf.to_container(method, resolve=False)
         assert isinstance(raw, dict)

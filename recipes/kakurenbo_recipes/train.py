@@ -33,6 +33,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from kakurenbo_lightning import __version__, available_methods
 from kakurenbo_lightning.core.checkpoint_file import is_old_format
 from kakurenbo_lightning.core.distributed import is_rank_zero, rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.saving import share_setting
 from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.log import logged, say
@@ -100,7 +102,7 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
     scorer = scorer_for(cfg, num_classes)
-    selection = made_method(cfg.method) if scorer is None else made_method(cfg.method, scorer=scorer)
+    selection = made_method(cfg.method, cfg.save, cfg.guard, **({} if scorer is None else {"scorer": scorer}))
     network = made_of(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
@@ -244,6 +246,9 @@ def small(cfg: DictConfig) -> DictConfig:
             OmegaConf.update(changed, key, value, force_add=True)
     if unused:
         say(f"debug: {', '.join(unused)} are of the experiment's own data and not used")
+    if changed.save is not None:
+        say(f"debug: save={changed.save} is left out, as so short a run saves nothing worth choosing F for")
+        changed.save = None
     return changed
 
 
@@ -294,6 +299,24 @@ def warn_of_unused(cfg: DictConfig) -> None:
         )
 
 
+def check_above(cfg: DictConfig) -> None:
+    """Raise a ValueError where `save` or the group `guard` stand beside what they exclude; say so where they change nothing."""
+    names = [cfg.method.method] if cfg.compare is None else list(cfg.compare)
+    given = dict(typed())
+    if cfg.save is not None:
+        check_setting("save", cfg.save, "F" not in given, "left out beside F", "save chooses F.")
+        unable = [name for name in names if share_setting(method_class(name)) is None]
+        alone = unable and cfg.compare is None and HydraConfig.get().mode != RunMode.MULTIRUN
+        check_setting(
+            "save", cfg.save, not alone, f"left out: method={cfg.method.method} has no share to set", "Try method=kakurenbo."
+        )
+        if unable:
+            rank_zero_warn(f"save={cfg.save} changes nothing for {', '.join(unable)}: it has no share that could be set")
+    if cfg.guard:
+        others = [name for name in names if method_class(name).family != "hide"]
+        check_setting("guard", others, not others, "left out for methods that hide nothing", "Write guard=none.")
+
+
 def refuse_unused(cfg: DictConfig) -> None:
     """Raise a ValueError for a setting of what is switched off."""
     for key, value in typed():
@@ -315,6 +338,7 @@ def run(cfg: DictConfig) -> list[Result]:
     refuse_unused(cfg)
     check_checkpoint(cfg)
     warn_of_unused(cfg)
+    check_above(cfg)
     if cfg.debug:
         cfg = small(cfg)
         check_config(cfg, names_of(TrainSchema))

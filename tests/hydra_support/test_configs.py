@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, ValidationError
@@ -44,6 +45,7 @@ def test_a_config_holds_every_setting_with_its_default(name):
     config = OmegaConf.to_container(OmegaConf.structured(method_config(name)))
     assert config.pop("_target_") == "kakurenbo_lightning.SampleSelection"
     assert (config.pop("_convert_"), config.pop("method")) == ("all", name)
+    assert (config.pop("guard", None), config.pop("save", None)) == (None, None)
     defaults = dataclasses.asdict(get_method(name))
     assert repr(config) == repr({key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()})
 
@@ -70,6 +72,18 @@ def test_settings_are_typed():
     for value in (20, 0.25):
         static.static_epochs = value
         assert instantiate(static).method.static_epochs == value
+
+
+def test_save_and_guard_stand_beside_the_settings_where_a_method_can_have_them():
+    config = OmegaConf.structured(method_config("kakurenbo"))
+    config.save, config.max_fraction = 0.2, None
+    config.guard = {"_target_": "kakurenbo_lightning.SelectionGuard", "monitor": "val_acc", "max_drop": 0.1}
+    assert instantiate(config).method == get_method("kakurenbo")
+    config.max_fraction = 0.3
+    with pytest.raises(InstantiationException, match=r"max_fraction=0.3 and save=0.2 both say how much is hidden"):
+        instantiate(config)
+    names = {name: OmegaConf.structured(method_config(name)).keys() & {"save", "guard"} for name in ("infobatch", "seta", "plb")}
+    assert names == {"infobatch": {"save", "guard"}, "seta": {"guard"}, "plb": set()}
 
 
 def test_a_config_is_pickled_by_reference():

@@ -77,6 +77,16 @@ OTHERS = {
     "method=rho_loss method.irreducible=text": "irreducible='text' is not allowed; irreducible must be a file with {'irreducible'",
     "method=rho_loss method.irreducible=folder": "irreducible='folder' is not allowed; irreducible must be a file that is there",
     "method=rho_loss": "irreducible='irreducible.pt' is not allowed",
+    "save=0.9": "save=0.9 is not allowed; save must be a number in (0, 0.5)",
+    "save=abc": "save=abc",
+    "save=0.3 F=0.2": "save=0.3 is not possible: it must be left out beside F. save chooses F.",
+    "method=plb save=0.2": "save=0.2 is not possible: it must be left out: method=plb has no share to set. Try method=kakurenbo.",
+    "save=0.4 tau=0": "save=0.4 cannot be reached: kakurenbo saves at most 20.0% of 2 epochs when its max_fraction is max_share=0.5",
+    "method=plb guard=metric": "guard=['plb'] is not possible: it must be left out for methods that hide nothing. Write guard=none.",
+    "guard=metric guard.max_drop=-1": "max_drop=-1 is not allowed; max_drop must be a number >= 0.",
+    "guard=metric guard.max_dorp=1": "guard.max_drop",
+    "guard=metric guard.reference=folder": "reference='folder' holds no selection.parquet of a run",
+    "guard=metric guard.monitor=val/acuracy": "the validation logged no such value; it logged ",
     "method=plb F=0.4": "F=0.4 is not possible: it must be left out: method=plb has none",
     "hydra.run.dir=text/run": "hydra.run.dir='text/run' is not possible: it must be a folder that can be made (Not a directory)",
     "hydra.run.dir=/proc/kakurenbo": "hydra.run.dir='/proc/kakurenbo' is not possible: it must be a folder that can be made",
@@ -146,6 +156,7 @@ QUICK = {
     *("trainer.limit_train_batches=0", "ckpt_path=folder", "method=rho_loss method.irreducible=text", "hydra.run.dir=text/run"),
     *("optimiser.lr=0.5", "method=[random,plb]", "compare=[random] method=plb"),
     *("logger=null", "trainer.overfit_batches=1", "callbacks=early_stopping callbacks.early_stopping.monitor="),
+    *("save=0.3 F=0.2", "guard=metric guard.reference=folder"),
 }
 
 

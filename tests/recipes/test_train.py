@@ -15,6 +15,7 @@ from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.data import Digits
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier, WideResNet, load_network, timm_network
 from kakurenbo_recipes.schema import TrainSchema, names_of
+from kakurenbo_recipes.settings import made_method
 from kakurenbo_recipes.train import config_dir, fit, made, run, with_method
 from omegaconf import OmegaConf
 from recipe_runs import TINY, composing, kakurenbo_train
@@ -22,6 +23,8 @@ from torch.nn import functional as F
 
 import kakurenbo_lightning
 from kakurenbo_lightning.cli import report
+from kakurenbo_lightning.session.control import Control
+from kakurenbo_lightning.session.totals import Totals
 
 CONFIGS = Path(config_dir())
 METHODS = list(kakurenbo_lightning.available_methods())
@@ -134,6 +137,7 @@ def test_method_configs_hold_the_defaults_of_the_code(compose, name):
     assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
     assert settings.pop("method") == name
     settings.pop("_convert_", None)
+    assert (settings.pop("save", None), settings.pop("guard", None)) == (None, None)
     defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
     assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
@@ -152,6 +156,26 @@ def test_a_wrong_name_or_type_of_a_setting_is_refused_when_composed(compose, wro
 def test_f_and_tau_reach_the_method(compose):
     method = compose("F=0.11", "tau=0.22").method
     assert (method.max_fraction, method.tau) == (0.11, 0.22)
+
+
+def test_save_stands_where_f_stands_and_the_guard_reaches_the_callback(compose):
+    cfg = compose("save=0.2", "guard=metric", "guard.max_drop=0.1", "tau=0.22")
+    selection = made_method(cfg.method, cfg.save, cfg.guard)
+    assert selection.method == kakurenbo_lightning.get_method("kakurenbo", tau=0.22)
+    monitor = {"monitor": "val/accuracy", "max_drop": 0.1, "reference": "own", "mode": "max", "epochs": 1}
+    control = Control(selection.method, kakurenbo_lightning.Saving(0.2), kakurenbo_lightning.SelectionGuard(**monitor), Totals())
+    trainer = L.Trainer(callbacks=[selection], accelerator="cpu", logger=False, enable_checkpointing=False)
+    selection.setup(trainer, ImageClassifier(CifarResNet(width=4), torch.optim.SGD, 10), "fit")
+    assert selection.session.control.settings() == control.settings()
+    assert made_method(compose("method=seta").method, save=0.2).session is None  # one of a comparison that has no share
+
+
+def test_a_run_saves_what_the_command_line_asks_for(compose, tmp_path):
+    cfg = compose(*TINY, "save=0.1", "tau=0", "guard=metric", "guard.max_drop=1", "trainer.max_epochs=4", "logger=none")
+    (result,) = run(cfg)
+    info = json.loads((tmp_path / "kakurenbo" / "run.json").read_text())
+    assert info["settings"]["save"]["share"] == 0.1 and info["settings"]["guard"]["monitor"] == "val/accuracy"
+    assert result.totals["samples_hidden"] > 0
 
 
 def test_a_compared_method_replaces_the_chosen_one_and_leaves_its_overrides(compose):
