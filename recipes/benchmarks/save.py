@@ -1,0 +1,88 @@
+"""What `save=0.1` to `0.3` really saves: the CPU time of each run against its baseline's, beside what the model of it counted.
+
+For each seed, on CIFAR-10 with the CIFAR ResNet-8: the baseline, and each method for each share that is to be saved. The runs of a seed
+begin with the same weights. The model counts samples: hidden ones, less refreshed ones times the measured share of a forward pass. What
+seconds and costs are: `recipes.benchmarks.fits`.
+"""
+
+import argparse
+from typing import Any
+
+import lightning as L
+
+from recipes.benchmarks import report
+from recipes.benchmarks.fits import STEPS_BETWEEN, Fits, Row, cell, compared, measured, parser, title
+
+METHODS = ("kakurenbo", "random")
+KEYS = (
+    "asked",
+    "chosen_share",
+    "chosen_interval",
+    "forward_share",
+    "predicted",
+    "saved",
+    "accuracy",
+    "difference",
+    "hidden_share",
+    "cpu_s",
+)
+
+
+class Chosen(L.Callback):
+    """Keeps what the selection chose: `share`, `every`, `forward`; comes after it."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The training is over."""
+        selection: Any = trainer.callbacks[0]  # type: ignore[attr-defined]
+        self.saving: Row = selection.session.control.state_dict()["saving"]
+
+
+def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
+    """Return the rows of the baseline, and of each method for each share."""
+    run = Fits(settings).run
+    baseline = run("baseline", seed, "baseline")
+    rows = [baseline]
+    for method in METHODS:
+        for save in settings.save:
+            chosen = Chosen()
+            row = run(f"{method}, save={save:g}", seed, method, callbacks=[chosen], save=save)
+            spared = row["samples_hidden"] - chosen.saving["forward"] * row["samples_refreshed"]
+            rows.append(
+                row
+                | {"asked": save, "chosen_share": chosen.saving["share"], "chosen_interval": chosen.saving["every"]}
+                | {"forward_share": chosen.saving["forward"], "predicted": spared / (settings.samples * settings.epochs)}
+                | {"saved": 1 - row["cost"] / baseline["cost"]}
+            )
+    return [{**dict.fromkeys(KEYS), **compared(row, baseline)} for row in rows]
+
+
+def main(arguments: list[str] | None = None) -> list[Row]:
+    """Train every run of every seed."""
+    options = parser("save", __doc__)
+    options.add_argument("--save", type=report.share, nargs="+", default=[0.1, 0.2, 0.3], help="shares of the time to save")
+    settings = report.parse(options, arguments)
+    rows, summary = measured(settings, of_a_seed, KEYS)
+    columns = {
+        "run": lambda row: row["run"],
+        "F": cell("chosen_share", ".3f"),
+        "interval": cell("chosen_interval", ".0f"),
+        "forward, %": cell("forward_share", ".0f", 100),
+        "hidden, %": cell("hidden_share", ".1f", 100),
+        "by the model, %": cell("predicted", ".1f", 100),
+        "saved, %": cell("saved", ".1f", 100),
+        "test accuracy, %": cell("accuracy", ".2f", 100),
+        "to baseline": cell("difference", "+.2f", 100),
+        "CPU seconds": cell("cpu_s", ".1f"),
+    }
+    report.print_table(
+        title(settings),
+        summary,
+        columns,
+        "F and interval are those of the last epochs. Saved: CPU seconds of fit in units of a reference step that is timed every "
+        f"{STEPS_BETWEEN} steps, against the baseline of the seed; differences are in points.",
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()
