@@ -60,9 +60,9 @@ class Budget:
 
     @property
     def method(self) -> Method:
-        """The method as epochs are planned by it."""
+        """The method as epochs are planned by it; one that hides nothing before a share is chosen."""
         chosen = self._chosen
-        return self._method if chosen is None else with_share(self._method, chosen.share, chosen.every)
+        return with_share(self._method, 0.0) if chosen is None else with_share(self._method, chosen.share, chosen.every)
 
     @property
     def largest(self) -> Method:

@@ -111,7 +111,7 @@ class Session:
         """A copy of the user's ``loader`` whose batches are the plan's; ``public``: without Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
         if public:  # Lightning takes the first batches before set_epoch(0)
-            data.sampler.follow(data.plan(self._method, self._epoch(0), None))
+            data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
         check_left(self.control.largest, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)

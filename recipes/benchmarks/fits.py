@@ -21,7 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from kakurenbo_recipes.data import Digits
+from kakurenbo_recipes.data import Digits, ImageData
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
 from kakurenbo_recipes.parquet_data import CIFAR10
 from torch import nn
@@ -116,16 +116,17 @@ class Fits:
     Args:
         settings: the command line.
         each_epoch: validate after each epoch and keep the curve of the test error, instead of once after the last.
+        data: makes the images; by default CIFAR-10, or digits where the command line names no folder.
         options: of the data.
     """
 
-    def __init__(self, settings: argparse.Namespace, each_epoch: bool = False, **options: Any) -> None:
+    def __init__(
+        self, settings: argparse.Namespace, each_epoch: bool = False, data: Callable[..., ImageData] | None = None, **options: Any
+    ) -> None:
         self._settings, self._each_epoch = settings, each_epoch
-        size = settings.batch_size
-        if settings.data_root is None:
-            self._data = Digits(subset=settings.samples, batch_size=size, **options)
-        else:
-            self._data = CIFAR10(str(settings.data_root), subset=settings.samples, batch_size=size, **options)
+        if data is None:
+            data = Digits if settings.data_root is None else partial(CIFAR10, str(settings.data_root))
+        self._data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
         self._data.prepare_data()
         self._data.setup("fit")
         few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation

@@ -89,6 +89,19 @@ def test_methods_that_hide_from_the_first_epoch_on_train_everything_in_it():
     assert shares(spy) == [0.0] + [0.22] * 9 and chosen(selection)["share"] == 0.223
 
 
+def test_through_wrap_it_trains_everything_first_too():
+    selection = SampleSelection("random", save=Saving(0.2, forward=0.4))
+
+    class Wrapping(SureNet):
+        def train_dataloader(self):
+            return selection.wrap(loader(SAMPLES, BATCH))
+
+    spy = Spy(selection)
+    made = fit(Wrapping(), None, selection, spy, max_epochs=10)
+    assert len(spy.trained(0)) == SAMPLES and shares(spy)[1:] == [0.22] * 9
+    assert made.current_epoch == 10
+
+
 def test_a_static_method_pays_for_its_scoring_epochs_too():
     spy, selection, _ = run(Saving(0.2, forward=0.4), method="forget", settings={"static_epochs": 2, "never_learned": "first"})
     assert shares(spy) == [0.0, 0.0] + [0.4] * 10 and chosen(selection)["share"] == 0.4

@@ -129,7 +129,7 @@ class HideMethod(Method):
     family: ClassVar[str] = "hide"
     changes_batches: ClassVar[bool] = True
     knows_keep_probability: ClassVar[bool] = False
-    share_setting: ClassVar[str] = "max_fraction"
+    share_setting: ClassVar[str | None] = "max_fraction"
 
     @property
     def largest_fraction(self) -> Fraction | None:

@@ -49,7 +49,7 @@ class InfoBatch(HideMethod):
     paper: ClassVar[str] = "Qin et al., ICLR 2024"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     knows_keep_probability: ClassVar[bool] = True
-    share_setting: ClassVar[str] = "prune_ratio"
+    share_setting: ClassVar[str | None] = "prune_ratio"
 
     @property
     def largest_fraction(self) -> Fraction:
