@@ -134,7 +134,7 @@ def baseline_of(group: Group, groups: list[Group]) -> Group | None:
     """The baseline under the same conditions, else the only one of the same data, network and metric."""
     if group.method == BASELINE:
         return None
-    task = {leaf for leaf in group.leaves if leaf.split(".")[0] in TASK and leaf.split(".")[-1] not in SPEED}
+    task = task_leaves(group)
     possible = [
         other
         for other in groups
@@ -143,6 +143,16 @@ def baseline_of(group: Group, groups: list[Group]) -> Group | None:
     ]
     same = [other for other in possible if not unlike(group, other)]
     return same[0] if same else possible[0] if len(possible) == 1 else None
+
+
+def task_leaves(group: Group) -> set[str]:
+    """The conditions that runs must have in common to be compared."""
+    return {leaf for leaf in group.leaves if leaf.split(".")[0] in TASK and leaf.split(".")[-1] not in SPEED}
+
+
+def task_of(group: Group) -> str:
+    """Text that is equal for groups of the same data and network."""
+    return key({leaf: group.leaves[leaf] for leaf in task_leaves(group)})
 
 
 def unlike(group: Group, other: Group) -> list[str]:

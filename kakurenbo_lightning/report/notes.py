@@ -90,7 +90,7 @@ def best_of(groups: list[Group]) -> list[Group]:
 
 
 def not_drawn(groups: list[Group]) -> list[Problem]:
-    """Which groups no figure but the map of F and tau shows, because there are too many."""
+    """Which groups no figure but the map of F and tau and the points of error and cost shows, because there are too many."""
     best = best_of(groups)
     rest = [group.name for group in groups if group not in best]
     reason = f"show the {BEST} best groups by score, and as many baselines; the tables have these too: {'; '.join(rest)}"

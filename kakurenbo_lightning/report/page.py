@@ -19,6 +19,7 @@ from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.maps import f_tau
 from kakurenbo_lightning.report.notes import best_of, not_drawn, notes
 from kakurenbo_lightning.report.panels import classes, histograms, phases
+from kakurenbo_lightning.report.pareto import error_against_cost, time_bars
 from kakurenbo_lightning.report.reading import Problem
 from kakurenbo_lightning.report.style import RC, Picture, data_address, is_own
 from kakurenbo_lightning.report.tables import comparison, comparison_text, runs_table, runs_text
@@ -48,9 +49,10 @@ def draw_all(groups: list[Group], problems: list[Problem]) -> list[Picture]:
     """All figures that apply; one that cannot be drawn, and groups that none shows, become problems."""
     best = best_of(groups)
     jobs: list[Callable[[], list[Picture]]] = [
-        partial(one, best) for one in (overview, scores, selection, phases, histograms, classes)
+        partial(one, best) for one in (overview, scores, time_bars, selection, phases, histograms, classes)
     ]
-    jobs.insert(3, partial(f_tau, groups))  # which has a place for every run
+    jobs[2:2] = [partial(error_against_cost, groups)]  # these two have a place for every run
+    jobs.insert(5, partial(f_tau, groups))
     jobs += [partial(grid, group, number) for number, group in enumerate(best)]
     pictures: list[Picture] = []
     problems += not_drawn(groups)

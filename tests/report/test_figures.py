@@ -19,7 +19,7 @@ def test_figures_that_do_not_apply_are_left_out(tmp_path):
     write_sweep(tmp_path, [RunFolder("baseline", image_size=None), RunFolder("plb", image_size=None)])
     problems = []
     pictures = draw_all(groups_of(tmp_path), problems)
-    assert [picture.name for picture in pictures] == ["overview", "scores", "phases", "losses"]
+    assert [picture.name for picture in pictures] == ["overview", "scores", "pareto", "time_to_error", "phases", "losses"]
     assert not problems
 
 

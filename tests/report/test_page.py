@@ -13,6 +13,7 @@ from report_runs import RunFolder, grid_runs, groups_of, write_sweep
 
 from kakurenbo_lightning.report import write_report
 
+FIGURES = ("overview", "scores", "pareto", "time_to_error", "selection", "f_tau", "phases", "losses", "classes", "samples_1")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
@@ -31,7 +32,7 @@ def report(tmp_path_factory):
 
 def test_a_report_has_a_picture_and_a_table_file_for_everything(report):
     names = {path.name for path in report.iterdir()}
-    figures = {f"{name}.png" for name in ("overview", "scores", "selection", "f_tau", "phases", "losses", "classes", "samples_1")}
+    figures = {f"{name}.png" for name in FIGURES}
     assert figures | {"report.html", "comparison.csv", "runs.csv"} <= names
     for name in names:
         if name.endswith(".png"):
