@@ -18,11 +18,15 @@ from kakurenbo_lightning.report.tables import is_share, metric_name
 
 FEW = 30  # epochs that are drawn as dots too
 HIDDEN = "hidden or rejected (%)"
+STORED = {"ordered_share": "pairs in the right order", "distribution_distance": "distribution shift"}  # of what draws are made by
 Panel = tuple[list[Group], str, str]  # the groups in a chart, the column of `curves` that it shows, and the name of that
 
 
 def curves(run: Run) -> pd.DataFrame:
-    """What a run did by epoch, NaN where it is not known: epoch (from 1), hidden (%), score, seconds, trained, moved_back, lr_factor."""
+    """What a run did by epoch, NaN where it is not known.
+
+    Columns: epoch (from 1), hidden (%), score, seconds, trained, moved_back, lr_factor, ordered_share, distribution_distance.
+    """
 
     def column(name: str | None) -> pd.Series:
         return run.history[name] if name in run.history else pd.Series(math.nan, run.history.index)
@@ -38,6 +42,7 @@ def curves(run: Run) -> pd.DataFrame:
             "trained": column("samples_trained").cumsum(),
             "moved_back": column("moved_back"),
             "lr_factor": column("lr_factor"),
+            **{name: column(name) for name in STORED},
         }
     )
 
@@ -92,6 +97,8 @@ def charts_by_epoch(groups: list[Group], panels: list[Panel], height: float, sca
         place.set_ylabel(label)
         if column == "hidden":
             place.set_ylim(bottom=-1)  # a run that leaves nothing out shows as a line, not as the axis
+        elif column in STORED:
+            place.set_ylim(-0.03, 1.03)
         whole_epochs(place)
     axes[-1, 0].set_xlabel("epoch")
     legend(figure, labels)
@@ -143,6 +150,23 @@ def selection(groups: list[Group]) -> list[Picture]:
     alt = f"Charts by epoch: {', '.join(label for _, _, label in panels)}."
     figure = charts_by_epoch(groups, panels, 2.0, 1.0, {})
     return [Picture("selection", "What was left out, epoch by epoch", caption, alt, figure)]
+
+
+def stored_values(groups: list[Group]) -> list[Picture]:
+    """How true the values that samples are drawn by are, of the runs of draw methods that were asked (`diagnose`)."""
+    own = [group for group in groups if has([group], "epoch", "ordered_share")]
+    if not own:
+        return []
+    caption = (
+        "Before each epoch some samples were scored, only to compare: the stored values by which samples are drawn against the real "
+        "ones. Above, the share of the pairs of samples that the stored values order as the real ones do (0.5 is chance); below, how "
+        "far the two distributions are apart (total variation distance: 0 is equal, 1 has nothing in common). Good: high above and low "
+        "below. Bad: near 0.5 above or near 1 below, for then draws have nothing to do with what the network finds hard "
+        "(method.refresh_share scores the stalest samples again)."
+    )
+    alt = f"Charts by epoch of ordered share and distribution shift, for {'; '.join(group.name for group in own)}."
+    figure = charts_by_epoch(groups, [(own, column, label) for column, label in STORED.items()], 2.3, 1.0, {})
+    return [Picture("stored_values", "How true the stored values are", caption, alt, figure)]
 
 
 def scores(groups: list[Group]) -> list[Picture]:

@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from kakurenbo_lightning.core.progress import bar_settings
-from kakurenbo_lightning.report.curves import overview, scores, selection
+from kakurenbo_lightning.report.curves import overview, scores, selection, stored_values
 from kakurenbo_lightning.report.grids import grid, page_grids
 from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.maps import f_tau
@@ -49,10 +49,10 @@ def draw_all(groups: list[Group], problems: list[Problem]) -> list[Picture]:
     """All figures that apply; one that cannot be drawn, and groups that none shows, become problems."""
     best = best_of(groups)
     jobs: list[Callable[[], list[Picture]]] = [
-        partial(one, best) for one in (overview, scores, time_bars, selection, phases, histograms, classes)
+        partial(one, best) for one in (overview, scores, time_bars, selection, stored_values, phases, histograms, classes)
     ]
     jobs[2:2] = [partial(error_against_cost, groups)]  # these two have a place for every run
-    jobs.insert(5, partial(f_tau, groups))
+    jobs.insert(6, partial(f_tau, groups))
     jobs += [partial(grid, group, number) for number, group in enumerate(best)]
     pictures: list[Picture] = []
     problems += not_drawn(groups)

@@ -25,6 +25,7 @@ FIGURES = {
     "effective_share": "effective share of the samples",
 }
 RUNS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "owc": ("owc", {}),
     "lb": ("lb", {}),
     "nlb": ("nlb", {}),
     "plb": ("plb", {}),

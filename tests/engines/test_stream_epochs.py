@@ -223,6 +223,19 @@ def test_diagnosis_compares_a_drawn_part_with_what_is_real_now(name):
     assert Stream(pretraining, SEEN).engine.diagnosed(Epoch(3, 10), everything, score) == {} and len(looked) == 2
 
 
+def test_owc_is_compared_with_what_is_misclassified_now():
+    stream = Stream(get_method("owc", diagnose=4, alpha=0.5), [None] * 4)
+    stream.begin(0)
+    wrong = [seen_of(1.0, index != 0, 1.0) for index in range(4)]  # only the first is wrong
+    stream.engine.tree.update(torch.tensor([0, 1]), torch.tensor([0.5, 1.0], dtype=torch.float64))
+    stored = [value / sum(stream.values) for value in stream.values]
+    counts = stream.engine.diagnosed(
+        Epoch(1, 10), stream.plan, lambda rows, record: record(rows, tester.tensors([wrong[index] for index in rows.tolist()]))
+    )
+    assert counts["distribution_distance"] == pytest.approx(1 - stored[0])
+    assert counts["ordered_share"] == pytest.approx(sum(stored[0] > value for value in stored[1:]) / 3)
+
+
 @pytest.mark.parametrize("name", BY_VALUE)
 def test_a_diagnosis_of_nothing_finite_is_none(name):
     stream = Stream(get_method(name, diagnose=4), repeated(*[1.0] * 9))

@@ -160,7 +160,7 @@ def test_the_stalest_are_looked_at_and_the_table_gets_their_new_values():
     assert selection.totals.samples_refreshed == SAMPLES + sum(counts)
 
 
-@pytest.mark.parametrize(("name", "count"), [("plb", 0), ("plb", 2), ("lb", 0), ("nlb", 0), ("peb", 0)])
+@pytest.mark.parametrize(("name", "count"), [("plb", 0), ("plb", 2), ("owc", 0), ("lb", 0), ("nlb", 0), ("peb", 0)])
 def test_diagnosing_changes_no_training(name, count):
     train = {"train": loader(SAMPLES, **workers(count, 2))}
     method = CLASSES[name]
@@ -174,7 +174,7 @@ def test_diagnosing_changes_no_training(name, count):
     for epoch in range(EPOCHS):
         assert 0 <= draws.logged[epoch]["distribution_distance"] <= 1
         assert 0 <= draws.logged[epoch]["ordered_share"] <= 1
-    assert selection.totals.samples_refreshed == SAMPLES + 20 * EPOCHS
+    assert selection.totals.samples_refreshed == SAMPLES * method.scores_first + 20 * EPOCHS
 
 
 def test_fresh_values_are_at_no_distance_and_turned_ones_are_ordered_wrongly():

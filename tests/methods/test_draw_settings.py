@@ -205,7 +205,6 @@ OWN = {
         "temperature": ("1, because owc has no base values", (2.0, 0.0)),
         "cap_quantile": ("1, because owc has no base values", (0.9,)),
         "start_pass": ("False, because owc starts with equal probabilities", (True,)),
-        "diagnose": ("0, because owc has no real values to compare with", (1, 100)),
     },
 }
 BAD = {name: {**POD, **(STREAM if name in STREAMS else {}), **OWN.get(name, {})} for name in ROWS}
@@ -235,7 +234,7 @@ def test_max_staleness_leaves_room_for_the_exchange():
     [
         ("plb", {"min_value": 1, "mix": 1, "temperature": 0, "cap_quantile": 1}),
         ("peb", {"mix": 0, "temperature": 100.0, "cap_quantile": 1e-9, "refresh_share": 0.999, "max_staleness": 0}),
-        ("owc", {"alpha": 10, "epoch_length": 1, "pretrain_epochs": 7}),
+        ("owc", {"alpha": 10, "diagnose": 100, "epoch_length": 1, "pretrain_epochs": 7}),
         ("owc", {"temperature": 1, "cap_quantile": 1.0}),
     ],
     ids=str,

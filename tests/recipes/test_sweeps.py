@@ -19,6 +19,7 @@ TINY = ["trainer.max_epochs=1", "data.size=8", "data.subset=64", "model.width=4"
     [
         ("methods", {"method": "baseline,kakurenbo,random", "seed": "0,1,2"}),
         ("f_tau", {"F": "0.1,0.2,0.3,0.4", "tau": "0.5,0.7,0.9"}),
+        ("draws", {"method": "owc,lb,nlb,plb,peb", "method.diagnose": "1000"}),
     ],
 )
 def test_a_grid_has_its_values(sweep, params):
@@ -31,6 +32,7 @@ def test_a_grid_has_its_values(sweep, params):
     [
         pytest.param(["sweep=methods", "method=baseline,random", "seed=3"], ["baseline", "random"], marks=pytest.mark.slow),
         (["sweep=f_tau", "F=0.2,0.4", "tau=0.7"], ["kakurenbo", "kakurenbo"]),
+        pytest.param(["sweep=draws", "method=owc,peb"], ["owc", "peb"], marks=pytest.mark.slow),
     ],
 )
 def test_a_grid_runs(tmp_path, words, runs):

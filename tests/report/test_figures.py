@@ -7,7 +7,7 @@ from PIL import Image
 from report_runs import RunFolder, grid_runs, groups_of, write_sweep
 
 from kakurenbo_lightning.report import Group, comparison, write_report
-from kakurenbo_lightning.report.curves import overview
+from kakurenbo_lightning.report.curves import overview, stored_values
 from kakurenbo_lightning.report.grids import shown_samples
 from kakurenbo_lightning.report.maps import f_tau, luminance, sweeps
 from kakurenbo_lightning.report.notes import best_of, not_drawn
@@ -61,6 +61,21 @@ def test_samples_are_shown_with_class_index_and_times(tmp_path):
     assert hides["least hidden"][0].lines[2] == "hidden 0x"
     assert draws["least trained"][0].lines[2] == "trained 6x"
     assert (list(hides), list(draws)) == (["most hidden", "least hidden"], ["least trained", "most trained"])
+
+
+def test_stored_values_are_shown_of_the_runs_that_were_diagnosed(tmp_path):
+    runs = [RunFolder("baseline"), RunFolder("plb"), *(RunFolder("owc", seed, {"diagnose": 9}) for seed in (0, 1))]
+    groups = groups_of(write_sweep(tmp_path, runs))
+    assert stored_values(groups[:2]) == []
+    (picture,) = stored_values(groups)
+    order, shift = picture.figure.axes
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["owc"]
+    assert (order.get_ylabel(), shift.get_ylabel()) == ("pairs in the right order", "distribution shift")
+    (mean,) = (line for line in order.lines if line.get_linewidth() > 1)
+    assert list(mean.get_xdata()) == [1, 2, 3, 4, 5, 6] and mean.get_ydata() == pytest.approx(
+        [0.5 + 0.4 * e / 6 for e in range(6)]
+    )
+    assert order.get_ylim() == shift.get_ylim() == (-0.03, 1.03)
 
 
 # --- the map of F and tau

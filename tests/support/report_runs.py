@@ -114,6 +114,8 @@ class RunFolder:
         }
         if self.family == "backprop":
             columns["scored"] = scored.astype(float)
+        if self.all_settings.get("diagnose"):
+            columns |= {"ordered_share": 0.5 + 0.4 * epochs / shape, "distribution_distance": 0.9 - 0.8 * epochs / shape}
         if self.method == "kakurenbo":
             columns["moved_back"] = np.where(later, 5.0 - epochs % 4, 0.0)
         columns["elapsed_seconds"] = np.cumsum(columns["train_seconds"] + columns["refresh_seconds"] + columns["select_seconds"])

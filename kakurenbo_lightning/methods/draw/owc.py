@@ -25,7 +25,8 @@ class OWC(StreamMethod):
     """OWC (Duda et al., 2020).
 
     All p_i start at 1 / N; p_i += alpha for the drawn samples that were misclassified, then all are normalised to a sum of 1. A sample
-    that was drawn twice in a step counts once.
+    that was drawn twice in a step counts once. The real values that ``diagnose`` compares with are 1 for samples that are misclassified
+    now, else 0.
     """
 
     alpha: float | None = setting(
@@ -49,7 +50,6 @@ class OWC(StreamMethod):
         for name in ("temperature", "cap_quantile"):
             check(getattr(self, name) == 1, name, "1, because owc has no base values", "Use alpha, or another method.")
         check(not self.start_pass, "start_pass", "False, because owc starts with equal probabilities", "Leave it out.")
-        check(self.diagnose == 0, "diagnose", "0, because owc has no real values to compare with", "Leave it out.")
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:
         """The same for every sample."""
