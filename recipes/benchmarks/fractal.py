@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from kakurenbo_recipes import fractal
+from kakurenbo_recipes import formula_images
+from kakurenbo_recipes.formula_images import KINDS
 from tqdm import tqdm
 
 from kakurenbo_lightning.core.progress import bar_settings
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, interval, seconds_of, verdict
 
-SIZES, INSTANCES = (32, 224), (100, fractal.INSTANCES)
-TARGETS = {32: 300.0, 224: 60.0}  # images per second
+SIZES, INSTANCES = (32, 224), (100, 1000)
+TARGETS = {32: 300.0, 224: 60.0}  # images per second, of FractalDB
 WRITTEN = ("array", "folder")
 
 
@@ -36,8 +37,8 @@ def speeds(size: int, instances: int, seed: int, settings: argparse.Namespace, c
         path = Path(folder) / "images.npy"
         np.lib.format.open_memmap(path, "w+", np.uint8, (total, size, size)).flush()
         work = {
-            "array": partial(fractal.write_rows, path, *each),
-            "folder": partial(fractal.write_folder, Path(folder) / "train", *each),
+            "array": partial(formula_images.write_rows, settings.kind, path, *each),
+            "folder": partial(formula_images.write_folder, settings.kind, Path(folder) / "train", *each),
         }
         return {name: total / seconds(work[name], settings.categories, clock) for name in WRITTEN}
 
@@ -49,17 +50,19 @@ def measure(settings: argparse.Namespace) -> tuple[list[float], dict[tuple[int, 
     searched, found = [], {case: [] for case in cases}
     with tqdm(**bar_settings(total=settings.rounds * len(cases), desc="fractals", unit="case")) as bar:
         for seed in range(settings.seed, settings.seed + settings.rounds):
-            searched.append(seconds(partial(fractal.category, seed), settings.categories, clock) / settings.categories)
+            searched.append(
+                seconds(partial(KINDS[settings.kind].category, seed), settings.categories, clock) / settings.categories
+            )
             for case in cases:
                 found[case].append(speeds(*case, seed, settings, clock))
                 bar.update()
     return searched, found
 
 
-def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> Row:
+def summary(kind: str, size: int, instances: int, rounds: list[dict[str, float]]) -> Row:
     """Return the medians of a case, and whether they reach the target."""
     medians = {name: report.median_of([one[name] for one in rounds]) for name in WRITTEN}
-    target = TARGETS.get(size)
+    target = TARGETS.get(size) if kind == "fractaldb" else None
     met = None if target is None else all(one["median"] >= target for one in medians.values())
     return {"size": size, "instances": instances, "images_per_s": medians, "target_per_s": target, "met": met}
 
@@ -67,18 +70,20 @@ def summary(size: int, instances: int, rounds: list[dict[str, float]]) -> Row:
 def main(arguments: list[str] | None = None) -> Row:
     """Measure sizes and numbers of images per category."""
     options = report.parser("fractal", __doc__, devices=["cpu"], threads=1)
+    options.add_argument("--kind", choices=list(KINDS), default="fractaldb", help="of images")
     options.add_argument("--sizes", nargs="+", type=report.count, default=list(SIZES), help="pixels of a side")
     options.add_argument("--instances", nargs="+", type=report.count, default=list(INSTANCES), help="images per category")
     options.add_argument("--categories", type=report.count, default=2, help="of a round")
     options.add_argument("--rounds", type=report.count, default=15, help="of all cases")
     options.add_argument("--folder", type=Path, help="where images are written and deleted; by default where temporary files are")
     settings = report.parse(options, arguments)
-    if max(settings.instances) > fractal.INSTANCES:
-        options.error(f"--instances {max(settings.instances)} is not possible: at most {fractal.INSTANCES}")
+    most = KINDS[settings.kind].instances
+    if max(settings.instances) > most:
+        options.error(f"--instances {max(settings.instances)} is not possible: at most {most}")
     searched, found = measure(settings)
-    cases, search = [summary(*case, rounds) for case, rounds in found.items()], report.median_of(searched)
+    cases, search = [summary(settings.kind, *case, rounds) for case, rounds in found.items()], report.median_of(searched)
     report.print_table(
-        "Fractal images per second on one core",
+        f"Images of {settings.kind} per second on one core",
         cases,
         {
             "pixels": lambda row: str(row["size"]),
@@ -90,7 +95,9 @@ def main(arguments: list[str] | None = None) -> Row:
         f"Medians of {settings.rounds} rounds of {settings.categories} categories, with their interval of 95 %. To find a category takes "
         f"{interval(search, '.4f')} s of it. Load when it began: {settings.machine['load_before']}.",
     )
-    return report.write(settings, rounds=settings.rounds, categories=settings.categories, search_s=search, cases=cases)
+    return report.write(
+        settings, kind=settings.kind, rounds=settings.rounds, categories=settings.categories, search_s=search, cases=cases
+    )
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def make_fractals(settings: argparse.Namespace) -> None:
         raise SystemExit(f"--fractals {settings.fractals} holds other fractals ({there}): delete it, or give another folder")
     if not there:
         words = [word for name, value in made.items() for word in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, "-m", "kakurenbo_recipes.fractal", *words, "-o", str(settings.fractals)], check=True)
+        subprocess.run([sys.executable, "-m", "kakurenbo_recipes.formula_images", *words, "-o", str(settings.fractals)], check=True)
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Make formula-driven fractal images: `kakurenbo-fractal --categories K --instances M --size S`.
+"""FractalDB: images of iterated function systems in the plane, made by formulas.
 
-Hirokatsu Kataoka et al.: "Pre-training without Natural Images", ACCV 2020 (FractalDB). A category is an iterated function
+Hirokatsu Kataoka et al.: "Pre-training without Natural Images", ACCV 2020. A category is an iterated function
 system: 2 to 7 affine maps whose six parameters are uniform in [-1, 1], each applied with a probability in proportion to
 its |ad - bc|. It is kept when its points fill at least a fifth of the pixels of a canvas. Its images differ in the
 parameters (25 variations), in the patch that is drawn at every point (random 3 x 3 dots) and in how they are flipped
@@ -9,20 +9,12 @@ parameters (25 variations), in the patch that is drawn at every point (random 3 
 Every image depends on the seed and its category only, so that a larger set holds the smaller one.
 """
 
-import argparse
-import json
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import reduce
+from operator import add
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
-
-from kakurenbo_lightning.core.progress import bar_settings
 
 MAPS = (2, 7)  # fewest and most maps of a system
 CANVAS, PAD, POINTS, FILLING = 512, 6, 100_000, 0.2  # of the test that a category must pass
@@ -39,56 +31,64 @@ CANDIDATES = 32  # systems that are tried at a time
 
 @dataclass(frozen=True)
 class System:
-    """An iterated function system of m maps (x, y) -> (a x + b y + e, c x + d y + f).
+    """An iterated function system of m affine maps of the plane or of space.
 
     Attributes:
-        maps: float64 [m, 6], the parameters a, b, c, d, e, f of each map.
+        maps: float64 [m, 6] or [m, 12], of each map first its matrix row by row, then what it adds: in the plane the a to f of
+            (x, y) -> (a x + b y + e, c x + d y + f).
     """
 
     maps: np.ndarray
 
     def cumulative(self) -> np.ndarray:
         """Return the sums of the maps' probabilities, float64 [m]."""
-        a, b, c, d = self.maps[:, :4].T
-        weight = np.abs(a * d - b * c)
+        if self.maps.shape[1] == 6:
+            a, b, c, d = self.maps[:, :4].T
+            weight = np.abs(a * d - b * c)
+        else:
+            first, second, third = self.maps[:, :9].reshape(-1, 3, 3).transpose(1, 0, 2)
+            weight = np.abs((first * np.cross(second, third)).sum(1))
         return np.cumsum(weight) / weight.sum()
 
 
-def random_system(random: np.random.Generator) -> System:
-    """Draw a system."""
-    return System(random.uniform(-1.0, 1.0, (random.integers(MAPS[0], MAPS[1] + 1), 6)))
+def random_system(random: np.random.Generator, parameters: int = 6) -> System:
+    """Draw a system, of 6 parameters for each map in the plane, of 12 in space."""
+    return System(random.uniform(-1.0, 1.0, (random.integers(MAPS[0], MAPS[1] + 1), parameters)))
 
 
 def chaos(systems: np.ndarray, cumulative: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
     """Return points of the attractors of several systems, all by chains that run side by side.
 
     Args:
-        systems: float64 [S, m, 6].
+        systems: float64 [S, m, 6] or [S, m, 12].
         cumulative: float64 [S, m], sums of the maps' probabilities.
         count: points of each, at least.
         random: of the choice of maps.
 
     Returns:
-        float64 [S, points, 2]; not finite, or far away, where a system is not bounded.
+        float64 [S, points, 2] or [S, points, 3]; not finite, or far away, where a system is not bounded.
     """
     number, maps = cumulative.shape
     chains = -(-count // STEPS)
-    x, y = np.zeros((2, number, chains))
-    flat, first = systems.reshape(-1, 6).T.copy(), (np.arange(number) * maps)[:, None]
-    points = np.empty((STEPS, 2, number, chains))
+    axes = {6: range(2), 12: range(3)}[systems.shape[2]]
+    place = list(np.zeros((len(axes), number, chains)))
+    flat, first = systems.reshape(-1, systems.shape[2]).T.copy(), (np.arange(number) * maps)[:, None]
+    points = np.empty((STEPS, len(axes), number, chains))
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(BURN_IN + STEPS):
             drawn = random.random((number, chains))
             chosen = first + sum((drawn >= bound[:, None]).astype(np.int64) for bound in cumulative.T[:-1])
-            a, b, c, d, e, f = (parameter[chosen] for parameter in flat)
-            x, y = a * x + b * y + e, c * x + d * y + f
+            drawn_maps = [parameter[chosen] for parameter in flat]
+            rows = [drawn_maps[len(axes) * row :] for row in axes]
+            added = drawn_maps[len(axes) ** 2 :]
+            place = [reduce(add, (rows[row][axis] * place[axis] for axis in axes)) + added[row] for row in axes]
             if step >= BURN_IN:
-                points[step - BURN_IN] = x, y
-    return points.transpose(2, 0, 3, 1).reshape(number, -1, 2)
+                points[step - BURN_IN] = place
+    return points.transpose(2, 0, 3, 1).reshape(number, -1, len(axes))
 
 
 def bounded(points: np.ndarray) -> np.ndarray:
-    """Tell of each system whether its points (float64 [S, n, 2]) are all near; bool [S]."""
+    """Tell of each system whether its points (float64 [S, n, d]) are all near; bool [S]."""
     with np.errstate(invalid="ignore"):
         return np.all(np.abs(points) < FAR, axis=(1, 2))
 
@@ -124,12 +124,12 @@ def category(seed: int, number: int) -> System:
                     return system
 
 
-def varied(system: System, count: int, random: np.random.Generator) -> np.ndarray:
-    """Return points of the 25 variations of a system, float64 [25, n, 2].
+def varied(system: System, count: int, random: np.random.Generator, variations: np.ndarray = VARIATIONS) -> np.ndarray:
+    """Return points of the variations of a system (float64 [V, 6] or [V, 12], factors on its parameters), float64 [V, n, 2] or [V, n, 3].
 
     A variation that is not bounded is brought half-way back to the system until it is.
     """
-    weights = VARIATIONS.copy()
+    weights = variations.copy()
     cumulative = np.repeat(system.cumulative()[None], len(weights), 0)
     points = chaos(system.maps * weights[:, None], cumulative, count, random)
     while not (near := bounded(points)).all():
@@ -173,103 +173,3 @@ def images(seed: int, number: int, instances: int, size: int) -> Iterator[np.nda
         pattern, flip = divmod(rest, FLIPS)
         image = stamped(canvases[variation], patches[pattern])
         yield image[:: -1 if flip & 1 else 1, :: -1 if flip & 2 else 1]
-
-
-def write_folder(folder: Path, size: int, instances: int, seed: int, number: int) -> int:
-    """Write the images of a category as PNG files, `folder/00012/0345.png`; return how many."""
-    target = folder / f"{number:05d}"
-    target.mkdir(parents=True, exist_ok=True)
-    for instance, image in enumerate(images(seed, number, instances, size)):
-        Image.fromarray(np.ascontiguousarray(image)).save(target / f"{instance:04d}.png", compress_level=1)
-    return instances
-
-
-def write_rows(path: Path, size: int, instances: int, seed: int, number: int) -> int:
-    """Write the images of a category into their rows of the array at `path`; return how many."""
-    array = np.load(path, mmap_mode="r+")
-    for row, image in enumerate(images(seed, number, instances, size), start=number * instances):
-        array[row] = image
-    array.flush()
-    return instances
-
-
-def contact_sheet(seed: int, categories: int, instances: int, size: int, rows: int = 8, columns: int = 12) -> Image.Image:
-    """Return one picture with a row for each of some categories, spread over all of them."""
-    gap, shown = 2, np.unique(np.linspace(0, categories - 1, rows).round().astype(int))
-    sheet = np.full((len(shown) * (size + gap) - gap, min(columns, instances) * (size + gap) - gap), 255, dtype=np.uint8)
-    for row, number in enumerate(shown):
-        for column, image in enumerate(images(seed, int(number), min(columns, instances), size)):
-            sheet[row * (size + gap) :, column * (size + gap) :][:size, :size] = image
-    return Image.fromarray(sheet)
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
-    options = argparse.ArgumentParser(
-        prog="kakurenbo-fractal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_argument("--categories", type=int, default=100, help="classes (default: 100; FractalDB-1k: 1000)")
-    options.add_argument("--instances", type=int, default=100, help=f"images of each, at most {INSTANCES} (default: 100)")
-    options.add_argument("--size", type=int, default=SIZE, help=f"pixels of a side (default: {SIZE}, as published)")
-    options.add_argument("--format", choices=["folder", "array"], default="folder", help="folder: PNG files for torchvision's "
-                         "ImageFolder; array: images.npy (uint8 [N, S, S]) and labels.npy (int64 [N])")  # fmt: skip
-    options.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
-    options.add_argument("--processes", type=int, default=os.cpu_count(), help="that work side by side (default: one per core)")
-    options.add_argument(
-        "-o", "--output", type=Path, default=Path("data/fractal"), help="folder to write (default: data/fractal)"
-    )
-    return options
-
-
-def checked(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line; exit when a setting is not possible."""
-    options = parser()
-    settings = options.parse_args(arguments)
-    allowed = {
-        "categories": (1, 10**6),
-        "instances": (1, INSTANCES),
-        "size": (8, 4096),
-        "processes": (1, 1024),
-        "seed": (0, 2**31),
-    }
-    for name, (least, most) in allowed.items():
-        if not least <= (value := getattr(settings, name)) <= most:
-            options.error(f"--{name} {value} is not possible: it must be from {least} to {most}")
-    if settings.output.exists() and any(settings.output.iterdir()):
-        options.error(f"--output {settings.output} is there and not empty: choose another folder, or delete this one")
-    return settings
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Write the set, a contact sheet to look at, and what it was made from."""
-    settings = checked(arguments)
-    folder, each = settings.output, (settings.size, settings.instances, settings.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    total = settings.categories * settings.instances
-    if settings.format == "array":
-        shape = (total, settings.size, settings.size)
-        unfinished = folder / "images.unfinished.npy"  # gets its name when it is whole
-        np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape).flush()
-        np.save(folder / "labels.npy", np.repeat(np.arange(settings.categories), settings.instances))
-        work = partial(write_rows, unfinished, *each)
-    else:
-        work = partial(write_folder, folder / "train", *each)
-    with tqdm(**bar_settings(total=total, unit="image", desc="fractals")) as bar:
-        if settings.processes == 1:
-            for number in range(settings.categories):
-                bar.update(work(number))
-        else:
-            with ProcessPoolExecutor(settings.processes) as pool:
-                for done in pool.map(work, range(settings.categories)):
-                    bar.update(done)
-    if settings.format == "array":
-        unfinished.rename(folder / "images.npy")
-    shown = min(settings.size, 128)
-    contact_sheet(settings.seed, settings.categories, settings.instances, shown).save(folder / "contact_sheet.png")
-    made = {name: getattr(settings, name) for name in ("categories", "instances", "size", "seed", "format")}
-    (folder / "fractal.json").write_text(json.dumps(made, indent=2) + "\n")
-    print(f"{total:,} images of {settings.categories:,} categories in {folder}; look at {folder / 'contact_sheet.png'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ def train() -> None:
 def fractal() -> None:
     """Start `kakurenbo-fractal`."""
     extras.require_or_exit("kakurenbo-fractal", "recipes", "PIL")
-    from kakurenbo_recipes.fractal import main
+    from kakurenbo_recipes.formula_images import main
 
     main()
 

@@ -134,6 +134,8 @@ QUOTED = {
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
+    (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),
+    (BENCHMARKS, "fractal-rcdb"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "recording"): lambda result, rows, million: [
         *(f"{100 * result['run']['share']:.2f} %", f"{result['run']['fit_cpu_s']:.0f} s"),
         *(f"{1e3 * million[key]:.0f} ms" for key in ("epoch_s", "write_s")),

@@ -2,13 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from bench_helpers import written
 from helpers import trainer
-from kakurenbo_recipes import fractal
+from kakurenbo_recipes import formula_images, fractal
 from kakurenbo_recipes.array_data import ArrayImages
 from kakurenbo_recipes.fractal import System, chaos, images, patterns, pixels, random_system, stamped, varied
 from kakurenbo_recipes.models import CifarResNet, ImageClassifier
@@ -29,7 +30,7 @@ def run(system, count, seed=0):
 
 def make(options, folder):
     """Run the command."""
-    fractal.main([*options.split(), "-o", str(folder)])
+    formula_images.main([*options.split(), "-o", str(folder)])
 
 
 def test_points_lie_on_the_attractor():
@@ -146,7 +147,7 @@ def test_an_array_gets_its_name_when_it_is_whole(tmp_path, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fractal, "images", killed)
+    monkeypatch.setitem(formula_images.KINDS, "fractaldb", replace(formula_images.KINDS["fractaldb"], images=killed))
     with pytest.raises(KeyboardInterrupt):
         make("--categories 2 --size 8 --format array --processes 1", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no images\.npy"):
@@ -207,10 +208,16 @@ def test_the_benchmark_end_to_end(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (fractal.main, "--instances 1001", "--instances 1001 is not possible: it must be from 1 to 1000"),
-        (fractal.main, "--categories 0", "--categories 0"),
-        (fractal.main, "--size 4", "--size 4"),
-        (fractal.main, "-o .", "is there and not empty"),
+        (formula_images.main, "--instances 1001", "--instances 1001 is not possible: it must be from 1 to 1000"),
+        (
+            formula_images.main,
+            "--kind exfractaldb --instances 1741",
+            "--instances 1741 is not possible: it must be from 1 to 1740",
+        ),
+        (formula_images.main, "--kind circles", "invalid choice: 'circles'"),
+        (formula_images.main, "--categories 0", "--categories 0"),
+        (formula_images.main, "--size 4", "--size 4"),
+        (formula_images.main, "-o .", "is there and not empty"),
         (bench.main, "--device cuda", "invalid choice: 'cuda'"),
         (bench.main, "--instances 1001", "--instances 1001 is not possible: at most 1000"),
     ],
