@@ -215,12 +215,15 @@ def test_a_killed_benchmark_leaves_the_seeds_that_were_finished(tmp_path, monkey
 def test_transfer_end_to_end_and_again(tmp_path):
     (tmp_path / "cifar").mkdir()
     tiny_cifar(tmp_path / "cifar")
-    folders = {"data-root": tmp_path / "cifar", "fractals": tmp_path / "fractals", "runs": tmp_path / "runs"}
+    folders = {"data-root": tmp_path / "cifar", "fractals": tmp_path / "fractals", "runs-folder": tmp_path / "runs"}
     sizes = {"categories": 2, "instances": 20, "epochs": 2, "fine-tuning": 2, "samples": 16, "seeds": 1}
     options = [f"--{name}={value}" for name, value in (folders | sizes).items()]
+    options += ["--runs", "baseline", "forget", "kakurenbo"]
     transfer.main([*options, "--json", str(tmp_path / "t.json")])
     result = written(tmp_path / "t.json")
-    assert [row["run"] for row in result["summary"]] == ["none", "baseline", "kakurenbo", "random"]
+    assert [row["run"] for row in result["summary"]] == ["none", "baseline", "forget", "kakurenbo"]
+    assert all(row["loss"]["mean"] > 0 for row in result["summary"]) and result["summary"][0]["pre_loss"] is None
+    assert result["summary"][1]["cost_ratio"]["mean"] == 1 and result["summary"][2]["cost_ratio"]["mean"] > 1, "an epoch to score"
     rows = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("row.json")}
     assert len(rows) == 7
     transfer.main([*options, "--json", str(tmp_path / "again.json")])
@@ -228,6 +231,20 @@ def test_transfer_end_to_end_and_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in rows} == rows
     with pytest.raises(SystemExit, match="holds other fractals"):
         transfer.main([*options, "--categories", "3"])
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ("forget kakurenbo", "needs baseline too"),
+        ("baseline random", "needs kakurenbo too, which random"),
+        ("sgd", "invalid choice"),
+    ],
+)
+def test_what_a_run_of_the_transfer_is_compared_with_is_there(tmp_path, capsys, runs, message):
+    with pytest.raises(SystemExit):
+        transfer.main(["--data-root", str(tmp_path), "--runs", *runs.split()])
+    assert message in capsys.readouterr().err
 
 
 # ---- how it is timed
