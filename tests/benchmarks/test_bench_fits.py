@@ -134,11 +134,13 @@ def test_what_one_seed_lacks_has_no_mean():
 
 
 def test_a_transfer_is_compared_with_the_pre_training_of_the_same_seed():
-    pre = [{"accuracy": 0.5, "hidden_share": 0.0, "samples_trained": 100, "seconds": 10.0, "cpu_s": cpu} for cpu in (10.0, 8.0)]
-    row = transfer.compared(0, "kakurenbo", {"accuracy": 0.4}, pre[1], pre[0])
-    assert row["cpu_s_ratio"] == 0.8 and row["accuracy"] == 0.4 and row["pre_accuracy"] == 0.5
-    none = transfer.compared(0, "none", {"accuracy": 0.3}, {}, {})
-    assert none["pre_accuracy"] is none["cpu_s_ratio"] is None
+    done = {"accuracy": 0.5, "loss": 1.5, "hidden_share": 0.0, "samples_trained": 100, "seconds": 10.0}
+    pre = [done | {"cost": 2 * cpu, "cpu_s": cpu} for cpu in (10.0, 8.0)]
+    row = transfer.compared(0, "kakurenbo", {"accuracy": 0.4, "loss": 2.0}, pre[1], pre[0])
+    assert row["cpu_s_ratio"] == row["cost_ratio"] == 0.8 and row["accuracy"] == 0.4 and row["pre_accuracy"] == 0.5
+    assert row["loss"] == 2.0 and row["pre_loss"] == 1.5
+    none = transfer.compared(0, "none", {"accuracy": 0.3, "loss": 2.1}, {}, {})
+    assert none["pre_accuracy"] is none["pre_loss"] is none["cpu_s_ratio"] is None
 
 
 # ---- end to end

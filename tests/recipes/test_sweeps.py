@@ -32,7 +32,7 @@ def test_a_grid_has_its_values(sweep, params):
     [
         pytest.param(["sweep=methods", "method=baseline,random", "seed=3"], ["baseline", "random"], marks=pytest.mark.slow),
         (["sweep=f_tau", "F=0.2,0.4", "tau=0.7"], ["kakurenbo", "kakurenbo"]),
-        pytest.param(["sweep=draws", "method=owc,peb"], ["owc", "peb"], marks=pytest.mark.slow),
+        pytest.param(["sweep=draws", "method=owc,peb", "method.diagnose=9"], ["owc", "peb"], marks=pytest.mark.slow),
     ],
 )
 def test_a_grid_runs(tmp_path, words, runs):
