@@ -120,6 +120,7 @@ QUOTED = {
     (METHODS / "backprop/selective_backprop.md", "backprop-2"): lambda result, rows, million: backprop(rows),
     (METHODS / "draw/plb.md", "noise"): lambda result, rows, million: noise(rows),
     (METHODS / "draw/plb.md", "stale"): lambda result, rows, million: stale(rows),
+    (METHODS / "draw/plb.md", "stale-owc"): lambda result, rows, million: stale(rows),
     (METHODS / "draw/plb.md", "drawing"): lambda result, rows, million: drawing(rows),
     (METHODS / "draw/plb.md", "overhead-plb"): lambda result, rows, million: [
         f"{rows[0][key]:.3f}" for key in ("ratio", "control_ratio")
