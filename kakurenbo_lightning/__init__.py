@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kakurenbo_lightning.arena.compare import compare
     from kakurenbo_lightning.callback import SampleSelection
     from kakurenbo_lightning.core.plan import EpochPlan
     from kakurenbo_lightning.core.sampler import SelectionSampler
@@ -37,11 +38,13 @@ __all__ = [
     "SelectionGuard",
     "SelectionSampler",
     "available_methods",
+    "compare",
     "get_method",
     "register_method",
 ]
 
 _MODULES = {  # the imports of TYPE_CHECKING again, for the interpreter; tests/test_architecture.py compares the two
+    "arena.compare": ("compare",),
     "callback": ("SampleSelection",),
     "core.plan": ("EpochPlan",),
     "core.sampler": ("SelectionSampler",),

@@ -117,13 +117,19 @@ class Fits:
         settings: the command line.
         each_epoch: validate after each epoch and keep the curve of the test error, instead of once after the last.
         data: makes the images; by default CIFAR-10, or digits where the command line names no folder.
+        network: makes what is trained.
         options: of the data.
     """
 
     def __init__(
-        self, settings: argparse.Namespace, each_epoch: bool = False, data: Callable[..., ImageData] | None = None, **options: Any
+        self,
+        settings: argparse.Namespace,
+        each_epoch: bool = False,
+        data: Callable[..., ImageData] | None = None,
+        network: Callable[[], nn.Module] = CifarResNet,
+        **options: Any,
     ) -> None:
-        self._settings, self._each_epoch = settings, each_epoch
+        self._settings, self._each_epoch, self._network = settings, each_epoch, network
         if data is None:
             data = Digits if settings.data_root is None else partial(CIFAR10, str(settings.data_root))
         self._data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
@@ -159,7 +165,7 @@ class Fits:
         epochs, curve = epochs or settings.epochs, Curve(reference)
         L.seed_everything(seed, verbose=False)
         optimizer = partial(torch.optim.SGD, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        model = ImageClassifier(CifarResNet().to(memory_format=torch.channels_last), optimizer, num_classes=10)
+        model = ImageClassifier(self._network().to(memory_format=torch.channels_last), optimizer, num_classes=10)
         with isolated_rng():
             proxy = None if scorer is None else ImageClassifier(scorer(), optimizer, num_classes=10)
         selection = SampleSelection(method, scorer=proxy, **options)

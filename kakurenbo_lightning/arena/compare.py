@@ -1,0 +1,150 @@
+"""Compare methods on a module and data of the user's: :func:`compare`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Folder, Row, Training
+from kakurenbo_lightning.arena.verdict import Standing, standings, table
+from kakurenbo_lightning.cli.text_table import terminal_width
+from kakurenbo_lightning.core.progress import bar_settings
+
+QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")  # off, unless the user sets them
+Method = str | tuple[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a comparison came to; printed it is the table.
+
+    Attributes:
+        comparison: what was compared.
+        rows: of all trainings, by name: ``score``, ``cost`` (seconds, see :attr:`Totals.steady_seconds`) and the counts of samples.
+        higher_is_better: whether a higher score is better.
+    """
+
+    comparison: Comparison
+    rows: Mapping[str, Row]
+    higher_is_better: bool = True
+
+    @cached_property
+    def standings(self) -> list[Standing]:
+        """How each method did, the baseline first."""
+        return standings(self.comparison, self.rows, self.higher_is_better)
+
+    def __str__(self) -> str:
+        shares = all(0 <= row["score"] <= 1 for row in self.rows.values())
+        return "\n".join(table(self.standings, terminal_width(120), percent=shares and self.higher_is_better))
+
+
+def compare(
+    make_model: Callable[[], pl.LightningModule],
+    make_data: Callable[[], Any],
+    methods: Sequence[Method] = ("kakurenbo", "infobatch"),
+    *,
+    monitor: str,
+    mode: str = "max",
+    seeds: int | Sequence[int] = 3,
+    max_epochs: int,
+    folder: str | Path | None = None,
+    **trainer: Any,
+) -> Outcome:
+    """Train a module with each method, and beside each with its two controls, and return the table of them.
+
+    The controls are a random choice of the same share and a baseline that takes as long: its ``Trainer(max_epochs=...)`` is another one,
+    so let the learning rate's schedule end with the training (``trainer.max_epochs``, ``trainer.estimated_stepping_batches``).
+
+    Args:
+        make_model: makes an untrained module; the seed is set before.
+        make_data: makes a ``LightningDataModule``, or the training and the validation ``DataLoader`` as a pair.
+        methods: their names, or pairs of a name and settings, ``("kakurenbo", {"max_fraction": 0.5})``.
+        monitor: the logged metric that is the score, after the last validation.
+        mode: ``"max"`` when a higher score is better, ``"min"`` for a loss or an error.
+        seeds: how many, from 0 on, or which.
+        max_epochs: of a training that is not of equal time.
+        folder: keeps one file for each training, so that a comparison that was killed goes on when it is called again, and several
+            processes may share one; ``None`` for a temporary one.
+        trainer: further arguments of the ``Trainer``.
+
+    Raises:
+        ValueError: a setting is not allowed, ``monitor`` was not logged, or the folder holds trainings of another comparison.
+    """
+    if mode not in ("max", "min"):
+        raise ValueError(f"compare: mode={mode!r} is not allowed; mode must be 'max' or 'min', as for ModelCheckpoint")
+    entries = [Entry(one) if isinstance(one, str) else Entry(one[0], dict(one[1])) for one in methods]
+    comparison = Comparison(
+        [entry for entry in entries if entry.method != BASELINE],
+        range(seeds) if isinstance(seeds, int) else tuple(seeds),
+        max_epochs,
+    )
+    common = {
+        "monitor": monitor,
+        "mode": mode,
+        "max_epochs": max_epochs,
+        "trainer": {name: repr(each) for name, each in trainer.items()},
+    }
+    place = tempfile.TemporaryDirectory() if folder is None else nullcontext(folder)
+    with place as path:
+        bar = bar_settings(desc="compare", unit="training")
+
+        def run(training: Training) -> Row:
+            return _trained(training, make_model, make_data, monitor, trainer)
+
+        rows = _with_bar(Folder(Path(path), common), comparison, run, bar)
+    return Outcome(comparison, rows, mode == "max")
+
+
+def _with_bar(folder: Folder, comparison: Comparison, run: Callable[[Training], Row], bar: Mapping[str, Any]) -> dict[str, Row]:
+    """Train what is missing, with a bar that counts the trainings."""
+    from tqdm import tqdm  # Lightning needs it
+
+    with tqdm(**bar) as shown:
+
+        def counted(training: Training) -> Row:
+            shown.set_postfix_str(training.name)
+            row = run(training)
+            shown.update()
+            return row
+
+        return folder.train(comparison, counted)
+
+
+def _trained(
+    training: Training,
+    make_model: Callable[[], pl.LightningModule],
+    make_data: Callable[[], Any],
+    monitor: str,
+    options: Mapping[str, Any],
+) -> Row:
+    """Train once."""
+    pl.seed_everything(training.seed, workers=True, verbose=False)
+    selection = SampleSelection(training.entry.method, **training.entry.settings)
+    settings: dict[str, Any] = dict.fromkeys(QUIET, False) | dict(options)
+    callbacks = [*(settings.pop("callbacks", None) or []), selection]
+    trainer = pl.Trainer(max_epochs=training.epochs, callbacks=callbacks, **settings)
+    model, data = make_model(), make_data()
+    if isinstance(data, pl.LightningDataModule):
+        trainer.fit(model, datamodule=data)
+    else:
+        trainer.fit(model, *data)
+    if monitor not in trainer.callback_metrics:
+        logged = [name for name in sorted(trainer.callback_metrics) if name != "hidden" and not name.startswith("selection/")]
+        raise ValueError(
+            f"compare: monitor={monitor!r} was not logged; logged were {logged}. Log it in validation_step: self.log(...)"
+        )
+    score = float(trainer.callback_metrics[monitor])  # NaN, of a training that diverged, is a result too
+    totals = selection.totals
+    return {
+        "score": score,
+        "cost": totals.steady_seconds,
+        **{name: each for name, each in totals.as_dict().items() if "samples" in name},
+    }

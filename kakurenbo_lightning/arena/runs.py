@@ -1,0 +1,183 @@
+"""The trainings of a comparison: what is to be trained, the two controls of each, and a folder that keeps one file for each of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout  # torch depends on it
+
+from kakurenbo_lightning.methods.registry import get_method
+
+BASELINE, RANDOM = "baseline", "random"
+ORDER = "comparison.json"  # what all trainings of a folder have in common
+PATIENCE = 5.0  # seconds between two looks at what other processes have trained
+Row = dict[str, Any]  # of one training
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with settings that takes part in a comparison.
+
+    Attributes:
+        method: its name.
+        settings: of it; the others have their defaults.
+
+    Raises:
+        ValueError: there is no such method, or a setting is not allowed.
+    """
+
+    method: str
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        get_method(self.method, **self.settings)
+
+    @property
+    def name(self) -> str:
+        """The method and its settings, for tables and for names of files."""
+        return " ".join([self.method, *(f"{name}={json.dumps(value)}" for name, value in sorted(self.settings.items()))])
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a comparison.
+
+    Attributes:
+        entry: by what it chooses samples.
+        seed: of the weights and the order of samples.
+        epochs: how many.
+    """
+
+    entry: Entry
+    seed: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others of its comparison; also the name of its file, without what file systems refuse."""
+        name = f"{self.entry.name} epochs={self.epochs} seed={self.seed}"
+        return re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which methods are compared, over which seeds.
+
+    Attributes:
+        entries: the methods; the baseline is always there.
+        seeds: each method is trained once with each.
+        epochs: of a training that is not of equal time.
+    """
+
+    entries: Sequence[Entry]
+    seeds: Sequence[int]
+    epochs: int
+
+    def baseline(self, seed: int, epochs: int | None = None) -> Training:
+        """The training on everything; ``epochs`` fewer or more than the others have, for one of equal time."""
+        return Training(Entry(BASELINE), seed, epochs or self.epochs)
+
+    def of(self, entry: Entry, seed: int) -> Training:
+        """The training of a method."""
+        return Training(entry, seed, self.epochs)
+
+    def controls(self, row: Row, baseline: Row) -> tuple[Training, Training]:
+        """What a method must beat: leaving out as much at random, and a baseline that takes as long.
+
+        The share is what the method trained less than the baseline, in whole percent, so that methods share controls; a method that left
+        out nothing has the baseline as its control. Equal time is in whole epochs, so that a rate that follows the epochs is decayed.
+        """
+        share = round(1 - row["samples_trained"] / baseline["samples_trained"], 2)
+        seed, epochs = row["seed"], max(1, round(self.epochs * row["cost"] / baseline["cost"]))
+        alike = self.of(Entry(RANDOM, {"max_fraction": share}), seed) if share > 0 else self.baseline(seed)
+        return alike, self.baseline(seed, epochs)
+
+    def missing(self, rows: Mapping[str, Row]) -> Iterator[Training]:
+        """The trainings that can be done now, seed by seed, each once; those of equal time follow when it is known.
+
+        Args:
+            rows: of what is trained, by name.
+        """
+        found: dict[str, Training] = {}
+        for seed in self.seeds:
+            wanted = [self.baseline(seed), *(self.of(entry, seed) for entry in self.entries)]
+            baseline = rows.get(wanted[0].name)
+            for training in list(wanted[1:]):
+                if baseline is not None and training.name in rows:
+                    wanted += self.controls(rows[training.name], baseline)
+            found |= {training.name: training for training in wanted if training.name not in rows}
+        yield from found.values()
+
+
+class Folder:
+    """Keeps the rows of a comparison, one JSON file for each training; any number of processes may train into it at a time.
+
+    Args:
+        path: of the folder, which is made.
+        common: what its trainings have in common, as JSON can hold it: a folder of others is refused.
+
+    Raises:
+        ValueError: the folder holds trainings with other settings.
+    """
+
+    def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        order, text = path / ORDER, json.dumps(common, indent=1, sort_keys=True)
+        with FileLock(path / f"{ORDER}.lock"):
+            if not order.exists():
+                _write(order, text)
+        old, new = json.loads(order.read_text()), json.loads(text)
+        if unlike := [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]:
+            said = ", ".join(f"{name}={new.get(name)!r} (there: {old.get(name)!r})" for name in unlike)
+            raise ValueError(f"folder={path} holds trainings that cannot be compared with these: {said}. Name another folder.")
+
+    def rows(self) -> dict[str, Row]:
+        """The rows of all finished trainings, by name."""
+        return {path.stem: json.loads(path.read_text()) for path in sorted(self.path.glob("*seed=*.json"))}
+
+    def train(self, comparison: Comparison, run: Callable[[Training], Row], until: float = float("inf")) -> dict[str, Row]:
+        """Train what is missing and nobody else is training, and return all rows.
+
+        A training that was interrupted leaves nothing behind and is begun again by the next call.
+
+        Args:
+            comparison: what there is to train.
+            run: trains, and returns ``score``, ``cost``, ``samples_trained`` and what else is to be kept.
+            until: no training begins after this time of the clock ``time.monotonic``.
+        """
+        while time.monotonic() < until:
+            missing = list(comparison.missing(self.rows()))
+            if not missing:
+                break
+            if not any(self._trained(training, run) for training in missing):
+                time.sleep(PATIENCE)  # others train what is left, and what follows from it
+        return self.rows()
+
+    def _trained(self, training: Training, run: Callable[[Training], Row]) -> bool:
+        """Whether this process could take a training, and has done it."""
+        file, lock = self.path / f"{training.name}.json", FileLock(self.path / f"{training.name}.lock")
+        try:
+            lock.acquire(timeout=0)  # the system gives it back when the process is killed
+        except Timeout:
+            return False
+        try:
+            if not file.exists():
+                about = {"method": training.entry.method, "settings": dict(training.entry.settings), "epochs": training.epochs}
+                _write(file, json.dumps({**about, "seed": training.seed, **run(training)}))
+        finally:
+            lock.release()
+        return True
+
+
+def _write(file: Path, text: str) -> None:
+    """A kill leaves the old file or the whole new one."""
+    part = file.with_suffix(".part")
+    part.write_text(text)
+    part.replace(file)

@@ -1,0 +1,136 @@
+"""What a comparison comes to: for each method the paired differences to the baseline and to its controls, and whether it survives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Row
+from kakurenbo_lightning.cli.text_table import aligned
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the next smaller of these is close and on the safe side
+STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
+    *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+HEAD = ("method", "score", "to baseline", "time", "trained", "to random", "to equal time", "survives", "seeds")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of some figures; NaN where there are too few.
+
+    Attributes:
+        values: one for each seed.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        return stdev(self.values) if len(self.values) > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of 95 % of the mean, by Student's t; NaN for fewer than two values."""
+        count = len(self.values)
+        if count < 2:
+            return math.nan, math.nan
+        half = STUDENT[min(count - 1, len(STUDENT)) - 1] * self.std / math.sqrt(count)
+        return self.mean - half, self.mean + half
+
+    def written(self, digits: int = 2, sign: str = "", scale: float = 1.0) -> str:
+        """Mean ± standard deviation, a dash without values."""
+        if not self.values:
+            return "-"
+        text = f"{self.mean * scale:{sign}.{digits}f}"
+        return text if math.isnan(self.std) else f"{text} ± {self.std * scale:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a method did.
+
+    Attributes:
+        name: of the method, with its settings.
+        score: of its trainings.
+        gain: its score over that of the baseline with the same seed; above 0 is better, whatever the score.
+        over_random: over leaving out as much at random.
+        over_time: over a baseline of equal time.
+        time: its cost, that of the baseline being 1.
+        trained: its trained samples, those of the baseline being 1.
+    """
+
+    name: str
+    score: Spread
+    gain: Spread
+    over_random: Spread
+    over_time: Spread
+    time: Spread
+    trained: Spread
+
+    @property
+    def survives(self) -> str:
+        """``yes``: better than both controls by more than the interval of the differences; ``no``: worse than one, or a training of it
+        diverged; else ``not resolved``."""
+        if any(map(math.isnan, self.score.values)):
+            return "no"
+        intervals = [self.over_random.interval, self.over_time.interval]
+        if all(low > 0 for low, _ in intervals):
+            return "yes"
+        return "no" if any(high < 0 for _, high in intervals) else "not resolved"
+
+
+def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool = True) -> list[Standing]:
+    """How each method did, the baseline first; a figure is of the seeds whose trainings are all there.
+
+    Args:
+        comparison: what was compared.
+        rows: of what is trained, by name.
+        higher_is_better: whether a higher score is better, as for an accuracy; ``False`` for a loss or an error.
+    """
+    better = 1 if higher_is_better else -1
+    scores = Spread(tuple(row["score"] for seed in comparison.seeds if (row := rows.get(comparison.baseline(seed).name))))
+    none, one = Spread(()), Spread((1.0,))
+    found = [Standing(BASELINE, scores, none, none, none, one, one)]
+    for entry in comparison.entries:
+        figures: dict[str, list[float]] = {name: [] for name in ("score", "gain", "over_random", "over_time", "time", "trained")}
+        for seed in comparison.seeds:
+            row, baseline = rows.get(comparison.of(entry, seed).name), rows.get(comparison.baseline(seed).name)
+            if row is None or baseline is None:
+                continue
+            figures["score"].append(row["score"])
+            figures["gain"].append(better * (row["score"] - baseline["score"]))
+            figures["time"].append(row["cost"] / baseline["cost"])
+            figures["trained"].append(row["samples_trained"] / baseline["samples_trained"])
+            for name, control in zip(("over_random", "over_time"), comparison.controls(row, baseline), strict=True):
+                if control.name in rows:
+                    figures[name].append(better * (row["score"] - rows[control.name]["score"]))
+        found.append(Standing(entry.name, **{name: Spread(tuple(values)) for name, values in figures.items()}))
+    return found
+
+
+def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[str]:
+    """The lines of the table; scores and differences in percent and points where they are shares."""
+    scale = 100.0 if percent else 1.0
+    cells = [
+        (
+            one.name,
+            one.score.written(scale=scale),
+            one.gain.written(sign="+", scale=scale),
+            one.time.written(),
+            one.trained.written(),
+            one.over_random.written(sign="+", scale=scale),
+            one.over_time.written(sign="+", scale=scale),
+            "-" if one.name == BASELINE else one.survives,
+            str(len(one.score.values)),
+        )
+        for one in found
+    ]
+    return list(aligned(HEAD, cells, width, figures=True))

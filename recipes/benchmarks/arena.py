@@ -1,0 +1,143 @@
+"""Does it pay? Every method beside two controls: random hiding of the same share, and a baseline of the same time, fully decayed.
+
+On CIFAR-10. Each training leaves a JSON file in `--folder`: kill the command and give it again to go on, give it several times at once
+to use more cores (`--processes` does); no training is done twice. What a run costs is explained in `recipes.benchmarks.fits`. A
+method survives when it is better than both controls by more than the 95 % interval of the paired differences over the seeds.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from kakurenbo_recipes.models import CifarResNet
+from omegaconf import OmegaConf
+from torch import nn
+
+from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Row, Training
+from kakurenbo_lightning.arena.verdict import Standing, standings, table
+from kakurenbo_lightning.cli.text_table import terminal_width
+from recipes.benchmarks import report
+from recipes.benchmarks.fits import SETTINGS, Fits, parser
+from recipes.benchmarks.training import prepare
+
+SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible losses, and weighted the user's weights
+    "first": ("kakurenbo", "infobatch", "selective_backprop"),
+    "wide": (
+        *(f"kakurenbo:max_fraction={f},every_n_epochs={n}" for f in (0.3, 0.5, 0.7) for n in (1, 3)),
+        *("kakurenbo:max_fraction=0.5,fractions=[1.0],milestones=[]", "infobatch", "seta", "random_cycle", "forget_online"),
+        *("forget:static_epochs=4", "el2n:score_epochs=[2,4]", "selective_backprop", "selective_backprop:beta=2", "stale_sb"),
+        *("sb_fixed", "katharopoulos", "iswr", "owc", "lb", "nlb", "plb", "peb"),
+    ),
+}
+
+
+class QuickNet(nn.Sequential):
+    """A narrow network whose first convolution halves the resolution, for many runs on few cores.
+
+    Args:
+        width: channels of the first stage; the next two have 2 and 4 times as many.
+    """
+
+    def __init__(self, width: int = 32) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        for before, after in ((width, width), (width, 2 * width), (2 * width, 4 * width)):
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+                nn.MaxPool2d(2),
+            ]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "quick": QuickNet,
+    "resnet8": CifarResNet,
+    "resnet20": partial(CifarResNet, 20),
+}
+
+
+def entry(text: str) -> Entry:
+    """Read a method with settings, as kakurenbo:max_fraction=0.5,tau=0.5; values are YAML."""
+    method, _, settings = text.partition(":")
+    try:
+        pairs = OmegaConf.create(f"{{{settings.replace('=', ': ')}}}")
+        return Entry(method, OmegaConf.to_container(pairs))  # pyright: ignore[reportArgumentType]
+    except Exception as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def options() -> argparse.ArgumentParser:
+    """Return the parser."""
+    found = parser("arena", __doc__)
+    found.set_defaults(samples=50_000, epochs=15)
+    found.add_argument("--set", choices=list(SETS), default="first", help="which methods; --methods names others")
+    found.add_argument("--methods", type=entry, nargs="+", help="for example kakurenbo:max_fraction=0.5,tau=0.5 infobatch")
+    found.add_argument("--network", choices=list(NETWORKS), default="quick", help="what is trained")
+    found.add_argument("--folder", type=Path, default=Path("outputs/arena"), help="keeps a file for each training")
+    found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
+    found.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    return found
+
+
+def comparison_of(settings: argparse.Namespace) -> Comparison:
+    """Return what the command line asks for."""
+    entries = settings.methods or [entry(text) for text in SETS[settings.set]]
+    return Comparison(entries, range(settings.seed, settings.seed + settings.seeds), settings.epochs)
+
+
+def folder_of(settings: argparse.Namespace) -> Folder:
+    """Return where its trainings are kept; other methods and seeds may be added to it, other trainings not."""
+    alike = ("samples", "batch_size", "learning_rate", "epochs", "network")
+    return Folder(settings.folder, {name: getattr(settings, name) for name in alike})
+
+
+def train(settings: argparse.Namespace, until: float) -> None:
+    """Train what is missing, in this process, until nothing is or time is up."""
+    prepare()
+    torch.set_num_threads(settings.threads)
+    fits = Fits(settings, network=NETWORKS[settings.network])
+
+    def run(training: Training) -> Row:
+        row = fits.run(training.name, training.seed, training.entry.method, training.epochs, **training.entry.settings)
+        return {"score": row["accuracy"], **{name: value for name, value in row.items() if name != "curve"}}
+
+    folder_of(settings).train(comparison_of(settings), run, until)
+
+
+def main(arguments: list[str] | None = None) -> list[Standing]:
+    """Train what is missing, and print the table of what there is."""
+    settings = report.parse(options(), arguments)
+    comparison, folder = comparison_of(settings), folder_of(settings)
+    until = time.monotonic() + 60 * settings.minutes
+    if not settings.table:
+        with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(train, settings, until) for _ in range(settings.processes)]:
+                done.result()
+    rows = folder.rows()
+    found = standings(comparison, rows)
+    missing = len(list(comparison.missing(rows)))
+    print(f"\n{settings.network}, {settings.samples:,} images of CIFAR-10, {settings.epochs} epochs, {settings.seeds} seeds")
+    print("\n".join(table(found, terminal_width(140))))
+    if missing:
+        print(f"{missing} trainings or more are missing: give the command again to go on")
+    common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}
+    report.write(settings, network=settings.network, **common, rows=list(rows.values()), standings=[as_row(one) for one in found])
+    return found
+
+
+def as_row(one: Standing) -> Row:
+    """Return what is written down of a standing."""
+    spreads = {name: getattr(one, name) for name in ("score", "gain", "over_random", "over_time", "time", "trained")}
+    shown = {name: {"mean": each.mean, "std": each.std, "interval": each.interval} for name, each in spreads.items()}
+    return {"name": one.name, "survives": one.survives, "seeds": len(one.score.values), **shown}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Which trainings a comparison is made of, and the folder that keeps them."""
+
+import json
+import multiprocessing
+import time
+from collections import Counter
+
+import pytest
+
+from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder
+
+ENTRIES = [Entry("kakurenbo", {"max_fraction": 0.3}), Entry("kakurenbo", {"max_fraction": 0.5}), Entry("infobatch")]
+COST = {"baseline": 10.0, "random": 7.0, "kakurenbo": 8.0, "infobatch": 8.0}
+
+
+def made(training):
+    """A row as a training would make it: every method but the baseline leaves out 30 %."""
+    method = training.entry.method
+    share = 1.0 if method == "baseline" else 0.7
+    cost = COST[method] * training.epochs / 10
+    return {"score": 0.5, "cost": cost, "samples_trained": share * 1000 * training.epochs / 10, "seed": training.seed}
+
+
+def test_controls_leave_out_as_much_and_take_as_long():
+    comparison = Comparison(ENTRIES, [4], 10)
+    alike, equal = comparison.controls(
+        {"samples_trained": 826, "cost": 7.6, "seed": 4}, {"samples_trained": 1000, "cost": 10.0, "seed": 4}
+    )
+    assert alike.name == "random-max_fraction=0.17-epochs=10-seed=4"
+    assert equal.name == "baseline-epochs=8-seed=4"
+
+
+def test_a_method_that_trains_everything_has_the_baseline_as_its_control():
+    comparison = Comparison(ENTRIES, [0], 10)
+    alike, equal = comparison.controls(
+        {"samples_trained": 1200, "cost": 30.0, "seed": 0}, {"samples_trained": 1000, "cost": 10.0, "seed": 0}
+    )
+    assert alike == comparison.baseline(0)
+    assert equal.epochs == 30
+
+
+def test_each_training_is_done_once_and_methods_share_controls(tmp_path):
+    comparison, done = Comparison(ENTRIES, range(2), 10), []
+
+    def run(training):
+        done.append(training.name)
+        return made(training)
+
+    rows = Folder(tmp_path, {"epochs": 10}).train(comparison, run)
+    per_seed = {"baseline epochs=10", "baseline epochs=8", "random max_fraction=0.3", *(entry.name for entry in ENTRIES)}
+    assert len(done) == len(set(done)) == len(rows) == 2 * len(per_seed)
+    assert [name[-1] for name in done[:4]] == ["0", "0", "0", "0"]  # a seed is whole before the next one, as far as it can be
+    Folder(tmp_path, {"epochs": 10}).train(comparison, pytest.fail)
+
+
+def test_an_interrupted_training_is_done_again(tmp_path):
+    comparison = Comparison(ENTRIES[:1], [0], 10)
+
+    def broken(training):
+        if training.entry.method == "kakurenbo":
+            raise KeyboardInterrupt
+        return made(training)
+
+    with pytest.raises(KeyboardInterrupt):
+        Folder(tmp_path, {}).train(comparison, broken)
+    assert list(Folder(tmp_path, {}).rows()) == ["baseline-epochs=10-seed=0"]
+    assert len(Folder(tmp_path, {}).train(comparison, made)) == 4
+
+
+def test_nothing_begins_after_the_end(tmp_path):
+    assert Folder(tmp_path, {}).train(Comparison(ENTRIES, [0], 10), pytest.fail, until=time.monotonic() - 1) == {}
+
+
+def test_another_comparison_is_refused(tmp_path):
+    Folder(tmp_path, {"epochs": 10, "network": "small"})
+    with pytest.raises(
+        ValueError, match=r"folder=.* cannot be compared with these: epochs=15 \(there: 10\)\. Name another folder"
+    ):
+        Folder(tmp_path, {"epochs": 15, "network": "small"})
+
+
+def test_a_bad_setting_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match=r"kakurenbo: max_fraction=1\.5 is not allowed"):
+        Entry("kakurenbo", {"max_fraction": 1.5})
+
+
+def _noted(training):
+    with (training_log := _noted.folder / "log").open("a") as file:
+        file.write(f"{training.name}\n")
+    assert training_log.exists()
+    return made(training)
+
+
+def _share_of(folder, barrier):
+    _noted.folder = folder
+    barrier.wait()
+    Folder(folder, {}).train(Comparison(ENTRIES, range(3), 10), _noted)
+
+
+def test_several_processes_train_each_training_once(tmp_path, monkeypatch):
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    processes = [context.Process(target=_share_of, args=(tmp_path, barrier)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    done = Counter((tmp_path / "log").read_text().split("\n")[:-1])
+    assert len(done) == 3 * 6
+    assert set(done.values()) == {1}
+    assert all(json.loads(path.read_text())["score"] == 0.5 for path in tmp_path.glob("*seed=*.json"))

@@ -1,0 +1,71 @@
+"""`compare` through the real Trainer."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Points, loader
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
+
+from kakurenbo_lightning import compare
+
+OPTIONS = {"accelerator": "cpu", "devices": 1}
+METHODS = [("kakurenbo", {"max_fraction": 0.5, "tau": 0.0}), "infobatch"]
+
+
+class Net(pl.LightningModule):
+    """As a user has it: made with weights of the seed, its learning rate ends with the training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.layer(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        logits = self.layer(batch[0])
+        self.log("val_loss", F.cross_entropy(logits, batch[1]))
+        self.log("val_acc", (logits.argmax(1) == batch[1]).float().mean())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [CosineAnnealingLR(optimizer, self.trainer.max_epochs)]
+
+
+def loaders():
+    return loader(48), DataLoader(Points(24, seed=1), batch_size=8)
+
+
+def test_every_method_has_its_two_controls(tmp_path):
+    settings = {"monitor": "val_loss", "mode": "min", "seeds": 2, "max_epochs": 4, **OPTIONS}
+    outcome = compare(Net, loaders, METHODS, folder=tmp_path, **settings)
+    assert [one.name for one in outcome.standings] == ["baseline", "kakurenbo max_fraction=0.5 tau=0.0", "infobatch"]
+    for one in outcome.standings[1:]:
+        assert [len(each.values) for each in (one.gain, one.over_random, one.over_time)] == [2, 2, 2]
+    assert outcome.standings[1].trained.mean < 0.9
+    assert str(outcome).split()[0] == "method"
+    assert "infobatch" in str(outcome)
+    again = compare(pytest.fail, pytest.fail, METHODS, folder=tmp_path, **settings)  # everything is there
+    assert again.rows == outcome.rows
+
+
+def test_the_same_seed_gives_the_same_scores():
+    def scores():
+        outcome = compare(Net, loaders, METHODS[:1], monitor="val_loss", mode="min", seeds=[3], max_epochs=2, **OPTIONS)
+        return {name: row["score"] for name, row in outcome.rows.items() if "epochs=2" in name}
+
+    assert scores() == scores()
+
+
+def test_a_metric_that_is_not_logged_is_named():
+    with pytest.raises(ValueError, match=r"monitor='val_iou' was not logged; logged were \['val_acc', 'val_loss'\]"):
+        compare(Net, loaders, [], monitor="val_iou", seeds=1, max_epochs=1, **OPTIONS)
+
+
+def test_settings_are_checked_first():
+    with pytest.raises(ValueError, match="mode='best' is not allowed; mode must be 'max' or 'min'"):
+        compare(pytest.fail, pytest.fail, [], monitor="val_acc", mode="best", max_epochs=1)
+    with pytest.raises(ValueError, match=r"infobatch: prune_ratio=2 is not allowed"):
+        compare(pytest.fail, pytest.fail, [("infobatch", {"prune_ratio": 2})], monitor="val_acc", max_epochs=1)

@@ -1,0 +1,80 @@
+"""What a comparison comes to, against figures made by hand."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from kakurenbo_lightning.arena.runs import Comparison, Entry
+from kakurenbo_lightning.arena.verdict import STUDENT, Spread, standings, table
+
+HALF = Entry("kakurenbo", {"max_fraction": 0.5})
+
+
+def row(score, cost=1.0, trained=1000):
+    return {"score": score, "cost": cost, "samples_trained": trained}
+
+
+def compared(method, random, time, baseline=(0.70, 0.71, 0.72)):
+    """A comparison of three seeds in which the method costs half as much."""
+    comparison, rows = Comparison([HALF], range(3), 10), {}
+    for seed in range(3):
+        rows[comparison.baseline(seed).name] = row(baseline[seed], 100.0)
+        rows[comparison.of(HALF, seed).name] = mine = {**row(method[seed], 50.0, 700), "seed": seed}
+        alike, equal = comparison.controls(mine, rows[comparison.baseline(seed).name])
+        rows |= {alike.name: row(random[seed]), equal.name: row(time[seed])}
+    return comparison, rows
+
+
+def test_the_interval_is_that_of_students_t():
+    low, high = Spread((1.0, 2.0, 4.0)).interval
+    half = 4.303 * np.std([1.0, 2.0, 4.0], ddof=1) / math.sqrt(3)
+    assert (low, high) == pytest.approx((7 / 3 - half, 7 / 3 + half), rel=1e-4)
+    assert all(map(math.isnan, Spread((1.0,)).interval))
+
+
+def test_students_t_falls_towards_the_normal_distribution():
+    assert list(STUDENT) == sorted(STUDENT, reverse=True)
+    assert NormalDist().inv_cdf(0.975) < STUDENT[-1] < 2.05
+
+
+@pytest.mark.parametrize(
+    ("method", "random", "time", "survives"),
+    [
+        ((0.72, 0.73, 0.74), (0.70, 0.711, 0.72), (0.68, 0.691, 0.70), "yes"),
+        ((0.72, 0.73, 0.74), (0.70, 0.711, 0.72), (0.73, 0.741, 0.75), "no"),
+        ((0.72, 0.73, 0.74), (0.70, 0.711, 0.72), (0.70, 0.75, 0.71), "not resolved"),
+        ((math.nan, 0.73, 0.74), (0.70, 0.711, 0.72), (0.68, 0.691, 0.70), "no"),
+    ],
+)
+def test_a_method_survives_when_it_beats_both_controls(method, random, time, survives):
+    _, mine = standings(*compared(method, random, time))
+    assert mine.survives == survives
+
+
+def test_of_a_loss_the_lower_one_is_better():
+    found = standings(*compared((0.1, 0.11, 0.12), (0.2, 0.21, 0.23), (0.3, 0.31, 0.33)), higher_is_better=False)
+    assert found[1].survives == "yes"
+    assert found[1].gain.mean == pytest.approx(0.6)
+
+
+def test_figures_are_of_pairs_with_the_same_seed():
+    _, mine = standings(*compared((0.71, 0.73, 0.72), (0.70, 0.71, 0.72), (0.60, 0.61, 0.62)))
+    assert mine.gain.values == pytest.approx((0.01, 0.02, 0.0))
+    assert mine.over_time.values == pytest.approx((0.11, 0.12, 0.10))
+    assert (mine.time.mean, mine.trained.mean) == pytest.approx((0.5, 0.7))
+
+
+def test_a_seed_without_its_controls_counts_where_it_can():
+    comparison, rows = compared((0.71, 0.73, 0.72), (0.70, 0.71, 0.72), (0.60, 0.61, 0.62))
+    del rows[comparison.controls(rows[comparison.of(HALF, 2).name], rows[comparison.baseline(2).name])[1].name]
+    _, mine = standings(comparison, rows)
+    assert (len(mine.score.values), len(mine.over_random.values), len(mine.over_time.values)) == (3, 3, 2)
+
+
+def test_the_table_shows_points_and_the_verdict():
+    lines = table(standings(*compared((0.72, 0.73, 0.74), (0.70, 0.711, 0.72), (0.68, 0.691, 0.70))), 140)
+    assert lines[2].split() == ["baseline", "71.00", "±", "1.00", "-", "1.00", "1.00", "-", "-", "-", "3"]
+    assert "kakurenbo max_fraction=0.5  73.00 ± 1.00  +2.00 ± 0.00" in lines[3]
+    assert lines[3].split()[-2:] == ["yes", "3"]

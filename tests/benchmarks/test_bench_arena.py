@@ -1,0 +1,60 @@
+"""The arena: every method beside its two controls, in a folder that a killed command goes on in."""
+
+import json
+
+import pytest
+from bench_helpers import tiny_cifar
+
+from kakurenbo_lightning.arena.runs import Entry
+from recipes.benchmarks import arena
+
+SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def words(folder, **options):
+    """A command line on sixteen images."""
+    if not (folder / "train.parquet").exists():
+        tiny_cifar(folder, colours=SHADES)
+    given = {"samples": 16, "batch-size": 4, "seeds": 1, "epochs": 3, **options}
+    places = [f"--data-root={folder}", f"--json={folder / 'result.json'}", f"--folder={folder / 'arena'}"]
+    return [*places, *(f"--{name}={value}" for name, value in given.items()), "--methods", "random:max_fraction=0.5"]
+
+
+def test_a_killed_arena_goes_on_and_gives_the_same_accuracies(tmp_path, capsys):
+    first = arena.main(words(tmp_path))
+    files = {path: path.read_text() for path in (tmp_path / "arena").glob("*seed=*.json")}
+    assert [one.name for one in first] == ["baseline", "random max_fraction=0.5"]
+    assert first[1].trained.values == (0.5,)
+    lost = next(path for path in files if path.name.startswith("random"))
+    lost.unlink()
+    again = arena.main(words(tmp_path))
+    assert json.loads(lost.read_text())["score"] == json.loads(files[lost])["score"]
+    assert [one.score for one in again] == [one.score for one in first]
+    kept = {path: path.read_text() for path in files if path != lost}
+    assert kept == {path: text for path, text in files.items() if path != lost}
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert {row["method"] for row in written["rows"]} == {"baseline", "random"}
+    assert "random max_fraction=0.5" in capsys.readouterr().out
+
+
+def test_the_table_of_an_unfinished_arena_says_so(tmp_path, capsys):
+    found = arena.main([*words(tmp_path), "--table"])
+    assert [one.score.values for one in found] == [(), ()]
+    assert "2 trainings or more are missing: give the command again" in capsys.readouterr().out
+
+
+def test_methods_are_read_with_their_settings():
+    assert arena.entry("kakurenbo:max_fraction=0.5,fractions=[1.0],milestones=[]") == Entry(
+        "kakurenbo", {"max_fraction": 0.5, "fractions": [1.0], "milestones": []}
+    )
+    for name, texts in arena.SETS.items():
+        assert all(arena.entry(text).method for text in texts), name
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("kakurenbo:max_fraction=2", "max_fraction=2 is not allowed"), ("kakurenbos", "kakurenbos")]
+)
+def test_a_bad_method_is_refused_by_the_parser(tmp_path, capsys, text, said):
+    with pytest.raises(SystemExit):
+        arena.main([*words(tmp_path), "--methods", text])
+    assert said in capsys.readouterr().err
