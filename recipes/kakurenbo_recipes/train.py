@@ -141,9 +141,7 @@ def scorer_for(cfg: DictConfig, num_classes: int) -> Any:
     if not cfg.scorer or not scores(cfg):
         return None
     with isolated_rng():  # the model begins with the weights that it has without a scorer
-        return made_of(cfg.task)(
-            made_of(cfg.scorer, num_classes=num_classes), None, num_classes, made_of(cfg.schedule)
-        )
+        return made_of(cfg.task)(made_of(cfg.scorer, num_classes=num_classes), None, num_classes, made_of(cfg.schedule))
 
 
 def scores(cfg: DictConfig) -> bool:
