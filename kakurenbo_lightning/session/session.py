@@ -28,7 +28,7 @@ from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_foreign_resume, check_left, check_public_foreign, check_public_resume
+from kakurenbo_lightning.trainer.compatibility import check_left
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart

@@ -16,7 +16,7 @@ from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.statistics import MAX_EPOCHS
-from kakurenbo_lightning.errors import ConflictError, MismatchError
+from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import available_methods, method_class
 from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, proportion, shown
@@ -306,39 +306,6 @@ def check_wrap(method: Method, max_epochs: int | None) -> None:
         raise ConflictError(
             f"selection.wrap(...) cannot skip steps, draw while training or start again, which {method.name} needs; leave out "
             "wrap, or use another method, for example kakurenbo"
-        )
-
-
-def check_public_resume(epoch: int, ended_unvalidated: bool) -> None:
-    """Raise ``ConflictError`` for a checkpoint from which ``wrap`` cannot go on: between an epoch's last batch and its validation."""
-    if ended_unvalidated:
-        raise ConflictError(
-            f"the checkpoint was saved between the last batch of epoch {epoch} and its validation, where selection.wrap(...) "
-            "cannot resume; use one saved before, at the validation's end or at the epoch's end, or leave out wrap"
-        )
-
-
-def check_public_foreign(public: bool, epoch: int, batches: int) -> None:
-    """Raise ``MismatchError`` where ``wrap`` resumes after ``batches`` of an epoch that holds no selection; it cannot begin it again."""
-    if public and batches:
-        raise MismatchError(
-            f"the checkpoint was saved after {batches} batches of epoch {epoch} and holds no selection that fits this run, so it is not "
-            "known which samples are left of this epoch, and selection.wrap(...) cannot begin it again. Resume from one saved at an "
-            "epoch's end, or leave out wrap and pass SampleSelection(..., on_mismatch='reset')"
-        )
-
-
-def check_foreign_resume(epoch: int, batches: int, on_mismatch: str) -> None:
-    """Refuse a checkpoint of a training without this selection that was saved within an epoch: nobody knows the samples left of it.
-
-    Raises:
-        MismatchError: unless ``on_mismatch`` is ``"reset"``, which begins the epoch again.
-    """
-    if on_mismatch == "error":
-        raise MismatchError(
-            f"the checkpoint was saved after {batches} batches of epoch {epoch} and holds no selection, so it is not known which samples "
-            "are left of this epoch. Resume from one saved at an epoch's end, or pass SampleSelection(..., on_mismatch='reset') to begin "
-            f"epoch {epoch} again from where the checkpoint's weights are"
         )
 
 
