@@ -96,7 +96,11 @@ class Planner:
         if len(rows) and not hidden and not statistics.repeats:
             self.merge(statistics, position)  # some were trained too, perhaps by another rank than will score them
         seen: list[tuple[Tensor, Values]] = []
-        self._score(rows, lambda *scored: seen.append(scored), last, data, outputs)
+
+        def keep(scored: Tensor, values: Values) -> None:
+            seen.append((scored, {name: value.clone() for name, value in values.items()}))  # it may be a view of much more
+
+        self._score(rows, keep, last, data, outputs)
         for scored, values in seen:  # now: a pass that is interrupted, and made again in a resumed session, must not count twice
             known = outputs.averaged(statistics, scored, values)
             self._method.record(statistics, scored, known, replace(epoch, index=last))  # as the epoch before measured them
