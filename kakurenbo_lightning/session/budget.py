@@ -140,7 +140,7 @@ class Budget:
     def _first_choice(self, max_epochs: int, forward: float) -> Chosen:
         """The shortest interval that needs no larger share than is allowed; where there is none, what saves most."""
         save, limit = self._saving.share, self._saving.max_share
-        shares = [(self._model(max_epochs, every).share(save, forward), every) for every in self._intervals]
+        shares = ((self._model(max_epochs, every).share(save, forward), every) for every in self._intervals)
         share, every = next((found for found in shares if found[0] <= limit), (limit, self._intervals[-1]))
         chosen = Chosen(forward, _thousandths(share, limit), every)
         saved = self._model(max_epochs, every).saving(chosen.share, forward)

@@ -1,8 +1,8 @@
 """What `save=0.1` to `0.3` really saves: the CPU time of each run against its baseline's, beside what the model of it counted.
 
-For each seed, on scikit-learn's digits at 16 pixels with the CIFAR ResNet-8: the baseline, and each method for each share that is to be saved. The runs of a seed
-begin with the same weights. The model counts samples: hidden ones, less refreshed ones times the measured share of a forward pass. What
-seconds and costs are: `recipes.benchmarks.fits`.
+For each seed, on scikit-learn's digits at 16 pixels with the CIFAR ResNet-8: the baseline, and each method for each share that is to be
+saved. The runs of a seed begin with the same weights. The model counts samples: hidden ones, less refreshed ones times the measured share
+of a forward pass. What seconds and costs are: `recipes.benchmarks.fits`.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import torch
 from bench_helpers import tiny_cifar, written
 from kakurenbo_recipes.models import ImageClassifier
 
-from recipes.benchmarks import controls, fits, losers, noise, stale, transfer
+from recipes.benchmarks import controls, fits, losers, noise, save, stale, transfer
 
 SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CONTROLS = [
@@ -156,6 +156,18 @@ def test_controls_end_to_end(tmp_path, capsys):
     shorter = rows["baseline, time of infobatch"]
     assert shorter["samples_trained"] == shorter["epochs"] * 16
     assert "CPU seconds of fit" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_save_end_to_end(tmp_path, capsys):
+    options = {"json": tmp_path / "result.json", "samples": 64, "batch-size": 8, "epochs": 4, "save": 0.2}
+    baseline, *rows = save.main([f"--{name}={value}" for name, value in options.items()])
+    assert [row["run"] for row in rows] == ["kakurenbo, save=0.2", "random, save=0.2"]
+    assert (
+        baseline["predicted"] is None and rows[1]["predicted"] == pytest.approx(0.2, abs=0.02) and rows[1]["chosen_share"] > 0.2
+    )
+    assert all(0 < row["forward_share"] < 1 and row["saved"] == 1 - row["time_ratio"] for row in rows)
+    assert "by the model" in capsys.readouterr().out
 
 
 def test_losers_end_to_end(tmp_path, capsys):

@@ -62,6 +62,13 @@ def saving(rows):
     yield from (f"{100 * row['achieved']:.1f} %" for row in rows[2:])
 
 
+def save(rows):
+    for row in rows[1:]:
+        figures = [f"{row['chosen_share']['mean']:.3f}", f"{row['chosen_interval']['mean']:.0f}"]
+        figures += [f"{100 * row[key]['mean']:.1f} %" for key in ("hidden_share", "predicted", "saved")]
+        yield " | ".join([*figures, f"{100 * row['accuracy']['mean']:.1f} %"])
+
+
 def overhead(rows):
     yield from (f"{row['plain_ms']:.1f} ms" for row in rows[1:])
     yield from (f"{rows[0]['ratio']:.3f} | {rows[0]['extra_us_per_step']:.0f} us", f"{rows[1]['ratio']:.4f}")
@@ -134,6 +141,7 @@ QUOTED = {
     (BENCHMARKS, "selection"): lambda result, rows, million: [f"{row['ns_per_sample']:.0f} ns" for row in rows],
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
+    (BENCHMARKS, "save"): lambda result, rows, million: save(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-rcdb"): lambda result, rows, million: fractal(rows),
