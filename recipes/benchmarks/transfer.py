@@ -34,7 +34,7 @@ LONGEST = 10**6  # seconds of a run
 FORWARD = 1 / 3  # of what training a sample costs
 HIDDEN = {"forget": ["F=0.3"], "kakurenbo": ["F=0.3", "tau=0.7"]}
 METHODS = ("baseline", "iswr", "forget", "selective_backprop", "kakurenbo", "random")
-SETTINGS = ("categories", "instances", "epochs", "fine_tuning", "samples", "seeds")
+SETTINGS = ("categories", "instances", "epochs", "fine_tuning", "samples", "test_samples", "seeds")
 RATIOS = ("samples_trained", "cost", "seconds", "cpu_s")
 
 
@@ -89,6 +89,7 @@ def runs_of_a_seed(settings: argparse.Namespace, seed: int, bar: tqdm) -> list[R
     """Pre-train with every method and fine-tune from each and from nothing; return a row for each way to pre-train."""
     fractals = ["data=fractal", f"data.root={settings.fractals}", *FRACTALS]
     images = ["data=cifar10", f"data.root={settings.data_root}", f"data.subset={settings.samples}", "data.batch_size=64"]
+    images += [] if settings.test_samples is None else [f"data.eval_subset={settings.test_samples}"]
     images += ["method=baseline", *shared(settings, seed, settings.fine_tuning)]
 
     def run(name: str, overrides: list[str]) -> Row:
@@ -131,6 +132,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--epochs", type=report.count, default=40, help="of pre-training")
     options.add_argument("--fine-tuning", type=report.count, default=12, help="epochs of fine-tuning")
     options.add_argument("--samples", type=report.count, default=10_000, help="CIFAR-10 images to fine-tune on")
+    options.add_argument("--test-samples", type=report.count, help="test images of CIFAR-10 (default: all 10,000)")
     options.add_argument("--seeds", type=report.count, default=3, help="how many, from --seed on")
     settings = report.parse(options, arguments)
     settings.runs = [name for name in METHODS if name in settings.runs]
