@@ -32,6 +32,7 @@ from kakurenbo_lightning.trainer.compatibility import check_left
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
+from kakurenbo_lightning.trainer.resume_compatibility import check_foreign_resume, check_public_foreign, check_public_resume
 from kakurenbo_lightning.trainer.step_view import StepView
 
 
