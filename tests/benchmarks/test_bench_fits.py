@@ -8,7 +8,7 @@ import torch
 from bench_helpers import tiny_cifar, written
 from kakurenbo_recipes.models import ImageClassifier
 
-from recipes.benchmarks import controls, fits, losers, noise, save, stale, transfer
+from recipes.benchmarks import controls, fits, losers, noise, recent, save, stale, transfer
 
 SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CONTROLS = [
@@ -299,3 +299,19 @@ def test_validation_is_not_time_of_a_run(monkeypatch):
     assert curve.seconds["wall_s"] == 4
     assert [(point["wall_s"], point["epoch"]) for point in curve.points] == [(1, 1), (2, 2)]
     assert curve.points[0]["error"] == 0.75
+
+
+@pytest.mark.parametrize("rare", [False, True])
+def test_recent_methods_have_a_control_of_the_share_that_they_hid(tmp_path, monkeypatch, rare):
+    monkeypatch.setattr(recent, "RUNS", {"orderdp": recent.RUNS["orderdp"]})
+    words = ["--epochs=2", "--seeds=1", "--batch-size=256", f"--json={tmp_path / 'recent.json'}", *["--rare"] * rare]
+    result = recent.main(words)
+    assert result == json.loads((tmp_path / "recent.json").read_text()) and result["rare"] is rare
+    baseline, run, control = result["summary"]
+    assert [row["run"] for row in result["summary"]] == ["baseline", "orderdp", "random, data of orderdp"]
+    count = baseline["samples_trained"]["mean"] / 2
+    assert count == (490 if rare else 1437)
+    hidden = run["hidden_share"]["mean"]  # of the two epochs the last one trains on everything: floor(0.875 * 2) is 1
+    assert hidden == pytest.approx((count - int(0.85 * int(0.75 * count))) / count / 2)
+    assert control["hidden_share"]["mean"] == pytest.approx(hidden, abs=3e-3)  # rounded twice
+    assert run["difference"]["mean"] == pytest.approx(run["accuracy"]["mean"] - baseline["accuracy"]["mean"])

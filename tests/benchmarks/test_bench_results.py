@@ -80,6 +80,14 @@ def transfer(rows):
     yield from (written(figure, ".1f", 100).replace("+-", "±") for figure in figures)
 
 
+def recent(rows):
+    for row in rows:
+        if not row["run"].startswith("random, data of random"):
+            yield from (written(row["accuracy"], ".2f", 100), written(row["worst"], ".1f", 100))
+            yield from (f"{row[key]['mean']:,.0f}" for key in ("samples_trained", "samples_refreshed"))
+            yield "baseline" if row["run"] == "baseline" else written(row["difference"], "+.2f", 100)
+
+
 def faults(rows):
     kills = sum(len(row["moments"]) for row in rows)
     assert all(row["exact"] for row in rows) and {row["world_size"] for row in rows} == {1, 2, 3}
@@ -121,6 +129,11 @@ def on_digits(rows):
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
+    (METHODS / "hide/orderdp.md", "recent"): lambda result, rows, million: recent(rows),
+    (METHODS / "hide/rcap.md", "recent-rare"): lambda result, rows, million: recent(rows),
+    (METHODS / "hide/ies.md", "recent"): lambda result, rows, million: [
+        written(row["accuracy"], ".2f", 100) for row in rows if row["run"] == "baseline" or row["run"].endswith("ies")
+    ],
     (METHODS / "hide/kakurenbo.md", "selection"): lambda result, rows, million: [f"{million['ns_per_sample']:.0f} ns per sample"],
     (METHODS / "backprop/selective_backprop.md", "losers"): lambda result, rows, million: losers(rows),
     (METHODS / "backprop/selective_backprop.md", "backprop-1"): lambda result, rows, million: backprop(rows),
