@@ -8,7 +8,7 @@ import torch
 from bench_helpers import tiny_cifar, written
 from kakurenbo_recipes.models import ImageClassifier
 
-from recipes.benchmarks import controls, fits, losers, noise, recent, save, stale, transfer
+from recipes.benchmarks import controls, fits, losers, masks, noise, recent, save, stale, transfer
 
 SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CONTROLS = [
@@ -95,6 +95,16 @@ def test_a_baseline_of_equal_time_follows_each_loser_that_is_controlled(pretende
     assert ratios["selective_backprop, beta 1"] == pytest.approx(0.82) and ratios["stale_sb, beta 1"] == pytest.approx(0.5)
 
 
+def test_a_baseline_takes_as_long_as_the_run_with_proxy_masks(pretended):
+    asked = pretended({"half, proxy masks": 60.0})
+    rows = masks.of_a_seed(Namespace(epochs=12), 4)
+    assert [row["run"] for row in rows] == list(asked) == ["baseline", *masks.RUNS, "baseline, time of half, proxy masks"]
+    assert asked["baseline, time of half, proxy masks"] == ("baseline", 7, {})
+    options = asked["half, proxy masks"][2]
+    assert (options["keep"], options["train_scorer_every"], options["pool"]) == (0.5, 4, False)
+    assert sum(map(torch.numel, options["scorer"]().parameters())) < 6000
+
+
 # ---- what is made of it
 
 
@@ -168,6 +178,14 @@ def test_save_end_to_end(tmp_path, capsys):
     )
     assert all(0 < row["forward_share"] < 1 and row["saved"] == 1 - row["time_ratio"] for row in rows)
     assert "by the model" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_masks_end_to_end(tmp_path, capsys):
+    rows = {row["run"]: row for row in masks.main(words(tmp_path))}
+    for name in ("half, scored by the network", "half, proxy masks"):
+        assert (rows[name]["samples_scored"], rows[name]["samples_trained"]) == (2 * 16, 16 + 2 * 8)
+    assert "half, proxy masks" in capsys.readouterr().out
 
 
 def test_losers_end_to_end(tmp_path, capsys):
