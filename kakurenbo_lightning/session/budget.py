@@ -164,12 +164,13 @@ class Budget:
         how = (chosen.forward, done, index, chosen.rate)
         forecast = model.saving(chosen.share, *how)
         share = _thousandths(max(0.0, model.share(save, *how)), limit)
+        then = model.saving(share, *how)
         if abs(forecast - save) <= NEAR or share == chosen.share or chosen.rate <= 0:
             return chosen
         rank_zero_info(
             f"SampleSelection: save={save:g}: {done / max_epochs:.1%} were saved in {index} of {max_epochs} epochs, and the last one hid "
             f"{chosen.rate:.0%} of what it might; with {self._name}={share:g} instead of {chosen.share:g} from now on the whole training "
-            f"saves {model.saving(share, *how):.1%} instead of {forecast:.1%}"
+            f"saves {then:.1%} instead of {forecast:.1%}{'' if then > save - NEAR else f'; max_share={limit:g} allows no more'}"
         )
         return replace(chosen, share=share)
 
@@ -193,7 +194,13 @@ class Budget:
         if self._chosen is None or self._epochs <= extra:
             return ""
         saved, save = (self._done(self._chosen) - extra) / (self._epochs - extra), self._saving.share
-        missed = "" if saved > save - NEAR else f", less than asked: the last plan hid {self._chosen.rate:.0%} of what it might"
+        limit = self._saving.max_share
+        why = (
+            f"with the largest share that max_share={limit:g} allows"
+            if self._chosen.share == limit
+            else "fewer samples could be hidden"
+        )
+        missed = "" if saved > save - NEAR else f", less than asked: {why}"
         return f"; save={save:g}: {saved:.1%} of the training time by its count of samples and forward passes{missed}"
 
     def state_dict(self) -> dict[str, Any]:

@@ -128,9 +128,12 @@ def test_it_is_corrected_by_what_the_samples_allowed(said):
 
 def test_a_target_that_is_missed_is_said(said):
     run(Saving(0.2, forward=0.4), HardNet(sure=20))
+    assert [line for line in said() if line.endswith("; max_share=0.5 allows no more")]
     assert re.search(
-        r"save=0.2: \d.\d% of the training time .*, less than asked: the last plan hid \d+% of what it might$", said()[-1]
+        r"save=0.2: \d.\d% of the .*, less than asked: with the largest share that max_share=0.5 allows$", said()[-1]
     )
+    run(Saving(0.2, forward=0.4), HardNet(sure=0))
+    assert re.search(r"save=0.2: 0.0% of the .*, less than asked: fewer samples could be hidden$", said()[-1])
 
 
 # --- what is measured
