@@ -15,12 +15,15 @@ from torch.utils.data import DistributedSampler, SubsetRandomSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics, Saving, SelectionGuard
 from kakurenbo_lightning.methods import (
+    IES,
+    RCAP,
     Baseline,
     El2n,
     Forget,
     ForgetOnline,
     InfoBatch,
     Kakurenbo,
+    OrderDP,
     RandomCycle,
     RandomHiding,
     SeTa,
@@ -66,6 +69,9 @@ plain("forget_online", ForgetOnline(max_fraction=0.3))
 plain("el2n", El2n(max_fraction=0.3, score_epochs=(0, 2)), max_epochs=3)
 plain("el2n_score_pass", El2n(max_fraction=0.3, score_epochs=(0, 2), score_pass=True), max_epochs=3)
 plain("seta", SeTa(groups=4), max_epochs=6)
+plain("orderdp", OrderDP(end_fraction=0.0))
+plain("ies", IES(threshold=50.0, window=1, max_fraction=0.5), max_epochs=7)
+plain("rcap", RCAP(max_fraction=0.4, fraction_schedule=(1.5, 0.5)))
 plain("balanced", Kakurenbo(max_fraction=0.4, tau=0.3, balance="class", protected=(0, 4), every_n_epochs=2, start_epoch=1))
 plain("uneven", given(HIDDEN_COUNTS, 37), count=37, max_epochs=len(HIDDEN_COUNTS))
 plain("four_ranks", given((0, 1, 3, 4, 5, 8, 28, 33, 2), 37), count=37, batch_size=2, max_epochs=9)

@@ -20,6 +20,9 @@ FITS = [
     "el2n",
     "el2n_score_pass",
     "seta",
+    "orderdp",
+    "ies",
+    "rcap",
     "balanced",
     "uneven",
     "four_ranks",
@@ -48,6 +51,9 @@ REPLAYED = {
     "el2n": {"refresh": False, "restart": 2},
     "el2n_score_pass": {"refresh": False, "restart": 2, "score_all": 1},
     "seta": {"refresh": False},
+    "orderdp": {"refresh": False},
+    "ies": {},
+    "rcap": {"refresh": False},
     "uneven": {"count": 37},
     "four_ranks": {"count": 37},
     "sure": {"count": 48},
@@ -66,6 +72,7 @@ every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
 pytestmark = pytest.mark.slow_cases(
     *("random", "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned"),
     *("el2n_score_pass", "uneven", "four_ranks", "norm", "user_sampler"),
+    *("orderdp", "ies", "rcap"),
 )
 
 

@@ -172,22 +172,22 @@ class HideMethod(Method):
             "Something must be left to train.",
         )
 
-    def fraction(self, epoch: Epoch) -> Fraction:
+    def fixed_fraction(self, epoch: Epoch) -> Fraction:
         """Which share of the samples ``epoch`` may hide, without ``fraction_schedule``."""
         return self.largest_fraction or Fraction(0)
 
     def fixed_count(self, total: int, epoch: Epoch) -> int:
         """How many of ``total`` samples that is."""
-        return exact_floor(self.fraction(epoch), total)
+        return exact_floor(self.fixed_fraction(epoch), total)
 
     def hidden_share(self, epoch: Epoch) -> Fraction:
         """Which share of the samples ``epoch`` may hide, in all or in this part."""
         if epoch.fraction is not None:
             return epoch.fraction
         if not self.fraction_schedule:
-            return self.fraction(epoch)
+            return self.fixed_fraction(epoch)
         epochs, place = self._round(epoch)
-        return sum(map(self.fraction, epochs), Fraction(0)) / len(epochs) * as_decimal(self.fraction_schedule[place])
+        return sum(map(self.fixed_fraction, epochs), Fraction(0)) / len(epochs) * as_decimal(self.fraction_schedule[place])
 
     def hidden_count(self, total: int, epoch: Epoch) -> int:
         """How many of the ``total`` samples of a part ``epoch`` may hide; a round of a schedule hides exactly as many as without."""

@@ -174,6 +174,10 @@ class Kakurenbo(HideMethod):
             passed += epoch.index >= at
         return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
 
+    def fixed_fraction(self, epoch: Epoch) -> Fraction:
+        """F_e."""
+        return self.fraction(epoch)
+
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Choose from the last loss, confidence and correctness; no memory of earlier choices."""
         total = len(statistics)
