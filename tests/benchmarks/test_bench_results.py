@@ -136,6 +136,7 @@ QUOTED = {
     ],
     (METHODS / "hide/kakurenbo.md", "selection"): lambda result, rows, million: [f"{million['ns_per_sample']:.0f} ns per sample"],
     (METHODS / "backprop/selective_backprop.md", "losers"): lambda result, rows, million: losers(rows),
+    (METHODS / "backprop/selective_backprop.md", "masks"): lambda result, rows, million: controls(rows),
     (METHODS / "backprop/selective_backprop.md", "backprop-1"): lambda result, rows, million: backprop(rows),
     (METHODS / "backprop/selective_backprop.md", "backprop-2"): lambda result, rows, million: backprop(rows),
     (METHODS / "draw/plb.md", "noise"): lambda result, rows, million: noise(rows),
