@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kakurenbo_lightning.core.flavour import AnyTrainer
@@ -91,10 +91,10 @@ class Control:
         guarded = {} if self._guard is None else {"guard": float(self._guard.holds(index))}
         return guarded if self._budget is None else {**self._budget.metrics, **guarded}
 
-    def validated(self, adapter: TrainerAdapter, epoch: int, position: str) -> None:
+    def validated(self, adapter: TrainerAdapter, epoch: int, position: Callable[[], str]) -> None:
         """A validation is over, of ``epoch`` where the Trainer of ``adapter`` is training. Collective."""
         if self._guard is not None and adapter.is_fitting and not (adapter.trainer.sanity_checking or adapter.passive):
-            self._guard.validated(adapter.trainer.callback_metrics, epoch, position)
+            self._guard.validated(adapter.trainer.callback_metrics, epoch, position())
 
     @property
     def summary(self) -> str:

@@ -252,7 +252,7 @@ class Session:
         """A validation begins or ends; the wait for the next batch is no wait for data."""
         self.keeper.pending.expect_checks(phase)
         if phase is Phase.VALIDATED:
-            self.control.validated(self.adapter, self.state.epoch, self.position)
+            self.control.validated(self.adapter, self.state.epoch, lambda: self.position)  # unknown in a sanity check
         self.state = self.state.validation(phase)
         self.engine.timer.drop("data")
 

@@ -126,6 +126,12 @@ def test_an_epoch_without_a_validation_is_not_judged():
     assert everything(spy) == [2, 4]
 
 
+@pytest.mark.parametrize("guard", [None, SelectionGuard("val_acc", 0.05, reference=[0.5, 0.8])], ids=["none", "guard"])
+def test_a_sanity_check_is_no_validation(guard):
+    spy, _, _ = run(guard, [0.5, 0.6, 0.8, 0.8], num_sanity_val_steps=1)
+    assert everything(spy) == ([] if guard is None else [2])
+
+
 def test_the_last_validation_of_an_epoch_counts():
     class Rising(Scored):
         def validation_step(self, batch, batch_idx):
