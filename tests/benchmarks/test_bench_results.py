@@ -88,6 +88,14 @@ def recent(rows):
             yield "baseline" if row["run"] == "baseline" else written(row["difference"], "+.2f", 100)
 
 
+def transfer_of_five(rows):
+    assert [row["run"] for row in rows] == ["none", "baseline", "iswr", "forget", "selective_backprop", "kakurenbo"]
+    keys = [("pre_loss", ".3f", 1), ("pre_accuracy", ".1f", 100), ("hidden_share", ".1f", 100), ("cost_ratio", ".2f", 1)]
+    for key, form, scale in [*keys, ("cpu_s_ratio", ".2f", 1), ("accuracy", ".1f", 100)]:
+        yield f"| {' | '.join(format(scale * row[key]['mean'], form) for row in rows[1:])} |"
+    yield f"Without pre-training: {100 * rows[0]['accuracy']['mean']:.1f} %"
+
+
 def faults(rows):
     kills = sum(len(row["moments"]) for row in rows)
     assert all(row["exact"] for row in rows) and {row["world_size"] for row in rows} == {1, 2, 3}
@@ -159,6 +167,7 @@ QUOTED = {
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-rcdb"): lambda result, rows, million: fractal(rows),
+    (BENCHMARKS, "transfer-five"): lambda result, rows, million: transfer_of_five(rows),
     (BENCHMARKS, "recording"): lambda result, rows, million: [
         *(f"{100 * result['run']['share']:.2f} %", f"{result['run']['fit_cpu_s']:.0f} s"),
         *(f"{1e3 * million[key]:.0f} ms" for key in ("epoch_s", "write_s")),
