@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickletools
+import struct
 import zipfile
 from pathlib import Path
 
@@ -17,6 +19,18 @@ def is_old_format(path: Path) -> bool:
     """Whether ``path`` is a file of ``torch.save(..., _use_new_zipfile_serialization=False)``: it has no checksums."""
     with path.open("rb") as file:
         return file.read(len(OLD)) == OLD
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a file of the old format ends within one of the pickles before its tensors; it may look as one of an unknown object then."""
+    with path.open("rb") as file:
+        try:
+            for _ in range(5):  # its mark, its version, the system, the object, and the names of the tensors
+                for _operation in pickletools.genops(file):
+                    pass
+        except (ValueError, struct.error):
+            return True
+    return False
 
 
 def check_whole(path: Path) -> None:

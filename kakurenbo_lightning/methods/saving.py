@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import Plan
-from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method
 
 SAMPLES = 400  # of the made-up data set on which a method plans a course
@@ -111,7 +111,10 @@ def _course(method: Method, max_epochs: int) -> Course:
     left out of account.
     """
     method = replace(method, protected=(), protected_classes=(), balance=None)
-    statistics, rows = SampleStatistics(SAMPLES, columns=method.columns), torch.arange(SAMPLES)
+    columns = (*method.columns, *([TARGET] if method.needs_classes else []))
+    statistics, rows = SampleStatistics(SAMPLES, columns=columns), torch.arange(SAMPLES)
+    if method.needs_classes:
+        statistics.extra[TARGET.name].zero_()  # all of one class
     spread = torch.logspace(-3, 1, SAMPLES)
     values = {"loss": spread, "confidence": torch.ones(SAMPLES), "correct": torch.ones(SAMPLES, dtype=torch.bool)}
     values |= {"el2n": spread, "entropy": spread, "target": torch.zeros(SAMPLES, dtype=torch.int64)}

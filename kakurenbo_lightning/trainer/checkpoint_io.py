@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kakurenbo_lightning.core.atomic import replacing
-from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole, is_old_format
+from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole, is_cut_off, is_old_format
 from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
@@ -68,16 +68,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
         except _UNREADABLE as error:
             # not the file's fault: an object that weights_only refuses, or a device that is not there
-            if not isinstance(error, UnicodeError) and not _is_of_file(str(error), is_old_format(Path(path))):
+            if not isinstance(error, UnicodeError) and not _is_of_file(str(error), Path(path)):
                 raise
-            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({error}); {FIX}") from error
+            raise DamagedCheckpointError(f"checkpoint {path} is damaged ({_first_line(error)}); {FIX}") from error
 
 
 # what torch raises for a damaged file; of the old format the last ones too
 _UNREADABLE = (RuntimeError, UnicodeError, pickle.UnpicklingError, EOFError, struct.error, IndexError)
 
 
-def _is_of_file(text: str, old: bool) -> bool:
-    if not old:
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _is_of_file(text: str, path: Path) -> bool:
+    if not is_old_format(path):
         return "PytorchStreamReader" in text or "inline_container" in text
-    return "GLOBAL" not in text and "deserialize object on" not in text
+    return is_cut_off(path) if "GLOBAL" in text else "deserialize object on" not in text

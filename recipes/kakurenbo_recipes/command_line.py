@@ -153,13 +153,22 @@ class Sentence:
             return one_line(f"{text} {cause or ''}")
         return one_line(text) if " " in text else f"{type(error).__name__}: {text}"
 
+    def several(self, text: str) -> str:
+        """What to write in the place of a list of options of a group of which there is one; empty for other errors."""
+        named = re.search(r"Multiple values for (?:\S+@)?(\w+)\.", text)
+        groups = [named[1]] if named else ["method", "experiment"] if "Error resolving interpolation" in text else []
+        for group in groups:
+            word = next((word for word in self.words if word.startswith(f"{group}=[")), f"{group}=..." if named else None)
+            if word is not None:
+                return f"{word} is not possible: it must be one value. {SEVERAL.get(group, 'Add -m')} for a run with each."
+        return ""
+
     def unsuited(self, text: str) -> str:
         """What Hydra or Lightning say without a fix, or with one that does not help; empty for other errors."""
         if found := re.search(r"Error merging override ~(\S+).*does not support deletion", text, re.DOTALL):
             return f"~{found[1]} is not possible: {found[1]} has its default where it is left out. Leave ~{found[1]} out."
-        if found := re.search(r"Multiple values for (?:\S+@)?(\w+)\.", text):
-            word = next((word for word in self.words if word.startswith(f"{found[1]}=")), found[1])
-            return f"{word} is not possible: it must be one value. {SEVERAL.get(found[1], 'Add -m')} for a run with each."
+        if several := self.several(text):
+            return several
         if found := re.search(NOT_LOGGED, text):
             word = next((word for word in self.words if word.endswith(f"monitor={found[1]}")), f"monitor={found[1]}")
             return f"{word} is not possible: it must be a metric that is logged, one of {found[2].replace('`', '')}."

@@ -57,8 +57,9 @@ GENERATED = tuple(
 
 
 def methods_of(family: str) -> str:
-    """Return the methods of a family, for the help; those of other packages too."""
-    return ", ".join(name for name, info in available_methods().items() if info.family == family)
+    """Return the methods of a family, for the help, in lines of the width of its text; those of other packages too."""
+    names = ", ".join(name for name, info in available_methods().items() if info.family == family)
+    return textwrap.fill(names, 90, subsequent_indent=" " * 24)
 
 
 def metric_of(task: str) -> str:

@@ -187,7 +187,7 @@ def guard_misses(scratch):
 def resume_control(scratch):
     """Cut in the epoch after a fall."""
     method, save = Kakurenbo(tau=0.0), Saving(0.1, forward=0.3, max_share=0.9)
-    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": 6, "selecting": {"save": save, "guard": GUARD}}
+    settings = {"count": COUNT, "batch_size": BATCH, "max_epochs": 6, "selection": {"save": save, "guard": GUARD}}
     whole = fit(method, ScoredNet(), callbacks=[SaveAt(scratch / "at.ckpt", 2, 1)], **settings)
     return {"whole": whole, "resumed": fit(method, ScoredNet(), ckpt_path=scratch / "at.ckpt", **settings)}
 

@@ -16,6 +16,7 @@ SHARES = {
     "kakurenbo": "max_fraction",
     "random": "max_fraction",
     "random_cycle": "max_fraction",
+    "rcap": "max_fraction",
 }
 share, epochs = st.floats(0, 1), st.integers(2, 8)
 

@@ -169,7 +169,8 @@ def test_there_are_a_hundred_cases_and_more():
 
 def started(words, monkeypatch, capsys):
     """Run the program's own main function as its script would, and return the exit status and what it said."""
-    monkeypatch.setattr("sys.argv", ["kakurenbo-train", *TINY, *words.split()])
+    typed = words.split()  # options come first: argparse takes no override after one that follows others
+    monkeypatch.setattr("sys.argv", ["kakurenbo-train", *(typed + TINY if words.startswith("--") else TINY + typed)])
     monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's handler keeps the stream that an earlier test has closed
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:

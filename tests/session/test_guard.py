@@ -89,7 +89,7 @@ def test_epochs_after_a_fall_train_on_everything(guard, values, expected):
 
 
 def test_it_says_so(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "lightning.pytorch")  # another test may have made it quiet
     run(SelectionGuard("val_acc", max_drop=0.05, reference=[0.5, 0.8]), [0.5, 0.6, 0.79, 0.8])
     said = [record.message for record in caplog.records if "guard" in record.message]
     assert said[:2] == [

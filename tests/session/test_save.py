@@ -46,7 +46,7 @@ def chosen(selection):
 
 @pytest.fixture
 def said(caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "lightning.pytorch")  # another test may have made it quiet
     return lambda: [record.message for record in caplog.records if "save=" in record.message]
 
 
@@ -244,7 +244,7 @@ def test_a_share_in_a_method_object_is_one_too():
 
 @pytest.mark.parametrize("name", ["seta", "baseline", "plb", "selective_backprop"])
 def test_methods_without_a_share_are_refused_by_name(name):
-    can = "el2n, forget, forget_online, infobatch, kakurenbo, random, random_cycle"
+    can = "el2n, forget, forget_online, infobatch, kakurenbo, random, random_cycle, rcap"
     with pytest.raises(ValueError, match=f"save=0.2 is not possible with method {name}, .* methods that have one: {can}"):
         SampleSelection(name, save=0.2)
 

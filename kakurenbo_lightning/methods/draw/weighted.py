@@ -46,8 +46,8 @@ class Weighted(DrawMethod):
         fix="None draws as many as there are.",
     )
 
-    summary: ClassVar[str] = "draws by weights that you give, as WeightedRandomSampler does, on any number of ranks"
-    paper: ClassVar[str] = "PyTorch, WeightedRandomSampler"
+    summary: ClassVar[str] = "draws by weights that you give, on any number of ranks"
+    paper: ClassVar[str] = "as in torch"
     reads: ClassVar[tuple[str, ...]] = ()
     observes: ClassVar[str] = ""
 
