@@ -323,6 +323,9 @@ def refuse_unused(cfg: DictConfig) -> None:
         check_setting(key, value, not small_alone, "left out without debug=true", "Or add debug=true.")
         off = key.startswith("checkpoint.") and not cfg.trainer.enable_checkpointing
         check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
+    devices, most = cfg.trainer.get("devices"), max(8, os.cpu_count() or 1)
+    few = cfg.trainer.get("accelerator") != "cpu" or not is_count(devices, most + 1)  # so many processes stall the machine
+    check_setting("trainer.devices", devices, few, f"at most {most} processes on this machine's CPU", "Try trainer.devices=2.")
     tests = not cfg.test or cfg.trainer.get("limit_test_batches") != 0
     check_setting("test", cfg.test, tests, "false with trainer.limit_test_batches=0", "Or leave the limit out.")
     alone = HydraConfig.get().mode != RunMode.MULTIRUN and cfg.compare is None

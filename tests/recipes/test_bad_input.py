@@ -121,6 +121,7 @@ OTHERS = {
     "optimizer.momentum=2": "optimizer.momentum=2 is not possible: it must be a number in [0, 1)",
     "compare=[random] method=plb": "method='plb' is not possible: it must be left out, or one of compare=['random']",
     "data=parquet": "data.",
+    "trainer.devices=999": "trainer.devices=999 is not possible: it must be at most ",
     "trainer.devices=[0]": "`devices` selected with `CPUAccelerator` should be an int > 0.",
     "trainer.val_check_interval=0": "trainer.val_check_interval=0 is not possible: it must be null, an int >= 1 of batches",
     "trainer.limit_test_batches=0 test=true": "test=True is not possible: it must be false with trainer.limit_test_batches=0",
