@@ -107,6 +107,12 @@ def test_a_static_method_pays_for_its_scoring_epochs_too():
     assert shares(spy) == [0.0, 0.0] + [0.4] * 10 and chosen(selection)["share"] == 0.4
 
 
+def test_a_scoring_pass_after_the_first_epoch_alone_is_made_too():
+    settings = {"score_epochs": (0, 1), "score_pass": True}
+    _, selection, _ = run(Saving(0.1, forward=0.4), Net(), method="el2n", settings=settings)
+    assert selection.totals.samples_refreshed == SAMPLES
+
+
 def test_an_object_as_method_and_a_share_that_only_a_config_names():
     assert SampleSelection(Kakurenbo(tau=0.5), save=0.2).method == Kakurenbo(tau=0.5)
     assert SampleSelection("kakurenbo", save=0.2, max_fraction=None, tau=0.5).method == Kakurenbo(tau=0.5)

@@ -118,7 +118,7 @@ class El2n(HideMethod):
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
         """All samples before the restart, with ``score_pass``; hidden ones are not refreshed."""
-        scores = self.score_pass and previous is not None and epoch.index == self._scoring(epoch)
+        scores = self.score_pass and epoch.index == self._scoring(epoch)
         return torch.arange(len(statistics) if scores else 0)
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
