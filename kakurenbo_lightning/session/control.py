@@ -9,7 +9,7 @@ from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.state_schema import absent, either, integer, table
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session import budget, guard
 from kakurenbo_lightning.session.budget import Budget
@@ -54,15 +54,12 @@ class Control:
         if self._guard is not None:
             self._guard.check(trainer.enable_validation)
 
-    def begin(
-        self, index: int, before: EpochState, max_epochs: int | None, count: int, position: str
-    ) -> tuple[bool, Plan | None]:
-        """Epoch ``index`` will be planned. Collective.
+    def begin(self, epoch: Epoch, before: EpochState, count: int, position: str) -> tuple[bool, Plan | None]:
+        """``epoch`` will be planned. Collective.
 
         Args:
-            index: of the epoch.
+            epoch: to be planned.
             before: where the session is.
-            max_epochs: of the training.
             count: how many samples can be trained.
             position: of this rank, for errors.
 
@@ -70,13 +67,13 @@ class Control:
             Whether it trains on everything: by the guard, or the first epoch, whose steps are measured. And the plan of the epoch before,
             which the method may keep; ``None`` where it must choose.
         """
-        first = before.phase is Phase.IDLE
+        index, first = epoch.index, before.phase is Phase.IDLE
         previous = None if first or self._held == before.epoch else before.plan
-        held = self._guard is not None and self._guard.begin(index)
+        held = self._guard is not None and self._guard.begin(index, epoch.scoring or 0)
         if self._budget is not None and first:
             held = True
-        elif self._budget is not None and max_epochs is not None:
-            self._budget.begin(index, max_epochs, count, position)
+        elif self._budget is not None and epoch.max_epochs is not None:
+            self._budget.begin(index, epoch.max_epochs, count, position)
         if held:
             self._held = index
         return held, previous

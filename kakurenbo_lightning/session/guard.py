@@ -184,11 +184,17 @@ class GuardWatch:
             )
         self._seen |= {"value": found, "epoch": epoch}
 
-    def begin(self, index: int) -> bool:
-        """Epoch ``index`` will be planned: whether it trains on everything."""
+    def begin(self, index: int, scoring: int = 0) -> bool:
+        """Epoch ``index`` will be planned: whether it trains on everything.
+
+        Args:
+            index: of the epoch.
+            scoring: how many epochs come before a static method's restart. They hide nothing, and what they reach is of another training.
+        """
         seen = self._seen
         if seen["value"] is not None and seen["epoch"] == index - 1:
-            self._judge(index, seen["value"])
+            if index > scoring:
+                self._judge(index, seen["value"], scoring)
             seen["value"] = None
         seen["held"] += self.holds(index)
         return self.holds(index)
@@ -197,9 +203,9 @@ class GuardWatch:
         """Whether epoch ``index`` trains on everything, once it is planned."""
         return index <= self._seen["until"]
 
-    def _judge(self, index: int, value: float) -> None:
+    def _judge(self, index: int, value: float, scoring: int) -> None:
         seen, guard = self._seen, self._guard
-        expected = guard.expected(index - 1, seen["best"])
+        expected = guard.expected(index - 1 - scoring, seen["best"])
         drop = -math.inf if expected is None else guard.drop(value, expected)
         seen["best"] = guard.better(value, seen["best"])
         after = f"SampleSelection: guard: {guard.monitor}={value:.5g} after epoch {index - 1}"

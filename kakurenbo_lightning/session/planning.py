@@ -145,8 +145,8 @@ class Planner:
             engine: of the session.
             position: of this rank, for errors.
         """
-        held, previous = self._control.begin(index, before, self.max_epochs, len(data.universe), position)
         statistics, epoch = data.statistics, self.epoch(index, data.sampler.seed, data.sampler.batch_size)
+        held, previous = self._control.begin(epoch, before, len(data.universe), position)
         scored = self._score_rest(epoch, max(0, before.epoch), None if held else previous, data, outputs, position)
         watch = Stopwatch(running=True)
         if len(scored) or not statistics.repeats:  # else it is done

@@ -121,6 +121,31 @@ def test_a_static_method_hides_again_what_it_had_chosen():
     assert spy.hidden[4] == spy.hidden[2]
 
 
+@pytest.mark.parametrize(
+    ("values", "guard", "held"),
+    [
+        ([0.5, 0.9, 0.3, 0.5, 0.4, 0.5], {}, [5]),  # 0.9 is of a training that was given up
+        ([0.5, 0.9, 0.3, 0.5, 0.6, 0.6], {"reference": [0.3, 0.5, 0.6]}, []),
+        ([0.5, 0.0, 0.3, 0.4, 0.6, 0.6], {"reference": [0.3, 0.5, 0.6]}, [4]),
+    ],
+    ids=["own", "curve", "fall"],
+)
+def test_a_static_method_is_compared_from_its_restart_on(values, guard, held):
+    spy, selection, _ = run(
+        SelectionGuard("val_acc", 0.05, **guard),
+        values,
+        module=ScoredNet(values),
+        method="forget",
+        settings={"max_fraction": 0.5, "static_epochs": 2, "never_learned": "first"},
+        max_epochs=4,
+    )
+    assert [epoch for epoch in everything(spy) if epoch > 1] == held
+    assert (
+        len({tuple(sorted(hidden)) for hidden in spy.hidden.values() if hidden}) == 1
+    )  # it removes once; most are forgotten equally often
+    assert f"the guard let {len(held)} epochs" in selection.session.control.summary
+
+
 def test_an_epoch_without_a_validation_is_not_judged():
     spy, _, _ = run(SelectionGuard("val_acc", 0.05, reference=[0.5]), [0.1] * 6, check_val_every_n_epoch=2)
     assert everything(spy) == [2, 4]

@@ -291,8 +291,11 @@ class HideMethod(Method):
         if not self._hides_in(epoch):
             return EpochPlan.everything(len(statistics))
         kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
-        epoch = self._since_restart(epoch)
-        plan = self._chosen(statistics, epoch) if kept is None else kept
+        scoring, epoch = self._scoring(epoch), self._since_restart(epoch)
+        of_choice = (
+            replace(epoch, index=self.start_epoch) if scoring else epoch
+        )  # a static method's is the same whenever it is made
+        plan = self._chosen(statistics, of_choice) if kept is None else kept
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
