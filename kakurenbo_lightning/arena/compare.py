@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +74,7 @@ def compare(
         max_epochs: of a training that is not of equal time.
         folder: keeps one file for each training, so that a comparison that was killed goes on when it is called again, and several
             processes may share one; ``None`` for a temporary one.
-        trainer: further arguments of the ``Trainer``.
+        trainer: further arguments of the ``Trainer``; each training has copies of them, so that callbacks begin as they were given.
 
     Raises:
         ValueError: a setting is not allowed, ``monitor`` was not logged, or the folder holds trainings of another comparison.
@@ -90,7 +91,7 @@ def compare(
         "monitor": monitor,
         "mode": mode,
         "max_epochs": max_epochs,
-        "trainer": {name: repr(each) for name, each in trainer.items()},
+        "trainer": {name: _described(each) for name, each in trainer.items()},
     }
     place = tempfile.TemporaryDirectory() if folder is None else nullcontext(folder)
     with place as path:
@@ -101,6 +102,16 @@ def compare(
 
         rows = _with_bar(Folder(Path(path), common), comparison, run, bar)
     return Outcome(comparison, rows, mode == "max")
+
+
+def _described(value: object) -> str:
+    """What tells an argument of the Trainer from another one, the same in each process: of an object its class and plain attributes."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_described, value))}]"
+    if type(value).__repr__ is not object.__repr__:
+        return repr(value)
+    plain = {name: each for name, each in sorted(vars(value).items()) if isinstance(each, (bool, int, float, str, type(None)))}
+    return f"{type(value).__name__}({', '.join(f'{name}={each!r}' for name, each in plain.items())})"
 
 
 def _with_bar(folder: Folder, comparison: Comparison, run: Callable[[Training], Row], bar: Mapping[str, Any]) -> dict[str, Row]:
@@ -128,8 +139,9 @@ def _trained(
     """Train once."""
     pl.seed_everything(training.seed, workers=True, verbose=False)
     selection = SampleSelection(training.entry.method, **training.entry.settings)
-    settings: dict[str, Any] = dict.fromkeys(QUIET, False) | dict(options)
-    callbacks = [*(settings.pop("callbacks", None) or []), selection]
+    settings: dict[str, Any] = dict.fromkeys(QUIET, False) | deepcopy(dict(options))  # callbacks remember the training before
+    given = settings.pop("callbacks", None) or []
+    callbacks = [*([given] if isinstance(given, pl.Callback) else given), selection]
     trainer = pl.Trainer(max_epochs=training.epochs, callbacks=callbacks, **settings)
     model, data = make_model(), make_data()
     if isinstance(data, pl.LightningDataModule):

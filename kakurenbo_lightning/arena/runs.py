@@ -37,6 +37,13 @@ class Entry:
 
     def __post_init__(self) -> None:
         get_method(self.method, **self.settings)
+        try:
+            json.dumps(dict(self.settings))
+        except TypeError as error:
+            raise ValueError(
+                f"{self.method}: its settings name the files of a comparison, so numbers, strings and lists of them can be compared: "
+                f"{error}. Give a list (array.tolist()) or a path in its place"
+            ) from None
 
     @property
     def name(self) -> str:

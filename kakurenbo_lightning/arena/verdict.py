@@ -20,7 +20,7 @@ HEAD = ("method", "score", "to baseline", "time", "trained", "to random", "to eq
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of some figures; NaN where there are too few.
+    """Mean and sample standard deviation of some figures; NaN where there are too few, or one is not finite.
 
     Attributes:
         values: one for each seed.
@@ -34,7 +34,7 @@ class Spread:
 
     @property
     def std(self) -> float:
-        return stdev(self.values) if len(self.values) > 1 else math.nan
+        return stdev(self.values) if len(self.values) > 1 and all(map(math.isfinite, self.values)) else math.nan
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -79,7 +79,7 @@ class Standing:
     def survives(self) -> str:
         """``yes``: better than both controls by more than the interval of the differences; ``no``: worse than one, or a training of it
         diverged; else ``not resolved``."""
-        if any(map(math.isnan, self.score.values)):
+        if not all(map(math.isfinite, self.score.values)):
             return "no"
         intervals = [self.over_random.interval, self.over_time.interval]
         if all(low > 0 for low, _ in intervals):

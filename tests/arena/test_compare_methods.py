@@ -69,3 +69,37 @@ def test_settings_are_checked_first():
         compare(pytest.fail, pytest.fail, [], monitor="val_acc", mode="best", max_epochs=1)
     with pytest.raises(ValueError, match=r"infobatch: prune_ratio=2 is not allowed"):
         compare(pytest.fail, pytest.fail, [("infobatch", {"prune_ratio": 2})], monitor="val_acc", max_epochs=1)
+
+
+class Remembers(pl.Callback):
+    """Counts the fits that it was in."""
+
+    def __init__(self, patience=3):
+        self.patience, self.fits, self.seen = patience, 0, []
+
+    def on_fit_start(self, trainer, pl_module):
+        self.fits += 1
+        pl_module.fits = self.fits
+
+
+class CountedNet(Net):
+    """Logs the fits that its callback was in."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("fits", float(getattr(self, "fits", 0)))
+
+
+@pytest.mark.parametrize("made", [list, lambda one: one[0]], ids=["a list", "one"])
+def test_callbacks_begin_again_in_each_training_and_the_folder_knows_them_again(tmp_path, made):
+    settings = {"monitor": "fits", "seeds": 1, "max_epochs": 1, "folder": tmp_path, **OPTIONS}
+    outcome = compare(CountedNet, loaders, ["infobatch"], callbacks=made([Remembers()]), **settings)
+    assert {row["score"] for row in outcome.rows.values()} == {1.0}
+    again = compare(pytest.fail, pytest.fail, ["infobatch"], callbacks=made([Remembers()]), **settings)
+    assert again.rows == outcome.rows
+    with pytest.raises(ValueError, match="patience=4"):
+        compare(pytest.fail, pytest.fail, ["infobatch"], callbacks=made([Remembers(4)]), **settings)
+
+
+def test_a_setting_that_no_file_can_be_named_by_is_a_sentence():
+    with pytest.raises(ValueError, match=r"weighted: its settings name the files .*array.tolist"):
+        compare(pytest.fail, pytest.fail, [("weighted", {"weights": torch.ones(48)})], monitor="val_loss", seeds=1, max_epochs=1)

@@ -34,6 +34,16 @@ def test_the_interval_is_that_of_students_t():
     assert all(map(math.isnan, Spread((1.0,)).interval))
 
 
+@pytest.mark.parametrize(
+    ("values", "text"), [((math.nan, 1.0), "nan"), ((math.inf, 1.0), "inf"), ((math.inf, -math.inf), "nan")]
+)
+def test_a_training_that_diverged_has_a_line_too(values, text):
+    assert Spread(values).written() == text and all(map(math.isnan, Spread(values).interval))
+    comparison, rows = compared((*values, 0.7), (0.7, 0.7, 0.7), (0.7, 0.7, 0.7))
+    found = standings(comparison, rows)
+    assert found[1].survives == "no" and any(text in line for line in table(found, 120))
+
+
 def test_students_t_falls_towards_the_normal_distribution():
     assert list(STUDENT) == sorted(STUDENT, reverse=True)
     assert NormalDist().inv_cdf(0.975) < STUDENT[-1] < 2.05
