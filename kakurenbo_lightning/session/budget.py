@@ -116,6 +116,8 @@ class Budget:
     def begin(self, index: int, max_epochs: int, count: int, position: str) -> None:
         """Epoch ``index``, not the first one, will be planned: choose, or correct what was chosen. Collective.
 
+        A static method that has started again keeps what it removed, so nothing is left to correct.
+
         Args:
             index: of the epoch.
             max_epochs: of the training.
@@ -126,7 +128,7 @@ class Budget:
         if self._chosen is None:
             self._chosen = self._first_choice(max_epochs, self._forward(position))
             self._measure()
-        elif index in {-(-max_epochs // 3), -(-2 * max_epochs // 3)}:
+        elif not self._totals.scoring_epochs and index in {-(-max_epochs // 3), -(-2 * max_epochs // 3)}:
             self._chosen = self._corrected(self._chosen, index, max_epochs)
 
     def _forward(self, position: str) -> float:

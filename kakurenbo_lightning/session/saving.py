@@ -9,7 +9,7 @@ from typing import Any
 from kakurenbo_lightning.methods import get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import available_methods, check_method, method_class
-from kakurenbo_lightning.methods.saving import share_setting
+from kakurenbo_lightning.methods.saving import share_setting, with_share
 from kakurenbo_lightning.methods.settings import Setting, integer, number, optional, require, setting, settings_of, shown
 
 ABOVE_0 = number(0, 1, above=True, below=True)
@@ -94,6 +94,13 @@ def _check_method(method: Method, settings: Mapping[str, Any], save: Saving) -> 
             f"{method.name}: {name}={shown(share)} and save={save.share:g} both say how much is hidden; leave one of them "
             f"out (in a config of Hydra: {name}=null)"
         )
+    try:
+        with_share(method, save.max_share)
+    except ValueError as error:
+        raise ValueError(
+            f"save={save.share:g} sets {name} to as much as max_share={save.max_share:g}, and then {error} With a smaller one it may be "
+            f"possible: save=Saving({save.share:g}, max_share=...)"
+        ) from None
 
 
 def default_of(cls: type, name: str) -> Any:

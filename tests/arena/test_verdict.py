@@ -34,9 +34,7 @@ def test_the_interval_is_that_of_students_t():
     assert all(map(math.isnan, Spread((1.0,)).interval))
 
 
-@pytest.mark.parametrize(
-    ("values", "text"), [((math.nan, 1.0), "nan"), ((math.inf, 1.0), "inf"), ((math.inf, -math.inf), "nan")]
-)
+@pytest.mark.parametrize(("values", "text"), [((math.nan, 1.0), "nan"), ((math.inf, 1.0), "inf"), ((math.inf, -math.inf), "nan")])
 def test_a_training_that_diverged_has_a_line_too(values, text):
     assert Spread(values).written() == text and all(map(math.isnan, Spread(values).interval))
     comparison, rows = compared((*values, 0.7), (0.7, 0.7, 0.7), (0.7, 0.7, 0.7))

@@ -140,9 +140,8 @@ def test_a_static_method_is_compared_from_its_restart_on(values, guard, held):
         max_epochs=4,
     )
     assert [epoch for epoch in everything(spy) if epoch > 1] == held
-    assert (
-        len({tuple(sorted(hidden)) for hidden in spy.hidden.values() if hidden}) == 1
-    )  # it removes once; most are forgotten equally often
+    removed = {tuple(sorted(hidden)) for hidden in spy.hidden.values() if hidden}
+    assert len(removed) == 1  # once, though most are forgotten equally often
     assert f"the guard let {len(held)} epochs" in selection.session.control.summary
 
 

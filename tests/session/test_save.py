@@ -107,6 +107,14 @@ def test_a_static_method_pays_for_its_scoring_epochs_too():
     assert shares(spy) == [0.0, 0.0] + [0.4] * 10 and chosen(selection)["share"] == 0.4
 
 
+def test_what_a_static_method_removed_is_not_corrected(said):
+    settings = {"static_epochs": 1, "never_learned": "first", "protected": range(SAMPLES // 2)}
+    spy, selection, _ = run(Saving(0.1, forward=0.4), method="forget", settings=settings)
+    share = chosen(selection)["share"]
+    assert shares(spy)[1:] == [pytest.approx(share / 2, abs=0.01)] * 10
+    assert not any("from now on" in line for line in said()) and any("less than asked" in line for line in said())
+
+
 def test_a_scoring_pass_after_the_first_epoch_alone_is_made_too():
     settings = {"score_epochs": (0, 1), "score_pass": True}
     _, selection, _ = run(Saving(0.1, forward=0.4), Net(), method="el2n", settings=settings)
@@ -235,6 +243,12 @@ def test_a_resumed_run_must_save_as_much(tmp_path):
         ("0.3", {}, "save='0.3' is not allowed; save must be a number"),
         (float("nan"), {}, "save=nan is not allowed"),
         (0.3, {"max_fraction": 0.3}, "kakurenbo: max_fraction=0.3 and save=0.3 both say how much is hidden"),
+        (
+            0.1,
+            {"fraction_schedule": (2, 0)},
+            r"save=0.1 sets max_fraction to as much as max_share=0.5, and then .*fraction_schedule",
+        ),
+        (0.1, {"drop_top": 0.6}, r"and then kakurenbo: max_fraction \+ drop_top=1.1 .* save=Saving\(0.1, max_share="),
         (0.3, {"max_fraction": 1.3}, r"max_fraction=1.3 is not allowed; max_fraction must be a number in \[0, 1\)"),
     ],
 )
