@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -16,6 +17,7 @@ from kakurenbo_lightning.methods.registry import get_method
 
 BASELINE, RANDOM = "baseline", "random"
 ORDER = "comparison.json"  # what all trainings of a folder have in common
+LONGEST = 150  # characters of a method with its settings in the name of a file; file systems take 255
 PATIENCE = 5.0  # seconds between two looks at what other processes have trained
 Row = dict[str, Any]  # of one training
 
@@ -68,8 +70,11 @@ class Training:
     @property
     def name(self) -> str:
         """What tells it from the others of its comparison; also the name of its file, without what file systems refuse."""
-        name = f"{self.entry.name} epochs={self.epochs} seed={self.seed}"
-        return re.sub(r"[^A-Za-z0-9_.=-]+", "-", name)
+        entry, rest = self.entry.name, f"epochs={self.epochs}-seed={self.seed}"
+        name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", entry)
+        if name != entry.replace(" ", "-") or len(name) > LONGEST:  # then others may have that name too
+            name = f"{name[:LONGEST]}-{hashlib.blake2b(entry.encode(), digest_size=4).hexdigest()}"
+        return f"{name}-{rest}"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Comparison:
         The share is what the method trained less than the baseline, in whole percent, so that methods share controls; a method that left
         out nothing has the baseline as its control. Equal time is in whole epochs, so that a rate that follows the epochs is decayed.
         """
-        share = round(1 - row["samples_trained"] / baseline["samples_trained"], 2)
+        share = min(0.99, round(1 - row["samples_trained"] / baseline["samples_trained"], 2))
         seed, epochs = row["seed"], max(1, round(self.epochs * row["cost"] / baseline["cost"]))
         alike = self.of(Entry(RANDOM, {"max_fraction": share}), seed) if share > 0 else self.baseline(seed)
         return alike, self.baseline(seed, epochs)

@@ -39,6 +39,21 @@ def test_a_method_that_trains_everything_has_the_baseline_as_its_control():
     assert equal.epochs == 30
 
 
+def test_a_method_that_trains_next_to_nothing_has_a_control_too():
+    comparison = Comparison(ENTRIES, [0], 10)
+    alike, _ = comparison.controls(
+        {"samples_trained": 1, "cost": 1.0, "seed": 0}, {"samples_trained": 1000, "cost": 10.0, "seed": 0}
+    )
+    assert alike.entry.settings == {"max_fraction": 0.99}
+
+
+def test_names_of_files_differ_and_fit():
+    lists = [list(range(200)), list(range(1, 201)), [1, 12], [11, 2]]
+    names = {Comparison([], [0], 10).of(Entry("kakurenbo", {"protected": each}), 0).name for each in lists}
+    assert len(names) == 4
+    assert all(len(name) < 200 for name in names)
+
+
 def test_each_training_is_done_once_and_methods_share_controls(tmp_path):
     comparison, done = Comparison(ENTRIES, range(2), 10), []
 
