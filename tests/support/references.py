@@ -154,7 +154,7 @@ def events_of(seen):
     return sum(before and not now for before, now in pairwise(seen))
 
 
-def forgetting(method, samples, epoch, counted=math.inf):
+def forgetting(method, samples, epoch, counted=math.inf, drawn_in=None):
     """The floor(F * N) of fewest events in the epochs before ``counted``."""
     never = math.inf if method.never_learned == "last" else 0
     score = {}
@@ -162,12 +162,12 @@ def forgetting(method, samples, epoch, counted=math.inf):
         events = events_of([s.correct for s in seen if s.epoch < counted])
         if math.isfinite(loss_of(seen)):
             score[i] = never if events is None else events
-    return Expected(lowest_drawn(score, count_of(method, len(samples), epoch), epoch.generator()))
+    return Expected(lowest_drawn(score, count_of(method, len(samples), epoch), epoch.generator(drawn_in)))
 
 
 def forget(method, samples, epoch):
     """FORGET counts in the epochs before the restart."""
-    return forgetting(method, samples, epoch, max(1, epochs_of(method.static_epochs, epoch.max_epochs)))
+    return forgetting(method, samples, epoch, max(1, epochs_of(method.static_epochs, epoch.max_epochs)), method.start_epoch)
 
 
 def el2n(method, samples, epoch):
@@ -178,10 +178,11 @@ def el2n(method, samples, epoch):
         scored = [s.el2n for s in seen if first <= s.epoch < max(end, first + 1)][-1 if method.score_pass else 0 :]
         if scored and math.isfinite(loss_of(seen)) and math.isfinite(sum(scored)):
             score[i] = sum(scored) / len(scored)
-    hidden = lowest_drawn(score, share(method.max_fraction, len(samples)), epoch.generator())
+    generator = epoch.generator(method.start_epoch)  # a static method's choice is the same whenever it is made
+    hidden = lowest_drawn(score, share(method.max_fraction, len(samples)), generator)
     if not method.keep_hardest:
         rest = {i: -score[i] for i in score if i not in hidden}
-        hidden |= lowest_drawn(rest, share(method.drop_hardest, len(samples)), epoch.generator())
+        hidden |= lowest_drawn(rest, share(method.drop_hardest, len(samples)), epoch.generator(method.start_epoch))
     return Expected(hidden)
 
 
