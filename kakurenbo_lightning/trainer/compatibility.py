@@ -283,8 +283,8 @@ def check_scorer(scorer: object, method: Method) -> None:
     every = _settings(method).get("train_scorer_every")
     if scorer is None and every is not None:
         raise ValueError(
-            f"train_scorer_every={every} needs a scorer, a LightningModule that scores batches in the module's place: add scorer=..., or "
-            "leave train_scorer_every out"
+            f"train_scorer_every={every} is not allowed without a scorer, a LightningModule that scores batches in the module's place: "
+            "add scorer=..., or leave train_scorer_every out"
         )
     if isinstance(scorer, type):
         raise ValueError(f"scorer={scorer.__name__} is a class; it must be an object, for example {scorer.__name__}(...)")

@@ -129,7 +129,7 @@ class Sentence:
                 f"{error.override} is not possible: it cannot be read as KEY=VALUE. Put a value with blanks or signs into quotes that the "
                 "shell leaves: \"KEY='VALUE'\"."
             )
-        if known := self.unsuited(text):
+        if known := self.unsuited(f"{text} {cause or ''}"):
             return known
         if deleted := [word for word in self.words if re.fullmatch(r"~\w+", word) and "interpolation" in text]:
             return f"{deleted[0]} is not possible: the program reads {deleted[0][1:]}. Leave it out, or choose {deleted[0][1:]}=OPTION."

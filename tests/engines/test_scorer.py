@@ -452,7 +452,7 @@ def test_a_step_that_returns_nothing_does_not_train_the_scorer():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"train_scorer_every": 4}, "train_scorer_every=4 needs a scorer, .* add scorer=..., or leave"),
+        ({"train_scorer_every": 4}, "train_scorer_every=4 is not allowed without a scorer, .* add scorer=..., or leave"),
         ({"train_scorer_every": 0, "scorer": Proxy()}, "train_scorer_every=0 is not allowed"),
         ({"keep": 0.5}, "keep=0.5 is not allowed; keep must be None with score='loss'"),
         ({"keep": 0.0, "score": "topk"}, "keep=0.0 is not allowed"),

@@ -111,7 +111,7 @@ OTHERS = {
     "~method.tau": "~method.tau is not possible: method.tau has its default where it is left out. Leave ~method.tau out.",
     "method=[random,plb]": "method=[random,plb] is not possible: it must be one value. Write compare=[baseline,kakurenbo], or -m method=",
     "callbacks.early_stopping.patience=3": "callbacks has no early_stopping yet. Add callbacks=[early_stopping].",
-    "schedule.milestones=[a,b]": "schedule.milestones=['a', 'b'] is not possible: it must be null or a list of epochs.",
+    "schedule.milestones=[a,b]": "schedule.milestones=['a', 'b'] is not possible: it must be null or a list, each a number.",
     "method.milestones=0.5": "method.milestones=0.5 is not possible: it must be a list, such as [1,2]",
     "callbacks=[early_stopping] callbacks.early_stopping.monitor=val/acc": "monitor=val/acc is not possible: it must be a metric",
     "F=${nope}": "F=${nope} is not possible: there is no nope.",
@@ -131,7 +131,7 @@ OTHERS = {
     "logger=null": "logger='null' is not possible: it must be one of csv, many, none",
     "data=3": "data='3' is not possible: it must be one of cifar10,",
     "callbacks=early_stopping callbacks.early_stopping.monitor=": "Early stopping conditioned on metric `` which is not available",
-    "F=${nothing}": "F=${nothing} is not possible: nothing is no setting. kakurenbo-train --cfg job",
+    "F=${nothing}": "F=${nothing} is not possible: there is no nothing.",
     "experiment=imagenet": "experiment='imagenet' is not possible: it must be one of cifar100_wrn28_10",
 }  # fmt: skip
 

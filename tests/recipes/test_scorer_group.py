@@ -42,7 +42,9 @@ def test_its_width_is_a_setting_and_its_network_is_another(compose):
 
 
 def test_training_a_scorer_that_is_not_there_is_refused(compose):
-    with pytest.raises(InstantiationException, match=r"train_scorer_every=4 needs a scorer, .* add scorer=\.\.\."):
+    with pytest.raises(
+        InstantiationException, match=r"train_scorer_every=4 is not allowed without a scorer, .* add scorer=\.\.\."
+    ):
         made_method(compose(*PROXY, "scorer=none", "method.train_scorer_every=4").method)
 
 
