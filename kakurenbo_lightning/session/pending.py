@@ -69,8 +69,16 @@ class Pending:
         if len(states) != world_size:
             self._saved["gradients"] = {}
 
+    def hold_open(self) -> None:
+        """Before Lightning asks whether there is anything left to train of a run that is resumed: there is, until :meth:`close`."""
+        self._resumption.hold_open()
+
+    def close(self) -> None:
+        """Lightning has asked, or the fit has ended."""
+        self._resumption.close()
+
     def begin(self, public: bool) -> None:
-        """Training begins: before Lightning asks whether there is anything left to train.
+        """Training begins: before Lightning asks whether another epoch is left.
 
         Args:
             public: without Lightning's private attributes.

@@ -118,6 +118,8 @@ class Session:
             self.outputs.also_read(TARGET.name)
         if public and self.keeper.loaded is not None:
             self._resume_publicly()
+        elif self.keeper.loaded is not None:
+            self.keeper.pending.hold_open()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:
             self.schedules.go_on()
             self._shard(self.state.step)  # a new loader in mid-epoch, as the learning-rate finder leaves it
@@ -128,6 +130,7 @@ class Session:
     def begin_epoch(self, epoch: int) -> None:
         """Lightning sets the epoch, before anything reads the loader's length: end the one before, plan and shard this one."""
         data = self.data
+        self.keeper.pending.close()
         data.sampler.extra = self._method.ends_short and not self.adapter.passive
         if self.adapter.passive:
             self.adapter.hold_step(False)
@@ -285,6 +288,7 @@ class Session:
             explain_worker_errors(self.explain)  # this one may have come before training began
         self.factor.detach()
         self.step.detach()
+        self.keeper.pending.close()
         for part in (self.requeue, self.engine, self.schedules, self.adapter):
             part.release()
 

@@ -24,6 +24,29 @@ class Resumption:
 
     def __init__(self, trainer: AnyTrainer) -> None:
         self.trainer = trainer
+        self._lifted: list[tuple[Any, str, int]] = []  # limits of the run
+
+    def hold_open(self) -> None:
+        """The checkpoint was saved in the run's last epoch, before that had ended: let Lightning go there all the same.
+
+        It counts the steps, and at an epoch's end the epoch, and would find the run over, with a validation, the hooks of the epoch's end
+        or ``ReduceLROnPlateau`` left out. Until :meth:`close` both limits are one higher where they are reached.
+        """
+        fit_loop = self.trainer.fit_loop
+        epochs, epoch_loop = fit_loop.epoch_progress.current, fit_loop.epoch_loop
+        if epochs.ready == epochs.completed:
+            return
+        for loop, limit, count in ((fit_loop, "max_epochs", epochs.processed), (epoch_loop, "max_steps", epoch_loop.global_step)):
+            most = getattr(loop, limit)
+            if most not in (None, -1) and count >= most:
+                self._lifted.append((loop, limit, most))
+                setattr(loop, limit, count + 1)
+
+    def close(self) -> None:
+        """Undo :meth:`hold_open`."""
+        while self._lifted:
+            loop, limit, most = self._lifted.pop()
+            setattr(loop, limit, most)
 
     def callback_metrics(self) -> dict[str, Tensor]:
         """What callbacks monitor, on the CPU. Collective where a metric is the mean of all ranks."""
@@ -134,9 +157,13 @@ class Resumption:
             if not (fit_loop.restarted_on_epoch_start or fit_loop.restarted_mid_epoch):
                 finish()  # after the last epoch, also of a training that had stopped early
             return
+        was_last = bool(self._lifted)
+        self.close()
         completed, progress = fit_loop.epoch_progress.current.completed, fit_loop.epoch_progress.current
         progress.completed = progress.processed - 1  # it is the epoch's end still
         finish("on_train_epoch_end")
         if fit_loop.epoch_loop.batch_progress.is_last_batch:
             fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
         progress.completed = completed
+        if was_last and progress.completed < progress.processed:
+            fit_loop.epoch_progress.increment_completed()  # with max_steps Lightning does so when the next epoch begins

@@ -167,6 +167,55 @@ def test_what_was_pending_is_done(whole, method, case, hook, epoch):
         assert_goes_on(watch, expected, resumed, end)
 
 
+class SaveAtLastStep(Callback):
+    """Saves when the last step of ``max_steps`` is done, before what follows it."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+
+
+LAST_EPOCH = {
+    "of max_epochs": {"max_epochs": 3},
+    "cut by max_steps": {"max_steps": 19, "max_epochs": -1},
+    "validated within, cut by max_steps": {"max_steps": 19, "max_epochs": -1, "val_check_interval": 3, "interval": "step"},
+    "whole in max_steps": {"max_steps": 24, "max_epochs": -1},
+}
+LAST_HOOKS = {"last step": None, **{name: HOOKS[name] for name in ("last batch", "validation", "validation end", "epoch end")}}
+
+
+@pytest.fixture(scope="module")
+def to_the_end(tmp_path_factory):
+    """``to_the_end(method, case)``: a run that nothing stops early, its folder and what was the end of it; made once."""
+    made = {}
+
+    def get(method, case):
+        if (method, case) not in made:
+            folder = tmp_path_factory.mktemp(method)
+            saves = [SaveAt(folder / f"{name}.ckpt", at[0], 2, at[1]) for name, at in LAST_HOOKS.items() if at]
+            saves.append(SaveAtLastStep(folder / "last step.ckpt"))
+            made[method, case] = folder, *fit(folder, method, *saves, patience=99, **LAST_EPOCH[case])
+        return made[method, case]
+
+    return get
+
+
+@pytest.mark.slow_cases("plb", "selective_backprop", "whole in max_steps", "validation-")
+@pytest.mark.parametrize("case", LAST_EPOCH)
+@pytest.mark.parametrize(("method", "hook"), [(method, hook) for method in (*METHODS, "baseline") for hook in LAST_HOOKS])
+def test_what_was_pending_in_the_last_epoch_is_done(to_the_end, method, case, hook):
+    """Lightning finds such a run over and does nothing."""
+    folder, watch, expected = to_the_end(method, case)
+    path = folder / f"{hook}.ckpt"
+    if path.exists():
+        resumed, end = fit(folder, method, resume=path, seed=9, patience=99, **LAST_EPOCH[case])
+        assert_goes_on(watch, expected, resumed, end)
+        assert hook == "epoch end" or resumed.epochs
+
+
 def test_runs_are_told_apart(whole):
     """Else the tests above show less: one stops early, rates fall, and values of validations differ."""
     _, watch, expected = whole("kakurenbo", "each epoch")
