@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -16,14 +17,16 @@ OUTLIERS = 0.01  # share of the longest waits that count for nothing: workers be
 
 
 class Durations:
-    """A histogram of durations with bins 1 % apart: at most 3,000 numbers, however many durations there were.
+    """A histogram of durations with bins 1 % apart: 3,000 numbers, however many durations there were.
 
     Args:
         counts: how many durations lie in each bin.
     """
 
     def __init__(self, counts: Iterable[Sequence[int]] = ()) -> None:
-        self._counts: Counter[int] = Counter({one[0]: one[1] for one in counts})
+        self._counts = array("q", bytes(8 * BINS))
+        for number, count in counts:
+            self._counts[number] = count
 
     def add(self, seconds: float, count: int = 1) -> None:
         """Count a duration, ``count`` times; one that is shorter or longer than any bin goes into the nearest."""
@@ -33,12 +36,16 @@ class Durations:
     @property
     def count(self) -> int:
         """How many durations there were."""
-        return self._counts.total()
+        return sum(self._counts)
+
+    def _bins(self) -> Iterator[tuple[int, int]]:
+        """Bins that hold durations and their counts, from the shortest on."""
+        return ((number, count) for number, count in enumerate(self._counts) if count)
 
     def quantile(self, share: float) -> float:
         """The duration that ``share`` of them do not exceed, at most 0.5 % off; 0 without durations."""
         left = share * self.count
-        for number, count in sorted(self._counts.items()):
+        for number, count in self._bins():
             left -= count
             if left <= 0:
                 return _seconds(number)
@@ -60,7 +67,7 @@ class Durations:
         """Their sum, with the longest 1 % counted as the mean of the others."""
         kept = self.count - math.ceil(OUTLIERS * self.count)
         left, total = kept, 0.0
-        for number, count in sorted(self._counts.items()):
+        for number, count in self._bins():
             taken = min(count, left)
             total += taken * _seconds(number)
             left -= taken
@@ -68,7 +75,7 @@ class Durations:
 
     def state(self) -> list[list[int]]:
         """Bins and their counts, from the shortest on."""
-        return [[number, count] for number, count in sorted(self._counts.items())]
+        return [[number, count] for number, count in self._bins()]
 
 
 def _seconds(number: int) -> float:

@@ -51,10 +51,10 @@ def anything() -> Check:
     return _check("there", lambda value, count: True)
 
 
-def integer(least: int = 0) -> Check:
-    """An int of at least ``least``."""
-    allowed = f"an integer >= {least}"
-    return _check(allowed, lambda value, count: type(value) is int and value >= least)
+def integer(least: int = 0, most: float = math.inf) -> Check:
+    """An int of at least ``least`` and at most ``most``."""
+    allowed = f"an integer >= {least}" + f" and <= {most}" * math.isfinite(most)
+    return _check(allowed, lambda value, count: type(value) is int and least <= value <= most)
 
 
 def number(least: float = -math.inf, *, above: float = -math.inf, finite: bool = True) -> Check:

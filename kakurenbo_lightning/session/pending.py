@@ -70,10 +70,10 @@ class Pending:
             self._saved["gradients"] = {}
 
     def hold_open(self) -> None:
-        """Before Lightning asks whether there is anything left to train of a run that is resumed: there is, until :meth:`close`."""
+        """Before Lightning asks whether there is anything left to train of a run that is resumed: there is, until :meth:`release`."""
         self._resumption.hold_open()
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Lightning has asked, or the fit has ended."""
         self._resumption.close()
 

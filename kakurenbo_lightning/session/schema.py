@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kakurenbo_lightning.core.durations import BINS
 from kakurenbo_lightning.core.state_schema import (
     Check,
     absent,
@@ -68,7 +69,7 @@ _PENDING = {  # session/pending.py
     "stepped": flag(),
     "gradients": either("of", _GRADIENTS, table({}, closed=True)),
 }
-_DURATIONS = listed(row(integer(), integer(1)))  # core/durations.py
+_DURATIONS = listed(row(integer(0, BINS - 1), integer(1, 2**48)))  # core/durations.py
 _TIMES = {
     "steps": listed(row(text(), _DURATIONS)),
     "waits": _DURATIONS,

@@ -116,10 +116,8 @@ class Session:
         check_left(self.control.largest, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
             self.outputs.also_read(TARGET.name)
-        if public and self.keeper.loaded is not None:
-            self._resume_publicly()
-        elif self.keeper.loaded is not None:
-            self.keeper.pending.hold_open()
+        if self.keeper.loaded is not None:
+            (self._resume_publicly if public else self.keeper.pending.hold_open)()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:
             self.schedules.go_on()
             self._shard(self.state.step)  # a new loader in mid-epoch, as the learning-rate finder leaves it
@@ -130,7 +128,7 @@ class Session:
     def begin_epoch(self, epoch: int) -> None:
         """Lightning sets the epoch, before anything reads the loader's length: end the one before, plan and shard this one."""
         data = self.data
-        self.keeper.pending.close()
+        self.keeper.pending.release()
         data.sampler.extra = self._method.ends_short and not self.adapter.passive
         if self.adapter.passive:
             self.adapter.hold_step(False)
@@ -286,10 +284,7 @@ class Session:
         if exception is not None:
             self.explain(exception)  # first: what follows may fail by the same fault
             explain_worker_errors(self.explain)  # this one may have come before training began
-        self.factor.detach()
-        self.step.detach()
-        self.keeper.pending.close()
-        for part in (self.requeue, self.engine, self.schedules, self.adapter):
+        for part in (self.factor, self.step, self.keeper.pending, self.requeue, self.engine, self.schedules, self.adapter):
             part.release()
 
     # --- state

@@ -39,7 +39,7 @@ class LearningRateFactor:
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Act on these optimizers, and no longer on others."""
-        self.detach()
+        self.release()
         for optimizer in optimizers:
             if any(group.get("lr") is None for group in optimizer.param_groups):
                 rank_zero_warn(
@@ -50,7 +50,7 @@ class LearningRateFactor:
             self._handles.append(optimizer.register_step_pre_hook(self._begin_step))
             self._handles.append(optimizer.register_step_post_hook(self._restore))
 
-    def detach(self) -> None:
+    def release(self) -> None:
         """Restore everything and let go of the optimizers."""
         self.restore()
         for handle in self._handles:

@@ -43,13 +43,13 @@ class StepView:
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Training begins with these optimizers."""
-        self.detach()
+        self.release()
         self._handles = [optimizer.register_step_post_hook(self._update) for optimizer in optimizers]
         self._buffers = BufferCopies(self._trainer.lightning_module)
         self._times.use(self._trainer.strategy.root_device)
         self._times.drop()
 
-    def detach(self) -> None:
+    def release(self) -> None:
         """Let go of the optimizers."""
         for handle in self._handles:
             handle.remove()

@@ -142,7 +142,7 @@ def test_detached_optimizers_are_left_alone():
     factor = LearningRateFactor()
     factor.attach([optimizer])
     factor.value = 2.0
-    factor.detach()
+    factor.release()
     step(optimizer)
     assert float(optimizer.param_groups[0]["params"][0].detach()[0]) == 0.5
 
