@@ -30,7 +30,7 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import batch_hooks
 from kakurenbo_lightning.trainer.loader import seed_workers
-from kakurenbo_lightning.trainer.module_state import attributes_kept
+from kakurenbo_lightning.trainer.module_state import attributes_kept, norms_kept
 
 
 @contextlib.contextmanager
@@ -233,9 +233,15 @@ def replaying(module: pl.LightningModule, number: int) -> dict[str, Any]:
     """Arguments of ``SampleOutputs`` that say how it runs the step of batch ``number`` again, to verify what it records."""
     return {
         "replay": lambda batch: call_training_step(module, batch, number),
-        "kept": partial(attributes_kept, module),  # what is appended to a list of the module's is taken away again
+        "kept": partial(_kept, module),  # what is appended to a list of the module's is taken away again
         "frozen": partial(frozen, module),
     }
+
+
+@contextlib.contextmanager
+def _kept(module: pl.LightningModule) -> Iterator[None]:
+    with attributes_kept(module), norms_kept(module):
+        yield
 
 
 @contextlib.contextmanager

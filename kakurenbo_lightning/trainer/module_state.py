@@ -216,6 +216,19 @@ def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
             (value.extend if isinstance(value, list | deque) else value.update)(copy)
 
 
+@contextlib.contextmanager
+def norms_kept(module: nn.Module) -> Iterator[None]:
+    """Put back the running statistics of normalisation layers, which a run that is no part of a scoring pass must not move."""
+    places = [place for place, _ in _buffers(list(module.modules())) if isinstance(place[0], _NormBase)]
+    kept = [(place, buffer, _copy(buffer)) for place in places if not is_lazy(buffer := _now(place))]
+    try:
+        yield
+    finally:
+        for place, buffer, copy in kept:
+            if _differs(place, buffer, copy):
+                _put_back(place, buffer, copy)
+
+
 def _containers(value: Any, depth: int = 2) -> Iterator[tuple[Any, Any]]:
     """Containers that ``value`` is or holds, each with a copy; of a long one only itself."""
     if type(value) not in (list, dict, OrderedDict, set, deque):

@@ -99,7 +99,8 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__)
+@pytest.mark.slow_cases("selection", "verification", "sync")
+@pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_a_benchmark_end_to_end(module, tmp_path, capsys):
     path, (words, key, can_be) = tmp_path / "new" / "result.json", SMALL[module]
     result = module.main([*words.split(), "--json", str(path)])

@@ -119,6 +119,7 @@ def test_validation_within_an_epoch_changes_nothing(interval):
 
 
 @pytest.mark.filterwarnings("ignore:.*reload_dataloaders")
+@pytest.mark.slow_cases("pretrained")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", [PLB(), PLB(pretrain_epochs=2, epoch_length=11)], ids=["plain", "pretrained"])
 def test_loaders_that_are_made_anew_change_nothing(method, workers):

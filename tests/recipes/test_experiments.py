@@ -53,7 +53,7 @@ def test_the_learning_rate_is_in_proportion_to_the_samples_of_a_step():
     assert scaled_rate(composed(), world_size=8) == 0.1
 
 
-@pytest.mark.quick("kakurenbo", "selective_backprop")
+@pytest.mark.quick("kakurenbo")
 @pytest.mark.parametrize("name", PAPERS)
 @pytest.mark.parametrize("method", ["baseline", "random", "infobatch", "kakurenbo", "selective_backprop", "plb"])
 def test_every_method_can_be_trained_with_the_settings_of_an_experiment(name, method):

@@ -54,6 +54,7 @@ def test_any_precision_trains_and_mappings_are_pythons(compose, precision):
 # ---- debug
 
 
+@pytest.mark.quick("cifar10", "deepcam", "fractal", "parquet_large")
 @pytest.mark.parametrize("data", sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml")))
 def test_debug_takes_small_data_in_place_of_any(compose, data):
     deepcam = ["task=segmentation", "model=deeplab"] if data == "deepcam" else []

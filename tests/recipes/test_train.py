@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import lightning as L
@@ -31,6 +32,16 @@ METHODS = list(kakurenbo_lightning.available_methods())
 OPTIONS = sorted(
     {f"{path.parent.name}={path.stem}" for path in CONFIGS.glob("*/*.yaml")} | {f"method={name}" for name in METHODS}
 )
+
+
+def together(options):
+    """Options of different groups in one command line, each once; those that choose options of other groups are alone."""
+    alone = [[option] for option in options if option.partition("=")[0] in ("experiment", "sweep")]
+    others = [option for option in options if [option] not in alone]
+    groups = [list(group) for _, group in groupby(others, key=lambda option: option.partition("=")[0])]
+    return alone + [[option for option in row if option is not None] for row in zip_longest(*groups)]
+
+
 # ---- models
 
 
@@ -117,10 +128,10 @@ def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
 # ---- configs
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
-    needs_gpu = option in ("trainer=gpu", "trainer=fsdp")
-    cfg = compose(option, *(("trainer.accelerator=cpu", "trainer.strategy=auto") if needs_gpu else ()))
+@pytest.mark.parametrize("options", together(OPTIONS), ids=" ".join)
+def test_every_option_of_every_group_can_be_made_and_a_method_has_the_defaults_of_the_code(compose, options, tmp_path):
+    needs_gpu = {"trainer=gpu", "trainer=fsdp"} & set(options)
+    cfg = compose(*options, *(("trainer.accelerator=cpu", "trainer.strategy=auto") if needs_gpu else ()))
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_config(cfg, names_of(TrainSchema))
     assert isinstance(instantiate(cfg.method), kakurenbo_lightning.SampleSelection)
@@ -129,17 +140,14 @@ def test_every_option_of_every_group_can_be_made(compose, option, tmp_path):
     assert isinstance(instantiate(cfg.optimizer)(network.parameters()), torch.optim.Optimizer)
     trainer = instantiate(cfg.trainer)(logger=made(cfg.logger) or False, callbacks=made(cfg.callbacks))
     assert Path(trainer.default_root_dir) == tmp_path
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_method_configs_hold_the_defaults_of_the_code(compose, name):
-    settings = OmegaConf.to_container(compose(f"method={name}").method, resolve=True)
-    assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
-    assert settings.pop("method") == name
-    settings.pop("_convert_", None)
-    assert (settings.pop("save", None), settings.pop("guard", None)) == (None, None)
-    defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
-    assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
+    for name in (option.removeprefix("method=") for option in options if option.startswith("method=")):
+        settings = OmegaConf.to_container(cfg.method, resolve=True)
+        assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
+        assert settings.pop("method") == name
+        settings.pop("_convert_", None)
+        assert (settings.pop("save", None), settings.pop("guard", None)) == (None, None)
+        defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
+        assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 def test_every_method_is_an_option(compose):

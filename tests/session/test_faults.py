@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fault_fits import BROKEN, absent_rank, broken_sample, told
-from helpers import Net, Points, Spy, fit
+from helpers import ONE_OF_A_KIND, Net, Points, Spy, fit
 from lightning.pytorch.callbacks import Callback
 from method_tester import short_run
 from pod_tester import STREAMS
@@ -99,6 +99,7 @@ def test_losses_that_become_finite_again_count_no_more():
     assert len(warned) == 1
 
 
+@pytest.mark.quick(*ONE_OF_A_KIND)
 @pytest.mark.parametrize("method", available_methods())
 def test_logits_that_are_not_finite_do_not_stop_a_run(method):
     """One sample spoils the weights; from then on every loss is NaN, whatever the method does with that."""

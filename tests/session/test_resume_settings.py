@@ -3,6 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from kakurenbo_lightning import get_method
 from recipes.benchmarks.fault_run import differences, position, train
 
 METHOD = "kakurenbo"
@@ -22,24 +23,31 @@ SETTINGS = {
 pytestmark = pytest.mark.filterwarnings("ignore:.*limit_train_batches")
 
 
-def not_exact(folder, settings, stride):
+def not_exact(folder, settings, stride, method=METHOD):
     """Run with a checkpoint after every step, resume from every ``stride``-th, and return what differed by position."""
     saving = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, auto_insert_metric_name=False)
-    whole = train(folder, METHOD, callbacks=(saving,), **settings)
+    whole = train(folder, method, callbacks=(saving,), **settings)
     files = sorted(folder.glob("*.ckpt"), key=lambda file: int(file.stem))
     assert len(files) >= 15
     found = {}
     for file in files[2::stride]:
-        names = differences(whole, train(folder, METHOD, seed=9, resume=file, **settings))
+        names = differences(whole, train(folder, method, seed=9, resume=file, **settings))
         if names:
             where = position(file)
             found[where["epoch"], where["step"]] = names
     return found
 
 
+@pytest.mark.quick("accumulate", "validation twice an epoch", "validation every 5 batches of the run", "max_steps alone", "bf16")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cut_and_resumed_equals_uncut(tmp_path, name):
     assert not_exact(tmp_path, SETTINGS[name], stride=7) == {}
+
+
+def test_batch_norm_counts_what_a_scoring_pass_runs_and_not_what_verifies_it(tmp_path):
+    """A run resumed at an epoch's end verifies its first batch within a scoring pass, in train mode here."""
+    method = get_method("kakurenbo", max_fraction=0.5, tau=0.0, refresh_mode="train")
+    assert not_exact(tmp_path, {"epochs": 3}, stride=1, method=method) == {}
 
 
 @pytest.mark.slow

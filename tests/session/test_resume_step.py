@@ -45,7 +45,16 @@ def assert_exact(folder, method, *cuts, **settings):
     assert rerecord.logged == {epoch: record.logged[epoch] for epoch in rerecord.logged}
 
 
-@pytest.mark.slow_cases("plb", "last")
+# the others in test-all: they are just before or after one of these
+@pytest.mark.slow_cases(
+    "plb",
+    "last",
+    "on_train_batch_start",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_before_optimizer_step",
+    "on_train_batch_end",
+)
 @pytest.mark.parametrize("batch", [MIDDLE, LAST], ids=["middle", "last"])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("method", METHODS)
@@ -53,7 +62,15 @@ def test_a_save_within_a_step_resumes_that_step(tmp_path, method, moment, batch)
     assert_exact(tmp_path, method, (moment, batch))
 
 
-@pytest.mark.slow_cases("plb", "on_before_zero_grad", "training_step", "forward")
+@pytest.mark.slow_cases(
+    "plb",
+    "on_before_zero_grad",
+    "training_step",
+    "forward",
+    "on_train_batch_start",
+    "on_before_backward",
+    "on_before_optimizer_step",
+)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("batch", [1, 2], ids=["accumulating", "stepping"])
 @pytest.mark.parametrize("method", ["kakurenbo", "plb"])

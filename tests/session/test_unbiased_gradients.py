@@ -60,6 +60,7 @@ def assert_expected(values, expected):
 METHODS = [("random", {"max_fraction": 0.4}), ("random_cycle", {"max_fraction": 0.4}), ("infobatch", {"end_fraction": 0.0})]
 
 
+@pytest.mark.slow_cases("random_cycle")
 @pytest.mark.parametrize(("method", "settings"), METHODS, ids=[name for name, _ in METHODS])
 def test_an_unbiased_epoch_has_larger_steps_and_an_unbiased_step_has_not(method, settings):
     for unbiased in ("epoch", "step"):

@@ -52,6 +52,7 @@ def test_a_method_of_each_family_trains_the_same(pl, method):
     assert any(hidden.values()) or trainer.callbacks[0].totals.samples_scored or method == "plb"
 
 
+@pytest.mark.slow_cases("infobatch", "forget")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cut_run_resumes_exactly(pl, method, tmp_path):
     keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")

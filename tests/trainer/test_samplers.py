@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import Net, Points, Spy, SureNet, fit, hide_then_grow
+from helpers import ONE_OF_A_KIND, Net, Points, Spy, SureNet, fit, hide_then_grow
 from lightning.pytorch.callbacks import ModelCheckpoint
 from method_tester import short_run
 from torch.utils.data import (
@@ -94,6 +94,7 @@ def test_what_is_hidden_is_among_them(name):
 # --- the run is that of the part by itself
 
 
+@pytest.mark.quick(*ONE_OF_A_KIND, "random", "iswr")
 @pytest.mark.parametrize("name", [name for name in available_methods() if name not in (*STREAMS, "rho_loss", "weighted")])
 def test_a_run_on_a_part_is_the_run_on_that_part_alone(name):
     """``rho_loss`` and ``weighted`` have a table of the whole data set."""
@@ -131,6 +132,7 @@ def test_protected_samples_are_those_of_the_data_set():
 # --- resumed
 
 
+@pytest.mark.slow_cases("infobatch", "forget", "stale_sb")
 @pytest.mark.parametrize("indices", [SCATTERED, FIRST], ids=["scattered", "first"])
 @pytest.mark.parametrize("name", ["kakurenbo", "infobatch", "forget", "iswr", "selective_backprop", "stale_sb"])
 def test_a_run_on_a_part_resumes_exactly(tmp_path, name, indices):

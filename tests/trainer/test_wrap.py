@@ -84,6 +84,7 @@ def wrapped_fit(selection=None, count=64, module=Wrapping, loader_settings=None,
 
 @pytest.mark.usefixtures("lightning_version")
 class TestWrap:
+    @pytest.mark.slow_cases("64")
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("count", [64, 61])
     def test_each_epoch_trains_and_validates_as_planned(self, count, workers):
