@@ -250,7 +250,7 @@ class SampleSelection(pl.Callback):
         session = self._active
         first, share = session.begin_batch(batch_idx, batch), session.state.plan.hidden_fraction
         if first and not trainer.barebones and (share or self.method.family == "hide"):
-            pl_module.log("selection/hidden", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+            pl_module.log("hidden", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The backward pass begins: its seconds are counted."""

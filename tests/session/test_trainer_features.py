@@ -295,7 +295,7 @@ def test_what_is_logged_is_what_happened(tmp_path):
     assert [float(row["selection/moved_back"]) for row in rows] == [0] * EPOCHS
     assert [float(row["selection/lr_factor"]) for row in rows] == pytest.approx([1 / (1 - n / 64) for n in hidden])
     assert all(float(row[f"selection/{name}_seconds"]) >= 0 for row in rows for name in ("refresh", "select"))
-    assert made.progress_bar_metrics["selection/hidden"] == hidden[-1] / 64
+    assert made.progress_bar_metrics["hidden"] == hidden[-1] / 64
     assert selection.totals.samples_trained == 8 * sum(GROWING)
     assert selection.totals.samples_hidden == sum(hidden)
     assert selection.totals.samples_refreshed == sum(hidden)  # nothing is hidden in the last epoch
