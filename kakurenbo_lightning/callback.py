@@ -245,12 +245,9 @@ class SampleSelection(pl.Callback):
         self._watch.start()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Know which step of the plan comes next, and show the hidden share in the progress bar."""
+        """Know which step of the plan comes next."""
         self._watch.start()
-        session = self._active
-        first, share = session.begin_batch(batch_idx, batch), session.state.plan.hidden_fraction
-        if first and not trainer.barebones and (share or self.method.family == "hide"):
-            pl_module.log("hidden", share, on_step=True, on_epoch=False, prog_bar=True, logger=False)
+        self._active.begin_batch(batch_idx, batch)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """The backward pass begins: its seconds are counted."""

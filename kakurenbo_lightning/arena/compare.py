@@ -149,7 +149,7 @@ def _trained(
     else:
         trainer.fit(model, *data)
     if monitor not in trainer.callback_metrics:
-        logged = [name for name in sorted(trainer.callback_metrics) if name != "hidden" and not name.startswith("selection/")]
+        logged = [name for name in sorted(trainer.callback_metrics) if not name.startswith("selection/")]
         raise ValueError(
             f"compare: monitor={monitor!r} was not logged; logged were {logged}. Log it in validation_step: self.log(...)"
         )

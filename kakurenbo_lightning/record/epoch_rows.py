@@ -142,9 +142,9 @@ def _threshold(plan: Plan, statistics: SampleStatistics) -> float:
 
 
 def _logged(trainer: L.Trainer, names: set[str]) -> dict[str, float]:
-    """Logged values by name, without those of the selection, of which the progress bar shows `hidden`."""
+    """Logged values by name, without those of the selection."""
     there = trainer.callback_metrics
-    return {name: float(there[name]) for name in sorted(names & there.keys() - {"hidden"}) if not name.startswith("selection/")}
+    return {name: float(there[name]) for name in sorted(names & there.keys()) if not name.startswith("selection/")}
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -70,6 +70,11 @@ class EpochState:
     metrics: dict[str, float] = field(default_factory=dict)
     ended_metrics: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> dict[str, float]:
+        """What the progress bar shows of it: the share of the data set that is hidden, where some is."""
+        return {"hidden": self.plan.hidden_fraction} if len(self.plan.hidden) else {}
+
     def enter(self, phase: Phase, step: int | None = None) -> EpochState:
         """The same epoch in another phase, and at ``step`` where it is given.
 

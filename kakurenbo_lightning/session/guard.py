@@ -171,9 +171,7 @@ class GuardWatch:
             ConflictError: on every rank, when it is not among them.
         """
         name = self._guard.monitor
-        theirs = [
-            each for each in sorted(logged) if each != "hidden" and not each.startswith("selection/")
-        ]  # the others are ours
+        theirs = [each for each in sorted(logged) if not each.startswith("selection/")]
         mine = float(logged[name]) if name in logged else theirs
         with collective("compare a validated value", position):
             found = gather(mine)[0]

@@ -210,6 +210,7 @@ class Session:
         self.step.attach(self._trainer.optimizers)
         self.requeue.hold()
         self.adapter.wrap_training_step(self.training_step)
+        self.adapter.show_in_bar(lambda: self.state.shown)
         self.restart.keep()
         explain_worker_errors(self.explain)
 
@@ -218,15 +219,14 @@ class Session:
         self.streams.begin_step()
         self.step.begin()
 
-    def begin_batch(self, batch_idx: int, batch: Any) -> bool:
-        """Know the step; the first one of an epoch, or since it goes on (``True``), lets the schedules begin."""
+    def begin_batch(self, batch_idx: int, batch: Any) -> None:
+        """Know the step; the first one of an epoch, or since it goes on, lets the schedules begin."""
         if self.data.public:
             self.begin_step()
         self.step.loaded()
         self.state = self.state.enter(Phase.TRAINING, batch_idx)
-        first = self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
+        self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
         self.engine.begin_batch(batch, batch_idx)
-        return first
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> Any:
         """In the place of the strategy's: the engine runs ``step`` on what the plan trains."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -202,8 +202,21 @@ class TrainerAdapter:
 
         loop.advance = advance
 
+    # --- the progress bar
+
+    def show_in_bar(self, shown: Callable[[], Mapping[str, float]]) -> None:
+        """The progress bar shows ``shown()`` before the metrics that are logged; one of these with the same name is shown in its place.
+
+        It is logged nowhere, so that no metric of the user's shares a name with it. Replaces an earlier one.
+        """
+        bar = self.trainer.progress_bar_callback
+        if bar is not None:
+            bar.get_metrics = lambda *args: {**shown(), **type(bar).get_metrics(bar, *args)}
+
     def release(self) -> None:
-        """Undo every wrapping: training step, validation, batches, loader."""
+        """Undo every wrapping: training step, validation, batches, loader, progress bar."""
+        if self.trainer.progress_bar_callback is not None:
+            vars(self.trainer.progress_bar_callback).pop("get_metrics", None)
         self.keep_error()
         self.unwrap_training_step()
         vars(self.trainer.fit_loop.epoch_loop).pop("advance", None)

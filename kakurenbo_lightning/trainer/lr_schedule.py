@@ -328,8 +328,8 @@ class EpochSchedules:
         origins = [place if place is None else place - steps for place, steps in zip(now, taken, strict=True)]
         self._again = self._resumed or {"anchors": now, "origins": origins}
 
-    def begin_batch(self, batches: int, skips: bool) -> bool:
-        """The first batch since :meth:`follow` tells (``True``) how long its epoch is, when every callback has set its accumulation.
+    def begin_batch(self, batches: int, skips: bool) -> None:
+        """The first batch since :meth:`follow` tells how long its epoch is, when every callback has set its accumulation.
 
         Args:
             batches: of the epoch.
@@ -343,7 +343,6 @@ class EpochSchedules:
             self._aligner.begin_epoch(
                 trainer.lr_scheduler_configs, batches, self.full, accumulate, self.built_accumulate, start, resumed, skips
             )
-        return start is not None
 
     def _keep_pace(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""

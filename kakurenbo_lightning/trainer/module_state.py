@@ -219,8 +219,8 @@ def attributes_kept(module: pl.LightningModule) -> Iterator[None]:
 @contextlib.contextmanager
 def norms_kept(module: nn.Module) -> Iterator[None]:
     """Put back the running statistics of normalisation layers, which a run that is no part of a scoring pass must not move."""
-    places = [place for place, _ in _buffers(list(module.modules())) if isinstance(place[0], _NormBase)]
-    kept = [(place, buffer, _copy(buffer)) for place in places if not is_lazy(buffer := _now(place))]
+    found = [(place, buffer) for place, buffer in _buffers(list(module.modules())) if isinstance(place[0], _NormBase)]
+    kept = [(place, buffer, _copy(buffer)) for place, buffer in found if buffer is not None and not is_lazy(buffer)]
     try:
         yield
     finally:

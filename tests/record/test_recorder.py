@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cuts import SaveAt
 from helpers import Net, Points, fit, loader
 from method_tester import short_run
-from recorded import EPOCHS, SAMPLES, Files, Witness, record, run_json
+from recorded import EPOCHS, SAMPLES, Files, LoggingNet, Witness, record, run_json
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.record import RunRecorder
@@ -92,6 +92,20 @@ def test_rows_hold_what_was_logged_and_nothing_where_nothing_was(recorded):
         else:
             assert math.isnan(row["val/loss"]) and math.isnan(row["val/accuracy"])
     assert (files.run["metric"], files.run["score"]) == ("val/accuracy", files.epochs["val/accuracy"].dropna().iloc[-1])
+
+
+class Hiding(LoggingNet):
+    """Logs metrics under short names that are ours elsewhere."""
+
+    def training_step(self, batch, batch_idx):
+        self.log_dict({"hidden": float(batch_idx), "lr": 5.0}, on_step=False, on_epoch=True, prog_bar=True)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_metric_of_the_users_may_be_called_hidden(tmp_path):
+    _, made = record(tmp_path, module=Hiding(), max_epochs=2)
+    assert made.callback_metrics["hidden"] > 1
+    assert Files(tmp_path).epochs["hidden"].iloc[-1] == made.callback_metrics["hidden"]
 
 
 def test_rows_hold_the_losses_and_the_threshold_of_hiding(recorded):

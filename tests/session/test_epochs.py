@@ -86,6 +86,28 @@ def test_the_progress_bar_has_the_total_of_each_epoch(bar):
     assert [total for _, total in watch.seen] == GROWING
 
 
+class OwnHidden(SureNet):
+    """Shows a metric of its own under that name."""
+
+    def training_step(self, batch, batch_idx):
+        self.log("hidden", 7.0, prog_bar=True, logger=False)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("module", "share"), [(SureNet, "0.500"), (OwnHidden, "7.000")])
+def test_the_progress_bar_shows_the_hidden_share_unless_the_user_has_a_metric_of_that_name(module, share):
+    class Shown(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == 1:
+                self.text = str(trainer.progress_bar_callback.train_progress_bar)
+
+    bar, shown = TQDMProgressBar(), Shown()
+    made = fit(module(), loader(), hide_then_grow(), bar, shown, max_epochs=EPOCHS, enable_progress_bar=True)
+    assert f"hidden={share}" in shown.text and shown.text.count("hidden=") == 1
+    assert ("hidden" in made.callback_metrics) is (module is OwnHidden)
+    assert "get_metrics" not in vars(bar)
+
+
 def test_a_module_that_ends_an_epoch_early_leaves_the_next_one_whole():
     class Leaver(SureNet):
         def on_train_batch_start(self, batch, batch_idx):

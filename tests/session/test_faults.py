@@ -265,11 +265,11 @@ def test_an_error_is_explained_before_anything_is_undone(monkeypatch):
     class Failing(Net):
         def training_step(self, batch, batch_idx):
             if batch_idx == 3:
-                monkeypatch.setattr(selection.session.factor, "detach", detach)
+                monkeypatch.setattr(selection.session.factor, "release", release)
                 raise ValueError("the user's")
             return super().training_step(batch, batch_idx)
 
-    def detach():
+    def release():
         raise RuntimeError("the device's")
 
     selection = SampleSelection("kakurenbo")
