@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout  # torch depends on it
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kakurenbo_lightning.methods.registry import get_method
 
@@ -46,6 +49,20 @@ class Entry:
                 f"{self.method}: its settings name the files of a comparison, so numbers, strings and lists of them can be compared: "
                 f"{error}. Give a list (array.tolist()) or a path in its place"
             ) from None
+
+    @classmethod
+    def of(cls, text: str) -> Entry:
+        """Read ``kakurenbo:max_fraction=0.5,tau=0.5``; values are YAML.
+
+        Raises:
+            ValueError: it cannot be read, there is no such method, or a setting is not allowed.
+        """
+        method, _, settings = text.partition(":")
+        try:
+            found: Any = OmegaConf.to_container(OmegaConf.create(f"{{{settings.replace('=', ': ')}}}"))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise ValueError(f"{text} cannot be read as METHOD:SETTING=VALUE,SETTING=VALUE: {error}") from None
+        return cls(method, found)
 
     @property
     def name(self) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import lzma
 import pickletools
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
 FIX = "resume from an earlier checkpoint"
+# of zipfile: a changed bit in the directory may say that a record is compressed, in any way, or encrypted
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
 
 
 OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before release 1.6, and does without its zip file
@@ -50,7 +57,7 @@ def check_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             before = min((record.header_offset for record in archive.infolist()), default=0)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {FIX}") from error
     if damaged is not None:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {FIX}")

@@ -2,7 +2,8 @@
 
 The config of ``plb`` instantiates ``SampleSelection("plb", ...)``; it holds each setting with its type and default, so it composes alone,
 and a wrong name or type is refused when Hydra composes. Ranges are checked when the method is made. Beside the settings there are
-``guard`` of methods that hide, and ``save`` of those with a share to set, which is null then: ``method.save=0.2 method.max_fraction=null``.
+``guard``, ``values`` and ``bls_alpha`` of methods that hide, and ``save`` of those with a share to set, which is null then:
+``method.save=0.2 method.max_fraction=null``, or a node with ``_target_: kakurenbo_lightning.Saving``.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def _config_of(cls: type[Method]) -> type:
         (name, Optional[kind] if name == share else kind, default)  # noqa: UP045
         for name, kind, default in _typed_settings(cls)
     ]
-    beside = [("save", Optional[float], None)] if share else []  # noqa: UP045
-    beside += [("guard", Any, None)] if cls.family == "hide" else []
+    beside: list[tuple[str, Any, Any]] = [("save", Any, None)] if share else []
+    if cls.family == "hide":
+        beside += [("guard", Any, None), ("values", str, "sample_loss"), ("bls_alpha", float, 0.7)]
     fields = [*own, *settings, *beside]
     return make_dataclass(cls.name, fields, namespace={"__module__": __name__, "__doc__": cls.summary})
 

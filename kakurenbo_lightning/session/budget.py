@@ -113,7 +113,7 @@ class Budget:
 
     # --- before each epoch
 
-    def begin(self, index: int, max_epochs: int, count: int, position: str) -> None:
+    def begin(self, index: int, max_epochs: int, count: int, position: str, may_rise: bool = True) -> None:
         """Epoch ``index``, not the first one, will be planned: choose, or correct what was chosen. Collective.
 
         A static method that has started again keeps what it removed, so nothing is left to correct.
@@ -123,13 +123,14 @@ class Budget:
             max_epochs: of the training.
             count: how many samples can be trained.
             position: of this rank, for errors.
+            may_rise: a correction may hide more than was chosen; not once a guard has found that too much was hidden.
         """
         self._epochs, self._count = index + 1, count
         if self._chosen is None:
             self._chosen = self._first_choice(max_epochs, self._forward(position))
             self._measure()
         elif not self._totals.scoring_epochs and index in {-(-max_epochs // 3), -(-2 * max_epochs // 3)}:
-            self._chosen = self._corrected(self._chosen, index, max_epochs)
+            self._chosen = self._corrected(self._chosen, index, max_epochs, may_rise)
 
     def _forward(self, position: str) -> float:
         """What a forward pass takes of a step, waiting for data included in both: the mean of all ranks."""
@@ -149,8 +150,8 @@ class Budget:
         cost, settings = f"the forward pass is {forward:.0%} of a step", f"{self._name}={chosen.share:g}, every_n_epochs={every}"
         if saved < save - 1e-9:
             rank_zero_warn(
-                f"SampleSelection: save={save:g} cannot be reached: at most {saved:.1%} here, because {cost} and no epoch may hide more "
-                f"than max_share={limit:g}; {self._method.name} goes on with {settings}. save=Saving({save:g}, max_share=...) allows more"
+                f"SampleSelection: save={save:g} cannot be reached: at most {saved:.1%} here, because {cost} and {self._name} is at most "
+                f"max_share={limit:g}; {self._method.name} goes on with {settings}. save=Saving({save:g}, max_share=...) allows more"
             )
         else:
             rank_zero_info(
@@ -159,7 +160,7 @@ class Budget:
             )
         return chosen
 
-    def _corrected(self, chosen: Chosen, index: int, max_epochs: int) -> Chosen:
+    def _corrected(self, chosen: Chosen, index: int, max_epochs: int, may_rise: bool) -> Chosen:
         """With another share for the epochs that are left, when what was asked for would be missed by what the last plan hid."""
         save, limit, model = self._saving.share, self._saving.max_share, self._model(max_epochs, chosen.every)
         done = self._done(chosen)
@@ -167,7 +168,7 @@ class Budget:
         forecast = model.saving(chosen.share, *how)
         share = _thousandths(max(0.0, model.share(save, *how)), limit)
         then = model.saving(share, *how)
-        if abs(forecast - save) <= NEAR or share == chosen.share or chosen.rate <= 0:
+        if abs(forecast - save) <= NEAR or share == chosen.share or chosen.rate <= 0 or (share > chosen.share and not may_rise):
             return chosen
         rank_zero_info(
             f"SampleSelection: save={save:g}: {done / max_epochs:.1%} were saved in {index} of {max_epochs} epochs, and the last one hid "
@@ -189,16 +190,17 @@ class Budget:
 
     # --- after training
 
-    @property
-    def summary(self) -> str:
-        """What it came to; empty where nothing was chosen."""
+    def summary(self, guarded: bool) -> str:
+        """What it came to; empty where nothing was chosen. ``guarded``: a guard let some epochs train on everything."""
         extra = self._totals.scoring_epochs
         if self._chosen is None or self._epochs <= extra:
             return ""
         saved, save = (self._done(self._chosen) - extra) / (self._epochs - extra), self._saving.share
         limit = self._saving.max_share
         why = (
-            f"with the largest share that max_share={limit:g} allows"
+            "the guard held it back"
+            if guarded
+            else f"with the largest share that max_share={limit:g} allows"
             if self._chosen.share == limit
             else "fewer samples could be hidden"
         )

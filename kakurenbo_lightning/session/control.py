@@ -73,7 +73,7 @@ class Control:
         if self._budget is not None and first:
             held = True
         elif self._budget is not None and epoch.max_epochs is not None:
-            self._budget.begin(index, epoch.max_epochs, count, position)
+            self._budget.begin(index, epoch.max_epochs, count, position, may_rise=not self._guarded_epochs)
         if held:
             self._held = index
         return held, previous
@@ -96,8 +96,12 @@ class Control:
     @property
     def summary(self) -> str:
         """What it came to, in words; empty where nothing was asked for."""
-        saved = "" if self._budget is None else self._budget.summary
+        saved = "" if self._budget is None else self._budget.summary(guarded=self._guarded_epochs > 0)
         return saved if self._guard is None else saved + self._guard.summary
+
+    @property
+    def _guarded_epochs(self) -> int:
+        return 0 if self._guard is None else self._guard.held
 
     # --- state
 

@@ -217,9 +217,14 @@ class GuardWatch:
             rank_zero_info(f"{after} is back; samples are hidden again")
 
     @property
+    def held(self) -> int:
+        """How many epochs it let train on everything so far."""
+        return self._seen["held"]
+
+    @property
     def summary(self) -> str:
         """How often it acted."""
-        return f"; the guard let {self._seen['held']} epochs train on everything"
+        return f"; the guard let {self.held} epochs train on everything"
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen."""

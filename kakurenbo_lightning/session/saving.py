@@ -42,7 +42,7 @@ class Saving:
 
 
 def _check_share(condition: bool, save: object, limit: float) -> None:
-    allowed = f"a number in (0, {limit:g}), because no epoch hides more than max_share={limit:g} of the samples"
+    allowed = f"a number in (0, {limit:g}), because no method is set to hide more than max_share={limit:g} of the samples"
     require(condition, "SampleSelection", "save", save, allowed, "Ask for less, or allow more: save=Saving(0.5, max_share=0.8).")
 
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from kakurenbo_recipes.models import CifarResNet
-from omegaconf import OmegaConf
 from torch import nn
 
 from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Row, Training
@@ -65,11 +64,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def entry(text: str) -> Entry:
     """Read a method with settings, as kakurenbo:max_fraction=0.5,tau=0.5; values are YAML."""
-    method, _, settings = text.partition(":")
     try:
-        pairs = OmegaConf.create(f"{{{settings.replace('=', ': ')}}}")
-        return Entry(method, OmegaConf.to_container(pairs))  # pyright: ignore[reportArgumentType]
-    except Exception as error:
+        return Entry.of(text)
+    except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 STARTED = "KAKURENBO_STARTED"  # the default folder of a run; the ranks that Lightning starts inherit it
 LEFT = ("results.json", "*/run.json", "*/metrics.csv", "*/checkpoints/*.ckpt")  # what a run leaves, whole or not
@@ -21,8 +21,9 @@ class OneRun(Callback):
         self._check(config, "run", "")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check `hydra.sweep.dir`, in which each run has a folder."""
-        self._check(config, "sweep", "*/")
+        """Check `hydra.sweep.dir`, in which each run has a folder; an arena goes on in its own."""
+        if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".ArenaSweeper"):
+            self._check(config, "sweep", "*/")
 
     def _check(self, config: DictConfig, mode: str, runs: str) -> None:
         if any(os.environ.get(name, "0") != "0" for name in RANKS):

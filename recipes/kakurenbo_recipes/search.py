@@ -22,7 +22,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
 from kakurenbo_lightning.cli.text_table import aligned, terminal_width
-from kakurenbo_recipes.settings import check_setting
+from kakurenbo_recipes.settings import MACHINE, check_setting
 
 try:
     import optuna
@@ -32,8 +32,6 @@ except ImportError as error:
     raise ImportError('kakurenbo-search needs Optuna: pip install "kakurenbo-lightning[sweeps]"') from error
 
 HELD_OUT = "data.held_out=0.1"
-# what two processes of one search may set differently, because it changes no score
-MACHINE = ("logger.", "data.root.", "data.num_workers.", "trainer.accelerator.", "trainer.enable_progress_bar.")
 
 
 def numbers(values: Sequence[float]) -> Callable[..., BaseDistribution]:

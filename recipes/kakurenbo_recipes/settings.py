@@ -12,6 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.saving import share_setting
 
+# what two processes of one search, or of one arena, may set differently, because it changes no score
+MACHINE = ("logger.", "data.root.", "data.num_workers.", "trainer.accelerator.", "trainer.enable_progress_bar.")
+
 
 def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) -> None:
     """Raise a ValueError about the setting `name` unless `ok`."""

@@ -16,33 +16,37 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from zipfile import is_zipfile
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from hydra.utils import get_class
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kakurenbo_lightning import __version__, available_methods
-from kakurenbo_lightning.core.checkpoint_file import is_old_format
 from kakurenbo_lightning.core.distributed import is_rank_zero, rank_zero_info, rank_zero_warn
-from kakurenbo_lightning.methods.registry import method_class
-from kakurenbo_lightning.methods.saving import share_setting
+from kakurenbo_recipes import arena_sweep
 from kakurenbo_recipes.command_line import short_errors
 from kakurenbo_recipes.config_check import check_config
 from kakurenbo_recipes.log import logged, say
 from kakurenbo_recipes.results import Result, comparison
+from kakurenbo_recipes.run_checks import (
+    check_above,
+    check_checkpoint,
+    check_compare,
+    refuse_unused,
+    scores,
+    search_path,
+    typed,
+    warn_of_unused,
+)
 from kakurenbo_recipes.run_folder import STARTED
 from kakurenbo_recipes.run_loggers import log_hyperparameters, own_wandb_run
 from kakurenbo_recipes.schema import TrainSchema, names_of
-from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count, made_method, made_of
+from kakurenbo_recipes.settings import check_setting, is_count, made_method, made_of
 
 if TYPE_CHECKING:
     import lightning as L
@@ -85,6 +89,7 @@ OmegaConf.register_new_resolver("options_of", options_of, replace=True)
 OmegaConf.register_new_resolver("methods_of", methods_of, replace=True)
 OmegaConf.register_new_resolver("metric_of", metric_of, replace=True)
 Plugins.instance().register(MethodOptions)
+arena_sweep.register()
 
 
 def config_dir() -> str:
@@ -143,11 +148,6 @@ def scorer_for(cfg: DictConfig, num_classes: int) -> Any:
         return None
     with isolated_rng():  # the model begins with the weights that it has without a scorer
         return made_of(cfg.task)(made_of(cfg.scorer, num_classes=num_classes), None, num_classes, made_of(cfg.schedule))
-
-
-def scores(cfg: DictConfig) -> bool:
-    """Whether the method scores every batch."""
-    return available_methods()[cfg.method.method].family == "backprop"
 
 
 def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModule) -> float:
@@ -256,16 +256,6 @@ def is_group(cfg: DictConfig, name: str) -> bool:
     return "." not in name and isinstance(cfg.get(name), DictConfig)
 
 
-def typed() -> list[tuple[str, Any]]:
-    """Return what the command line sets, by name; without what it deletes."""
-    return [(override.key_or_group, override.value()) for override in overrides_of_run() if not override.is_delete()]
-
-
-def overrides_of_run() -> list[Override]:
-    """Return the overrides of the command line."""
-    return OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-
-
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
     """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
     if name == HydraConfig.get().runtime.choices["method"]:  # an option of the user's may be called otherwise than its method
@@ -277,61 +267,6 @@ def with_method(cfg: DictConfig, name: str) -> DictConfig:
     if cfg.debug and "method" in (composed.small or {}):
         changed.method = OmegaConf.merge(changed.method, composed.small.method)
     return changed
-
-
-def search_path() -> list[str]:
-    """Return what the command line says of folders of configs, which Hydra does not keep for what is composed later."""
-    return [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")]
-
-
-def warn_of_unused(cfg: DictConfig) -> None:
-    """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
-    method = cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=False))  # of a DictConfig
-    used = " ".join(map(str, method.values()))
-    for name in ("F", "tau"):
-        if name not in dict(typed()) or f"${{{name}}}" in used or cfg.compare is not None:
-            continue
-        alone = HydraConfig.get().mode != RunMode.MULTIRUN
-        check_setting(name, cfg[name], not alone, f"left out: method={cfg.method.method} has none", "Try method=kakurenbo.")
-        rank_zero_warn(
-            f"{name}={cfg[name]} changes nothing: method={cfg.method.method} has no {name}, so runs of the sweep are equal"
-        )
-
-
-def check_above(cfg: DictConfig) -> None:
-    """Raise a ValueError where `save` or the group `guard` stand beside what they exclude; say so where they change nothing."""
-    names = [cfg.method.method] if cfg.compare is None else list(cfg.compare)
-    given = dict(typed())
-    if cfg.save is not None:
-        check_setting("save", cfg.save, "F" not in given, "left out beside F", "save chooses F.")
-        unable = [name for name in names if share_setting(method_class(name)) is None]
-        alone = unable and cfg.compare is None and HydraConfig.get().mode != RunMode.MULTIRUN
-        check_setting(
-            "save", cfg.save, not alone, f"left out: method={cfg.method.method} has no share to set", "Try method=kakurenbo."
-        )
-        if unable:
-            rank_zero_warn(f"save={cfg.save} changes nothing for {', '.join(unable)}: it has no share that could be set")
-    if cfg.guard:
-        others = [name for name in names if method_class(name).family != "hide"]
-        check_setting("guard", others, not others, "left out for methods that hide nothing", "Write guard=none.")
-
-
-def refuse_unused(cfg: DictConfig) -> None:
-    """Raise a ValueError for a setting of what is switched off."""
-    for key, value in typed():
-        small_alone = key.startswith("small.") and not cfg.debug
-        check_setting(key, value, not small_alone, "left out without debug=true", "Or add debug=true.")
-        off = key.startswith("checkpoint.") and not cfg.trainer.enable_checkpointing
-        check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
-    devices, most = cfg.trainer.get("devices"), max(8, os.cpu_count() or 1)
-    few = cfg.trainer.get("accelerator") != "cpu" or not is_count(devices, most + 1)  # so many processes stall the machine
-    check_setting("trainer.devices", devices, few, f"at most {most} processes on this machine's CPU", "Try trainer.devices=2.")
-    tests = not cfg.test or cfg.trainer.get("limit_test_batches") != 0
-    check_setting("test", cfg.test, tests, "false with trainer.limit_test_batches=0", "Or leave the limit out.")
-    alone = HydraConfig.get().mode != RunMode.MULTIRUN and cfg.compare is None
-    read = not cfg.scorer or scores(cfg) or not alone
-    chosen = HydraConfig.get().runtime.choices.get("scorer")
-    check_setting("scorer", chosen, read, f"none: method={cfg.method.method} scores no batches", "Try method=selective_backprop.")
 
 
 def run(cfg: DictConfig) -> list[Result]:
@@ -353,41 +288,6 @@ def run(cfg: DictConfig) -> list[Result]:
     check_setting("compare", list(compared), len(set(methods)) == len(methods), "a list of different methods", hint)
     datamodule = made_of(cfg.data)
     return [fit(changed, datamodule) for changed in compared.values()]
-
-
-def check_compare(cfg: DictConfig) -> None:
-    """Raise a ValueError unless `compare` is a list of different methods to train from the beginning."""
-    is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
-    check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
-    known = GlobalHydra.instance().config_loader().get_group_options("method")
-    names = list(cfg.compare)
-    for name in names:
-        hint = did_you_mean(name, known, "Write compare=[baseline,kakurenbo].")
-        is_option = name in known or bool(search_path())  # there Hydra alone can tell
-        check_setting("compare", names, is_option, f"a list of methods out of {', '.join(known)}", hint)
-    hint = "Other seeds of a method: -m seed=0,1."
-    check_setting("compare", names, len(set(names)) == len(names), "a list that names each method once", hint)
-    chosen = str(cfg.method.method)
-    is_used = chosen in names or "method" not in dict(typed())
-    check_setting("method", chosen, is_used, f"left out, or one of compare={names}", "compare says which methods are trained.")
-    alone = cfg.ckpt_path is None
-    check_setting("ckpt_path", cfg.ckpt_path, alone, "null with compare", "Resume one method with compare=null.")
-
-
-def check_checkpoint(cfg: DictConfig) -> None:
-    """Raise a ValueError for a `ckpt_path` that is no file; addresses and Lightning's own words are left to Lightning."""
-    path = cfg.ckpt_path
-    if path is None or path in ("last", "hpc") or "://" in path or path.startswith("registry"):
-        return
-    found = sorted(Path(path).rglob("*.ckpt"), key=lambda file: file.stat().st_mtime) if Path(path).is_dir() else []
-    hint = (
-        f"Its newest: ckpt_path={str(found[-1])!r}."
-        if found
-        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME goes on with a run."
-    )
-    is_sharded = (Path(path) / "meta.pt").is_file()  # a folder that Lightning saved
-    is_file = Path(path).is_file() and (is_zipfile(path) or is_old_format(Path(path)))
-    check_setting("ckpt_path", path, is_file or is_sharded, "null, last or the file of a checkpoint", hint)
 
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")

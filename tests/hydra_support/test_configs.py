@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, ValidationError
 
-from kakurenbo_lightning import Choice, HideMethod, SampleSelection, available_methods, get_method, register_method
+from kakurenbo_lightning import Choice, HideMethod, SampleSelection, Saving, available_methods, get_method, register_method
 from kakurenbo_lightning.hydra_support import configs
 from kakurenbo_lightning.hydra_support.configs import method_config
 from kakurenbo_lightning.methods import registry
@@ -46,6 +46,7 @@ def test_a_config_holds_every_setting_with_its_default(name):
     assert config.pop("_target_") == "kakurenbo_lightning.SampleSelection"
     assert (config.pop("_convert_"), config.pop("method")) == ("all", name)
     assert (config.pop("guard", None), config.pop("save", None)) == (None, None)
+    assert (config.pop("values", "sample_loss"), config.pop("bls_alpha", 0.7)) == ("sample_loss", 0.7)
     defaults = dataclasses.asdict(get_method(name))
     assert repr(config) == repr({key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()})
 
@@ -84,6 +85,15 @@ def test_save_and_guard_stand_beside_the_settings_where_a_method_can_have_them()
         instantiate(config)
     names = {name: OmegaConf.structured(method_config(name)).keys() & {"save", "guard"} for name in ("infobatch", "seta", "plb")}
     assert names == {"infobatch": {"save", "guard"}, "seta": {"guard"}, "plb": set()}
+
+
+def test_save_may_be_a_node_with_its_limits_and_values_those_of_batches():
+    config = OmegaConf.structured(method_config("infobatch"))
+    config.save = {"_target_": "kakurenbo_lightning.Saving", "share": 0.2, "max_share": 0.6}
+    config.prune_ratio, config.values, config.bls_alpha = None, "bls", 0.5
+    made = instantiate(config)
+    assert vars(made)["_settings"].save == Saving(0.2, max_share=0.6)
+    assert vars(made)["_settings"].source == {"values": "bls", "bls_alpha": 0.5}
 
 
 def test_a_config_is_pickled_by_reference():

@@ -24,7 +24,7 @@ def test_weights_come_from_a_file(compose, tmp_path, ending):
 
 
 def test_losses_of_batches_are_an_argument_of_the_selection(compose, tmp_path):
-    words = ("method=infobatch", "method.end_fraction=0", "+method.values=bls", "+method.bls_alpha=0.5")
+    words = ("method=infobatch", "method.end_fraction=0", "method.values=bls", "method.bls_alpha=0.5")
     run(compose(*TINY, *words, "record=none", "logger=none"))
     state = of_last_epoch(tmp_path)
     assert (state["settings"]["values"], state["settings"]["bls_alpha"]) == ("bls", 0.5)

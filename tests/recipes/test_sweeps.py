@@ -40,6 +40,40 @@ def test_a_grid_runs(tmp_path, words, runs):
     assert [json.loads(path.read_text())[0]["method"] for path in sorted(tmp_path.rglob("results.json"))] == runs
 
 
+ARENA = ["sweep=arena", "method=random", "seed=0", "trainer.max_epochs=2", *TINY[1:], "record=none"]
+
+
+@pytest.mark.slow
+def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_same_scores(tmp_path):
+    said = program("kakurenbo_recipes.train", *ARENA, cwd=tmp_path)
+    folder = tmp_path / "outputs" / "arena"
+    files = {path: path.read_text() for path in folder.glob("*seed=0.json")}
+    names = [path.stem for path in files]
+    assert {"baseline-epochs=2-seed=0", "random-epochs=2-seed=0"} < set(names) and any("max_fraction" in name for name in names)
+    assert "not resolved" in said and "to equal time" in said
+    lost = folder / "random-epochs=2-seed=0.json"
+    lost.unlink()  # its folder is there still, as a kill leaves it
+    program("kakurenbo_recipes.train", *ARENA, cwd=tmp_path)
+    assert json.loads(lost.read_text())["score"] == json.loads(files[lost])["score"]
+    assert all(path.read_text() == text for path, text in files.items() if path != lost)
+    said = program("kakurenbo_recipes.train", *ARENA, "optimizer.lr=0.5", cwd=tmp_path, fails=True)
+    assert "holds trainings that cannot be compared with these: settings=" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["F=0.1,0.2"], "F='0.1,0.2' is not possible: it must be one value with sweep=arena, but for method and seed"),
+        (["method=kakurenbos"], "kakurenbos"),
+        (["hydra.sweeper.variants=['kakurenbo:max_fraction=2']"], "max_fraction=2 is not allowed"),
+        (["hydra.sweeper.variants=['kakurenbo:{']"], "cannot be read as METHOD:SETTING=VALUE"),
+    ],
+)
+def test_what_an_arena_cannot_compare_is_one_sentence(tmp_path, words, said):
+    printed = program("kakurenbo_recipes.train", "sweep=arena", *TINY, *words, cwd=tmp_path, fails=True)
+    assert said in printed and "Traceback" not in printed
+
+
 def test_tasks_and_nodes_of_a_job_are_those_of_the_trainer(monkeypatch):
     monkeypatch.setenv("KAKURENBO_STARTED", "today/now")
     launcher = composed("launcher=submitit_slurm", "trainer.devices=4", "++trainer.num_nodes=2").hydra.launcher

@@ -146,6 +146,7 @@ def test_every_option_of_every_group_can_be_made_and_a_method_has_the_defaults_o
         assert settings.pop("method") == name
         settings.pop("_convert_", None)
         assert (settings.pop("save", None), settings.pop("guard", None)) == (None, None)
+        assert (settings.pop("values", "sample_loss"), settings.pop("bls_alpha", 0.7)) == ("sample_loss", 0.7)
         defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
         assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 

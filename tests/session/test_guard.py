@@ -9,7 +9,7 @@ from cuts import SaveAt
 from helpers import Net, Spy, SureNet, fit, loader
 from lightning.pytorch.callbacks import Callback
 
-from kakurenbo_lightning import SampleSelection, SelectionGuard
+from kakurenbo_lightning import SampleSelection, Saving, SelectionGuard
 from kakurenbo_lightning.record import RunRecorder
 
 SAMPLES, BATCH = 48, 16
@@ -45,9 +45,9 @@ class Logged(Callback):
         self.guard[trainer.current_epoch] = float(trainer.callback_metrics.get("selection/guard", -1))
 
 
-def run(guard, values, *callbacks, method="kakurenbo", module=None, settings=None, val=True, **more):
+def run(guard, values, *callbacks, method="kakurenbo", module=None, settings=None, val=True, save=None, **more):
     """The spy, the selection and the Trainer."""
-    selection = SampleSelection(method, seed=3, guard=guard, **(EASY if settings is None else settings))
+    selection = SampleSelection(method, seed=3, guard=guard, save=save, **(EASY if settings is None else settings))
     spy, module = Spy(selection), module or Scored(values)
     validation = loader(8, shuffle=False) if val else None
     more = {"max_epochs": len(values), **more}
@@ -97,6 +97,17 @@ def test_it_says_so(caplog):
         "SampleSelection: guard: val_acc=0.79 after epoch 2 is back; samples are hidden again",
     ]
     assert said[2].endswith("; the guard let 1 epochs train on everything")
+
+
+def test_beside_save_no_more_is_hidden_to_make_up_for_it_and_the_last_line_says_why(caplog):
+    caplog.set_level(logging.INFO, "lightning.pytorch")
+    values = [0.5, 0.1, 0.1, 0.1, *[0.5] * 8]
+    settings = {"tau": 0.0, "fractions": (1.0,), "milestones": ()}
+    guard = SelectionGuard("val_acc", 0.05, reference=[0.5])
+    spy, _, _ = run(guard, values, settings=settings, save=Saving(0.2, forward=0.3))
+    shares = [len(hidden) for hidden in spy.hidden.values()]
+    assert shares[:5] == [0, shares[1], 0, 0, 0] and set(shares[5:]) == {shares[1]} and shares[1] > 0
+    assert ", less than asked: the guard held it back; the guard let 3 epochs" in caplog.records[-1].message
 
 
 def test_the_epoch_after_chooses_again_also_where_a_choice_is_kept():

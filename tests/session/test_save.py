@@ -235,7 +235,7 @@ def test_a_resumed_run_must_save_as_much(tmp_path):
         (
             0.9,
             {},
-            r"save=0.9 is not allowed; save must be a number in \(0, 0.5\), because no epoch hides more than max_share=0.5",
+            r"save=0.9 is not allowed; save must be a number in \(0, 0.5\), because no method is set to hide more than max_share=0.5",
         ),
         (-1, {}, r"save=-1 is not allowed; save must be a number in \(0, 0.5\)"),
         (0, {}, "save=0 is not allowed"),

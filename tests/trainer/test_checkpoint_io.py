@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import random
+import zipfile
 
 import pytest
 import torch
@@ -162,6 +163,21 @@ def test_a_changed_bit_anywhere_is_noticed_or_harmless(tmp_path, saved):
             damaged -= 1
         damaged += 1
     assert damaged > 120
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 97, "encrypted"])
+def test_a_directory_that_calls_a_record_something_else_is_damaged(tmp_path, saved, method):
+    path, files, places = tmp_path / "damaged.ckpt", AtomicCheckpointIO(), []
+    while (place := saved.find(b"PK\x01\x02", places[-1] + 1 if places else 0)) >= 0:
+        places.append(place)
+    assert len(places) > 20
+    for place in places:
+        content = bytearray(saved)
+        at, value = (8, content[place + 8] | 1) if method == "encrypted" else (10, method)
+        content[place + at] = value
+        path.write_bytes(content)
+        with pytest.raises(DamagedCheckpointError, match="damaged"):
+            files.load_checkpoint(path)
 
 
 # --- killed while it is written

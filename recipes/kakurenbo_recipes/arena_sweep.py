@@ -1,0 +1,113 @@
+"""`kakurenbo-train sweep=arena`: every method beside a random choice of the same share and a baseline of equal time, seed by seed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from kakurenbo_lightning import available_methods
+from kakurenbo_lightning.cli.text_table import terminal_width
+from kakurenbo_recipes.log import say
+from kakurenbo_recipes.settings import MACHINE, check_setting
+
+NEED_MORE = ("baseline", "rho_loss", "weighted")  # it is there anyway; these need values of the user's
+WIDTH = 140
+MODULE = "hydra_plugins.kakurenbo_arena"  # Hydra makes no sweeper whose class is of another package, registered or not
+
+
+class ArenaSweeper(Sweeper):
+    """Trains what a comparison is made of, into one folder: killed and started again it goes on, and several at once share the work.
+
+    Args:
+        params: `method` and `seed` as on the command line, which has the last word; no `method` is every method.
+        variants: methods with settings, `kakurenbo:max_fraction=0.5,tau=0.5`, beside those of `method`; alone, in their place.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None, variants: Sequence[str] | None = None) -> None:
+        self._params, self._variants = dict(params or {}), list(variants or [])
+        self._jobs = 0
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what the runs are made of."""
+        self._config = config
+        self._parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        self._launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Train what is missing in `hydra.sweep.dir`, print the table, and return the rows by the names of the trainings."""
+        from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Training
+        from kakurenbo_lightning.arena.verdict import standings, table
+
+        choices, fixed = self._read([*(f"{name}={value}" for name, value in self._params.items() if value), *arguments])
+        methods = choices["method"] or ([] if self._variants else [name for name in available_methods() if name not in NEED_MORE])
+        entries = [Entry(name) for name in methods if name != "baseline"] + [Entry.of(text) for text in self._variants]
+        seeds, epochs = [int(seed) for seed in choices["seed"]] or [0], self._config.trainer.max_epochs
+        check_setting("trainer.max_epochs", epochs, isinstance(epochs, int) and epochs > 0, "an int >= 1 with sweep=arena", "")
+        comparison = Comparison(entries, seeds, epochs)
+        same = sorted(text for name, text in fixed.items() if not f"{name}.".startswith(MACHINE))
+        folder = Folder(Path(self._config.hydra.sweep.dir), {"max_epochs": epochs, "settings": same})
+
+        def run(training: Training) -> dict[str, Any]:
+            return self._run(training, list(fixed.values()), folder.path)
+
+        rows = folder.train(comparison, run)
+        say(f"\n{epochs} epochs, {len(seeds)} seeds; time and trained samples are those of the baseline x")
+        say("\n".join(table(standings(comparison, rows), terminal_width(WIDTH))))
+        return rows
+
+    def _read(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
+        """The methods and seeds, and the other overrides as they were typed, by setting; the last one of a setting counts."""
+        choices: dict[str, list[str]] = {"method": [], "seed": []}
+        fixed: dict[str, str] = {}
+        for override in self._parser.parse_overrides(arguments):
+            name, several = override.get_key_element().lstrip("+~"), override.is_sweep_override()
+            values = list(override.sweep_string_iterator()) if several else [override.get_value_element_as_str()]
+            if name in choices:
+                choices[name] = values
+                continue
+            hint = "Write hydra.sweeper.variants=['kakurenbo:tau=0.5','kakurenbo:tau=0.7']."
+            check_setting(name, ",".join(values), not several, "one value with sweep=arena, but for method and seed", hint)
+            fixed[name] = str(override.input_line)
+        return choices, fixed
+
+    def _run(self, training: Any, fixed: list[str], folder: Path) -> dict[str, Any]:
+        """Train once, and return what is kept of it."""
+        # what an interrupted training has left; this process holds its lock
+        shutil.rmtree(folder / training.name, ignore_errors=True)
+        own = {name: json.dumps(value) for name, value in training.entry.settings.items()}
+        words = [f"method={training.entry.method}", *(f"method.{name}={value}" for name, value in own.items())]
+        words += [f"seed={training.seed}", f"trainer.max_epochs={training.epochs}", "compare=null"]
+        done = self._launcher.launch([[*fixed, *words, f"hydra.sweep.subdir='{training.name}'"]], initial_job_idx=self._jobs)[0]
+        self._jobs += 1
+        _ = done.return_value  # raises what ended the run
+        (result,) = json.loads((folder / training.name / "results.json").read_text())
+        score = result["score"]
+        check_setting(
+            "trainer.limit_val_batches", 0, score is not None, "above 0 with sweep=arena", "The score is the validation's."
+        )
+        totals = result["totals"]
+        counts = {name: value for name, value in totals.items() if "samples" in name}
+        return {"score": score, "metric": result["metric"], "cost": totals["steady_seconds"], **counts}
+
+
+def register() -> None:
+    """Make it an option of the group hydra/sweeper."""
+    ArenaSweeper.__module__, sys.modules[MODULE] = MODULE, sys.modules[__name__]
+    Plugins.instance().register(ArenaSweeper)
+    node = {"_target_": f"{MODULE}.{ArenaSweeper.__name__}", "params": {"method": None, "seed": "0,1,2"}, "variants": []}
+    ConfigStore.instance().store(
+        group="hydra/sweeper", name="kakurenbo_arena", node=OmegaConf.create(node), provider="kakurenbo-train"
+    )
