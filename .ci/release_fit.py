@@ -15,7 +15,7 @@ import kakurenbo_lightning
 from kakurenbo_lightning import SampleSelection, available_methods
 
 SAMPLES = 64
-LIGHT_SCRIPTS = {"kakurenbo-check", "kakurenbo-methods", "kakurenbo-inspect"}  # the others need an extra
+LIGHT_SCRIPTS = {"kakurenbo-advise", "kakurenbo-check", "kakurenbo-methods", "kakurenbo-inspect"}  # the others need an extra
 EXTRA_MODULES = ("pandas", "matplotlib", "torchvision", "timm", "pytest")
 
 

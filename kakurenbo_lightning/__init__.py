@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kakurenbo_lightning.arena.advice import advise
     from kakurenbo_lightning.arena.compare import compare
     from kakurenbo_lightning.callback import SampleSelection
     from kakurenbo_lightning.core.plan import EpochPlan
@@ -37,6 +38,7 @@ __all__ = [
     "SeededDataset",
     "SelectionGuard",
     "SelectionSampler",
+    "advise",
     "available_methods",
     "compare",
     "get_method",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _MODULES = {  # the imports of TYPE_CHECKING again, for the interpreter; tests/test_architecture.py compares the two
+    "arena.advice": ("advise",),
     "arena.compare": ("compare",),
     "callback": ("SampleSelection",),
     "core.plan": ("EpochPlan",),

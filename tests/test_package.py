@@ -168,7 +168,9 @@ def test_a_script_without_its_extra_names_it_in_one_sentence_and_ends_with_2(sit
     assert printed == f'{script} needs {named}: pip install "kakurenbo-lightning[{extra}]"\n'
 
 
-@pytest.mark.parametrize("script", ["kakurenbo-report", "kakurenbo-methods", "kakurenbo-inspect", "kakurenbo-check"])
+@pytest.mark.parametrize(
+    "script", ["kakurenbo-report", "kakurenbo-methods", "kakurenbo-inspect", "kakurenbo-check", "kakurenbo-advise"]
+)
 def test_scripts_show_their_help_without_any_extra(site, tmp_path, script):
     path = [without(extras.RECIPES, tmp_path), site]
     assert f"usage: {script}" in run(sys.executable, site / "bin" / script, "--help", cwd=tmp_path, path=path)

@@ -53,7 +53,7 @@ def found(option: str, name: str) -> Any:
             made = getattr(made, part)
     except Exception as error:  # the user's module may fail in any way
         raise ValueError(
-            f"{option}={name!r} cannot be imported: {_in_words(error)}; it must be MODULE:NAME such that `from MODULE import NAME` works "
+            f"{option}={name!r} cannot be imported: {in_words(error)}; it must be MODULE:NAME such that `from MODULE import NAME` works "
             "in this folder"
         ) from None
     return made
@@ -80,12 +80,12 @@ def object_of(option: str, name: str) -> Any:
         module, _, attribute = name.partition(":")
         root = attribute.partition(".")[0]
         raise ValueError(
-            f"{option}={name!r} cannot be made: {what}() raised {_in_words(error)}; it must return the object without an error. To see "
+            f"{option}={name!r} cannot be made: {what}() raised {in_words(error)}; it must return the object without an error. To see "
             f'where it fails: python -c "from {module} import {root}; {attribute}()"'
         ) from None
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Class and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -141,7 +141,7 @@ def _report(selection: type[SampleSelection], asked: argparse.Namespace) -> Tria
         raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
     except Exception as error:  # of the user's step, of the data set, of the Trainer
         raise ValueError(
-            f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {_in_words(error)}; training_step must take what "
+            f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {in_words(error)}; training_step must take what "
             "the train DataLoader gives. To see where it fails: Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
         ) from None
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields, replace
 
-from kakurenbo_lightning.core.lazy_torch import torch
-from kakurenbo_lightning.core.plan import Plan
-from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
-from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.course import learned, play
 
 SAMPLES = 400  # of the made-up data set on which a method plans a course
 
@@ -107,26 +105,8 @@ def saving_model(method: Method, max_epochs: int, limit: float, every: int | Non
 def _course(method: Method, max_epochs: int) -> Course:
     """The plans of ``method`` on made-up samples that are all right and sure; the first epoch trains on everything.
 
-    Its losses are spread evenly on a logarithmic scale, so that three quarters are below their mean. Classes and protected samples are
-    left out of account.
+    Classes and protected samples are left out of account.
     """
     method = replace(method, protected=(), protected_classes=(), balance=None)
-    columns = (*method.columns, *([TARGET] if method.needs_classes else []))
-    statistics, rows = SampleStatistics(SAMPLES, columns=columns), torch.arange(SAMPLES)
-    if method.needs_classes:
-        statistics.extra[TARGET.name].zero_()  # all of one class
-    spread = torch.logspace(-3, 1, SAMPLES)
-    values = {"loss": spread, "confidence": torch.ones(SAMPLES), "correct": torch.ones(SAMPLES, dtype=torch.bool)}
-    values |= {"el2n": spread, "entropy": spread, "target": torch.zeros(SAMPLES, dtype=torch.int64)}
-    scoring, plan, hidden, refreshed = method.scoring_epochs(max_epochs), None, [0.0], [0.0]
-    for index in range(1, max_epochs + scoring):
-        method.record(statistics, rows, values, Epoch(index - 1, max_epochs, scoring=scoring))
-        epoch = Epoch(index, max_epochs, scoring=scoring)
-        refreshed.append(len(method.rows_to_score(statistics, epoch, plan)) / SAMPLES)
-        plan = method.plan(statistics, epoch, plan)
-        hidden.append(_hidden(plan))
-    return Course(tuple(hidden), tuple(refreshed), scoring)
-
-
-def _hidden(plan: Plan) -> float:
-    return len(plan.hidden) / SAMPLES
+    work = play(method, max_epochs, learned(SAMPLES), SAMPLES, whole=1)
+    return Course(tuple(1 - share for share in work.trained), work.refreshed, work.extra)

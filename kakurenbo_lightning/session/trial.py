@@ -162,7 +162,7 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
     given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
     attached = getattr(data, "trainer", None)
     try:
-        with isolate_rng(), _all_kept(module), contextlib.suppress(_Tried):
+        with isolate_rng(), all_kept(module), contextlib.suppress(_Tried):
             trainer.fit(module, **given)
     finally:
         if "datamodule" in given:
@@ -198,7 +198,7 @@ def _trainer_class(module: pl.LightningModule) -> Any:
 
 
 @contextlib.contextmanager
-def _all_kept(module: pl.LightningModule) -> Iterator[None]:
+def all_kept(module: pl.LightningModule) -> Iterator[None]:
     """Put back all of a module: a Trainer attaches itself and converts it to its precision, and the step moves what it likes."""
     parts = list(module.modules())
     plain = [part for part in parts if not isinstance(part, Metric | torch.jit.ScriptModule)]

@@ -1,0 +1,90 @@
+"""The console script ``kakurenbo-advise``: what each method would save in a training of the user's own, before it is trained."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from kakurenbo_lightning.cli.check import in_words, object_of
+from kakurenbo_lightning.cli.text_table import show
+
+ABOUT = "Profile some steps of a training, and say for each method what it would save of its time, and where it will not pay."
+
+EXAMPLES = """\
+examples:
+  kakurenbo-advise my_project.model:Net my_project.data:DigitsData --max-epochs 30
+  kakurenbo-advise train:make_model train:make_loader --max-epochs 90 --devices 8 --precision bf16-mixed
+
+A name is MODULE:NAME, as in an import: `from MODULE import NAME`. It may be an object, or a function or class that makes one without
+arguments. Modules of the current folder are found. MODEL is a LightningModule, DATA a LightningDataModule or a train DataLoader.
+
+Some steps are trained on one device and some samples scored; nothing is kept of it. What it prints:
+  saves now    the share of the training time, validation apart, if samples stay as they are after these steps
+  at most      the share when every sample is right and sure, as most are late in a training
+  memory       what each rank keeps of the samples; sent an epoch: what it sends to the other ranks
+What a method does to accuracy is not forecast; kakurenbo_lightning.compare and `kakurenbo-train sweep=arena` measure it.
+
+The same from Python: print(kakurenbo_lightning.advise(trainer, model, data))."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table; a MODEL or DATA that is none ends with one sentence and exit code 1."""
+    parser = argparse.ArgumentParser(
+        "kakurenbo-advise", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", metavar="MODEL", help="MODULE:NAME of a LightningModule, or of what makes one")
+    parser.add_argument(
+        "data", metavar="DATA", help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of what makes one"
+    )
+    parser.add_argument("--max-epochs", type=_count, required=True, help="length of the training")
+    parser.add_argument("--devices", type=_count, default=1, help="ranks of the training; one is profiled (default: 1)")
+    parser.add_argument("--steps", type=_count, default=50, help="how many are profiled (default: 50)")
+    parser.add_argument("--sample", type=_count, default=1000, help="how many samples are scored (default: 1000)")
+    parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
+    parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
+    asked = parser.parse_args(arguments)
+    sys.path.insert(0, "")  # as for python -m: modules of the current folder
+    try:
+        text = _advice(asked)
+    except ValueError as error:
+        parser.exit(1, f"kakurenbo-advise: error: {error}\n")
+    show(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; it must be an int >= 1")
+    return int(text)
+
+
+def _advice(asked: argparse.Namespace) -> str:
+    """The table for the model and data that were asked for.
+
+    Raises:
+        ValueError: one of them is not what it must be, or they do not fit each other.
+    """
+    import lightning.pytorch as pl
+
+    from kakurenbo_lightning import advise
+
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
+    model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
+    try:
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+        settings = {"precision": asked.precision, "accelerator": asked.accelerator, "devices": 1}
+        trainer = pl.Trainer(max_epochs=asked.max_epochs, **settings, **quiet)
+        return str(advise(trainer, model, data, steps=asked.steps, sample=asked.sample, world_size=asked.devices))
+    except ValueError as error:
+        raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
+    except Exception as error:  # of the user's step, of the data set, of the Trainer
+        raise ValueError(
+            f"MODEL={asked.model!r} cannot train on DATA={asked.data!r}: {in_words(error)}. To see where it fails: "
+            "Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
+        ) from None
+
+
+if __name__ == "__main__":
+    main()

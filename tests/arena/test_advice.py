@@ -1,0 +1,132 @@
+"""`advise`: what a method costs, played without a network, and what it says of a real training."""
+
+import math
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import Net, SureNet, fit, loader
+
+from kakurenbo_lightning import SampleSelection, advise, get_method
+from kakurenbo_lightning.arena.advice import Advice, Profile
+from kakurenbo_lightning.methods.course import StepCost, Work, learned, play
+
+EPOCHS, SAMPLES, BATCH = 12, 400, 40
+COST = StepCost(data=0.1, forward=0.3, scored=0.35)
+
+
+def work(name, **settings):
+    return play(get_method(name, **settings), EPOCHS, learned(SAMPLES), BATCH)
+
+
+# --- what a method does, by hand
+
+
+def test_random_leaves_out_its_share_of_every_epoch():
+    assert work("random", max_fraction=0.3).saving(COST) == pytest.approx(0.3)
+
+
+def test_hidden_samples_cost_their_scoring_pass():
+    found = work("kakurenbo", max_fraction=0.5, tau=0.0, fractions=(1.0,), milestones=())
+    assert found.trained == (1.0, *[0.5] * (EPOCHS - 1)) and found.refreshed == (0.0, 0.0, *[0.5] * (EPOCHS - 2))
+    assert found.saving(COST) == pytest.approx((0.5 * (EPOCHS - 1) - 0.35 * 0.5 * (EPOCHS - 2)) / EPOCHS)
+
+
+def test_scored_batches_cost_a_forward_pass_and_what_is_rejected_its_wait():
+    found = work("selective_backprop", beta=2)
+    share = np.mean(found.trained[1:])
+    assert share == pytest.approx(1 / 3, abs=0.03) and found.rated == (0.0, *[1.0] * (EPOCHS - 1))
+    spent = 1 + (EPOCHS - 1) * (share + 0.3 + 0.1 * (1 - share))
+    assert found.saving(COST) == pytest.approx(1 - spent / EPOCHS)
+
+
+def test_scoring_epochs_come_on_top():
+    found = work("forget", max_fraction=0.5, static_epochs=3, never_learned="first")
+    assert (found.extra, len(found.trained)) == (3, EPOCHS + 3)
+    assert found.saving(COST) == pytest.approx(0.5 - 3 / EPOCHS)
+
+
+def test_a_stream_trains_as_many_as_it_draws():
+    assert work("lb").saving(COST) <= 0.0
+    assert work("plb", epoch_length=5).saving(COST) == pytest.approx(0.5, abs=0.04)  # less a pass that scores everything first
+
+
+def test_a_work_of_nothing_left_out_costs_what_it_scores():
+    assert Work((1.0, 1.0), (1.0, 0.0), (0.0, 0.5)).saving(COST) == pytest.approx(-(0.3 + 0.35 * 0.5) / 2)
+
+
+PLAYED = {
+    "kakurenbo": {"max_fraction": 0.5, "tau": 0.0, "fractions": (1.0,), "milestones": ()},
+    "infobatch": {"end_fraction": 0.9},
+    "selective_backprop": {"beta": 2},
+    "plb": {"epoch_length": 5},
+}
+
+
+class Still(SureNet):
+    """Never learns, so that samples stay as they are; their losses grow evenly with the index."""
+
+    def training_step(self, batch, batch_idx):
+        outputs = super().training_step(batch, batch_idx)
+        loss = (batch[2] + 1) / SAMPLES + 0 * outputs["sample_loss"]
+        return outputs | {"sample_loss": loss, "loss": loss.mean()}
+
+
+@pytest.mark.parametrize("name", PLAYED)
+def test_a_real_training_does_what_was_played(name):
+    selection = SampleSelection(name, seed=1, **PLAYED[name])
+    fit(Still(), loader(SAMPLES, BATCH), selection, max_epochs=6)
+    values = {**learned(SAMPLES), "loss": (torch.arange(SAMPLES) + 1) / SAMPLES}
+    found, totals = play(get_method(name, **PLAYED[name]), 6, values, BATCH), selection.totals
+    assert totals.samples_trained / SAMPLES == pytest.approx(sum(found.trained), abs=0.15)
+    assert totals.samples_scored / SAMPLES == pytest.approx(sum(found.rated), abs=0.01)
+    assert totals.samples_refreshed / SAMPLES == pytest.approx(sum(found.refreshed), abs=0.01)
+
+
+# --- of a module and its data
+
+
+def quiet(max_epochs=10, **settings):
+    return pl.Trainer(max_epochs=max_epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, **settings)
+
+
+def test_every_method_has_an_offer_and_nothing_is_left_of_the_profile():
+    module, data = Net(), loader(128, 8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    streams = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    found = advise(quiet(), module, data, steps=12, sample=50, world_size=4)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(streams[0], torch.get_rng_state()) and streams[1] == random.getstate()
+    assert np.array_equal(streams[2], np.random.get_state()[1])
+    assert isinstance(found, Advice) and sum(found.profile.seconds.values()) > 0 and found.profile.num_samples == 128
+    offers = {offer.method: offer for offer in found.offers}
+    assert offers["random max_fraction=0.3"].now == pytest.approx(0.3, abs=0.02)
+    assert offers["random max_fraction=0.3"].most == pytest.approx(0.3, abs=0.02)
+    assert offers["kakurenbo max_fraction=0.5"].most > 0 and offers["kakurenbo max_fraction=0.5"].traffic > 0
+    assert "as long as before" in offers["plb"].why and math.isnan(offers["weighted"].most)
+    text = str(found)
+    assert "128 samples, 10 epochs on 4 ranks" in text and "random_cycle" in text
+
+
+class Regression(Net):
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.network(batch[0])[:, 0], batch[1].float())
+
+
+def test_a_method_that_needs_more_than_there_is_is_said_so():
+    offers = {offer.method: offer for offer in advise(quiet(), Regression(), loader(64, 8), steps=6, sample=20).offers}
+    assert math.isnan(offers["kakurenbo max_fraction=0.3"].most) and "confidence" in offers["kakurenbo max_fraction=0.3"].why
+    assert offers["infobatch prune_ratio=0.5"].most > 0
+
+
+def test_a_training_without_an_end_is_refused():
+    with pytest.raises(ValueError, match=r"advise: Trainer\(max_epochs=-1\) has no end in epochs; set max_epochs"):
+        advise(quiet(-1, max_steps=10), Net(), loader())
+
+
+def test_a_cost_is_a_share_of_the_step():
+    profile = Profile({"data": 1.0, "forward": 2.0, "backward": 4.0, "update": 1.0}, 10, 8, 0.25, {}, 100)
+    assert profile.cost == StepCost(1 / 8, 2 / 8, 0.25 * 8 / 8)
