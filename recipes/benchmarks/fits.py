@@ -132,13 +132,23 @@ class Fits:
         self._settings, self._each_epoch, self._network = settings, each_epoch, network
         if data is None:
             data = Digits if settings.data_root is None else partial(CIFAR10, str(settings.data_root))
-        self._data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
-        self._data.prepare_data()
-        self._data.setup("fit")
+        self.data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
+        self.data.prepare_data()
+        self.data.setup("fit")
         few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation
-        few._data = copy.copy(self._data)
-        few._data.train_images = few._data.test_images = self._data.train_images.part(torch.arange(2 * settings.batch_size))
+        few.data = copy.copy(self.data)
+        few.data.train_images = few.data.test_images = self.data.train_images.part(torch.arange(2 * settings.batch_size))
         few.run("warm-up", 0, "baseline", epochs=1)
+
+    def model(self, seed: int) -> ImageClassifier:
+        """Return what a run of a seed trains; the random numbers are those of that seed then."""
+        L.seed_everything(seed, verbose=False)
+        return ImageClassifier(self._network().to(memory_format=torch.channels_last), self._optimizer, num_classes=10)
+
+    @property
+    def _optimizer(self) -> Callable[..., torch.optim.Optimizer]:
+        rate = self._settings.learning_rate
+        return partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
     def run(
         self,
@@ -163,20 +173,18 @@ class Fits:
         """
         settings, reference = self._settings, Reference(self._settings.batch_size)
         epochs, curve = epochs or settings.epochs, Curve(reference)
-        L.seed_everything(seed, verbose=False)
-        optimizer = partial(torch.optim.SGD, lr=settings.learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        model = ImageClassifier(self._network().to(memory_format=torch.channels_last), optimizer, num_classes=10)
+        model = self.model(seed)
         with isolated_rng():
-            proxy = None if scorer is None else ImageClassifier(scorer(), optimizer, num_classes=10)
+            proxy = None if scorer is None else ImageClassifier(scorer(), self._optimizer, num_classes=10)
         selection = SampleSelection(method, scorer=proxy, **options)
         within = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
         training = trainer("cpu", [selection, reference, curve, *callbacks], epochs, **within)
         started = now()
-        training.fit(model, datamodule=self._data)
+        training.fit(model, datamodule=self.data)
         ended = now()
         seconds = {clock: ended[clock] - started[clock] - reference.seconds[clock] - curve.seconds[clock] for clock in CLOCKS}
         if not self._each_epoch:
-            training.validate(model, datamodule=self._data, verbose=False)
+            training.validate(model, datamodule=self.data, verbose=False)
         step = reference.seconds["cpu_s"] / reference.steps
         totals, accuracy = asdict(selection.totals), training.callback_metrics["val/accuracy"].item()
         tqdm.write(f"seed {seed}, {name}: {accuracy:.1%} after {epochs} epochs, {seconds['cpu_s']:.1f} CPU s")
