@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Mapping
@@ -13,12 +12,11 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_lightning.core.durations import moment
-from kakurenbo_lightning.core.flavour import is_instance, join
+from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import available_methods, get_method
@@ -26,7 +24,7 @@ from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.methods.course import StepCost, Table, Work, learned, play
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.saving import share_setting
-from kakurenbo_lightning.session.trial import TrialReport, all_kept, run_trial
+from kakurenbo_lightning.session.trial import TrialReport, fit_aside, run_trial
 
 PHASES = ("data", "forward", "backward", "update")
 LONGEST = 0.05  # share of the longest that counts for nothing: a machine that stood still
@@ -266,7 +264,7 @@ def advise(
     }
     trial = _trial(model, data, settings)
     given = trial.values.gives if trial.values is not None else ()
-    profile = _profiled(type(trainer), model, data, settings, given, steps, sample)
+    profile = _profiled(model, data, settings, given, steps, sample)
     world_size = world_size or trainer.world_size
     offers = [
         _offer(name, chosen, trial.methods[name], profile, max_epochs, world_size)
@@ -286,7 +284,6 @@ def _trial(model: Any, data: Any, settings: Mapping[str, Any]) -> TrialReport:
 
 
 def _profiled(
-    trainer: type[pl.Trainer],
     model: pl.LightningModule,
     data: Any,
     settings: Mapping[str, Any],
@@ -297,20 +294,9 @@ def _profiled(
     """Train ``steps`` steps and score ``sample`` samples; nothing is left of it in the module."""
     known = tuple(name for name in ("loss", "confidence", "correct") if name in given)
     selection, watch = SampleSelection(_Probe(sample=sample, known=known)), _Watch()
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    made = trainer(
-        max_epochs=2, limit_train_batches=steps, devices=1, num_sanity_val_steps=0, limit_val_batches=0, **quiet, **settings,
-        callbacks=[selection, watch],
-    )  # fmt: skip
-    place: dict[str, Any] = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
-    attached = getattr(data, "trainer", None)
-    try:
-        with isolate_rng(), all_kept(model), contextlib.suppress(_Done), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of so short a training
-            made.fit(model, **place)
-    finally:
-        if "datamodule" in place:
-            data.trainer = attached
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of so short a training
+        fit_aside(model, data, [selection, watch], _Done, {"max_epochs": 2, "limit_train_batches": steps, **settings})
     seconds, measured = watch.phases()
     totals, statistics = selection.totals, selection.statistics
     assert selection.session is not None and statistics is not None

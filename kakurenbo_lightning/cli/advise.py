@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from kakurenbo_lightning.cli.check import in_words, object_of
+from kakurenbo_lightning.cli.check import add_model_and_data, in_words, object_of
 from kakurenbo_lightning.cli.text_table import show
 
 ABOUT = "Profile some steps of a training, and say for each method what it would save of its time, and where it will not pay."
@@ -34,16 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "kakurenbo-advise", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="MODULE:NAME of a LightningModule, or of what makes one")
-    parser.add_argument(
-        "data", metavar="DATA", help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of what makes one"
-    )
+    add_model_and_data(parser)
     parser.add_argument("--max-epochs", type=_count, required=True, help="length of the training")
     parser.add_argument("--devices", type=_count, default=1, help="ranks of the training; one is profiled (default: 1)")
     parser.add_argument("--steps", type=_count, default=50, help="how many are profiled (default: 50)")
     parser.add_argument("--sample", type=_count, default=1000, help="how many samples are scored (default: 1000)")
-    parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
-    parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
     asked = parser.parse_args(arguments)
     sys.path.insert(0, "")  # as for python -m: modules of the current folder
     try:

@@ -99,20 +99,25 @@ def _needed(made: Any) -> list[str]:
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
+def add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    """Add what says which module is tried on which data, and how."""
+    parser.add_argument("model", metavar="MODEL", help="MODULE:NAME of a LightningModule, or of what makes one")
+    parser.add_argument(
+        "data", metavar="DATA", help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of what makes one"
+    )
+    parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
+    parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print what the first batch proves; a MODEL or DATA that is none ends with one sentence and exit code 1."""
     parser = argparse.ArgumentParser(
         "kakurenbo-check", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="MODULE:NAME of a LightningModule, or of what makes one")
-    parser.add_argument(
-        "data", metavar="DATA", help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of what makes one"
-    )
+    add_model_and_data(parser)
     parser.add_argument(
         "--sample-outputs", metavar="FUNCTION", help="MODULE:NAME of a function of a batch that returns a dict of values"
     )
-    parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
-    parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
     asked = parser.parse_args(arguments)
     from kakurenbo_lightning import SampleSelection
 

@@ -141,6 +141,32 @@ class _Trial(pl.Callback):
         return outputs.report, "" if outputs.report is not None else "training_step returns no loss on the first batch"
 
 
+def fit_aside(
+    module: pl.LightningModule, data: Any, callbacks: list[Any], stop: type[Exception], settings: dict[str, Any]
+) -> None:
+    """Fit on one device, without a word, until a callback raises ``stop``; the module, the data and all random numbers are afterwards what
+    they were.
+
+    Args:
+        module: the user's.
+        data: a LightningDataModule, or a train loader.
+        callbacks: of the Trainer.
+        stop: what ends it.
+        settings: of the Trainer.
+    """
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    made = {"devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
+    trainer = _trainer_class(module)(**made, callbacks=callbacks)
+    given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
+    attached = getattr(data, "trainer", None)
+    try:
+        with isolate_rng(), _all_kept(module), contextlib.suppress(stop):
+            trainer.fit(module, **given)
+    finally:
+        if "datamodule" in given:
+            data.trainer = attached
+
+
 def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: Any, settings: dict[str, Any]) -> TrialReport:
     """Try the first batch; the module, with what is attached to it, and all random numbers are afterwards what they were.
 
@@ -156,17 +182,7 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
     """
     _check_given(module, data)
     trial = _Trial(lambda: selection.session, function or getattr(module, "sample_outputs", None))
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    made = {"max_epochs": 1, "devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
-    trainer = _trainer_class(module)(**made, callbacks=[selection, trial])
-    given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
-    attached = getattr(data, "trainer", None)
-    try:
-        with isolate_rng(), all_kept(module), contextlib.suppress(_Tried):
-            trainer.fit(module, **given)
-    finally:
-        if "datamodule" in given:
-            data.trainer = attached
+    fit_aside(module, data, [selection, trial], _Tried, {"max_epochs": 1, **settings})
     if trial.report is None:
         raise ConflictError("the Trainer made no training step: the train loader gives no batch")
     return trial.report
@@ -198,7 +214,7 @@ def _trainer_class(module: pl.LightningModule) -> Any:
 
 
 @contextlib.contextmanager
-def all_kept(module: pl.LightningModule) -> Iterator[None]:
+def _all_kept(module: pl.LightningModule) -> Iterator[None]:
     """Put back all of a module: a Trainer attaches itself and converts it to its precision, and the step moves what it likes."""
     parts = list(module.modules())
     plain = [part for part in parts if not isinstance(part, Metric | torch.jit.ScriptModule)]
