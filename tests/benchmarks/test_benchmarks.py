@@ -280,6 +280,7 @@ def test_faults_end_to_end(tmp_path, capsys):
     assert sum(len(row["moments"]) for row in trainings) == 2 and all(row["exact"] for row in trainings)
 
 
+@pytest.mark.slow
 def test_faults_ends_with_1_when_a_resume_is_not_exact(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(faults, "differences", lambda whole, resumed: ["weights"])
     path = tmp_path / "faults.json"

@@ -12,6 +12,8 @@ LOPSIDED = ["lopsided_two", "lopsided_four", "lopsided_carry_two", "lopsided_car
 EVEN = ["sb", "sb_topk", "scored", "proxy", "proxy_lopsided", "stale_sb", "sb_fixed", "katharopoulos", "rho_loss"]
 BATCH = 4
 
+# run by test-all: ranks are as unlike with two of them, and methods/test_methods_ranks.py has four
+pytestmark = pytest.mark.slow_cases("lopsided_four", "lopsided_carry_four")
 every = pytest.mark.parametrize("ranks", [*LOPSIDED, *EVEN], indirect=True)
 
 

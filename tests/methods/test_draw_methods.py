@@ -50,7 +50,7 @@ def test_every_pod_method_has_a_row():
 # --- the values, step after step
 
 
-@pytest.mark.quick("plb")
+@pytest.mark.slow
 @every_stream
 def test_after_10_000_steps_values_are_the_references(row):
     """The references normalise every step in O(N); 8 of 60 samples are drawn in each, many of them twice."""

@@ -258,6 +258,7 @@ def test_quickstart_leaves_results_that_can_be_reported(tmp_path):
     assert (tmp_path / "report" / "overview.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_two_ranks_share_one_run_folder_and_one_of_them_reports(tmp_path):
     ddp = ["trainer.devices=2", "trainer.strategy=ddp"]
     printed = kakurenbo_train(*TINY, *ddp, "compare=[baseline,random]", "F=0.25", cwd=tmp_path)

@@ -120,6 +120,7 @@ def test_a_module_that_ends_an_epoch_early_leaves_the_next_one_whole():
 # --- content
 
 
+@pytest.mark.slow_cases("SureNet")
 @pytest.mark.parametrize("module", [Net, SureNet])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_kept_sample_is_trained_once_and_no_hidden_one(module, workers):

@@ -88,7 +88,7 @@ def test_what_breaks_a_worker_is_raised_as_it_is():
         fit(Net(), loader(num_workers=1, worker_init_fn=fail), SampleSelection("baseline"))
 
 
-@pytest.mark.parametrize(("saved", "resumed"), [(0, 2), (2, 0)])
+@pytest.mark.parametrize(("saved", "resumed"), [(0, 2), pytest.param(2, 0, marks=pytest.mark.slow)])
 def test_a_checkpoint_resumes_with_other_workers(tmp_path, saved, resumed):
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
     spy, _, _ = watched_fit(SureNet(), loader(num_workers=saved), None, keep, enable_checkpointing=True)
