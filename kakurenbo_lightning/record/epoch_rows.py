@@ -43,6 +43,11 @@ class EpochRows:
         return self._open.get("epoch")
 
     @property
+    def last(self) -> int:
+        """Epoch of the last closed row."""
+        return self._rows[-1]["epoch"]
+
+    @property
     def outdated(self) -> bool:
         """Whether the selection has started over since, which ``on_mismatch="reset"`` makes it do."""
         return self._view.selection.totals.samples_trained < self._before.get("samples_trained", 0)

@@ -1,16 +1,19 @@
-"""How often each sample was trained and hidden."""
+"""How often each sample was trained and hidden, and its figures over the epochs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from kakurenbo_lightning.record.sample_figures import SampleFigures
+
 
 class SampleCounts:
-    """Counts by data set index: 4 bytes per sample on the device, 7 on the host.
+    """Counts by data set index: 4 bytes per sample on the device, 24 on the host with the figures.
 
     Args:
         count: N; 0 before it is known.
@@ -19,6 +22,7 @@ class SampleCounts:
     Attributes:
         hidden: ``int32[N]``, epochs whose plan left the sample out.
         changed: ``int16[N]``, epoch in which the sample was hidden or came back, -1 for never.
+        figures: what the epochs measured.
     """
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -27,6 +31,7 @@ class SampleCounts:
         self._now = torch.zeros(count, dtype=torch.bool)
         self.hidden = torch.zeros(count, dtype=torch.int32)
         self.changed = torch.full((count,), -1, dtype=torch.int16)
+        self.figures = SampleFigures(count)
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -61,14 +66,17 @@ class SampleCounts:
             dist.all_reduce(total)
         return total
 
-    def state_dict(self, done: int, alone: bool) -> dict[str, Tensor]:
+    def state_dict(self, done: int, alone: bool) -> dict[str, Any]:
         """Copies on the host; the arguments are those of ``trained``."""
         trained = self.trained(done, alone).cpu()
-        return {"trained": trained, "hidden": self.hidden.clone(), "changed": self.changed.clone(), "now": self._now.clone()}
+        hidden = {"hidden": self.hidden.clone(), "changed": self.changed.clone(), "now": self._now.clone()}
+        return {"trained": trained, **hidden, "figures": self.figures.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor], first: bool) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], first: bool) -> None:
         """Take over ``state_dict``; the ``first`` rank does so for all."""
         self._trained.copy_(state["trained"]) if first else self._trained.zero_()
         self.hidden.copy_(state["hidden"])
         self.changed.copy_(state["changed"])
         self._now.copy_(state["now"])
+        if "figures" in state:  # since 0.2.0; without them they are of the epochs from here on
+            self.figures.load_state_dict(state["figures"])

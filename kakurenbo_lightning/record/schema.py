@@ -47,7 +47,13 @@ SAMPLE_COLUMNS = {
     "times_trained": "int32",
     "times_hidden": "int32",
     "last_change": "int16",  # epoch in which the sample was hidden or came back, -1 for never
+    "times_measured": "int16",  # epochs that measured it, with a finite loss; once each
+    "times_forgotten": "int16",  # how often it was predicted correctly in one of them and wrongly in the next
+    "average_loss": "float32",  # over these epochs, as the two below; NaN where there are none
+    "average_label_confidence": "float32",  # probability of the label; NaN also where `correct` is not known
+    "average_margin": "float32",  # its logit less the largest other one, or the least that can be; see sample_figures.py
 }
+OVER_EPOCHS = ("times_measured", "times_forgotten", "average_loss", "average_label_confidence", "average_margin")  # since 0.2.0
 JUDGED = "judged"  # no column: where `correct` is known
 EPOCHS_KEY = "epochs"  # of the file's metadata: how many epochs it covers
 

@@ -136,6 +136,7 @@ class SelectionView:
             "times_trained": trained,
             "times_hidden": counts.hidden,
             "last_change": counts.changed,
+            **counts.figures.columns(),
             **statistics.extra,
         }
 

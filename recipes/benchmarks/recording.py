@@ -91,12 +91,13 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
             JUDGED: statistics.judged,
         }
         columns |= {"target": counts.hidden, "epoch_seen": statistics.epoch_seen, "times_trained": counts.trained(0)}
-        columns |= {"times_hidden": counts.hidden, "last_change": counts.changed}
+        columns |= {"times_hidden": counts.hidden, "last_change": counts.changed, **counts.figures.columns()}
         return {name: column.to("cpu", copy=True).numpy() for name, column in columns.items()}
 
     def epoch(number: int) -> None:
         counts.hide(plans[number % 2].hidden, number)
         histogram(statistics.loss)
+        counts.figures.add(statistics, number)
 
     def timed(work: Callable[[int], Any]) -> float:
         found = []

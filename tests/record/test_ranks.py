@@ -83,6 +83,11 @@ def test_the_files_are_of_both_ranks(two, method):
     files, ranks = Files(two / method / "rank0"), by_rank(two / method)
     times = Counter(index for rank in ranks for indices in rank["trained"].values() for index in indices)
     assert files.frame["times_trained"].tolist() == [times[index] for index in range(SAMPLES)]
+    pairs = {(epoch, index) for rank in ranks for epoch, indices in rank["trained"].items() for index in indices}
+    epochs_trained = Counter(index for _, index in pairs)
+    more = files.frame["times_measured"] - [epochs_trained[index] for index in range(SAMPLES)]
+    assert more.eq(0).all() if method == "random" else more.ge(0).all(), "those that were scored were measured too"
+    assert files.frame["average_margin"].notna().equals(files.frame["times_measured"] > 0)
     for row in files.epochs.to_dict("records"):
         assert row["samples_trained"] == sum(len(rank["trained"].get(row["epoch"], [])) for rank in ranks)
     hidden = Counter(index for indices in ranks[0]["hidden"].values() for index in indices)

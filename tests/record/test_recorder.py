@@ -1,8 +1,10 @@
 """What a `RunRecorder` leaves in a folder is what really happened, also when the training is cut and resumed."""
 
+import itertools
 import json
 import math
 
+import lightning as L
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -57,6 +59,8 @@ def test_of_a_regression_nothing_is_said_to_be_right_or_wrong(tmp_path):
     fit(Regression(), loader(), selection, RunRecorder(selection, tmp_path), max_epochs=2)
     samples = pq.read_table(tmp_path / "samples.parquet")
     assert samples["correct"].null_count == 64 and samples["loss"].null_count == 0
+    assert samples["average_margin"].to_pandas().isna().all() and samples["average_loss"].to_pandas().notna().all()
+    assert samples["times_forgotten"].to_pandas().eq(0).all()
     assert pq.read_table(tmp_path / "selection.parquet").to_pandas()["threshold"].isna().all()
 
 
@@ -236,3 +240,55 @@ def test_a_checkpoint_with_the_names_of_format_1_is_resumed(tmp_path):
     new, old = Files(tmp_path / "new").without_seconds(), Files(tmp_path / "old").without_seconds()
     pd.testing.assert_frame_equal(old, new)
     assert old["samples_scored"].gt(0).any() and "looked" not in old
+
+
+class EpochValues(L.Callback):
+    """Copies what the selection knows of the samples when each epoch is over; comes after it."""
+
+    def __init__(self):
+        self.known = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch:
+            self.keep(trainer)
+
+    def on_fit_end(self, trainer, pl_module):
+        self.keep(trainer)
+
+    def keep(self, trainer):
+        of = trainer.callbacks[0].statistics
+        columns = (of.loss, of.confidence, of.correct & of.judged, of.epoch_seen)
+        self.known.append([column.clone().tolist() for column in columns])
+
+
+@pytest.mark.parametrize("method", ["kakurenbo", "plb"])
+def test_figures_over_the_epochs_are_those_of_a_plain_loop(tmp_path, method):
+    values = EpochValues()
+    record(tmp_path, method, values)
+    frame = Files(tmp_path).frame
+    for index in range(SAMPLES):
+        measured = [[column[index] for column in known] for epoch, known in enumerate(values.known) if known[3][index] == epoch]
+        label = [math.log(most if right else min(math.exp(-loss), most, 1 - most)) for loss, most, right, _ in measured]
+        other = [math.log(max(1e-7, min(most, 1 - most) if right else most)) for _, most, right, _ in measured]
+        pairs = itertools.pairwise(measured)
+        row = frame.loc[index]
+        assert row["times_measured"] == len(measured)
+        assert row["times_forgotten"] == sum(before[2] and not after[2] for before, after in pairs)
+        for name, found in (
+            ("average_loss", [one[0] for one in measured]),
+            ("average_label_confidence", np.exp(label)),
+            ("average_margin", [one - most for one, most in zip(label, other, strict=True)]),
+        ):
+            assert row[name] == pytest.approx(np.mean(found) if measured else math.nan, abs=1e-4, nan_ok=True)
+    assert frame["times_measured"].max() == len(values.known) and frame["times_forgotten"].any()
+
+
+def test_a_checkpoint_from_before_there_were_figures_begins_them_where_it_goes_on(tmp_path):
+    record(tmp_path / "whole", "baseline", SaveAt(tmp_path / "new.ckpt", "on_train_epoch_end", 2))
+    checkpoint = torch.load(tmp_path / "new.ckpt", weights_only=True)
+    del checkpoint["callbacks"]["RunRecorder"]["counts"]["figures"]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    record(tmp_path / "old", "baseline", fit={"ckpt_path": tmp_path / "old.ckpt"})
+    whole, old = Files(tmp_path / "whole").frame, Files(tmp_path / "old").frame
+    assert whole["times_measured"].eq(EPOCHS).all() and old["times_measured"].eq(EPOCHS - 2).all()
+    assert old["times_trained"].equals(whole["times_trained"])
