@@ -27,10 +27,13 @@ examples:
       several folders in one report; runs are found at any depth
   kakurenbo-report multirun/2026-01-31/12-00-00 --format markdown >> README.md
       the comparison table alone, for a README (csv: for a spreadsheet, terminal: to look at)
+  kakurenbo-report outputs/2026-01-31/12-00-00 --export cleanlab.csv
+      of every sample of a run, how good its label is (fiftyone.json: as fields for FiftyOne's dataset.set_values)
 
 A run folder is one that kakurenbo-train or a RunRecorder leaves: it holds a run.json. Runs that differ in their seed only are averaged.
 Differences and savings need a run of method=baseline with the same seed."""
 
+FIRST = 5  # rows of the data doctor's tables in a terminal
 WIDTH, NARROW = 150, 133  # characters of a line that goes into a file or a pipe, and that all columns need
 NOTHING = """\
 kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train or a RunRecorder among a Trainer's callbacks \
@@ -40,8 +43,8 @@ leaves, with a run.json in it or below it. Make one and report it:
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print or write what the command line asks for; without a run that can be read, end with exit code 2."""
+def parser_of_options() -> argparse.ArgumentParser:
+    """Return the parser."""
     parser = argparse.ArgumentParser(
         "kakurenbo-report", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,10 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help=output)
     kinds = "html (default) writes the report and prints the comparison; the others print the comparison only"
     parser.add_argument("--format", choices=("html", "terminal", "markdown", "csv"), default="html", help=kinds)
+    about = (
+        "write the label quality of every sample of one run there, and nothing else: .csv as cleanlab has it, .json for FiftyOne"
+    )
+    parser.add_argument("--export", type=Path, metavar="FILE", help=about)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print or write what the command line asks for; without a run that can be read, end with exit code 2."""
+    parser = parser_of_options()
     options = parser.parse_args(arguments)
     extras.require_or_exit("kakurenbo-report", "report", *extras.REPORT)
 
     from kakurenbo_lightning import report
+    from kakurenbo_lightning.report.export import export
     from kakurenbo_lightning.report.notes import unfinished
 
     for stream in (sys.stdout, sys.stderr):
@@ -63,6 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not runs:
         names = ", ".join(map(str, options.folders))
         parser.exit(2, "\n".join([NOTHING.format(names=names), *problem_lines(problems), ""]))
+    if options.export is not None:
+        try:
+            show("\n".join([export(runs, options.export), *problem_lines(problems)]))
+        except (ValueError, OSError) as error:
+            parser.exit(2, f"kakurenbo-report: {error}\n")
+        return
     groups = report.make_groups(runs)
     problems += unfinished(runs)
     if options.format in ("markdown", "csv"):
@@ -72,7 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print("\n".join(problem_lines(problems)), file=sys.stderr)
         return
-    show("\n".join([*comparison_lines(groups, terminal_width(WIDTH)), *problem_lines(problems)]))
+    width = terminal_width(WIDTH)
+    show("\n".join([*comparison_lines(groups, width), *doctor_lines(groups, width), *problem_lines(problems)]))
     if options.format == "html":
         target = options.output or default_target(options.folders)
         try:
@@ -99,6 +120,19 @@ def comparison_lines(groups: list[Group], width: int) -> list[str]:
         found.append(f"Not shown for want of room: {', '.join(COUNTS)}. A wider terminal has them, and --format csv.")
     lines = aligned([str(name) for name in table], table.values.tolist(), width, figures=True)
     return [*lines, "", *(textwrap.fill(note, width) for note in found)]
+
+
+def doctor_lines(groups: list[Group], width: int) -> list[str]:
+    """The first rows of what the data doctor finds, as lines of a terminal; the page has more and says how to read them."""
+    from kakurenbo_lightning.report.doctor_section import doctor_sections
+
+    lines: list[str] = []
+    for section in doctor_sections(groups):
+        lines += ["", f"data doctor, by {section.title}", *textwrap.wrap(section.summary, width)]
+        for table in (section.suspects, section.classes):
+            first = table.head(FIRST)
+            lines += ["", *aligned([str(name) for name in first], first.values.tolist(), width)] if len(first) else []
+    return lines
 
 
 def problem_lines(problems: list[Problem]) -> list[str]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.report.curves import overview, scores, selection, stored_values
+from kakurenbo_lightning.report.doctor_section import CLASSES, LABELS, doctor_sections
 from kakurenbo_lightning.report.grids import grid, page_grids
 from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.maps import f_tau
@@ -80,6 +81,9 @@ def render(groups: list[Group], pictures: list[Picture], problems: list[Problem]
         notes=notes(groups),
         pictures=[(one, data_address(one.png, "png")) for one in pictures if not one.photos],
         grids=page_grids(best_of(groups)),
+        doctor=doctor_sections(groups),
+        labels_note=LABELS,
+        classes_note=CLASSES,
         runs_table=runs_text(groups),
         runs=runs_table(groups).to_dict("records"),
         problems=pd.DataFrame([(problem.path, problem.reason) for problem in problems], columns=["what", "why"]),

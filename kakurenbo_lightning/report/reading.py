@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from pyarrow import parquet
 from kakurenbo_lightning.core.durations import time_factor
 from kakurenbo_lightning.record import schema
 from kakurenbo_lightning.record.schema import EPOCHS, HISTOGRAM, RUN, SAMPLES, THUMBNAILS, Thumbnails
+from kakurenbo_lightning.report.doctor import COLUMNS, Findings, examine
 
 COUNTED = ["times_trained", "times_hidden"]
+FOUND = 15  # samples and classes that the data doctor shows
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Samples:
         epochs: how many epochs it covers.
         classes: float64, by target: the means of `times_trained` and `times_hidden`; without samples of unknown target.
         shown: the rows of the samples that have a thumbnail, by index.
+        findings: of the data doctor; None where no figures over the epochs were recorded, as by versions before 0.2.0.
     """
 
     epochs: int
     classes: pd.DataFrame
     shown: pd.DataFrame
+    findings: Findings | None = None
 
 
 @dataclass(frozen=True)
@@ -270,17 +274,23 @@ def read_losses(path: Path) -> np.ndarray | None:
     return np.array(counts, dtype=np.int64).reshape(len(counts), bins)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> tuple[pd.DataFrame, dict[bytes, bytes]]:
+def read_table(path: Path, columns: list[str] | None = None, more: Sequence[str] = ()) -> tuple[pd.DataFrame, dict[bytes, bytes]]:
     """A parquet file, or some columns of it, with its metadata; a ValueError names columns that it lacks.
 
     The `read_table` of parquet would take a folder named F=0.2 for a column.
+
+    Args:
+        path: of the file.
+        columns: None for all.
+        more: columns that are read where the file has them.
     """
     with path.open("rb") as opened:
         file = parquet.ParquetFile(opened)
         missing = [name for name in columns or ["epoch"] if name not in file.schema_arrow.names]
         if missing:
             raise ValueError(f"it has no column {', '.join(missing)}")
-        return file.read(columns=columns).to_pandas(), file.schema_arrow.metadata or {}
+        there = [name for name in more if name in file.schema_arrow.names and name not in (columns or [])]
+        return file.read(columns=columns and [*columns, *there]).to_pandas(), file.schema_arrow.metadata or {}
 
 
 def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
@@ -292,13 +302,19 @@ def _rows_by_epoch(frame: pd.DataFrame) -> pd.Index:
 
 def read_samples(path: Path, shown: list[int]) -> Samples:
     """A summary of samples.parquet, with the rows of the data set indices `shown`."""
-    table, metadata = read_table(path, ["index", "loss", "target", *COUNTED])
-    numbers: Any = table.apply(pd.to_numeric, errors="coerce")
-    rows: Any = numbers.dropna(subset=["index", "target"]).astype({"index": int, "target": int})
-    rows = rows.drop_duplicates("index", keep="last").set_index("index")
+    table, metadata = read_table(path, ["index", "loss", "target", *COUNTED], COLUMNS)
+    rows: Any = by_index(table)
     epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
-    classes = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()
-    return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)])
+    classes: Any = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()
+    return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)], examine(rows, FOUND))
+
+
+def by_index(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of samples by their index, as numbers: whether a prediction is correct is 1, 0, or NaN where it is not known."""
+    numbers: Any = table.astype({"correct": "float64"}) if "correct" in table else table
+    numbers = numbers.apply(pd.to_numeric, errors="coerce")
+    rows: Any = numbers.dropna(subset=["index", "target"]).astype({"index": int, "target": int})
+    return rows.drop_duplicates("index", keep="last").set_index("index")
 
 
 def read_thumbnails(path: Path) -> Thumbnails:

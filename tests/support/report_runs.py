@@ -31,6 +31,8 @@ class RunFolder:
         changes: replaces entries of run.json.
         left_out: files that are not written.
         format: of the folder; 1 has other names of columns and of a family.
+        flipped: how many samples, the first ones, have a wrong label in the figures over the epochs, and the last one none; 0 leaves these
+            figures out, as older versions did.
     """
 
     method: str = "kakurenbo"
@@ -46,6 +48,7 @@ class RunFolder:
     changes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     format: int = FORMAT
+    flipped: int = 0
     steady: tuple[float, float] | None = None  # seconds of training without stalls, and their standard error
 
     def write(self, folder: Path) -> Path:
@@ -53,7 +56,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         random = np.random.default_rng(0 if self.seed is None else self.seed)
         history = self.history(random)
-        samples = self.sample_columns(random)
+        samples = self.sample_columns(random) | (figures_over_epochs(self.samples, self.flipped) if self.flipped else {})
         info = {**self.description(history), **self.changes}
         if self.format == 1:
             history, info["totals"] = with_old_names(history), with_old_names(info["totals"])
@@ -201,6 +204,20 @@ class RunFolder:
         )
         pictures = np.clip(images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
         np.savez_compressed(path, indices=indices, images=pictures, most_hidden=most, least_hidden=least)
+
+
+def figures_over_epochs(count: int, flipped: int) -> dict[str, Any]:
+    """Columns of `count` samples, of which the first `flipped` have a low margin and the last one was never measured."""
+    measured = np.arange(count) < count - 1
+    margin = np.where(np.arange(count) < flipped, -3 - np.arange(count) / count, 1 + np.arange(count) / count)
+    probability = np.exp(margin) / (1 + np.exp(margin))
+    columns = {"loss": -np.log(probability), "label_confidence": probability, "margin": margin}
+    return {
+        "correct": [bool(one) if known else None for one, known in zip(margin > 0, measured, strict=True)],
+        "times_measured": (6 * measured).astype(np.int16),
+        "times_forgotten": (np.arange(count) % 3 * measured).astype(np.int16),
+        **{f"average_{name}": np.where(measured, values, np.nan).astype(np.float32) for name, values in columns.items()},
+    }
 
 
 def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
