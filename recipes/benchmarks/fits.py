@@ -140,6 +140,11 @@ class Fits:
         few.data.train_images = few.data.test_images = self.data.train_images.part(torch.arange(2 * settings.batch_size))
         few.run("warm-up", 0, "baseline", epochs=1)
 
+    @property
+    def flipped(self) -> torch.Tensor:
+        """Which training labels were replaced by wrong ones (`label_noise`), bool [N]."""
+        return self.data.train_images.labels != self.data.clean_labels
+
     def model(self, seed: int) -> ImageClassifier:
         """Return what a run of a seed trains; the random numbers are those of that seed then."""
         L.seed_everything(seed, verbose=False)
@@ -228,7 +233,7 @@ def measured(settings: argparse.Namespace, of_a_seed: OfASeed, keys: Sequence[st
             rows += found
             described = {"network": "CIFAR ResNet-8", **{name: getattr(settings, name) for name in SETTINGS}}
             result = report.write(
-                settings, **described, **more, wall_s=time.perf_counter() - started, summary=summarise(rows, *keys)
+                settings, **described | more, wall_s=time.perf_counter() - started, summary=summarise(rows, *keys)
             )
     return rows, result["summary"]
 
