@@ -1,9 +1,10 @@
 """Wrong labels: whether the data doctor finds them, by each figure that a recorded run has of every sample.
 
-Each run trains on CIFAR-10 with a share of the training labels replaced by wrong ones, and is recorded. A figure ranks the samples: AUROC
-is the chance that it takes a replaced label for more suspicious than a right one (0.5 for chance), precision is the share of replaced labels
-among as many of the most suspicious as were replaced. Self-confidence is cleanlab's score, the probability of the label. cleanlab takes it
-from predictions of held-out samples; here it is that of the same run's last epoch, so neither cleanlab nor a further training is needed.
+Each run trains on CIFAR-10 with a share of the training labels replaced by wrong ones, and is recorded. A figure ranks the samples:
+AUROC is the chance that it takes a replaced label for more suspicious than a right one (0.5 for chance), precision is the share of
+replaced labels among as many of the most suspicious as were replaced. Self-confidence is cleanlab's score, the probability of the label.
+cleanlab takes it from predictions of held-out samples; here it is that of the same run's last epoch, so neither cleanlab nor a further
+training is needed.
 """
 
 import argparse
