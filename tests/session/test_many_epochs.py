@@ -66,4 +66,4 @@ def test_workers_checkpoints_and_a_recorder_leave_no_file_open(tmp_path):
     callbacks = [selection, RunRecorder(selection, tmp_path / "record"), ModelCheckpoint(tmp_path, save_last=True), holding]
     train = loader(8, batch_size=4, num_workers=1)
     fit(Net(), train, *callbacks, max_epochs=60, enable_checkpointing=True)
-    assert min(holding.files[5:]) == min(holding.files[:5])  # the recorder's thread may be writing one
+    assert min(holding.files[5:]) <= min(holding.files[:5])  # the recorder's thread may be writing one in each of the first
