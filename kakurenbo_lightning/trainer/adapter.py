@@ -86,6 +86,7 @@ class TrainerAdapter:
         self.trainer = trainer
         self._owner = owner
         self.module_state = ModuleState()
+        self._shows, self._own_bar = False, None  # in the progress bar, and what the user put in the place of its method
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
@@ -207,16 +208,21 @@ class TrainerAdapter:
     def show_in_bar(self, shown: Callable[[], Mapping[str, float]]) -> None:
         """The progress bar shows ``shown()`` before the metrics that are logged; one of these with the same name is shown in its place.
 
-        It is logged nowhere, so that no metric of the user's shares a name with it. Replaces an earlier one.
+        It is logged nowhere, so that no metric of the user's shares a name with it.
         """
         bar = self.trainer.progress_bar_callback
         if bar is not None:
-            bar.get_metrics = lambda *args: {**shown(), **type(bar).get_metrics(bar, *args)}
+            usual, self._own_bar = bar.get_metrics, vars(bar).get("get_metrics")  # the user may have put one of his own there
+            bar.get_metrics = lambda *args: {**shown(), **usual(*args)}
+            self._shows = True
 
     def release(self) -> None:
         """Undo every wrapping: training step, validation, batches, loader, progress bar."""
-        if self.trainer.progress_bar_callback is not None:
-            vars(self.trainer.progress_bar_callback).pop("get_metrics", None)
+        if self._shows:
+            self._shows, bar = False, self.trainer.progress_bar_callback
+            vars(bar).pop("get_metrics", None)
+            if self._own_bar is not None:
+                bar.get_metrics = self._own_bar
         self.keep_error()
         self.unwrap_training_step()
         vars(self.trainer.fit_loop.epoch_loop).pop("advance", None)

@@ -108,6 +108,13 @@ def test_the_progress_bar_shows_the_hidden_share_unless_the_user_has_a_metric_of
     assert "get_metrics" not in vars(bar)
 
 
+def test_what_the_user_put_into_the_bar_stays_there():
+    bar, texts = TQDMProgressBar(), []
+    bar.get_metrics = own = lambda *args: texts.append(args) or {"mine": 5}
+    fit(SureNet(), loader(), hide_then_grow(), bar, max_epochs=EPOCHS, enable_progress_bar=True)
+    assert texts and bar.get_metrics is own
+
+
 def test_a_module_that_ends_an_epoch_early_leaves_the_next_one_whole():
     class Leaver(SureNet):
         def on_train_batch_start(self, batch, batch_idx):
