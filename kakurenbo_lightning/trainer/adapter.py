@@ -69,6 +69,23 @@ def _has(root: object, path: str) -> bool:
     return True
 
 
+def _shown_in(bar: Any, shown: Callable[[], Mapping[str, float]]) -> Callable[[], None]:
+    """Let a progress bar, or ``None``, show more; what is returned undoes it."""
+    if bar is None:
+        return lambda: None
+    usual, own = (
+        bar.get_metrics,
+        {name: each for name, each in vars(bar).items() if name == "get_metrics"},
+    )  # of the user's, perhaps
+    bar.get_metrics = lambda *args: {**shown(), **usual(*args)}
+
+    def undo() -> None:
+        vars(bar).pop("get_metrics", None)
+        vars(bar).update(own)
+
+    return undo
+
+
 class TrainerAdapter:
     """Swaps the train loader, keeps the epoch's length true, repairs restarts and wraps the training step.
 
@@ -86,7 +103,7 @@ class TrainerAdapter:
         self.trainer = trainer
         self._owner = owner
         self.module_state = ModuleState()
-        self._shows, self._own_bar = False, None  # in the progress bar, and what the user put in the place of its method
+        self._leave_bar: Callable[[], None] = lambda: None
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
@@ -210,19 +227,12 @@ class TrainerAdapter:
 
         It is logged nowhere, so that no metric of the user's shares a name with it.
         """
-        bar = self.trainer.progress_bar_callback
-        if bar is not None:
-            usual, self._own_bar = bar.get_metrics, vars(bar).get("get_metrics")  # the user may have put one of his own there
-            bar.get_metrics = lambda *args: {**shown(), **usual(*args)}
-            self._shows = True
+        self._leave_bar = _shown_in(self.trainer.progress_bar_callback, shown)
 
     def release(self) -> None:
         """Undo every wrapping: training step, validation, batches, loader, progress bar."""
-        if self._shows:
-            self._shows, bar = False, self.trainer.progress_bar_callback
-            vars(bar).pop("get_metrics", None)
-            if self._own_bar is not None:
-                bar.get_metrics = self._own_bar
+        leave, self._leave_bar = self._leave_bar, lambda: None
+        leave()
         self.keep_error()
         self.unwrap_training_step()
         vars(self.trainer.fit_loop.epoch_loop).pop("advance", None)

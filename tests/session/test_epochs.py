@@ -114,6 +114,14 @@ def test_what_the_user_put_into_the_bar_stays_there():
     fit(SureNet(), loader(), hide_then_grow(), bar, max_epochs=EPOCHS, enable_progress_bar=True)
     assert texts and bar.get_metrics is own
 
+    class Failing(SureNet):
+        def on_train_epoch_end(self):
+            raise RuntimeError("the user's")
+
+    with pytest.raises(RuntimeError, match="the user's"):
+        fit(Failing(), loader(), hide_then_grow(), bar, max_epochs=EPOCHS, enable_progress_bar=True)
+    assert bar.get_metrics is own, "let go of twice: by the exception and by the end"
+
 
 def test_a_module_that_ends_an_epoch_early_leaves_the_next_one_whole():
     class Leaver(SureNet):
