@@ -71,7 +71,7 @@ REPLAYED = {
 every_fit = pytest.mark.parametrize("ranks", FITS, indirect=True)
 pytestmark = pytest.mark.slow_cases(
     *("random", "random_cycle", "random_unbiased", "forget_online", "el2n", "seta", "infobatch_returned", "sure", "returned"),
-    *("el2n_score_pass", "uneven", "four_ranks", "norm", "user_sampler"),
+    *("el2n_score_pass", "uneven", "four_ranks", "norm", "user_sampler", "balanced", "subset", "infobatch"),
     *("orderdp", "ies", "rcap"),
 )
 

@@ -231,6 +231,7 @@ class Kept(OnExceptionCheckpoint):
         """Lightning's own deletes the file."""
 
 
+@pytest.mark.slow_cases("on_train_batch_start")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end"])
 def test_saved_on_an_exception_resumes_exactly(saved, tmp_path, hook, workers):
@@ -370,6 +371,7 @@ def test_one_rank_becomes_two(tmp_path):
     assert on_two[0]["totals"]["samples_trained"] == 3 * 24 * 8
 
 
+@pytest.mark.slow_cases("8")
 @pytest.mark.parametrize("batch_size", [8, 4])
 def test_two_ranks_that_had_not_exchanged_go_on_with_any_batch_size(tmp_path, batch_size):
     method = PLB(epoch_length=24, exchange_every=3)

@@ -94,6 +94,7 @@ def test_a_rate_finder_before_longer_epochs_leaves_a_users_schedule_its_pace(tmp
     assert made.lr_scheduler_configs[0].scheduler.last_epoch == 13 * EPOCHS
 
 
+@pytest.mark.slow_cases("power")
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_the_batch_size_finder_streams_with_the_size_it_found(mode, tmp_path):
     class Validated(SelfLoading):

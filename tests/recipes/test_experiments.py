@@ -22,7 +22,6 @@ from recipe_runs import composed, set_up
 
 EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
 PAPERS = [name for name in EXPERIMENTS if name != "quickstart"]
-QUICK = ["sb_cifar10"]  # test_compared_methods_... trains cifar100_wrn28_10 in small
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -35,7 +34,8 @@ def test_an_experiment_composes_and_its_method_and_network_can_be_made(name):
     assert cfg.small is not None, "debug=true needs `small`"
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in PAPERS])
+@pytest.mark.slow  # that a command line with an experiment trains is shown by the quickstart of test_train.py
+@pytest.mark.parametrize("name", PAPERS)
 def test_an_experiment_runs_in_small(tmp_path, name):
     said = program("kakurenbo_recipes.train", f"experiment={name}", "debug=true", "trainer.accelerator=cpu", cwd=tmp_path)
     (path,) = tmp_path.rglob("results.json")

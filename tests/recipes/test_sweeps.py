@@ -60,6 +60,7 @@ def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_sa
     assert "holds trainings that cannot be compared with these: settings=" in said and "Traceback" not in said
 
 
+@pytest.mark.slow_cases("kakurenbos", "cannot be read as METHOD:SETTING=VALUE")
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -30,6 +30,7 @@ def test_a_recorder_is_a_callback_of_both_and_records_the_same(tmp_path):
     assert one.frame["loss"].tolist() == pytest.approx(other.frame["loss"].tolist(), rel=0, abs=0, nan_ok=True)
 
 
+@pytest.mark.quick("pytorch_lightning")
 @pytest.mark.parametrize("name", FLAVOURS)
 def test_a_wandb_logger_of_either_name_gets_histograms(name, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")

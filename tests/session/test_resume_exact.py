@@ -119,7 +119,7 @@ def some_of(paths, restart):
 
 
 @pytest.mark.quick(*ONE_OF_A_KIND)
-@pytest.mark.slow_cases("train epoch end")
+@pytest.mark.slow_cases("train epoch end", "validation end")
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("moment", ["every step", "validation end", "train epoch end"])
 def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
@@ -150,7 +150,7 @@ def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):
             assert logged == record.logged[epoch]
 
 
-@pytest.mark.slow_cases("16")
+@pytest.mark.slow_cases("16", "kakurenbo")
 @pytest.mark.parametrize("method", ["kakurenbo", "plb"])
 @pytest.mark.parametrize("step", [10, 16])
 def test_cut_and_resumed_equals_uncut_with_workers(tmp_path, method, step):

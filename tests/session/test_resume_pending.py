@@ -154,7 +154,7 @@ METHODS = ("kakurenbo", "selective_backprop", "plb")
 CUTS = [(method, hook) for method in METHODS for hook in HOOKS if (method, hook) != ("selective_backprop", "next batch")]
 
 
-@pytest.mark.slow_cases("plb", "every other epoch", "by steps", "epoch2")
+@pytest.mark.slow_cases("plb", "selective_backprop", "every other epoch", "by steps", "epoch2")
 @pytest.mark.parametrize("epoch", [1, 2], ids="epoch{}".format)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(("method", "hook"), CUTS)

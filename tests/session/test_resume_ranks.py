@@ -48,6 +48,7 @@ def plan_in(path):
 
 
 @pytest.mark.quick(*ONE_OF_A_KIND)
+@pytest.mark.slow_cases("forget")  # cut after its restart below
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("cut", ["mid-epoch", "last-batch"])
 def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):
@@ -66,6 +67,7 @@ def test_two_ranks_cut_where_a_late_method_hides_and_resumed_equal_uncut(tmp_pat
     assert [differences(expected[rank], resumed[rank]) for rank in (0, 1)] == [[], []]
 
 
+@pytest.mark.slow_cases("el2n")
 @pytest.mark.parametrize("method", [*STATIC, "stale_sb"])
 def test_two_ranks_cut_after_a_restart_or_stale_epoch_and_resumed_equal_uncut(whole, tmp_path, method):
     assert_resumed_equals_uncut(whole, tmp_path, method, "after-restart")

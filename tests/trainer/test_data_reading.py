@@ -147,6 +147,7 @@ def levels(callbacks, hook, **settings):
     ],
     ids=["no workers", "workers", "workers, at the start", "workers that persist"],
 )
+@pytest.mark.slow_cases("baseline")
 @pytest.mark.parametrize(
     "callbacks", [[], [lambda: SampleSelection("baseline")], [hide_then_grow]], ids=["plain", "baseline", "hide"]
 )

@@ -52,7 +52,7 @@ def test_a_method_of_each_family_trains_the_same(pl, method):
     assert any(hidden.values()) or trainer.callbacks[0].totals.samples_scored or method == "plb"
 
 
-@pytest.mark.slow_cases("infobatch", "forget")
+@pytest.mark.slow_cases("infobatch", "forget", "selective_backprop")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cut_run_resumes_exactly(pl, method, tmp_path):
     keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
@@ -169,7 +169,11 @@ def test_a_command_line_finds_the_selection(pl, tmp_path, monkeypatch):
             "pytorch_lightning",
             marks=pytest.mark.slow,
         ),
-        ("import pytorch_lightning, lightning; from kakurenbo_lightning import SampleSelection", "lightning.pytorch"),
+        pytest.param(
+            "import pytorch_lightning, lightning; from kakurenbo_lightning import SampleSelection",
+            "lightning.pytorch",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_is_said_goes_to_the_log_of_the_name_that_is_used(imports, name):
