@@ -57,6 +57,7 @@ class QuickNet(nn.Sequential):
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "quick": QuickNet,
+    "narrow": partial(QuickNet, 16),
     "resnet8": CifarResNet,
     "resnet20": partial(CifarResNet, 20),
 }

@@ -49,16 +49,17 @@ class Reference(L.Callback):
 
     Args:
         batch_size: samples of its step.
+        network: makes that network; one like what the run trains keeps the cost of measuring in proportion.
 
     Attributes:
         seconds: of all its steps, by clock.
         steps: how many.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, network: Callable[[], nn.Module] = CifarResNet) -> None:
         self.seconds = dict.fromkeys(CLOCKS, 0.0)
         self.steps = 0
-        self._network = CifarResNet().to(memory_format=torch.channels_last)
+        self._network = network().to(memory_format=torch.channels_last)
         self._batch = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -176,7 +177,7 @@ class Fits:
             scorer: makes the network of the method's scorer, which has an optimizer and a schedule like the model's.
             options: of the method.
         """
-        settings, reference = self._settings, Reference(self._settings.batch_size)
+        settings, reference = self._settings, Reference(self._settings.batch_size, self._network)
         epochs, curve = epochs or settings.epochs, Curve(reference)
         model = self.model(seed)
         with isolated_rng():
