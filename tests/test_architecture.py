@@ -28,7 +28,7 @@ MAP = {
     "report": {"core", "record", "public names"},
     "hydra_support": {"methods"},
     "cli": {"core", "methods", "session", "record", "report", "public names"},
-    "arena": {"core", "methods", "session", "cli", "public names"},
+    "arena": {"core", "methods", "session", "cli", "report", "public names"},
 }
 LIGHT = ("core", "methods")  # they need torch and NumPy alone
 HEAVY = ("lightning", "pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "torchmetrics", "torchvision")

@@ -42,6 +42,12 @@ class Outcome:
         """How each method did, the baseline first."""
         return standings(self.comparison, self.rows, self.higher_is_better)
 
+    def plot(self, target: str | Path) -> None:
+        """Write a picture of error against time, PNG; it needs ``pip install kakurenbo-lightning[report]``."""
+        from kakurenbo_lightning.arena.plot import draw
+
+        draw(self.comparison, self.rows, Path(target), self.higher_is_better)
+
     def __str__(self) -> str:
         shares = all(0 <= row["score"] <= 1 for row in self.rows.values())
         return "\n".join(table(self.standings, terminal_width(120), percent=shares and self.higher_is_better))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +166,23 @@ class Folder:
         if unlike := [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]:
             said = ", ".join(f"{name}={new.get(name)!r} (there: {old.get(name)!r})" for name in unlike)
             raise ValueError(f"folder={path} holds trainings that cannot be compared with these: {said}. Name another folder.")
+
+    def take(self, rows: Iterable[Row], common: Mapping[str, Any]) -> None:
+        """Keep rows of another folder, as :meth:`rows` gave them there, except of trainings that are here.
+
+        Args:
+            rows: each with ``method``, ``settings``, ``epochs`` and ``seed``.
+            common: what their trainings have in common.
+
+        Raises:
+            ValueError: that is something else than here.
+        """
+        Folder(self.path, common)
+        for row in rows:
+            training = Training(Entry(row["method"], row["settings"]), row["seed"], row["epochs"])
+            file = self.path / f"{training.name}.json"
+            if not file.exists():
+                _write(file, json.dumps(row))
 
     def rows(self) -> dict[str, Row]:
         """The rows of all finished trainings, by name."""

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
+from typing import Any
 
-from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Row
+from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Row
 from kakurenbo_lightning.cli.text_table import aligned
 
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the next smaller of these is close and on the safe side
@@ -114,6 +115,29 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
                     figures[name].append(better * (row["score"] - rows[control.name]["score"]))
         found.append(Standing(entry.name, **{name: Spread(tuple(values)) for name, values in figures.items()}))
     return found
+
+
+def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """A row for each method, setting and number of epochs that was trained, controls too: means and deviations over the seeds.
+
+    Returns:
+        rows with ``group`` (what was trained), ``method``, ``time`` (those of the baseline of the seed being 1) and ``score``, each of
+        the two with its ``_std``; trainings of which the baseline is not there are left out.
+    """
+    found: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in rows.values():
+        baseline = rows.get(comparison.baseline(row["seed"]).name)
+        if baseline is None or row["seed"] not in comparison.seeds:
+            continue
+        epochs = "" if row["epochs"] == comparison.epochs else f", {row['epochs']} epochs"
+        group = Entry(row["method"], row["settings"]).name + epochs
+        found.setdefault((group, row["method"]), []).append((row["cost"] / baseline["cost"], row["score"]))
+    made = []
+    for (group, method), figures in found.items():
+        times, scores = (Spread(values) for values in zip(*figures, strict=True))
+        made.append({"group": group, "method": method, "time": times.mean, "time_std": times.std})
+        made[-1] |= {"score": scores.mean, "score_std": scores.std}
+    return made
 
 
 def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[str]:

@@ -19,8 +19,9 @@ from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, legend, ne
 from kakurenbo_lightning.report.tables import LOWER, compared, is_share, metric_name
 
 MARKERS = ("o", "^", "D", "v", "P")
-SECONDS, WORK = "seconds", "work"
+SECONDS, WORK, RELATIVE = "seconds", "work", "time"
 UNITS = {SECONDS: "seconds of training, refreshing and selecting", WORK: "cost in trained samples, scoring passes included"}
+AXES = UNITS | {RELATIVE: "time of the training, that of the baseline being 1"}
 FACTORS = {
     1.4: "#56B4E9",
     1.2: COLOURS[0],
@@ -116,7 +117,7 @@ def pareto_picture(name: str, table: pd.DataFrame, units: list[str], label: str)
     figure, axes = new_figure(len(units), 2.7, labels)
     for place, unit in zip(axes[:, 0], units, strict=True):
         draw_points(place, table, unit, optimal[unit], numbers, looks)
-        place.set(xlabel=UNITS[unit], ylabel=label)
+        place.set(xlabel=AXES[unit], ylabel=label)
         place.locator_params(axis="x", nbins=6)
         if unit == WORK:
             place.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -227,7 +228,7 @@ def bars_picture(name: str, times: dict[str, dict[float, tuple[float, int, int]]
             text = f"{cost:,.1f} s" if unit == SECONDS else EngFormatter(sep="")(cost)
             note = "not reached" if not reached else text if reached == runs else f"{text} ({reached} of {runs} seeds)"
             axes.text(np.nan_to_num(cost) + 0.01 * longest, height, note, va="center", fontsize=8.5)
-    axes.set(xlim=(0, 1.3 * longest), ylim=(len(times) - 0.4, -1.0), yticks=[], xlabel=UNITS[unit])
+    axes.set(xlim=(0, 1.3 * longest), ylim=(len(times) - 0.4, -1.0), yticks=[], xlabel=AXES[unit])
     axes.locator_params(axis="x", nbins=6)
     if unit == WORK:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -6,6 +6,7 @@ method survives when it is better than both controls by more than the 95 % inter
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +19,7 @@ import torch
 from kakurenbo_recipes.models import CifarResNet
 from torch import nn
 
+from kakurenbo_lightning.arena.plot import draw
 from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Row, Training
 from kakurenbo_lightning.arena.verdict import Standing, standings, table
 from kakurenbo_lightning.cli.text_table import terminal_width
@@ -34,6 +36,9 @@ SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible lo
         *("sb_fixed", "katharopoulos", "iswr", "owc", "lb", "nlb", "plb", "peb"),
     ),
 }
+
+
+ALIKE = ("samples", "batch_size", "learning_rate", "epochs", "network")  # in all trainings of a folder
 
 
 class QuickNet(nn.Sequential):
@@ -81,6 +86,10 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--folder", type=Path, default=Path("outputs/arena"), help="keeps a file for each training")
     found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
     found.add_argument("--table", action="store_true", help="train nothing, print what there is")
+    found.add_argument(
+        "--rows", type=Path, help="result (--json) of an earlier arena whose trainings count too, to go on elsewhere"
+    )
+    found.add_argument("--plot", type=Path, help="PNG of error against time to write")
     return found
 
 
@@ -92,8 +101,7 @@ def comparison_of(settings: argparse.Namespace) -> Comparison:
 
 def folder_of(settings: argparse.Namespace) -> Folder:
     """Return where its trainings are kept; other methods and seeds may be added to it, other trainings not."""
-    alike = ("samples", "batch_size", "learning_rate", "epochs", "network")
-    return Folder(settings.folder, {name: getattr(settings, name) for name in alike})
+    return Folder(settings.folder, {name: getattr(settings, name) for name in ALIKE})
 
 
 def train(settings: argparse.Namespace, until: float) -> None:
@@ -113,6 +121,9 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     """Train what is missing, and print the table of what there is."""
     settings = report.parse(options(), arguments)
     comparison, folder = comparison_of(settings), folder_of(settings)
+    if settings.rows:
+        earlier = json.loads(settings.rows.read_text())
+        folder.take(earlier["rows"], {name: earlier[name] for name in ALIKE})
     until = time.monotonic() + 60 * settings.minutes
     if not settings.table:
         with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn")) as pool:
@@ -125,6 +136,8 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     print("\n".join(table(found, terminal_width(140))))
     if missing:
         print(f"{missing} trainings or more are missing: give the command again to go on")
+    if settings.plot:
+        print(f"picture: {settings.plot}. {draw(comparison, rows, settings.plot)}")
     common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}
     report.write(settings, network=settings.network, **common, rows=list(rows.values()), standings=[as_row(one) for one in found])
     return found

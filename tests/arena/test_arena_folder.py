@@ -125,3 +125,16 @@ def test_several_processes_train_each_training_once(tmp_path, monkeypatch):
     assert len(done) == 3 * 6
     assert set(done.values()) == {1}
     assert all(json.loads(path.read_text())["score"] == 0.5 for path in tmp_path.glob("*seed=*.json"))
+
+
+def test_rows_of_another_folder_count_unless_they_are_there(tmp_path):
+    comparison, common = Comparison(ENTRIES[:1], [0], 10), {"samples": 1000}
+    there = Folder(tmp_path / "there", common)
+    rows = there.train(comparison, made)
+    here = Folder(tmp_path / "here", common)
+    own = here.train(Comparison([], [0], 10), lambda training: made(training) | {"score": 0.25})
+    here.take(rows.values(), common)
+    assert here.rows() == rows | own and len(rows) == 4
+    assert not list(comparison.missing(here.rows()))
+    with pytest.raises(ValueError, match="samples=500 "):
+        here.take(rows.values(), {"samples": 500})

@@ -6,8 +6,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from kakurenbo_lightning.arena.plot import draw
 from kakurenbo_lightning.arena.runs import Comparison, Entry
-from kakurenbo_lightning.arena.verdict import STUDENT, Spread, standings, table
+from kakurenbo_lightning.arena.verdict import STUDENT, Spread, points, standings, table
 
 HALF = Entry("kakurenbo", {"max_fraction": 0.5})
 
@@ -86,3 +87,38 @@ def test_the_table_shows_points_and_the_verdict():
     assert lines[2].split() == ["baseline", "71.00", "±", "1.00", "-", "1.00", "1.00", "-", "-", "-", "3"]
     assert "kakurenbo max_fraction=0.5  73.00 ± 1.00  +2.00 ± 0.00" in lines[3]
     assert lines[3].split()[-2:] == ["yes", "3"]
+
+
+def drawn():
+    """A comparison of two seeds as it lies in a folder, and a training whose baseline is missing."""
+    comparison = Comparison([HALF], range(2), 10)
+    trained = [
+        *((comparison.baseline(seed), 0.7 + 0.02 * seed, 100.0) for seed in range(2)),
+        *((comparison.of(HALF, seed), 0.72, 60.0 - 20 * seed) for seed in range(2)),
+        *((comparison.baseline(seed, 5), 0.6, 50.0) for seed in range(2)),
+        (comparison.of(HALF, 2), 0.9, 1.0),
+    ]
+    about = (
+        (one, {"method": one.entry.method, "settings": dict(one.entry.settings), "epochs": one.epochs}) for one, *_ in trained
+    )
+    rows = {
+        one.name: {**row(score, cost), **more, "seed": one.seed}
+        for (one, more), (_, score, cost) in zip(about, trained, strict=True)
+    }
+    return comparison, rows
+
+
+def test_points_are_means_over_the_seeds_of_what_was_trained():
+    baseline, half, short = points(*drawn())
+    assert (baseline["group"], baseline["time"], baseline["score"]) == ("baseline", 1, pytest.approx(0.71))
+    assert (half["group"], half["method"]) == ("kakurenbo max_fraction=0.5", "kakurenbo")
+    assert half["time"] == pytest.approx(0.5) and half["time_std"] == pytest.approx(0.1 * math.sqrt(2))
+    assert (short["group"], short["method"], short["time"]) == ("baseline, 5 epochs", "baseline", 0.5)
+
+
+def test_the_picture_names_what_nothing_beats(tmp_path):
+    said = draw(*drawn(), tmp_path / "new" / "arena.png")
+    assert said == "Points of 3 groups by cost and error. Pareto-optimal: kakurenbo max_fraction=0.5."
+    assert (tmp_path / "new" / "arena.png").read_bytes().startswith(b"\x89PNG")
+    lower = draw(*drawn(), tmp_path / "loss.png", higher_is_better=False)
+    assert lower.endswith("Pareto-optimal: baseline, 5 epochs.")
