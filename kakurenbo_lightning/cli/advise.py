@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from kakurenbo_lightning.cli.check import add_model_and_data, in_words, object_of
+from kakurenbo_lightning.cli.check import add_model_and_data, object_of, training_errors
 from kakurenbo_lightning.cli.text_table import show
 
 ABOUT = "Profile some steps of a training, and say for each method what it would save of its time, and where it will not pay."
@@ -67,18 +67,11 @@ def _advice(asked: argparse.Namespace) -> str:
     for name in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
     model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
-    try:
+    with training_errors(asked):
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
         settings = {"precision": asked.precision, "accelerator": asked.accelerator, "devices": 1}
         trainer = pl.Trainer(max_epochs=asked.max_epochs, **settings, **quiet)
         return str(advise(trainer, model, data, steps=asked.steps, sample=asked.sample, world_size=asked.devices))
-    except ValueError as error:
-        raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
-    except Exception as error:  # of the user's step, of the data set, of the Trainer
-        raise ValueError(
-            f"MODEL={asked.model!r} cannot train on DATA={asked.data!r}: {in_words(error)}. To see where it fails: "
-            "Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import argparse
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(0 if report.values is not None else 1)
 
 
+@contextmanager
+def training_errors(asked: argparse.Namespace) -> Iterator[None]:
+    """What goes wrong within, in a training of ``asked.model`` on ``asked.data``, becomes one sentence.
+
+    Raises:
+        ValueError: that sentence.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
+    except Exception as error:  # of the user's step, of the data set, of the Trainer
+        raise ValueError(
+            f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {in_words(error)}; training_step must take what "
+            "the train DataLoader gives. To see where it fails: Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
+        ) from None
+
+
 def _report(selection: type[SampleSelection], asked: argparse.Namespace) -> TrialReport:
     """What the first batch proves of the model and data that were asked for.
 
@@ -140,15 +159,8 @@ def _report(selection: type[SampleSelection], asked: argparse.Namespace) -> Tria
     """
     model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
     function = found("--sample-outputs", asked.sample_outputs) if asked.sample_outputs else None
-    try:
+    with training_errors(asked):
         return selection.check(model, data, sample_outputs=function, precision=asked.precision, accelerator=asked.accelerator)
-    except ValueError as error:
-        raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
-    except Exception as error:  # of the user's step, of the data set, of the Trainer
-        raise ValueError(
-            f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {in_words(error)}; training_step must take what "
-            "the train DataLoader gives. To see where it fails: Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
-        ) from None
 
 
 if __name__ == "__main__":

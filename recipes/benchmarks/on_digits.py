@@ -36,13 +36,13 @@ CRITERIA: dict[str, Criterion] = {"cross entropy": F.cross_entropy, "Dice": dice
 
 
 class Perceptron(L.LightningModule):
-    """A network of one hidden layer.
+    """A network of one hidden layer, trained by SGD at a rate that falls to 0.
 
     Args:
         criterion: a function of logits and targets.
     """
 
-    def __init__(self, criterion: Criterion) -> None:
+    def __init__(self, criterion: Criterion = F.cross_entropy) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
         self.criterion = criterion
@@ -52,7 +52,7 @@ class Perceptron(L.LightningModule):
         return self.criterion(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Any:
-        """Return SGD with a rate that falls to 0."""
+        """Return SGD and its schedule."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_epochs or 1))]
 

@@ -11,15 +11,12 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
 from recipes.benchmarks import report
 from recipes.benchmarks.fits import Row, cell, summarise
+from recipes.benchmarks.on_digits import Perceptron, digits, fewer_of_each
 from recipes.benchmarks.training import prepare, trainer
 
 ALTERNATING = [1.5, 1.5, 0.5, 0.5]
@@ -33,7 +30,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "random, balance rcap": ("random", {"balance": "rcap"}),
     "random, schedule": ("random", {"fraction_schedule": ALTERNATING}),
 }
-RAREST = 0.05
 CLASSES = 10
 COLUMNS = {
     "accuracy": ("test accuracy, %", ".2f", 100),
@@ -45,38 +41,10 @@ COLUMNS = {
 }
 
 
-class Perceptron(L.LightningModule):
-    """A network of one hidden layer, trained by SGD at a rate that falls to 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, CLASSES))
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy."""
-        return F.cross_entropy(self.network(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        """Return SGD and its schedule."""
-        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_epochs or 1))]
-
-
-def digits(seed: int, rare: bool) -> tuple[TensorDataset, TensorDataset]:
-    """Return four fifths of the digits for training, and the rest."""
-    data: Any = load_digits()
-    split = train_test_split(data.data / 16, data.target, test_size=0.2, random_state=seed, stratify=data.target)
-    x, test_x, y, test_y = map(torch.from_numpy, split)
-    if rare:
-        of_class = [(y == c).nonzero().squeeze(1) for c in range(CLASSES)]
-        rows = torch.cat([rows[: round(len(rows) * RAREST ** (c / (CLASSES - 1)))] for c, rows in enumerate(of_class)])
-        x, y = x[rows], y[rows]
-    return TensorDataset(x.float(), y), TensorDataset(test_x.float(), test_y)
-
-
 def run(settings: argparse.Namespace, seed: int, name: str, method: str, **options: Any) -> Row:
     """Train and return what is written down of a run."""
-    train, (x, y) = (data := digits(seed, settings.rare))[0], data[1].tensors
+    train, test = digits(seed)
+    train, (x, y) = fewer_of_each(train) if settings.rare else train, test.tensors
     L.seed_everything(seed, verbose=False)
     module, selection = Perceptron(), SampleSelection(method, **options)
     trainer("cpu", [selection], settings.epochs).fit(module, DataLoader(train, settings.batch_size, shuffle=True))
