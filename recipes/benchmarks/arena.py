@@ -125,7 +125,9 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
         earlier = json.loads(settings.rows.read_text())
         folder.take(earlier["rows"], {name: earlier[name] for name in ALIKE})
     until = time.monotonic() + 60 * settings.minutes
-    if not settings.table:
+    if not settings.table and settings.processes == 1:
+        train(settings, until)
+    elif not settings.table:
         with ProcessPoolExecutor(settings.processes, mp_context=get_context("spawn")) as pool:
             for done in [pool.submit(train, settings, until) for _ in range(settings.processes)]:
                 done.result()

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from kakurenbo_lightning.arena import runs
 from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder
 
 ENTRIES = [Entry("kakurenbo", {"max_fraction": 0.3}), Entry("kakurenbo", {"max_fraction": 0.5}), Entry("infobatch")]
@@ -108,6 +109,7 @@ def _noted(training):
 
 def _share_of(folder, barrier):
     _noted.folder = folder
+    runs.PATIENCE = 0.1  # this process is the test's own
     barrier.wait()
     Folder(folder, {}).train(Comparison(ENTRIES, range(3), 10), _noted)
 

@@ -21,7 +21,17 @@ PLANNED = ["iswr", "iswr_unbiased", "weighted"]
 every = pytest.mark.parametrize("ranks", [*STREAMS, *LATER], indirect=True)
 # run by test-all: they take the path of plb and lb, or of a moment nearby
 pytestmark = pytest.mark.slow_cases(
-    *("owc", "nlb", "peb", "plb_four", "owc_cut", "lb_cut_inside_3", "lb_cut_inside_due_3", "plb_cut_workers", "plb_looking")
+    *("owc", "nlb", "peb", "plb_four", "owc_cut", "lb_cut_inside_3", "lb_cut_inside_due_3", "plb_cut_workers", "plb_looking"),
+    *(
+        "lb",
+        "lb_exchange",
+        "plb_exchange_limited",
+        "plb_bounded",
+        "lb_cut",
+        "lb_cut_first",
+        "lb_cut_inside_due_1",
+        "iswr_unbiased",
+    ),
 )
 
 

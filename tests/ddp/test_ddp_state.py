@@ -25,6 +25,7 @@ def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
     assert within >= 3
 
 
+@pytest.mark.slow_cases("resume_returned", "resume_subset")
 @pytest.mark.parametrize("ranks", RESUMED, indirect=True)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks):
     for rank in ranks:
@@ -44,6 +45,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(ranks):
         assert resumed["global_step"] == whole["global_step"]
 
 
+@pytest.mark.slow_cases("resume_subset")
 @pytest.mark.parametrize("ranks", ["resume_mid_epoch", "resume_subset"], indirect=True)
 def test_an_interrupted_epoch_trains_only_its_rest(ranks):
     for rank in ranks:
