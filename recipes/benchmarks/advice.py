@@ -27,7 +27,7 @@ KEYS = ("now", "most", "saved", "off", "accuracy", "difference", "cpu_s")
 def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
     """Return the rows of the baseline and of each method, with what was forecast."""
     fits = Fits(settings)
-    advice = advise(trainer("cpu", [], settings.epochs), fits.model(seed), fits.data)
+    advice = advise(trainer(settings.device, [], settings.epochs), fits.model(seed), fits.data)
     offers = {offer.method: offer for offer in advice.offers}
     baseline = fits.run("baseline", seed, "baseline")
     rows = [baseline]

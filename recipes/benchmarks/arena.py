@@ -65,6 +65,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "narrow": partial(QuickNet, 16),
     "resnet8": CifarResNet,
     "resnet20": partial(CifarResNet, 20),
+    "resnet20x4": partial(CifarResNet, 20, 64),  # about the work of a ResNet-18 on such images
 }
 
 

@@ -2,7 +2,7 @@
 
 Seconds are those of `fit`, without validation. Other load on the machine changes wall time, and also how much
 is done in a CPU second. So a step of a reference network is timed every few steps, and what a run costs is its CPU
-seconds in units of that step.
+seconds in units of that step. On a GPU, which must be idle otherwise, a run costs its seconds; it trains with bfloat16 there.
 """
 
 import argparse
@@ -183,28 +183,31 @@ class Fits:
         with isolated_rng():
             proxy = None if scorer is None else ImageClassifier(scorer(), self._optimizer, num_classes=10)
         selection = SampleSelection(method, scorer=proxy, **options)
-        within = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
-        training = trainer("cpu", [selection, reference, curve, *callbacks], epochs, **within)
+        within: Row = {"num_sanity_val_steps": 0} if self._each_epoch else {"check_val_every_n_epoch": epochs + 1}
+        on_gpu = settings.device == "cuda"
+        within |= {"precision": "bf16-mixed"} if on_gpu else {}
+        beside = [curve] if on_gpu else [reference, curve]
+        training = trainer(settings.device, [selection, *beside, *callbacks], epochs, **within)
         started = now()
         training.fit(model, datamodule=self.data)
         ended = now()
         seconds = {clock: ended[clock] - started[clock] - reference.seconds[clock] - curve.seconds[clock] for clock in CLOCKS}
         if not self._each_epoch:
             training.validate(model, datamodule=self.data, verbose=False)
-        step = reference.seconds["cpu_s"] / reference.steps
+        clock, step = ("wall_s", 1.0) if on_gpu else ("cpu_s", reference.seconds["cpu_s"] / reference.steps)
         totals, accuracy = asdict(selection.totals), training.callback_metrics["val/accuracy"].item()
-        tqdm.write(f"seed {seed}, {name}: {accuracy:.1%} after {epochs} epochs, {seconds['cpu_s']:.1f} CPU s")
+        tqdm.write(f"seed {seed}, {name}: {accuracy:.1%} after {epochs} epochs, {seconds[clock]:.1f} {clock}")
         return {
-            **{"run": name, "seed": seed, "epochs": epochs, **seconds, "cost": seconds["cpu_s"] / step, "accuracy": accuracy},
+            **{"run": name, "seed": seed, "epochs": epochs, **seconds, "cost": seconds[clock] / step, "accuracy": accuracy},
             **{count: totals[count] for count in totals if count.startswith("samples_")},
             "hidden_share": totals["samples_hidden"] / (totals["samples_trained"] + totals["samples_hidden"]),
-            "curve": [point | {"cost": point["cpu_s"] / step} for point in curve.points],
+            "curve": [point | {"cost": point[clock] / step} for point in curve.points],
         }
 
 
 def parser(name: str, description: str, digits: bool = False) -> argparse.ArgumentParser:
     """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here. `digits`: data without files."""
-    options = report.parser(name, description, devices=["cpu"], clocks=["cpu"], threads=1)
+    options = report.parser(name, description, clocks=["cpu"], threads=1)
     without = "; without it: scikit-learn's digits at 32 x 32 pixels" if digits else ""
     options.add_argument("--data-root", type=Path, required=not digits, help=f"folder of CIFAR-10{without}")
     options.add_argument("--samples", type=report.count, default=12_500, help="training images")

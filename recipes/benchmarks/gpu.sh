@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All benchmarks on one GPU, from a copy of the tree; leaves $OUT/bench.json.
 #
-#   DATA_ROOT=.data/cifar10 recipes/benchmarks/gpu.sh           about 8 minutes
+#   DATA_ROOT=.data/cifar10 recipes/benchmarks/gpu.sh           about 12 minutes
 #   DEVICE=cpu recipes/benchmarks/gpu.sh                        the same steps at toy size, to test this file
 #
 # DEVICE     cuda (default) or cpu
@@ -31,10 +31,13 @@ if [ "$device" = cpu ]; then
     selection=(--sizes 1000 20000 --repeats 1)
     saving=(--samples 128 --batch-size 32 --rounds 1)
     compare=(trainer.accelerator=cpu data.subset=256 data.batch_size=64 trainer.max_epochs=2)
+    arena=(--network narrow --samples 256 --epochs 2 --seeds 1) masks=(--samples 256 --epochs 2 --seeds 1)
 else
     sync=() overhead=(--steps 50 --turns 30) selection=()
     saving=(--samples 50000 --batch-size 512 --depth 56 --rounds 3)
     compare=(trainer.accelerator=gpu trainer.precision=bf16-mixed model.depth=20 data.batch_size=256 trainer.max_epochs=10)
+    arena=(--network resnet20x4 --batch-size 512 --learning-rate 0.4 --epochs 15 --seeds 2 --minutes 4)
+    masks=(--samples 50000 --batch-size 512 --learning-rate 0.4 --epochs 10 --seeds 1)
 fi
 
 failed=()
@@ -53,8 +56,13 @@ if [ -n "$data" ]; then # baseline and KAKURENBO on CIFAR-10
     "$python" -m kakurenbo_recipes.train 'compare=[baseline,kakurenbo]' data=cifar10 "data.root=$data" "hydra.run.dir=$out/compare" \
         "${compare[@]}" && mv "$out/compare/results.json" "$out/compare.json" || failed+=(compare)
     rm -rf "$out/compare"
+    # each beside random hiding of the same share and a baseline of equal time; then the half of each batch that a proxy chooses
+    bench arena "${root[@]}" --folder "$out/arena" "${arena[@]}" --methods kakurenbo \
+        "kakurenbo:max_fraction=0.5,fractions=[1.0],milestones=[],every_n_epochs=3"
+    rm -rf "$out/arena"
+    bench masks "${root[@]}" "${masks[@]}"
 else
-    echo "== compare: left out, DATA_ROOT is not set"
+    echo "== compare, arena, masks: left out, DATA_ROOT is not set"
 fi
 
 "$python" - "$out" ${failed[@]+"${failed[@]}"} <<'PYTHON'

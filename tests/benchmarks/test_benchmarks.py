@@ -331,6 +331,9 @@ def test_gpu_leaves_one_json_whatever_fails(tmp_path, device, fails):
     assert done.returncode == (1 if fails else 0), done.stdout + done.stderr
     assert [path.name for path in out.iterdir()] == ["bench.json"]
     result = json.loads((out / "bench.json").read_text())
-    names, failed = {"sync", "overhead", "selection", "saving", "compare"}, {"train": "compare"}.get(fails, fails)
+    names, failed = (
+        {"sync", "overhead", "selection", "saving", "compare", "arena", "masks"},
+        {"train": "compare"}.get(fails, fails),
+    )
     assert set(result) == (names - {failed}) | {"failed"}
     assert result["failed"] == ([failed] if failed else [])
