@@ -1,8 +1,9 @@
 """Does it pay? Every method beside two controls: random hiding of the same share, and a baseline of the same time, fully decayed.
 
-On CIFAR-10. Each training leaves a JSON file in `--folder`: kill the command and give it again to go on, give it several times at once
-to use more cores (`--processes` does); no training is done twice. What a run costs is explained in `recipes.benchmarks.fits`. A
-method survives when it is better than both controls by more than the 95 % interval of the paired differences over the seeds.
+On CIFAR-10, on fractals, or on text (`--task`). Each training leaves a JSON file in `--folder`: kill the command and give it again to
+go on, give it several times at once to use more cores (`--processes` does); no training is done twice. What a run costs is explained
+in `recipes.benchmarks.fits`. A method survives when it is better than both controls by more than the 95 % interval of the paired
+differences over the seeds.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from kakurenbo_lightning.arena.verdict import Standing, standings, table
 from kakurenbo_lightning.cli.text_table import terminal_width
 from recipes.benchmarks import report
 from recipes.benchmarks.fits import SETTINGS, Fits, parser
+from recipes.benchmarks.tasks import TASKS
 from recipes.benchmarks.training import prepare
 
 SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible losses, and weighted the user's weights
@@ -38,7 +40,7 @@ SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible lo
 }
 
 
-ALIKE = ("samples", "batch_size", "learning_rate", "epochs", "network")  # in all trainings of a folder
+ALIKE = ("task", "samples", "batch_size", "learning_rate", "epochs", "network")  # in all trainings of a folder
 
 
 class QuickNet(nn.Sequential):
@@ -79,11 +81,12 @@ def entry(text: str) -> Entry:
 
 def options() -> argparse.ArgumentParser:
     """Return the parser."""
-    found = parser("arena", __doc__)
+    found = parser("arena", __doc__, needs_files=False, devices=("cpu", "cuda"))
     found.set_defaults(samples=50_000, epochs=15)
+    found.add_argument("--task", choices=list(TASKS), default="cifar10", help="what is trained on; cifar10 needs --data-root")
     found.add_argument("--set", choices=list(SETS), default="first", help="which methods; --methods names others")
     found.add_argument("--methods", type=entry, nargs="+", help="for example kakurenbo:max_fraction=0.5,tau=0.5 infobatch")
-    found.add_argument("--network", choices=list(NETWORKS), default="quick", help="what is trained")
+    found.add_argument("--network", choices=list(NETWORKS), default="quick", help="what is trained on images")
     found.add_argument("--folder", type=Path, default=Path("outputs/arena"), help="keeps a file for each training")
     found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
     found.add_argument("--table", action="store_true", help="train nothing, print what there is")
@@ -109,7 +112,8 @@ def train(settings: argparse.Namespace, until: float) -> None:
     """Train what is missing, in this process, until nothing is or time is up."""
     prepare()
     torch.set_num_threads(settings.threads)
-    fits = Fits(settings, network=NETWORKS[settings.network])
+    task = TASKS[settings.task]
+    fits = Fits(settings, data=task.data(settings), network=task.network or NETWORKS[settings.network], optimizer=task.optimizer)
 
     def run(training: Training) -> Row:
         row = fits.run(training.name, training.seed, training.entry.method, training.epochs, **training.entry.settings)
@@ -120,11 +124,21 @@ def train(settings: argparse.Namespace, until: float) -> None:
 
 def main(arguments: list[str] | None = None) -> list[Standing]:
     """Train what is missing, and print the table of what there is."""
-    settings = report.parse(options(), arguments)
-    comparison, folder = comparison_of(settings), folder_of(settings)
-    if settings.rows:
-        earlier = json.loads(settings.rows.read_text())
-        folder.take(earlier["rows"], {name: earlier[name] for name in ALIKE})
+    words = options()
+    words.set_defaults(**TASKS[words.parse_known_args(arguments)[0].task].defaults)
+    settings = report.parse(words, arguments)
+    if TASKS[settings.task].network:
+        settings.network = "its own"
+    if not settings.table:
+        TASKS[settings.task].data(settings)  # makes what is made once, or ends here
+    comparison = comparison_of(settings)
+    try:
+        folder = folder_of(settings)
+        if settings.rows:
+            earlier = json.loads(settings.rows.read_text())
+            folder.take(earlier["rows"], {name: earlier[name] for name in ALIKE})
+    except ValueError as error:  # other trainings
+        words.error(str(error))
     until = time.monotonic() + 60 * settings.minutes
     if not settings.table and settings.processes == 1:
         train(settings, until)
@@ -135,15 +149,28 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     rows = folder.rows()
     found = standings(comparison, rows)
     missing = len(list(comparison.missing(rows)))
-    print(f"\n{settings.network}, {settings.samples:,} images of CIFAR-10, {settings.epochs} epochs, {settings.seeds} seeds")
+    print(f"\n{title_of(settings)}")
     print("\n".join(table(found, terminal_width(140))))
     if missing:
         print(f"{missing} trainings or more are missing: give the command again to go on")
     if settings.plot:
         print(f"picture: {settings.plot}. {draw(comparison, rows, settings.plot)}")
     common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}
-    report.write(settings, network=settings.network, **common, rows=list(rows.values()), standings=[as_row(one) for one in found])
+    report.write(
+        settings,
+        task=settings.task,
+        network=settings.network,
+        **common,
+        rows=list(rows.values()),
+        standings=[as_row(one) for one in found],
+    )
     return found
+
+
+def title_of(settings: argparse.Namespace) -> str:
+    """Return what is above the table."""
+    size = f"{settings.samples:,} training samples, {settings.epochs} epochs, {settings.seeds} seeds"
+    return f"Task {settings.task}, network {settings.network}, {size}"
 
 
 def as_row(one: Standing) -> Row:

@@ -35,6 +35,7 @@ from recipes.benchmarks.training import prepare, trainer
 
 STEPS_BETWEEN = 16  # reference steps
 CLOCKS = {"wall_s": time.perf_counter, "cpu_s": time.process_time}
+SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
 OfASeed = Callable[[argparse.Namespace, int], list[Row]]
 SETTINGS = ("samples", "batch_size", "learning_rate", "epochs", "seeds")
 
@@ -48,7 +49,7 @@ class Reference(L.Callback):
     """Shows how fast the machine is while a run goes on: trains a step of a network of its own every `STEPS_BETWEEN` steps.
 
     Args:
-        batch_size: samples of its step.
+        samples: of its step, float [B, 3, H, W] or int64 [B, L]; their labels are drawn.
         network: makes that network; one like what the run trains keeps the cost of measuring in proportion.
 
     Attributes:
@@ -56,19 +57,19 @@ class Reference(L.Callback):
         steps: how many.
     """
 
-    def __init__(self, batch_size: int, network: Callable[[], nn.Module] = CifarResNet) -> None:
+    def __init__(self, samples: torch.Tensor, network: Callable[[], nn.Module] = CifarResNet) -> None:
         self.seconds = dict.fromkeys(CLOCKS, 0.0)
         self.steps = 0
         self._network = network().to(memory_format=torch.channels_last)
-        self._batch = torch.randn(batch_size, 3, 32, 32), torch.randint(10, (batch_size,))
+        self._batch = samples, torch.randint(10, (len(samples),))
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Train and time a step."""
         if batch_idx % STEPS_BETWEEN:
             return
-        images, labels = self._batch
+        samples, labels = self._batch
         started = now()
-        F.cross_entropy(self._network(images), labels).backward()
+        F.cross_entropy(self._network(samples), labels).backward()
         self._network.zero_grad()
         self.steps += 1
         for name, time_ in now().items():
@@ -119,6 +120,7 @@ class Fits:
         each_epoch: validate after each epoch and keep the curve of the test error, instead of once after the last.
         data: makes the images; by default CIFAR-10, or digits where the command line names no folder.
         network: makes what is trained.
+        optimizer: makes it, from parameters and `lr`.
         options: of the data.
     """
 
@@ -128,9 +130,11 @@ class Fits:
         each_epoch: bool = False,
         data: Callable[..., ImageData] | None = None,
         network: Callable[[], nn.Module] = CifarResNet,
+        optimizer: Callable[..., torch.optim.Optimizer] = SGD,
         **options: Any,
     ) -> None:
         self._settings, self._each_epoch, self._network = settings, each_epoch, network
+        self._optimizer = partial(optimizer, lr=settings.learning_rate)
         if data is None:
             data = Digits if settings.data_root is None else partial(CIFAR10, str(settings.data_root))
         self.data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
@@ -151,10 +155,10 @@ class Fits:
         L.seed_everything(seed, verbose=False)
         return ImageClassifier(self._network().to(memory_format=torch.channels_last), self._optimizer, num_classes=10)
 
-    @property
-    def _optimizer(self) -> Callable[..., torch.optim.Optimizer]:
-        rate = self._settings.learning_rate
-        return partial(torch.optim.SGD, lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    def _samples(self) -> torch.Tensor:
+        """Return what the reference network trains on: text as it is, or random images of the same size."""
+        few = self.data.train_images.part(torch.arange(min(self._settings.batch_size, len(self.data.train_images)))).images
+        return torch.randn(few.shape) if few.dtype == torch.uint8 else few
 
     def run(
         self,
@@ -177,7 +181,7 @@ class Fits:
             scorer: makes the network of the method's scorer, which has an optimizer and a schedule like the model's.
             options: of the method.
         """
-        settings, reference = self._settings, Reference(self._settings.batch_size, self._network)
+        settings, reference = self._settings, Reference(self._samples(), self._network)
         epochs, curve = epochs or settings.epochs, Curve(reference)
         model = self.model(seed)
         with isolated_rng():
@@ -205,11 +209,21 @@ class Fits:
         }
 
 
-def parser(name: str, description: str, digits: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here. `digits`: data without files."""
-    options = report.parser(name, description, clocks=["cpu"], threads=1)
+def parser(
+    name: str, description: str, digits: bool = False, needs_files: bool = True, devices: Sequence[str] = ("cpu",)
+) -> argparse.ArgumentParser:
+    """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here, on a GPU seconds.
+
+    Args:
+        name: of the benchmark.
+        description: for `--help`.
+        digits: without files the data is digits.
+        needs_files: whether `--data-root` must be given where there are no digits.
+        devices: that may be trained on.
+    """
+    options = report.parser(name, description, devices=devices, clocks=["cpu"], threads=1)
     without = "; without it: scikit-learn's digits at 32 x 32 pixels" if digits else ""
-    options.add_argument("--data-root", type=Path, required=not digits, help=f"folder of CIFAR-10{without}")
+    options.add_argument("--data-root", type=Path, required=needs_files and not digits, help=f"folder of CIFAR-10{without}")
     options.add_argument("--samples", type=report.count, default=12_500, help="training images")
     options.add_argument("--batch-size", type=report.count, default=128, help="samples of a step")
     options.add_argument("--learning-rate", type=float, default=0.1, help="at the start of the cosine schedule")

@@ -37,7 +37,7 @@ def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
 
 def main(arguments: list[str] | None = None) -> list[Row]:
     """Train every run of every seed."""
-    options = parser("masks", __doc__, digits=True)
+    options = parser("masks", __doc__, digits=True, devices=("cpu", "cuda"))
     options.set_defaults(samples=1437, learning_rate=0.05)
     settings = report.parse(options, arguments)
     rows, summary = measured(settings, of_a_seed, KEYS)

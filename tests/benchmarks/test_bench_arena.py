@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 from bench_helpers import tiny_cifar
 
 from kakurenbo_lightning.arena.runs import Entry
-from recipes.benchmarks import arena
+from recipes.benchmarks import arena, tasks
 
 SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 
@@ -61,3 +62,38 @@ def test_a_bad_method_is_refused_by_the_parser(tmp_path, capsys, text, said):
     with pytest.raises(SystemExit):
         arena.main([*words(tmp_path), "--methods", text])
     assert said in capsys.readouterr().err
+
+
+def test_text_is_tested_on_whole_files(tmp_path):
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    for number, letter in enumerate(alphabet):
+        (tmp_path / f"{number}.py").write_text(f"  {letter * 100}\n\n" * 7)
+    made = list(tasks.pieces(tmp_path))
+    letters = [
+        {chr(byte) for tested, piece in made if tested is part for byte in piece.tolist()} - {"\n"} for part in (False, True)
+    ]
+    assert letters[0] | letters[1] == set(alphabet) and not letters[0] & letters[1] and 2 <= len(letters[1]) <= 9
+    assert all(piece.dtype == torch.int64 and len(piece) == tasks.LENGTH for _, piece in made)
+    assert len(made) == 26 * 5  # 706 bytes without indents
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["text", "fractals"])
+def test_an_arena_of_a_task_without_files(tmp_path, task):
+    given = [
+        "--samples=200",
+        "--batch-size=50",
+        "--epochs=2",
+        "--seeds=1",
+        "--network=narrow",
+        "--methods",
+        "random:max_fraction=0.5",
+    ]
+    found = arena.main([f"--task={task}", f"--folder={tmp_path}", f"--json={tmp_path / 'result.json'}", *given])
+    assert [one.trained.values for one in found] == [(1.0,), (0.5,)]
+    assert all(0 <= one.score.values[0] <= 1 for one in found)
+
+
+def test_cifar10_needs_its_files(capsys):
+    with pytest.raises(SystemExit, match="--data-root is missing"):
+        arena.main(["--methods", "random"])

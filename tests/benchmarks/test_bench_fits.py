@@ -305,7 +305,7 @@ def test_watching_changes_nothing_of_a_run(tmp_path, monkeypatch, changed):
 def test_validation_is_not_time_of_a_run(monkeypatch):
     now = iter(range(1000))
     monkeypatch.setattr(fits, "CLOCKS", {"wall_s": now.__next__, "cpu_s": lambda: 0.0})
-    curve = fits.Curve(fits.Reference(1))
+    curve = fits.Curve(fits.Reference(torch.zeros(1, 3, 32, 32)))
     accuracy = {"val/accuracy": torch.tensor(0.25)}
     trainer = Namespace(sanity_checking=False, state=Namespace(fn="fit"), current_epoch=0, callback_metrics=accuracy)
     curve.on_fit_start(trainer, None)
