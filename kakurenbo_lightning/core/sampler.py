@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
-from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
+from kakurenbo_lightning.core.shard import Layout, Order, Shard, same_batches
 
 
 class SelectionSampler(DistributedSampler):
@@ -41,6 +41,7 @@ class SelectionSampler(DistributedSampler):
         drop_last: drop an incomplete last step, as in ``DataLoader``.
         shuffle: train in random order (else ascending index).
         seed: of the order; the same on every rank.
+        order: of an epoch and a seed the order in which the epoch's samples are trained, in place of a random one.
         extra: one more batch, of a single sample, ends each epoch: the step in which a backprop method trains what is left.
         on_set_epoch: called with the epoch by :meth:`set_epoch`; how the callback plans in time.
     """
@@ -56,6 +57,7 @@ class SelectionSampler(DistributedSampler):
         shuffle: bool = True,
         seed: int = 0,
         extra: bool = False,
+        order: Callable[[int, int], Order] | None = None,
         on_set_epoch: Callable[[int], None] | None = None,
     ) -> None:
         data = cast(Dataset, range(num_samples))  # only the length of the data set is read
@@ -63,13 +65,24 @@ class SelectionSampler(DistributedSampler):
         self.batch_size = batch_size
         self.start = 0
         self.extra = extra
+        self._order, self._listed = (
+            order,
+            ((-1, -1), cast(Order | None, None)),
+        )  # and the order of the epoch and seed asked for last
         self._on_set_epoch = on_set_epoch
         self._begun: tuple[Shard, int, bool] | None = None
         self.follow(EpochPlan.everything(num_samples), epoch=0)
 
     def layout(self, epoch: int, done: tuple[int, int] = (0, 0)) -> Layout:
         """How ``epoch`` is laid out, of which ``done`` (steps, samples) are trained already."""
-        return Layout(self.batch_size, self.num_replicas, self.rank, self.drop_last, self.shuffle, self.seed, epoch, done)
+        order = self._order_of(epoch)
+        return Layout(self.batch_size, self.num_replicas, self.rank, self.drop_last, self.shuffle, self.seed, epoch, done, order)
+
+    def _order_of(self, epoch: int) -> Order | None:
+        """The order of an epoch; ``None`` for a random one."""
+        if self._order is not None and self._listed[0] != (epoch, self.seed):
+            self._listed = (epoch, self.seed), self._order(epoch, self.seed)
+        return self._listed[1]
 
     def follow(self, plan: Plan | Shard, epoch: int = 0, start: int = 0) -> None:
         """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.permutation import shuffled
@@ -12,6 +15,47 @@ from kakurenbo_lightning.core.random import stream_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Order:
+    """An order of samples that the user's sampler gives.
+
+    Attributes:
+        indices: ``int64[n]`` on the CPU, data set indices, each once.
+        groups: ``int64[N]``, for each data set index which group of samples its batches are made of, as buckets of similar length; where
+            hidden samples leave a batch, others of its group come in. ``None`` where there is one group only.
+    """
+
+    indices: Tensor
+    groups: Tensor | None = None
+
+    def of(self, samples: Tensor, batch_size: int, world_size: int) -> Tensor:
+        """Some ``samples`` (``int64[k]``) in this order: with groups, a step's batch of each rank is of one group while it can be."""
+        size = 1 + max(int(part.max()) for part in (self.indices, samples) if len(part))
+        inside = torch.zeros(size, dtype=torch.bool).index_fill_(0, samples, True)
+        ordered = self.indices[inside[self.indices]]
+        if self.groups is None:
+            return ordered
+        group = self.groups[ordered].numpy()
+        places, by_group = np.arange(len(ordered)), np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))  # of each group's run
+        within = places - np.repeat(starts, np.diff(starts, append=len(ordered)))
+        heads = by_group[places - within % batch_size]  # of each, the place of the first sample of its batch
+        sizes = np.bincount(heads, minlength=len(ordered))[heads]
+        full = sizes == batch_size
+        sequence = by_group[np.lexsort((by_group, heads, ~full))]  # whole batches first, each kind in the order given
+        step = batch_size * world_size
+        strided = int(full.sum()) // step * step  # ranks take every world_size-th sample of a step
+        steps = sequence[:strided].reshape(-1, world_size, batch_size).swapaxes(1, 2).reshape(-1)
+        return ordered[torch.from_numpy(np.concatenate([steps, sequence[strided:]]))]
+
+    def digest(self, batch_size: int, world_size: int) -> str:
+        """A hash of it; with groups, batches and ranks count too."""
+        digest = hashlib.blake2b(self.indices.numpy().tobytes(), digest_size=8)
+        if self.groups is not None:
+            digest.update(self.groups.numpy().tobytes() + f"{batch_size} {world_size}".encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -27,6 +71,7 @@ class Layout:
         seed: of the order; the same on every rank.
         epoch: of the order.
         done: how many steps and how many samples of the epoch were trained already, by other ranks or in other batches.
+        order: in which the epoch trains its samples, in place of a random one.
     """
 
     batch_size: int
@@ -37,6 +82,12 @@ class Layout:
     seed: int = 0
     epoch: int = 0
     done: tuple[int, int] = (0, 0)
+    order: Order | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def order_digest(self) -> str:
+        """A hash of the order as it is laid out; empty for a random one."""
+        return "" if self.order is None else self.order.digest(self.batch_size, self.world_size)
 
 
 class Shard(Protocol):
@@ -196,7 +247,7 @@ def same_batches(one: Shard, other: Shard) -> bool:
 def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> EpochShard:
     """Lay out ``indices``, or what is left of them, for one rank.
 
-    The order is a permutation from its own generator, seeded by ``(seed, epoch)``. A step takes the next
+    The order is the layout's, or a permutation from its own generator, seeded by ``(seed, epoch)``. A step takes the next
     ``batch_size * world_size`` indices, strided over the ranks, so that sizes differ by at most one. A tail of less than half a
     step is shared evenly with the step before it, because a hidden part leaves any number of samples, and a batch of a
     few spoils BatchNorm's statistics (one of a single sample stops it). Nothing is trained twice and nothing is left out,
@@ -210,7 +261,9 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
     Raises:
         ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
     """
-    if layout.shuffle:  # "deal" names this random stream since the first release: another name would be another order
+    if layout.order is not None:
+        indices = layout.order.of(indices, layout.batch_size, layout.world_size)
+    elif layout.shuffle:  # "deal" names this random stream since the first release: another name would be another order
         indices = shuffled(indices, stream_generator(layout.seed, layout.epoch, "deal"))
     first, samples_before = layout.done
     indices = indices[samples_before:]

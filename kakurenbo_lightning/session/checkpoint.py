@@ -64,6 +64,7 @@ class SessionState:
     shared: Any
     pending: list[dict[str, Any]] = field(default_factory=list)
     control: dict[str, Any] = field(default_factory=dict)
+    order: str = ""
 
     @property
     def num_samples(self) -> int:
@@ -106,6 +107,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "shared": state.shared,
         **({"pending": state.pending} if state.pending else {}),  # one that was read of an older release has none
         **({"control": state.control} if state.control else {}),
+        **({"order": state.order} if state.order else {}),
     }
     # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
     return {**as_plain(plain, "selection"), "restart": state.restart}
@@ -147,6 +149,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         shared=state["shared"],
         pending=list(state.get("pending", [])),
         control=dict(state.get("control", {})),
+        order=state.get("order", ""),
     )
 
 
@@ -354,6 +357,13 @@ def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str
     random streams are none.
     """
     before, epoch = saved.layout, saved.epoch
+    begun = epoch.step > 0 and epoch.phase not in (Phase.TRAINED, Phase.ENDED)
+    if begun and saved.order != layout.order_digest:
+        raise MismatchError(
+            f"the train loader's sampler lists epoch {epoch.epoch} in another order than that of the checkpoint, which is of "
+            f"step {epoch.step}: what is left of the epoch is not known; resume with the same sampler and batch size, or from a checkpoint "
+            "of an epoch's end"
+        )
     if (before.world_size, before.batch_size) == (layout.world_size, layout.batch_size):
         return epoch, saved.rng[layout.rank] if len(saved.rng) == layout.world_size else None
     done = epoch.step, epoch.plan.shard(before).samples_until(epoch.step)

@@ -131,6 +131,7 @@ STATE = {
     "shared": anything(),
     "pending": absent(listed(table(_PENDING))),
     "control": absent(control.STATE),
+    "order": absent(text()),
 }
 
 

@@ -124,6 +124,7 @@ class StateKeeper:
                 shared=engine.shared_state(),
                 pending=pending,
                 control=self._control.state_dict(),
+                order=data.sampler.layout(state.epoch).order_digest,
             )
         )
         if together and not self._checked:

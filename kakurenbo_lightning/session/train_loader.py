@@ -19,8 +19,8 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for
 from kakurenbo_lightning.trainer.loader_compatibility import (
     check_length,
+    check_order,
     check_same_samples,
-    check_universe,
     read_loader,
     warn_of_loader,
 )
@@ -123,7 +123,7 @@ def follow_loader(
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
     order = read_loader(loader, adapter.world_size, adapter.rank)
-    check_universe(order.universe, method)
+    check_order(order, method)
     if before is None:
         statistics, known = empty_statistics(method, loader.dataset), loader_fingerprint(loader)
         warn_of_loader(loader, adapter.world_size)
@@ -134,7 +134,7 @@ def follow_loader(
         check_same_samples((known, before.fingerprint), (order.universe, before.universe))
     epoch = adapter.trainer.current_epoch
     set_dataset_epoch(loader.dataset, epoch)  # workers may start before the epoch is set
-    sampler, longest = sampler_for(loader, order, adapter, method, seed, on_set_epoch)
+    sampler, longest = sampler_for(order, adapter, method, seed, on_set_epoch)
     follower = follow_sampler(loader, sampler, worker_seed(sampler, epoch), sized=not public, ahead=method.draws_ahead)
     return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
 

@@ -17,7 +17,6 @@ from kakurenbo_lightning.trainer.loader_compatibility import LoaderOrder
 
 
 def sampler_for(
-    loader: DataLoader,
     order: LoaderOrder,
     adapter: TrainerAdapter,
     method: Method,
@@ -27,29 +26,28 @@ def sampler_for(
     """The sampler that takes the place of the user's, and the steps of the longest epoch, whose length Lightning hears of first.
 
     Args:
-        loader: the user's.
-        order: what :func:`read_loader` said of it.
+        order: what :func:`read_loader` said of the user's loader.
         adapter: of the Trainer.
         method: the selection method.
         seed: of the order.
         on_set_epoch: called when Lightning sets the epoch.
     """
-    batches: Any = loader.batch_sampler
     universe = order.universe
     sampler = SelectionSampler(
         universe.num_samples,
-        batches.batch_size,
+        order.batch_size,
         adapter.world_size,
         adapter.rank,
-        drop_last=batches.drop_last,
+        drop_last=order.drop_last,
         shuffle=order.shuffle,
         seed=seed,
+        order=order.listed,
         extra=method.ends_short and not adapter.passive,
         on_set_epoch=on_set_epoch,
     )
     sampler.follow(universe.everything())
     longest = len(sampler)
-    samples = method.stream_samples(universe.num_samples, batches.batch_size)
+    samples = method.stream_samples(universe.num_samples, order.batch_size)
     if samples is not None:
         stream = StreamPlan(universe.num_samples, samples).shard(sampler.layout(0))
         longest = max(longest, stream.steps)

@@ -29,6 +29,7 @@ from kakurenbo_lightning.core.seeded_dataset import num_samples
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.trainer.listed_order import ListedOrder
 
 
 def only_loader(loaders: Any) -> DataLoader:
@@ -102,14 +103,20 @@ class LoaderOrder:
     Attributes:
         shuffle: whether it shuffles.
         universe: the samples that it yields.
+        batch_size: samples of a full batch.
+        drop_last: whether an incomplete last batch is dropped.
+        listed: the order of a sampler of the user's own; ``None`` for one whose place is taken.
     """
 
     shuffle: bool
     universe: Universe
+    batch_size: int
+    drop_last: bool = False
+    listed: ListedOrder | None = None
 
 
 def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
-    """Check that a loader's order can be replaced, and return what is kept of it.
+    """Check that a loader's order can be followed or replaced, and return what is kept of it.
 
     Args:
         loader: the user's.
@@ -121,14 +128,17 @@ def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
     """
     _check_loader(loader)
     batches: Any = loader.batch_sampler
-    order = _read_sampler(batches.sampler, num_samples(loader.dataset), world_size, rank)
-    if order is None:
-        raise ConflictError(_sampler_refusal(batches.sampler))
-    return order
+    if type(batches) is BatchSampler:
+        if known := _read_sampler(batches.sampler, num_samples(loader.dataset), world_size, rank):
+            return LoaderOrder(*known, batches.batch_size, batches.drop_last)
+        if isinstance(batches.sampler, (RandomSampler, WeightedRandomSampler)):
+            raise ConflictError(_sampler_refusal(batches.sampler))
+    listed = ListedOrder(loader, world_size)
+    return LoaderOrder(True, listed.universe, listed.batch_size, listed.drop_last, listed)
 
 
 def _check_loader(loader: DataLoader) -> None:
-    """Refuse a loader whose batches are not a sampler's indices, one after the other."""
+    """Refuse a loader whose batches need not be its sampler's."""
     kind = type(loader)
     if isinstance(loader.dataset, IterableDataset):
         raise ConflictError(
@@ -160,30 +170,24 @@ def _check_loader(loader: DataLoader) -> None:
             f"{kind.__module__}.{kind.__qualname__} is a DataLoader with an {own[0]} of its own, which need not ask the sampler what is "
             "in a batch; use torch.utils.data.DataLoader, and do what it does to batches in collate_fn or in on_after_batch_transfer"
         )
-    if type(loader.batch_sampler) is not BatchSampler:
-        sampler = type(loader.batch_sampler)
-        raise ConflictError(
-            f"batch_sampler={sampler.__module__}.{sampler.__qualname__} is not allowed: sample selection decides what is in a batch; "
-            "use DataLoader(batch_size=..., shuffle=True)"
-        )
 
 
-def _read_sampler(sampler: Any, total: int, world_size: int, rank: int) -> LoaderOrder | None:
-    """What a sampler yields of ``total`` samples; ``None`` for one whose place cannot be taken."""
+def _read_sampler(sampler: Any, total: int, world_size: int, rank: int) -> tuple[bool, Universe] | None:
+    """Whether a sampler shuffles, and what it yields of ``total`` samples; ``None`` for one that is not torch's, or repeats samples."""
     kind = type(sampler)
     if kind is SubsetRandomSampler:
-        return LoaderOrder(True, Universe(total, _subset(sampler.indices, total)))
+        return True, Universe(total, _subset(sampler.indices, total))
     if kind is DistributedSampler:
         if (sampler.num_replicas, sampler.rank) != (world_size, rank):
             raise ConflictError(
                 f"DistributedSampler(num_replicas={sampler.num_replicas}, rank={sampler.rank}) is not that of this process, rank {rank} of "
                 f"{world_size}; leave the sampler out, the selection shards the data set"
             )
-        return LoaderOrder(sampler.shuffle, _first(len(sampler.dataset), total, kind))
+        return sampler.shuffle, _first(len(sampler.dataset), total, kind)
     if kind is SequentialSampler:
-        return LoaderOrder(False, _first(len(sampler.data_source), total, kind))
+        return False, _first(len(sampler.data_source), total, kind)
     if kind is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source):
-        return LoaderOrder(True, _first(len(sampler.data_source), total, kind))
+        return True, _first(len(sampler.data_source), total, kind)
     return None
 
 
@@ -237,8 +241,14 @@ def _sampler_refusal(sampler: Any) -> str:
     )
 
 
-def check_universe(universe: Universe, method: Method) -> None:
-    """Raise ``ConflictError`` for a part of a data set and a method whose values are of all of it."""
+def check_order(order: LoaderOrder, method: Method) -> None:
+    """Raise ``ConflictError`` for a method that draws its own order, or from all of a data set, where the sampler has one, or a part."""
+    universe = order.universe
+    if order.listed is not None and method.family == "draw":
+        raise ConflictError(
+            f"{order.listed.name} lists the order of an epoch, and {method.name} draws it; use DataLoader(shuffle=True) without a sampler "
+            "of your own, or a method that hides or chooses within the epoch"
+        )
     if universe.indices is not None and method.stream_samples(1, 1) is not None:
         raise ConflictError(
             f"the sampler of the train loader yields {len(universe.indices)} of {universe.num_samples} samples, and {method.name} draws "

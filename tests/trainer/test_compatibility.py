@@ -14,7 +14,6 @@ from torch.utils.data import (
     DataLoader,
     IterableDataset,
     RandomSampler,
-    Sampler,
     WeightedRandomSampler,
 )
 
@@ -47,18 +46,6 @@ class Stream(IterableDataset):
         return iter(Points(64))
 
 
-class OwnSampler(Sampler):
-    def __iter__(self):
-        return iter(range(64))
-
-    def __len__(self):
-        return 64
-
-
-class OwnBatchSampler(BatchSampler):
-    """Could do anything."""
-
-
 def weighted():
     return WeightedRandomSampler([1.0] * 64, 64)
 
@@ -76,11 +63,6 @@ def weighted():
             id="out of order",
         ),
         pytest.param(
-            lambda: DataLoader(Points(64), batch_sampler=OwnBatchSampler(RandomSampler(Points(64)), 8, False)),
-            ["OwnBatchSampler is not allowed", "shuffle=True"],
-            id="own batch sampler",
-        ),
-        pytest.param(
             lambda: DataLoader(Points(64), 8, sampler=weighted()),
             ["sampler=WeightedRandomSampler", "shuffle=True"],
             id="weighted",
@@ -90,7 +72,6 @@ def weighted():
             ["sampler=WeightedRandomSampler", "shuffle=True"],
             id="weighted in a plain batch sampler",
         ),
-        pytest.param(lambda: DataLoader(Points(64), 8, sampler=OwnSampler()), ["sampler=OwnSampler"], id="own sampler"),
         pytest.param(
             lambda: DataLoader(Points(64), 8, sampler=RandomSampler(Points(64), replacement=True)),
             ["sampler=RandomSampler"],
