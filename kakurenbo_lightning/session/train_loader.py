@@ -16,7 +16,7 @@ from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for
+from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for, without_position
 from kakurenbo_lightning.trainer.loader_compatibility import (
     check_length,
     check_order,
@@ -122,6 +122,7 @@ def follow_loader(
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
+    loader = without_position(loader)
     order = read_loader(loader, adapter.world_size, adapter.rank)
     check_order(order, method)
     if before is None:

@@ -7,13 +7,35 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from kakurenbo_lightning.core.plan import StreamPlan
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.loader_compatibility import LoaderOrder
+
+SETTINGS = (
+    *("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context", "generator"),
+    *("prefetch_factor", "persistent_workers", "pin_memory_device", "in_order"),
+)
+
+
+def without_position(loader: DataLoader) -> DataLoader:
+    """A torch ``DataLoader`` in place of torchdata's ``StatefulDataLoader``, with its settings; any other loader as it is.
+
+    The selection keeps the position in the epoch, and two that keep it would both skip what is done.
+    """
+    if not type(loader).__module__.startswith("torchdata.stateful_dataloader"):
+        return loader
+    batches, sampler = loader.batch_sampler, loader.sampler
+    place: dict[str, Any] = {"batch_sampler": batches}
+    if loader.batch_size is not None or batches is None:  # else the batch sampler is the user's
+        if type(sampler).__module__.startswith("torchdata.stateful_dataloader"):
+            own: Any = sampler
+            sampler = RandomSampler(own.data_source, own.replacement, own._num_samples, own.generator)
+        place = {"batch_size": loader.batch_size, "sampler": sampler, "drop_last": loader.drop_last}
+    return DataLoader(loader.dataset, **place, **{name: getattr(loader, name) for name in SETTINGS})
 
 
 def sampler_for(

@@ -161,8 +161,8 @@ def _check_loader(loader: DataLoader) -> None:
         )
     if hasattr(loader, "load_state_dict"):
         raise ConflictError(
-            f"{kind.__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader, a "
-            "resumed run goes on at the right batch"
+            f"{kind.__name__} keeps its own position, and the selection keeps it too; use torch.utils.data.DataLoader or torchdata's "
+            "StatefulDataLoader itself, a resumed run goes on at the right batch"
         )
     own = [name for name in ("__iter__", "_get_iterator") if getattr(kind, name) is not getattr(DataLoader, name)]
     if own:
