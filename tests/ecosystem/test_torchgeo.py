@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.trainers import ClassificationTask, SemanticSegmentationTask
 
+from kakurenbo_lightning import compare
+
 CLASS_WEIGHTS = (1.0, 2.0, 0.5)
 
 
@@ -109,3 +111,17 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_torchgeo(case, method):
     check(case, method)
+
+
+def test_methods_are_compared_on_a_task_of_torchgeo():
+    """The schedule of the task reads val_loss, and so does the comparison."""
+
+    def task():
+        return ClassificationTask("test_resnet", num_classes=CLASSES, lr=0.01)
+
+    methods = [("kakurenbo", {"max_fraction": 0.5, "tau": 0.0}), ("random", {"max_fraction": 0.5})]
+    settings = {"monitor": "val_loss", "mode": "min", "seeds": 2, "max_epochs": 4, "accelerator": "cpu", "devices": 1}
+    baseline, *others = compare(task, Images, methods, **settings).standings
+    assert [len(one.score.values) for one in (baseline, *others)] == [2, 2, 2]
+    for one in others:
+        assert len(one.over_random.values) == len(one.over_time.values) == 2 and one.trained.mean < 1
