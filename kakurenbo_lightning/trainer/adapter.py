@@ -30,6 +30,7 @@ _PRIVATE = (
     "fit_loop._combined_loader",  # and its _iterator
     "fit_loop._data_fetcher",
     "fit_loop.max_batches",
+    "fit_loop.setup_data",
     "fit_loop.epoch_loop.batch_progress",
     "fit_loop.epoch_loop.restarting",
     "fit_loop.reset_restart_stage",

@@ -31,10 +31,23 @@ class Resumption:
 
         It counts the steps, and at an epoch's end the epoch, and would find the run over, with a validation, the hooks of the epoch's end
         or ``ReduceLROnPlateau`` left out. Until :meth:`close` both limits are one higher where they are reached.
+
+        Lightning asks right after its ``setup_data``. It calls that earlier too, before it restores its counters, where
+        ``configure_optimizers`` reads ``estimated_stepping_batches``.
         """
         fit_loop = self.trainer.fit_loop
+
+        def set_up_data() -> None:
+            type(fit_loop).setup_data(fit_loop)
+            self._lift_limits()
+
+        fit_loop.setup_data = set_up_data
+        self._lift_limits()  # this is perhaps within that call
+
+    def _lift_limits(self) -> None:
+        fit_loop = self.trainer.fit_loop
         epochs, epoch_loop = fit_loop.epoch_progress.current, fit_loop.epoch_loop
-        if epochs.ready == epochs.completed:
+        if epochs.ready == epochs.completed or self._lifted:
             return
         for loop, limit, count in ((fit_loop, "max_epochs", epochs.processed), (epoch_loop, "max_steps", epoch_loop.global_step)):
             most = getattr(loop, limit)
@@ -44,6 +57,7 @@ class Resumption:
 
     def close(self) -> None:
         """Undo :meth:`hold_open`."""
+        vars(self.trainer.fit_loop).pop("setup_data", None)
         while self._lifted:
             loop, limit, most = self._lifted.pop()
             setattr(loop, limit, most)

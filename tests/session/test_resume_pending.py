@@ -6,7 +6,7 @@ from cuts import SaveAt, on_ranks
 from helpers import Net, Points, trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from method_tester import short_run
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
@@ -35,6 +35,12 @@ def plateau(interval):
         return {"scheduler": schedule, "interval": interval, "monitor": "val_loss", "strict": False}
 
     return make
+
+
+def to_the_length(optimizer, module):
+    """A schedule whose length is that of the training: Lightning loads the data when it is made, before it restores its counters."""
+    schedule = OneCycleLR(optimizer, 0.1, total_steps=int(module.trainer.estimated_stepping_batches))
+    return {"scheduler": schedule, "interval": "step"}
 
 
 class Watch(Callback):
@@ -73,14 +79,14 @@ def monitors(folder, patience):
     return stopping, best, at_steps
 
 
-def fit(folder, method, *saves, interval="epoch", resume=None, seed=0, patience=2, **settings):
+def fit(folder, method, *saves, interval="epoch", schedule=None, resume=None, seed=0, patience=2, **settings):
     """A run, and everything that must be equal."""
     torch.manual_seed(seed)
     selection, watch = SampleSelection(short_run(method, SAMPLES), seed=3), Watch()
     stopping, best, at_steps = monitors(folder, patience)
     callbacks = (selection, watch, stopping, best, at_steps, *saves)
     made = trainer(*callbacks, **{"enable_checkpointing": True, "max_epochs": EPOCHS} | settings)
-    module = NoisyNet(schedule=plateau(interval))
+    module = NoisyNet(schedule=schedule or plateau(interval))
     made.fit(module, DataLoader(Points(SAMPLES), 8, shuffle=True), DataLoader(Points(30), 10), ckpt_path=resume)
     schedule = made.lr_scheduler_configs[0].scheduler.state_dict()
     return watch, {
@@ -183,6 +189,8 @@ LAST_EPOCH = {
     "cut by max_steps": {"max_steps": 19, "max_epochs": -1},
     "validated within, cut by max_steps": {"max_steps": 19, "max_epochs": -1, "val_check_interval": 3, "interval": "step"},
     "whole in max_steps": {"max_steps": 24, "max_epochs": -1},
+    "of max_epochs, schedule to the end": {"max_epochs": 3, "schedule": to_the_length},
+    "cut by max_steps, schedule to the end": {"max_steps": 19, "max_epochs": 3, "schedule": to_the_length},
 }
 LAST_HOOKS = {"last step": None, **{name: HOOKS[name] for name in ("last batch", "validation", "validation end", "epoch end")}}
 
@@ -203,7 +211,7 @@ def to_the_end(tmp_path_factory):
     return get
 
 
-@pytest.mark.slow_cases("plb", "selective_backprop", "whole in max_steps", "validation-")
+@pytest.mark.slow_cases("plb", "selective_backprop", "whole in max_steps", "validation", "cut by max_steps, schedule to the end")
 @pytest.mark.parametrize("case", LAST_EPOCH)
 @pytest.mark.parametrize(("method", "hook"), [(method, hook) for method in (*METHODS, "baseline") for hook in LAST_HOOKS])
 def test_what_was_pending_in_the_last_epoch_is_done(to_the_end, method, case, hook):
