@@ -22,7 +22,7 @@ arguments. Modules of the current folder are found. MODEL is a LightningModule, 
 
 Some steps are trained on one device and some samples scored; nothing is kept of it. What it prints:
   saves now    the share of the training time, validation apart, if samples stay as they are after these steps
-  at most      the share when every sample is right and sure, as most are late in a training
+  all sure     the share when every sample is right and sure, as most are late in a training
   memory       what each rank keeps of the samples; sent an epoch: what it sends to the other ranks
 What a method does to accuracy is not forecast; kakurenbo_lightning.compare and `kakurenbo-train sweep=arena` measure it.
 

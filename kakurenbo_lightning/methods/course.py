@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -87,21 +87,30 @@ def play(method: Method, max_epochs: int, values: Table, batch_size: int, whole:
     statistics = SampleStatistics(count, columns=(*method.columns, *([TARGET] if method.needs_classes else [])))
     if method.needs_classes:
         statistics.extra[TARGET.name].copy_(values["target"])
-    rows, plan, found = torch.arange(count), None, []
+    plan, found = None, []
+    trains = torch.arange(count)  # what the epoch before did
     chooser: Any = method  # the family's own methods
     memory = chooser.memory() if method.family == "backprop" else {}
     for index in range(max_epochs + scoring):
         epoch = Epoch(index, max_epochs, scoring=scoring, batch_size=batch_size)
+        before = replace(epoch, index=max(0, index - 1))
         if index:
-            method.record(statistics, rows, values, Epoch(index - 1, max_epochs, scoring=scoring, batch_size=batch_size))
+            method.record(statistics, trains, _of(values, trains), before)
         if index < whole:
             found.append((1.0, 0.0, 0.0))
             continue
-        refreshed = len(method.rows_to_score(statistics, epoch, plan))
+        scored = method.rows_to_score(statistics, epoch, plan)
+        method.record(statistics, scored, _of(values, scored), before)
         plan = method.plan(statistics, epoch, plan)
-        found.append((*_played(method, epoch, plan, values, batch_size, memory), refreshed / count))
+        found.append((*_played(method, epoch, plan, values, batch_size, memory), len(scored) / count))
+        # a stream's draws are not played: it scores what no epoch has seen, which is nothing once it has begun
+        trains = torch.unique(plan.indices) if isinstance(plan, EpochPlan) else torch.arange(count)
     trained, rated, passes = map(tuple, zip(*found, strict=True))
     return Work(trained, rated, passes, scoring)
+
+
+def _of(values: Table, rows: torch.Tensor) -> Table:
+    return {name: value[rows] for name, value in values.items()}
 
 
 def _played(method: Any, epoch: Epoch, plan: Plan, values: Table, batch_size: int, memory: Memory) -> tuple[float, float]:
@@ -116,7 +125,7 @@ def _played(method: Any, epoch: Epoch, plan: Plan, values: Table, batch_size: in
     order = plan.indices[torch.randperm(len(plan.indices), generator=generator)]
     batches, trained, rated = order.split(batch_size * method.batches_per_choice), 0, 0
     for number, rows in enumerate(batches):
-        known = {name: value[rows] for name, value in values.items()}
+        known = _of(values, rows)
         method.learn(memory, known, lambda mean: mean)
         if method.scores(epoch, number, len(batches), memory):
             trained, rated = trained + int(method.select(known, rows, memory, generator).count), rated + len(rows)

@@ -144,8 +144,11 @@ class _Trial(pl.Callback):
 def fit_aside(
     module: pl.LightningModule, data: Any, callbacks: list[Any], stop: type[Exception], settings: dict[str, Any]
 ) -> None:
-    """Fit on one device, without a word, until a callback raises ``stop``; the module, the data and all random numbers are afterwards what
-    they were.
+    """Fit on one device, without a word or a file, until a callback raises ``stop``.
+
+    The module, the attributes of the data module, and all random numbers are afterwards what they were; what a data set or a loader keeps
+    inside, such as a generator of its own, is not put back. The module's own callbacks are left out: they may save files, or wait for a
+    validation.
 
     Args:
         module: the user's.
@@ -154,17 +157,16 @@ def fit_aside(
         stop: what ends it.
         settings: of the Trainer.
     """
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    made = {"devices": 1, "num_sanity_val_steps": 0, "limit_val_batches": 0, **quiet, **settings}
-    trainer = _trainer_class(module)(**made, callbacks=callbacks)
-    given = {"datamodule": data} if is_instance(data, pl.LightningDataModule) else {"train_dataloaders": data}
-    attached = getattr(data, "trainer", None)
-    try:
-        with isolate_rng(), _all_kept(module), contextlib.suppress(stop):
-            trainer.fit(module, **given)
-    finally:
-        if "datamodule" in given:
-            data.trainer = attached
+    package = _package(module)
+    quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    silent = import_module(f"{package}.loggers.logger").DummyLogger()  # takes whatever a step gives to its logger
+    nothing = dict.fromkeys(("num_sanity_val_steps", "limit_val_batches", "log_every_n_steps"), 0)
+    made = {"devices": 1, "logger": silent, **nothing, **quiet, **settings}
+    trainer = import_module(package).Trainer(**made, callbacks=callbacks)
+    is_module = is_instance(data, pl.LightningDataModule)
+    with isolate_rng(), _all_kept(module), _attributes_kept([data] if is_module else []), contextlib.suppress(stop):
+        module.configure_callbacks = list
+        trainer.fit(module, **{"datamodule" if is_module else "train_dataloaders": data})
 
 
 def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: Any, settings: dict[str, Any]) -> TrialReport:
@@ -207,10 +209,10 @@ def _check_given(module: object, data: object) -> None:
         )
 
 
-def _trainer_class(module: pl.LightningModule) -> Any:
-    """The Trainer of the copy of Lightning that the module's class is from."""
+def _package(module: pl.LightningModule) -> str:
+    """The copy of Lightning that the module's class is from."""
     names = {base.__module__.partition(".")[0] for base in type(module).__mro__ if base.__qualname__ == "LightningModule"}
-    return import_module("pytorch_lightning").Trainer if names == {"pytorch_lightning"} else pl.Trainer
+    return "pytorch_lightning" if names == {"pytorch_lightning"} else "lightning.pytorch"
 
 
 @contextlib.contextmanager
@@ -218,29 +220,19 @@ def _all_kept(module: pl.LightningModule) -> Iterator[None]:
     """Put back all of a module: a Trainer attaches itself and converts it to its precision, and the step moves what it likes."""
     parts = list(module.modules())
     plain = [part for part in parts if not isinstance(part, Metric | torch.jit.ScriptModule)]
-    inside = [(part, dict(vars(part))) for part in plain]
-    registered = [
-        (vars(part)[name], dict(vars(part)[name])) for part in plain for name in ("_parameters", "_buffers", "_modules")
-    ]
     flags = [(part, part.training) for part in parts]
-    own = [value for _, values in inside for value in values.values() if isinstance(value, Tensor)]
-    lazy = [tensor for tensor in (*module.parameters(), *module.buffers()) if is_lazy(tensor)]
-    known = [tensor for tensor in (*module.parameters(), *module.buffers(), *own) if not is_lazy(tensor)]
+    own = [value for part in plain for value in vars(part).values() if isinstance(value, Tensor)]
+    known = [*module.parameters(), *module.buffers(), *own]
+    lazy = [(tensor, type(tensor), tensor.device, tensor.dtype) for tensor in known if is_lazy(tensor)]
+    known = [tensor for tensor in known if not is_lazy(tensor)]
     tensors = [(tensor, tensor.detach(), tensor.detach().clone()) for tensor in known]
     asking = [(parameter, parameter.requires_grad) for parameter in known if isinstance(parameter, nn.Parameter)]
     gradients = [(parameter, parameter.grad, _copied(parameter.grad)) for parameter, _ in asking]
     trainers = [(part, part._trainer) for part in parts if is_instance(part, pl.LightningModule)]
-    attributes = contextlib.nullcontext() if lazy else attributes_kept(module)  # what the step has made of these stays
     try:
-        with attributes, metrics_kept(parts):
+        with _attributes_kept(plain), attributes_kept(module), metrics_kept(parts):
             yield
     finally:
-        for mapping, before in registered if not lazy else ():
-            mapping.clear()
-            mapping.update(before)
-        for part, before in inside if not lazy else ():
-            vars(part).clear()
-            vars(part).update(before)
         for part, training in flags:
             part.training = training
         for part, trainer in trainers:
@@ -253,8 +245,30 @@ def _all_kept(module: pl.LightningModule) -> Iterator[None]:
                 parameter.grad = gradient
                 if gradient is not None and copy is not None:
                     gradient.copy_(copy)
+            for tensor, kind, device, dtype in lazy:
+                tensor.grad = None
+                tensor.data = torch.empty(0, device=device, dtype=dtype)
+                object.__setattr__(tensor, "__class__", kind)
         for parameter, asks in asking:
             parameter.requires_grad_(asks)
+
+
+@contextlib.contextmanager
+def _attributes_kept(parts: list[Any]) -> Iterator[None]:
+    """Put back the attributes of ``parts``, with the parameters, submodules and hooks of a module. A lazy module is one again."""
+    before = [(part, type(part), dict(vars(part))) for part in parts]
+    mappings = [(value, value.copy()) for _, _, attributes in before for value in attributes.values() if isinstance(value, dict)]
+    try:
+        yield
+    finally:
+        for part, kind, attributes in before:
+            if type(part) is not kind:
+                part.__class__ = kind
+            vars(part).clear()
+            vars(part).update(attributes)
+        for mapping, copy in mappings:
+            mapping.clear()
+            mapping.update(copy)
 
 
 def _copied(tensor: Tensor | None) -> Tensor | None:

@@ -1,0 +1,201 @@
+"""Profiles some steps of a training, and scores some samples, without a trace: what :func:`.advise` goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.core.durations import moment
+from kakurenbo_lightning.core.flavour import join
+from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.methods.course import StepCost, Table, learned
+from kakurenbo_lightning.session.followed_loader import FollowedLoader
+from kakurenbo_lightning.session.session import Session
+from kakurenbo_lightning.session.trial import fit_aside
+from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
+from kakurenbo_lightning.trainer.forward_pass import score_samples
+
+KNOWN = ("loss", "confidence", "correct")  # what is measured of samples
+PHASES = ("data", "forward", "backward", "update")
+LONGEST = 0.05  # share of the longest that counts for nothing: a machine that stood still
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What some steps of a training took.
+
+    Attributes:
+        seconds: of a step, by phase: waiting for data, forward pass, backward pass, update and what else a step does.
+        steps: how many were measured.
+        batch_size: samples of a step.
+        pass_seconds: of a scoring pass, per sample; 0 where none can be made.
+        values: what the pass measured of some samples, each ``[n]``; empty where it measured no finite loss, or none can be made.
+        num_samples: that can be trained.
+    """
+
+    seconds: Mapping[str, float]
+    steps: int
+    batch_size: int
+    pass_seconds: float
+    values: Table
+    num_samples: int
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a whole step."""
+        return sum(self.seconds.values())
+
+    @property
+    def cost(self) -> StepCost:
+        """The same as shares of a step."""
+        step = self.step_seconds
+        return StepCost(self.seconds["data"] / step, self.seconds["forward"] / step, self.pass_seconds * self.batch_size / step)
+
+
+def profiled(
+    model: pl.LightningModule, data: Any, settings: Mapping[str, Any], given: tuple[str, ...], steps: int, sample: int
+) -> Profile:
+    """Train ``steps`` steps and score ``sample`` samples; nothing is left of it in the module."""
+    known = tuple(name for name in KNOWN if name in given)
+    function, manual = getattr(model, "sample_outputs", None), not model.automatic_optimization
+    can_score = known and (function is not None or not manual)  # else a step would step the optimizers
+    watch = _Watch(
+        SampleSelection("baseline"), steps, SampleOutputs(known, function, manual=manual) if can_score else None, sample
+    )
+    fit_aside(model, data, [watch.selection, watch], _Done, dict(settings))
+    phases, measured = watch.phases()
+    followed = watch.followed
+    return Profile(
+        phases, measured, followed.sampler.batch_size, watch.pass_seconds, _filled(watch.values), len(followed.universe)
+    )
+
+
+def spread(count: int, sample: int) -> torch.Tensor:
+    """At most ``sample`` of ``count`` indices, evenly spread, ``int64``."""
+    return torch.arange(min(sample, count)) * count // min(sample, count)
+
+
+def _filled(batches: Sequence[Values]) -> Table:
+    """The values of all samples with a finite loss; what was not measured is what is most like it: a sample of high loss is hard in every
+    sense."""
+    values = {name: torch.cat([each[name] for each in batches]) for name in KNOWN if batches and name in batches[0]}
+    values = {name: each[values["loss"].isfinite()] for name, each in values.items()}
+    if not values or not len(values["loss"]):
+        return {}
+    loss = values["loss"]
+    made = {"el2n": loss, "entropy": loss, "target": torch.zeros(len(loss), dtype=torch.int64)}
+    return {**learned(len(loss)), **made, **values}
+
+
+class _Done(Exception):
+    """What is to be measured is measured."""
+
+
+class _Watch(pl.Callback):
+    """Notes when the parts of each step begin; after some steps of the first epoch it makes a scoring pass and ends the training.
+
+    The epoch does not end, as what is done then may need a validation.
+
+    Args:
+        selection: that is before it in the Trainer's callbacks, and only observes.
+        steps: how many.
+        outputs: measures the samples; ``None`` for no pass.
+        sample: how many samples are scored.
+
+    Attributes:
+        pass_seconds: of the pass, per sample.
+        values: of each of its batches.
+    """
+
+    def __init__(self, selection: SampleSelection, steps: int, outputs: SampleOutputs | None, sample: int) -> None:
+        join(_Watch)
+        self.selection, self.pass_seconds, self.values = selection, 0.0, list[Values]()
+        self._steps, self._outputs, self._sample = steps, outputs, sample
+        self._cuda = False
+        self._marks: list[list[Any]] = []  # of each step: begin, backward, update, end
+        self._ended: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The device is known."""
+        self._cuda = trainer.strategy.root_device.type == "cuda"
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The wait for the first batch begins."""
+        self._ended = moment(self._cuda)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """The wait for data is over."""
+        self._marks.append([self._ended, moment(self._cuda)])
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        """The forward pass is over."""
+        self._marks[-1].append(moment(self._cuda))
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The backward pass is over."""
+        self._marks[-1].append(moment(self._cuda))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is over."""
+        self._ended = moment(self._cuda)
+        self._marks[-1].append(self._ended)
+        if batch_idx + 1 >= min(self._steps, trainer.num_training_batches):
+            if self._outputs is not None:
+                self._score(self._outputs)
+            raise _Done
+
+    @property
+    def _session(self) -> Session:
+        session = self.selection.session
+        assert session is not None, "the Trainer's setup has made one"
+        return session
+
+    @property
+    def followed(self) -> FollowedLoader:
+        """The train loader."""
+        return self._session.data
+
+    def _score(self, outputs: SampleOutputs) -> None:
+        """The pass; first one over a single batch, which verifies what is measured and takes longer."""
+        outputs.device = self.followed.statistics.device
+        rows = self.followed.universe.samples(spread(len(self.followed.universe), self._sample))
+        for part in (rows[: self.followed.sampler.batch_size], rows):
+            self.values.clear()
+            seconds = score_samples(self._session.adapter, self.followed.loader, part, outputs, self._keep, "eval", 0)
+            self.pass_seconds = seconds / len(part)
+
+    def _keep(self, rows: torch.Tensor, values: Values) -> None:
+        self.values.append({name: value.cpu().clone() for name, value in values.items()})
+
+    def phases(self) -> tuple[dict[str, float], int]:
+        """Seconds of each phase of a step, without the first steps and the longest ones; and of how many steps."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        whole = [marks for marks in self._marks if len(marks) == len(PHASES) + 1]
+        kept = whole[min(5, len(whole) // 5) :]
+        if not kept:
+            raise ConflictError(
+                "advise found no step with one forward and one backward pass to measure; modules that optimize by themselves with several "
+                "backward passes a step are not profiled"
+            )
+        between = [[_seconds(one, other) for one, other in pairwise(marks)] for marks in kept]
+        columns = list(zip(*between, strict=True))
+        return {phase: _usual(column) for phase, column in zip(PHASES, columns, strict=True)}, len(kept)
+
+
+def _seconds(begun: Any, ended: Any) -> float:
+    return ended - begun if isinstance(begun, float) else begun.elapsed_time(ended) / 1000
+
+
+def _usual(seconds: tuple[float, ...]) -> float:
+    """The mean without the longest."""
+    return fmean(sorted(seconds)[: max(1, round(len(seconds) * (1 - LONGEST)))])
