@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import torch
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.arena.profiling import Profile, profiled
 from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
@@ -22,6 +21,7 @@ from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.course import StepCost, Table, Work, learned, play
 from kakurenbo_lightning.methods.saving import share_setting
 from kakurenbo_lightning.methods.settings import shown
+from kakurenbo_lightning.session.profiling import Profile, profiled
 from kakurenbo_lightning.session.trial import run_trial
 
 PAYS = 0.01  # of the training time: what saves less does not pay
@@ -141,7 +141,8 @@ def advise(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of so short a training
         trial = run_trial(SampleSelection("baseline"), model, data, None, settings)
-        profile = profiled(model, data, settings, () if trial.values is None else trial.values.gives, steps, sample)
+        given = () if trial.values is None else trial.values.gives
+        profile = profiled(SampleSelection("baseline"), model, data, settings, given, steps, sample)
     offers = [
         _offer(name, chosen, info.family, trial.methods[name], profile, max_epochs, world_size or 1)
         for name, info in available_methods().items()

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from kakurenbo_lightning import SampleSelection, advise, get_method
 from kakurenbo_lightning.arena.advice import Advice
-from kakurenbo_lightning.arena.profiling import Profile, spread
 from kakurenbo_lightning.methods.course import StepCost, Work, learned, play
+from kakurenbo_lightning.session.profiling import Profile, spread
 
 EPOCHS, SAMPLES, BATCH = 12, 400, 40
 COST = StepCost(data=0.1, forward=0.3, scored=0.35)

@@ -1,4 +1,4 @@
-"""Profiles some steps of a training, and scores some samples, without a trace: what :func:`.advise` goes by."""
+"""Profiles some steps of a training, and scores some samples, without a trace: what :func:`~kakurenbo_lightning.advise` goes by."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.core.durations import moment
 from kakurenbo_lightning.core.flavour import join
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.course import StepCost, Table, learned
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
-from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.trial import fit_aside
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.forward_pass import score_samples
@@ -60,21 +58,37 @@ class Profile:
 
 
 def profiled(
-    model: pl.LightningModule, data: Any, settings: Mapping[str, Any], given: tuple[str, ...], steps: int, sample: int
+    selection: Any,
+    model: pl.LightningModule,
+    data: Any,
+    settings: dict[str, Any],
+    given: tuple[str, ...],
+    steps: int,
+    sample: int,
 ) -> Profile:
-    """Train ``steps`` steps and score ``sample`` samples; nothing is left of it in the module."""
+    """Train some steps and score some samples; nothing is left of it in the module.
+
+    Args:
+        selection: a SampleSelection that only observes.
+        model: the module.
+        data: a LightningDataModule, or a train loader.
+        settings: of the Trainer.
+        given: the values that the module's step gives of each sample.
+        steps: how many are trained; at most those of an epoch.
+        sample: how many samples are scored.
+
+    Raises:
+        ConflictError: no step has one forward and one backward pass.
+    """
     known = tuple(name for name in KNOWN if name in given)
     function, manual = getattr(model, "sample_outputs", None), not model.automatic_optimization
     can_score = known and (function is not None or not manual)  # else a step would step the optimizers
-    watch = _Watch(
-        SampleSelection("baseline"), steps, SampleOutputs(known, function, manual=manual) if can_score else None, sample
-    )
-    fit_aside(model, data, [watch.selection, watch], _Done, dict(settings))
+    outputs = SampleOutputs(known, function, manual=manual) if can_score else None
+    watch = _Watch(selection, steps, outputs, sample)
+    fit_aside(model, data, [selection, watch], _Done, settings)
     phases, measured = watch.phases()
-    followed = watch.followed
-    return Profile(
-        phases, measured, followed.sampler.batch_size, watch.pass_seconds, _filled(watch.values), len(followed.universe)
-    )
+    size, count = watch.followed.sampler.batch_size, len(watch.followed.universe)
+    return Profile(phases, measured, size, watch.pass_seconds, _filled(watch.values), count)
 
 
 def spread(count: int, sample: int) -> torch.Tensor:
@@ -114,10 +128,10 @@ class _Watch(pl.Callback):
         values: of each of its batches.
     """
 
-    def __init__(self, selection: SampleSelection, steps: int, outputs: SampleOutputs | None, sample: int) -> None:
+    def __init__(self, selection: Any, steps: int, outputs: SampleOutputs | None, sample: int) -> None:
         join(_Watch)
-        self.selection, self.pass_seconds, self.values = selection, 0.0, list[Values]()
-        self._steps, self._outputs, self._sample = steps, outputs, sample
+        self.pass_seconds, self.values = 0.0, list[Values]()
+        self._selection, self._steps, self._outputs, self._sample = selection, steps, outputs, sample
         self._cuda = False
         self._marks: list[list[Any]] = []  # of each step: begin, backward, update, end
         self._ended: Any = None
@@ -154,15 +168,9 @@ class _Watch(pl.Callback):
             raise _Done
 
     @property
-    def _session(self) -> Session:
-        session = self.selection.session
-        assert session is not None, "the Trainer's setup has made one"
-        return session
-
-    @property
     def followed(self) -> FollowedLoader:
         """The train loader."""
-        return self._session.data
+        return self._selection.session.data
 
     def _score(self, outputs: SampleOutputs) -> None:
         """The pass; first one over a single batch, which verifies what is measured and takes longer."""
@@ -170,7 +178,7 @@ class _Watch(pl.Callback):
         rows = self.followed.universe.samples(spread(len(self.followed.universe), self._sample))
         for part in (rows[: self.followed.sampler.batch_size], rows):
             self.values.clear()
-            seconds = score_samples(self._session.adapter, self.followed.loader, part, outputs, self._keep, "eval", 0)
+            seconds = score_samples(self._selection.session.adapter, self.followed.loader, part, outputs, self._keep, "eval", 0)
             self.pass_seconds = seconds / len(part)
 
     def _keep(self, rows: torch.Tensor, values: Values) -> None:
