@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Folder, Row, Training
 from kakurenbo_lightning.arena.verdict import Standing, standings, table
 from kakurenbo_lightning.cli.text_table import terminal_width
+from kakurenbo_lightning.core.flavour import is_instance, package_of
 from kakurenbo_lightning.core.progress import bar_settings
 
+# arguments of the Trainer by which a training does not end, or is not scored, after its last whole epoch; with their defaults
+ENDS = {"max_steps": -1, "max_time": None, "fast_dev_run": False, "check_val_every_n_epoch": 1}
 QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")  # off, unless the user sets them
 Method = str | tuple[str, Mapping[str, Any]]
 
@@ -49,7 +54,7 @@ class Outcome:
         draw(self.comparison, self.rows, Path(target), self.higher_is_better)
 
     def __str__(self) -> str:
-        shares = all(0 <= row["score"] <= 1 for row in self.rows.values())
+        shares = all(0 <= row["score"] <= 1 for row in self.rows.values() if math.isfinite(row["score"]))
         return "\n".join(table(self.standings, terminal_width(120), percent=shares and self.higher_is_better))
 
 
@@ -72,14 +77,16 @@ def compare(
 
     Args:
         make_model: makes an untrained module; the seed is set before.
-        make_data: makes a ``LightningDataModule``, or the training and the validation ``DataLoader`` as a pair.
+        make_data: makes a ``LightningDataModule``, the training and the validation ``DataLoader`` as a pair, or the training one alone
+            where the module has ``val_dataloader``.
         methods: their names, or pairs of a name and settings, ``("kakurenbo", {"max_fraction": 0.5})``.
         monitor: the logged metric that is the score, after the last validation.
         mode: ``"max"`` when a higher score is better, ``"min"`` for a loss or an error.
         seeds: how many, from 0 on, or which.
         max_epochs: of a training that is not of equal time.
         folder: keeps one file for each training, so that a comparison that was killed goes on when it is called again, and several
-            processes may share one; ``None`` for a temporary one.
+            processes may share one; ``None`` for a temporary one. It is for one module and data: what ``make_model`` and ``make_data``
+            make is not compared.
         trainer: further arguments of the ``Trainer``; each training has copies of them, so that callbacks begin as they were given.
 
     Raises:
@@ -87,12 +94,9 @@ def compare(
     """
     if mode not in ("max", "min"):
         raise ValueError(f"compare: mode={mode!r} is not allowed; mode must be 'max' or 'min', as for ModelCheckpoint")
-    entries = [Entry(one) if isinstance(one, str) else Entry(one[0], dict(one[1])) for one in methods]
-    comparison = Comparison(
-        [entry for entry in entries if entry.method != BASELINE],
-        range(seeds) if isinstance(seeds, int) else tuple(seeds),
-        max_epochs,
-    )
+    _check_trainer(trainer)
+    entries = [entry for entry in _entries(methods) if entry.method != BASELINE]
+    comparison = Comparison(entries, range(seeds) if isinstance(seeds, int) else tuple(seeds), max_epochs)
     common = {
         "monitor": monitor,
         "mode": mode,
@@ -108,6 +112,43 @@ def compare(
 
         rows = _with_bar(Folder(Path(path), common), comparison, run, bar)
     return Outcome(comparison, rows, mode == "max")
+
+
+def _entries(methods: Sequence[Method]) -> list[Entry]:
+    """What ``compare`` was given as its methods."""
+    if isinstance(methods, str):
+        raise ValueError(f"compare: methods={methods!r} is not allowed; methods must be a list: [{methods!r}]")
+    found = []
+    for one in methods:
+        name, settings = (
+            (one, {}) if isinstance(one, str) else one if isinstance(one, (tuple, list)) and len(one) == 2 else ("", one)
+        )
+        if not name or not isinstance(settings, Mapping):
+            raise ValueError(
+                f"compare: methods has {one!r}, which is not allowed; it must be a name, or a pair of a name and settings: "
+                "('kakurenbo', {'max_fraction': 0.5})"
+            )
+        found.append(Entry(name, dict(settings)))
+    return found
+
+
+def _check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for arguments of the Trainer with which a comparison means nothing."""
+    for name, usual in ENDS.items():
+        if (given := trainer.get(name, usual)) != usual:
+            raise ValueError(
+                f"compare: {name}={given!r} is not allowed; trainings end, and are scored, after max_epochs whole epochs: leave {name} out"
+            )
+    if any(isinstance(callback, SampleSelection) for callback in _callbacks(trainer)):
+        raise ValueError(
+            "compare: callbacks has a SampleSelection, which each training gets by itself; name its method in methods"
+        )
+
+
+def _callbacks(trainer: Mapping[str, Any]) -> list[Any]:
+    """Those given to the Trainer, as a list, as one, or not at all."""
+    given = trainer.get("callbacks") or []
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _described(value: object) -> str:
@@ -146,14 +187,13 @@ def _trained(
     pl.seed_everything(training.seed, workers=True, verbose=False)
     selection = SampleSelection(training.entry.method, **training.entry.settings)
     settings: dict[str, Any] = dict.fromkeys(QUIET, False) | deepcopy(dict(options))  # callbacks remember the training before
-    given = settings.pop("callbacks", None) or []
-    callbacks = [*([given] if isinstance(given, pl.Callback) else given), selection]
-    trainer = pl.Trainer(max_epochs=training.epochs, callbacks=callbacks, **settings)
+    settings["callbacks"] = [*_callbacks(settings), selection]
     model, data = make_model(), make_data()
-    if isinstance(data, pl.LightningDataModule):
+    trainer = import_module(package_of(model, "LightningModule")).Trainer(max_epochs=training.epochs, **settings)
+    if is_instance(data, pl.LightningDataModule):
         trainer.fit(model, datamodule=data)
     else:
-        trainer.fit(model, *data)
+        trainer.fit(model, *(data if isinstance(data, (tuple, list)) else (data,)))
     if monitor not in trainer.callback_metrics:
         logged = [name for name in sorted(trainer.callback_metrics) if not name.startswith("selection/")]
         raise ValueError(

@@ -21,6 +21,8 @@ from kakurenbo_lightning.methods.registry import get_method
 BASELINE, RANDOM = "baseline", "random"
 ORDER = "comparison.json"  # what all trainings of a folder have in common
 LONGEST = 150  # characters of a method with its settings in the name of a file; file systems take 255
+NEEDED = ("method", "settings", "epochs", "seed", "score", "cost", "samples_trained")  # of a row
+SEEDS = range(2**32)  # that Lightning takes
 PATIENCE = 5.0  # seconds between two looks at what other processes have trained
 Row = dict[str, Any]  # of one training
 
@@ -62,6 +64,8 @@ class Entry:
             found: Any = OmegaConf.to_container(OmegaConf.create(f"{{{settings.replace('=', ': ')}}}"))
         except (YAMLError, OmegaConfBaseException) as error:
             raise ValueError(f"{text} cannot be read as METHOD:SETTING=VALUE,SETTING=VALUE: {error}") from None
+        if nameless := [name for name in found if not isinstance(name, str)]:
+            raise ValueError(f"{text} cannot be read as METHOD:SETTING=VALUE,SETTING=VALUE: {nameless[0]} is no setting's name")
         return cls(method, found)
 
     @property
@@ -99,14 +103,25 @@ class Comparison:
     """Which methods are compared, over which seeds.
 
     Attributes:
-        entries: the methods; the baseline is always there.
-        seeds: each method is trained once with each.
+        entries: the methods, each once; the baseline is always there.
+        seeds: each method is trained once with each; one that is named twice counts once.
         epochs: of a training that is not of equal time.
+
+    Raises:
+        ValueError: there is no seed, one is not allowed, or a training has no epoch.
     """
 
     entries: Sequence[Entry]
     seeds: Sequence[int]
     epochs: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple({entry.name: entry for entry in self.entries}.values()))
+        object.__setattr__(self, "seeds", tuple(dict.fromkeys(self.seeds)))
+        if not self.seeds or not all(type(seed) is int and seed in SEEDS for seed in self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)} is not allowed; they must be one or more ints from 0 to {SEEDS[-1]}")
+        if type(self.epochs) is not int or self.epochs < 1:
+            raise ValueError(f"max_epochs={self.epochs!r} is not allowed; trainings are compared after whole epochs: an int >= 1")
 
     def baseline(self, seed: int, epochs: int | None = None) -> Training:
         """The training on everything; ``epochs`` fewer or more than the others have, for one of equal time."""
@@ -152,11 +167,13 @@ class Folder:
         common: what its trainings have in common, as JSON can hold it: a folder of others is refused.
 
     Raises:
-        ValueError: the folder holds trainings with other settings.
+        ValueError: the folder holds trainings with other settings, or is a file.
     """
 
     def __init__(self, path: Path, common: Mapping[str, Any]) -> None:
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"folder={path} is a file. Name a folder.")
         path.mkdir(parents=True, exist_ok=True)
         order, text = path / ORDER, json.dumps(common, indent=1, sort_keys=True)
         with FileLock(path / f"{ORDER}.lock"):
@@ -180,13 +197,15 @@ class Folder:
         Folder(self.path, common)
         for row in rows:
             training = Training(Entry(row["method"], row["settings"]), row["seed"], row["epochs"])
-            file = self.path / f"{training.name}.json"
-            if not file.exists():
-                _write(file, json.dumps(row))
+            self._trained(training, lambda _, row=row: row)
 
     def rows(self) -> dict[str, Row]:
-        """The rows of all finished trainings, by name."""
-        return {path.stem: json.loads(path.read_text()) for path in sorted(self.path.glob("*seed=*.json"))}
+        """The rows of all finished trainings, by name.
+
+        Raises:
+            ValueError: a file is none.
+        """
+        return {path.stem: _read(path) for path in sorted(self.path.glob("*seed=*.json"))}
 
     def train(self, comparison: Comparison, run: Callable[[Training], Row], until: float = float("inf")) -> dict[str, Row]:
         """Train what is missing and nobody else is training, and return all rows.
@@ -220,6 +239,17 @@ class Folder:
         finally:
             lock.release()
         return True
+
+
+def _read(file: Path) -> Row:
+    try:
+        row = json.loads(file.read_text())
+        missing = ", ".join(name for name in NEEDED if name not in row)
+    except (ValueError, TypeError) as error:  # no JSON, or a number
+        row, missing = None, str(error)
+    if missing or not isinstance(row, dict):
+        raise ValueError(f"{file} is no row of a training ({missing or 'a list'}). Remove it; a training is then done again.")
+    return row
 
 
 def _write(file: Path, text: str) -> None:

@@ -37,6 +37,12 @@ def is_instance(value: object, ours: type[T]) -> TypeGuard[T]:
     return any(is_class(base, ours) for base in type(value).__mro__)
 
 
+def package_of(value: object, name: str) -> str:
+    """``lightning.pytorch``, or ``pytorch_lightning`` where the class of that ``name`` that ``value`` derives from is of that copy."""
+    names = {base.__module__.partition(".")[0] for base in type(value).__mro__ if base.__qualname__ == name}
+    return "pytorch_lightning" if names == {"pytorch_lightning"} else "lightning.pytorch"
+
+
 def join(cls: type) -> None:
     """Make ``cls``, a class of ours, a subclass of the twins of Lightning's classes it derives from, where the other copy is imported.
 

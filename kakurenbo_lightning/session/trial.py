@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from kakurenbo_lightning.core.batch_rows import BatchCheck
-from kakurenbo_lightning.core.flavour import is_instance, join
+from kakurenbo_lightning.core.flavour import is_instance, join, package_of
 from kakurenbo_lightning.errors import ConflictError, OutputsError
 from kakurenbo_lightning.methods import available_methods, get_method
 from kakurenbo_lightning.methods.settings import shown
@@ -157,7 +157,7 @@ def fit_aside(
         stop: what ends it.
         settings: of the Trainer.
     """
-    package = _package(module)
+    package = package_of(module, "LightningModule")
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     silent = import_module(f"{package}.loggers.logger").DummyLogger()  # takes whatever a step gives to its logger
     nothing = dict.fromkeys(("num_sanity_val_steps", "limit_val_batches", "log_every_n_steps"), 0)
@@ -207,12 +207,6 @@ def _check_given(module: object, data: object) -> None:
             f"data={shown(data)} is an object of class {type(data).__name__}; it must be a LightningDataModule or a train DataLoader: put "
             "a data set into torch.utils.data.DataLoader(dataset, batch_size=...)"
         )
-
-
-def _package(module: pl.LightningModule) -> str:
-    """The copy of Lightning that the module's class is from."""
-    names = {base.__module__.partition(".")[0] for base in type(module).__mro__ if base.__qualname__ == "LightningModule"}
-    return "pytorch_lightning" if names == {"pytorch_lightning"} else "lightning.pytorch"
 
 
 @contextlib.contextmanager

@@ -23,6 +23,10 @@ from kakurenbo_recipes.settings import MACHINE, check_setting
 
 NEED_MORE = ("baseline", "rho_loss", "weighted")  # it is there anyway; these need values of the user's
 WIDTH = 140
+ONLY = {  # what is compared is trained for whole epochs, scored after the last one, and leaves out what its method does
+    **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False, "trainer.check_val_every_n_epoch": 1},
+    **{"save": None, "guard": None},
+}
 MODULE = "hydra_plugins.kakurenbo_arena"  # Hydra makes no sweeper whose class is of another package, registered or not
 
 
@@ -55,7 +59,7 @@ class ArenaSweeper(Sweeper):
         methods = choices["method"] or ([] if self._variants else [name for name in available_methods() if name not in NEED_MORE])
         entries = [Entry(name) for name in methods if name != "baseline"] + [Entry.of(text) for text in self._variants]
         seeds, epochs = [int(seed) for seed in choices["seed"]] or [0], self._config.trainer.max_epochs
-        check_setting("trainer.max_epochs", epochs, isinstance(epochs, int) and epochs > 0, "an int >= 1 with sweep=arena", "")
+        check_arena(self._config)
         comparison = Comparison(entries, seeds, epochs)
         same = sorted(text for name, text in fixed.items() if not f"{name}.".startswith(MACHINE))
         folder = Folder(Path(self._config.hydra.sweep.dir), {"max_epochs": epochs, "settings": same})
@@ -94,13 +98,23 @@ class ArenaSweeper(Sweeper):
         self._jobs += 1
         _ = done.return_value  # raises what ended the run
         (result,) = json.loads((folder / training.name / "results.json").read_text())
-        score = result["score"]
-        check_setting(
-            "trainer.limit_val_batches", 0, score is not None, "above 0 with sweep=arena", "The score is the validation's."
-        )
         totals = result["totals"]
         counts = {name: value for name, value in totals.items() if "samples" in name}
-        return {"score": score, "metric": result["metric"], "cost": totals["steady_seconds"], **counts}
+        return {"score": result["score"], "metric": result["metric"], "cost": totals["steady_seconds"], **counts}
+
+
+def check_arena(config: DictConfig) -> None:
+    """Raise a ValueError for settings with which a comparison means nothing."""
+    epochs, validated = config.trainer.max_epochs, config.trainer.limit_val_batches
+    check_setting("trainer.max_epochs", epochs, isinstance(epochs, int) and epochs > 0, "an int >= 1 with sweep=arena", "")
+    check_setting(
+        "trainer.limit_val_batches", validated, validated != 0, "above 0 with sweep=arena", "The score is the validation's."
+    )
+    for name, usual in ONLY.items():
+        value = OmegaConf.select(config, name)
+        why = "Trainings end, and are scored, after whole epochs." if "." in name else "It would change the controls too."
+        said = "null" if usual is None else str(usual).lower()
+        check_setting(name, value, value == usual or not (value or usual), f"{said} with sweep=arena", why)
 
 
 def register() -> None:

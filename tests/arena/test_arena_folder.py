@@ -6,6 +6,7 @@ import time
 from collections import Counter
 
 import pytest
+from filelock import FileLock
 
 from kakurenbo_lightning.arena import runs
 from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder
@@ -46,6 +47,41 @@ def test_a_method_that_trains_next_to_nothing_has_a_control_too():
         {"samples_trained": 1, "cost": 1.0, "seed": 0}, {"samples_trained": 1000, "cost": 10.0, "seed": 0}
     )
     assert alike.entry.settings == {"max_fraction": 0.99}
+
+
+def test_a_seed_or_a_method_that_is_named_twice_counts_once():
+    comparison = Comparison([*ENTRIES, ENTRIES[0]], [0, 1, 0], 10)
+    assert comparison.seeds == (0, 1) and comparison.entries == tuple(ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "epochs", "said"),
+    [
+        ([], 10, r"seeds=\[\] is not allowed; they must be one or more ints from 0 to 4294967295"),
+        ([-1], 10, r"seeds=\[-1\] is not allowed"),
+        (["a"], 10, r"seeds=\['a'\] is not allowed"),
+        ([0], 0, "max_epochs=0 is not allowed; trainings are compared after whole epochs: an int >= 1"),
+        ([0], -1, "max_epochs=-1 is not allowed"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(seeds, epochs, said):
+    with pytest.raises(ValueError, match=said):
+        Comparison(ENTRIES, seeds, epochs)
+
+
+def test_a_setting_without_a_name_is_a_sentence():
+    with pytest.raises(ValueError, match=r"kakurenbo:0\.5 cannot be read as METHOD:SETTING=VALUE.*: 0\.5 is no setting's name"):
+        Entry.of("kakurenbo:0.5")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", '{"score": 0.5}'])
+def test_a_file_that_is_no_row_is_named(tmp_path, text):
+    folder = Folder(tmp_path, {})
+    (tmp_path / "notes-seed=3.json").write_text(text)
+    with pytest.raises(ValueError, match=r"notes-seed=3\.json is no row of a training \(.+\)\. Remove it"):
+        folder.rows()
+    with pytest.raises(ValueError, match=r"notes-seed=3\.json is a file\. Name a folder\."):
+        Folder(tmp_path / "notes-seed=3.json", {})
 
 
 def test_names_of_files_differ_and_fit():
@@ -138,5 +174,10 @@ def test_rows_of_another_folder_count_unless_they_are_there(tmp_path):
     here.take(rows.values(), common)
     assert here.rows() == rows | own and len(rows) == 4
     assert not list(comparison.missing(here.rows()))
+    busy = "kakurenbo-max_fraction=0.3-epochs=10-seed=0"
+    (tmp_path / "here" / f"{busy}.json").unlink()
+    with FileLock(tmp_path / "here" / f"{busy}.lock"):
+        here.take(rows.values(), common)
+        assert busy not in here.rows(), "another process trains it"
     with pytest.raises(ValueError, match="samples=500 "):
         here.take(rows.values(), {"samples": 500})

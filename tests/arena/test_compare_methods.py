@@ -1,14 +1,18 @@
 """`compare` through the real Trainer."""
 
+import math
+from dataclasses import replace
+
 import lightning.pytorch as pl
 import pytest
+import pytorch_lightning
 import torch
 import torch.nn.functional as F
 from helpers import Points, loader
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning import compare
+from kakurenbo_lightning import SampleSelection, compare
 
 OPTIONS = {"accelerator": "cpu", "devices": 1}
 METHODS = [("kakurenbo", {"max_fraction": 0.5, "tau": 0.0}), "infobatch"]
@@ -87,6 +91,47 @@ class CountedNet(Net):
 
     def validation_step(self, batch, batch_idx):
         self.log("fits", float(getattr(self, "fits", 0)))
+
+
+class OtherNet(pytorch_lightning.LightningModule):
+    """Of Lightning's other name, with a validation loader of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 3)
+
+    training_step, validation_step = Net.training_step, Net.validation_step
+    configure_optimizers = Net.configure_optimizers
+
+    def val_dataloader(self):
+        return loaders()[1]
+
+
+def test_a_module_of_the_other_name_and_one_loader_are_compared():
+    outcome = compare(OtherNet, lambda: loaders()[0], [], monitor="val_acc", seeds=1, max_epochs=1, **OPTIONS)
+    (row,) = outcome.rows.values()
+    assert 0 < row["score"] <= 1 and f"{100 * row['score']:.2f}" in str(outcome)
+    diverged = replace(outcome, rows={**outcome.rows, "diverged": {**row, "seed": 1, "score": math.nan}})
+    assert f"{100 * row['score']:.2f}" in str(diverged), "the others are shares still"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"max_steps": 10}, "compare: max_steps=10 is not allowed; trainings end, and are scored, after max_epochs whole epochs"),
+        ({"check_val_every_n_epoch": 2}, "compare: check_val_every_n_epoch=2 is not allowed"),
+        (
+            {"callbacks": SampleSelection("random")},
+            "compare: callbacks has a SampleSelection, which each training gets by itself",
+        ),
+        ({"methods": "random"}, r"compare: methods='random' is not allowed; methods must be a list: \['random'\]"),
+        ({"methods": [("kakurenbo", 0.5)]}, r"compare: methods has \('kakurenbo', 0\.5\), which is not allowed"),
+        ({"seeds": 0}, r"seeds=\[\] is not allowed"),
+    ],
+)
+def test_what_means_nothing_in_a_comparison_is_refused_first(words, said):
+    with pytest.raises(ValueError, match=said):
+        compare(pytest.fail, pytest.fail, **{"methods": [], "monitor": "val_acc", "max_epochs": 1, **words})
 
 
 @pytest.mark.parametrize("made", [list, lambda one: one[0]], ids=["a list", "one"])

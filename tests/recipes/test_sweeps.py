@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 
 import pytest
+from kakurenbo_recipes.arena_sweep import check_arena
 from omegaconf import OmegaConf
 from processes import PATHS, REPOSITORY, program
 from recipe_runs import composed
@@ -60,7 +62,7 @@ def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_sa
     assert "holds trainings that cannot be compared with these: settings=" in said and "Traceback" not in said
 
 
-@pytest.mark.slow_cases("kakurenbos", "cannot be read as METHOD:SETTING=VALUE")
+@pytest.mark.slow_cases("kakurenbos", "cannot be read as METHOD:SETTING=VALUE", "0.5 is no setting's name")
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -68,11 +70,36 @@ def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_sa
         (["method=kakurenbos"], "kakurenbos"),
         (["hydra.sweeper.variants=['kakurenbo:max_fraction=2']"], "max_fraction=2 is not allowed"),
         (["hydra.sweeper.variants=['kakurenbo:{']"], "cannot be read as METHOD:SETTING=VALUE"),
+        (["hydra.sweeper.variants=['kakurenbo:0.5']"], "0.5 is no setting's name"),
     ],
 )
 def test_what_an_arena_cannot_compare_is_one_sentence(tmp_path, words, said):
     printed = program("kakurenbo_recipes.train", "sweep=arena", *TINY, *words, cwd=tmp_path, fails=True)
     assert said in printed and "Traceback" not in printed
+
+
+@pytest.fixture(scope="module")
+def arena():
+    """The config of an arena."""
+    return composed("sweep=arena", "method=random")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.max_steps=3", "trainer.max_steps=3 is not possible: it must be -1 with sweep=arena"),
+        ("trainer.check_val_every_n_epoch=2", "trainer.check_val_every_n_epoch=2 is not possible: it must be 1 with"),
+        ("trainer.fast_dev_run=true", "trainer.fast_dev_run=True is not possible: it must be false with"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0 is not possible: it must be above 0 with"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 is not possible: it must be an int >= 1 with"),
+        ("save=0.3", "save=0.3 is not possible: it must be null with"),
+        ("guard=metric", "is not possible: it must be null with"),
+    ],
+)
+def test_settings_that_would_make_an_arena_unfair_are_refused_first(arena, word, said):
+    check_arena(arena)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        check_arena(OmegaConf.merge(arena, OmegaConf.from_dotlist([word])))
 
 
 def test_tasks_and_nodes_of_a_job_are_those_of_the_trainer(monkeypatch):
