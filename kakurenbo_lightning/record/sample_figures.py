@@ -82,7 +82,8 @@ def label_log_probability(loss: Tensor, confidence: Tensor, correct: Tensor) -> 
         correct: whether it is that of the label, bool ``[N]``.
     """
     largest = confidence.log()
-    return torch.where(correct, largest, (-loss).minimum(largest).minimum(torch.log1p(-confidence)))
+    rest = (1 - confidence).clamp_min(LEAST).log()
+    return torch.where(correct, largest, (-loss).minimum(largest).minimum(rest))
 
 
 def margin(in_label: Tensor, confidence: Tensor, correct: Tensor) -> Tensor:
