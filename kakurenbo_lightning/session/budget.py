@@ -51,7 +51,6 @@ class Budget:
         self._name = str(share_setting(method))
         self._chosen: Chosen | None = None
         self._models: dict[tuple[int, int], SavingModel] = {}
-        self._epochs = self._count = 0  # that were planned; samples that can be trained
         self._measure()
 
     def _measure(self) -> None:
@@ -125,12 +124,11 @@ class Budget:
             position: of this rank, for errors.
             may_rise: a correction may hide more than was chosen; not once a guard has found that too much was hidden.
         """
-        self._epochs, self._count = index + 1, count
         if self._chosen is None:
             self._chosen = self._first_choice(max_epochs, self._forward(position))
             self._measure()
         elif not self._totals.scoring_epochs and index in {-(-max_epochs // 3), -(-2 * max_epochs // 3)}:
-            self._chosen = self._corrected(self._chosen, index, max_epochs, may_rise)
+            self._chosen = self._corrected(self._chosen, index, max_epochs, self._done(self._chosen, count), may_rise)
 
     def _forward(self, position: str) -> float:
         """What a forward pass takes of a step, waiting for data included in both: the mean of all ranks."""
@@ -160,10 +158,9 @@ class Budget:
             )
         return chosen
 
-    def _corrected(self, chosen: Chosen, index: int, max_epochs: int, may_rise: bool) -> Chosen:
+    def _corrected(self, chosen: Chosen, index: int, max_epochs: int, done: float, may_rise: bool) -> Chosen:
         """With another share for the epochs that are left, when what was asked for would be missed by what the last plan hid."""
         save, limit, model = self._saving.share, self._saving.max_share, self._model(max_epochs, chosen.every)
-        done = self._done(chosen)
         how = (chosen.forward, done, index, chosen.rate)
         forecast = model.saving(chosen.share, *how)
         share = _thousandths(max(0.0, model.share(save, *how)), limit)
@@ -177,9 +174,9 @@ class Budget:
         )
         return replace(chosen, share=share)
 
-    def _done(self, chosen: Chosen) -> float:
-        """Epochs' worth of time that was saved so far."""
-        return (self._totals.samples_hidden - chosen.forward * self._totals.samples_refreshed) / max(1, self._count)
+    def _done(self, chosen: Chosen, count: int) -> float:
+        """Epochs' worth of time that was saved so far, of ``count`` samples each."""
+        return (self._totals.samples_hidden - chosen.forward * self._totals.samples_refreshed) / max(1, count)
 
     def planned(self, index: int, plan: Plan, max_epochs: int) -> None:
         """``plan`` of epoch ``index`` is the method's: remember how much of what it might hide it does."""
@@ -190,12 +187,12 @@ class Budget:
 
     # --- after training
 
-    def summary(self, guarded: bool) -> str:
-        """What it came to; empty where nothing was chosen. ``guarded``: a guard let some epochs train on everything."""
+    def summary(self, epochs: int, count: int, guarded: bool) -> str:
+        """What it came to in ``epochs`` of ``count`` samples; empty where nothing was chosen. ``guarded``: a guard held epochs back."""
         extra = self._totals.scoring_epochs
-        if self._chosen is None or self._epochs <= extra:
+        if self._chosen is None or epochs <= extra:
             return ""
-        saved, save = (self._done(self._chosen) - extra) / (self._epochs - extra), self._saving.share
+        saved, save = (self._done(self._chosen, count) - extra) / (epochs - extra), self._saving.share
         limit = self._saving.max_share
         why = (
             "the guard held it back"

@@ -93,10 +93,9 @@ class Control:
         if self._guard is not None and adapter.is_fitting and not (adapter.trainer.sanity_checking or adapter.passive):
             self._guard.validated(adapter.trainer.callback_metrics, epoch, position())
 
-    @property
-    def summary(self) -> str:
-        """What it came to, in words; empty where nothing was asked for."""
-        saved = "" if self._budget is None else self._budget.summary(guarded=self._guarded_epochs > 0)
+    def summary(self, epochs: int, count: int) -> str:
+        """What it came to in ``epochs`` of ``count`` samples, in words; empty where nothing was asked for."""
+        saved = "" if self._budget is None else self._budget.summary(epochs, count, guarded=self._guarded_epochs > 0)
         return saved if self._guard is None else saved + self._guard.summary
 
     @property

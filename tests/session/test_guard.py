@@ -153,7 +153,7 @@ def test_a_static_method_is_compared_from_its_restart_on(values, guard, held):
     assert [epoch for epoch in everything(spy) if epoch > 1] == held
     removed = {tuple(sorted(hidden)) for hidden in spy.hidden.values() if hidden}
     assert len(removed) == 1  # once, though most are forgotten equally often
-    assert f"the guard let {len(held)} epochs" in selection.session.control.summary
+    assert f"the guard let {len(held)} epochs" in selection.session.control.summary(6, SAMPLES)
 
 
 def test_an_epoch_without_a_validation_is_not_judged():

@@ -193,15 +193,20 @@ def test_measuring_changes_nothing_else():
         pytest.param("on_train_epoch_end", 0, marks=pytest.mark.slow),
         ("on_train_batch_end", 4),
         pytest.param("on_train_epoch_end", 5, marks=pytest.mark.slow),
+        ("on_train_batch_end", 9),  # of the last epoch; nothing is planned after it
+        pytest.param("on_train_epoch_end", 9, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_cut_anywhere_goes_on_with_what_was_chosen(tmp_path, hook, epoch):
+def test_a_run_cut_anywhere_goes_on_with_what_was_chosen(tmp_path, caplog, hook, epoch):
+    caplog.set_level(logging.INFO, "lightning.pytorch")
     path = tmp_path / "cut.ckpt"
     save = Saving(0.15, forward=0.3)
     module = HardNet(sure=60, learned=7)
-    spy, selection, made = run(save, module, SaveAt(path, hook, epoch, 3))
+    spy, selection, made = run(save, module, SaveAt(path, hook, epoch, 1))
     resumed = HardNet(sure=60, learned=7)
+    came_to = caplog.records[-1].message.partition("; save=")[2]
     spy_again, again, made_again = run(save, resumed, ckpt_path=path)
+    assert caplog.records[-1].message.partition("; save=")[2] == came_to and "by its count of samples" in came_to
     for one, two in zip(module.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert chosen(again) == chosen(selection) and chosen(selection)["share"] != 0.258  # corrected
