@@ -85,6 +85,7 @@ class BackpropEngine(Engine):
     ) -> None:
         super().__init__(adapter, method, statistics)
         self._scorer = None if scorer is None else Scorer(adapter, scorer, method.train_scorer_every)
+        self.beside = None if self._scorer is None else (self._scorer.module, self._scorer.schedules)
         self._scoring = ScoringPass(adapter, method, self._scorer)
         self._method: BackpropMethod = method
         self.memory = method.memory()
@@ -247,7 +248,7 @@ class BackpropEngine(Engine):
         self._after_step = list(self._of_choice)
         made = self._train(step, *args)
         if self._scorer is not None:
-            self._after_step.append(partial(self._scorer.end_batch, self._number >= self._shard.steps))
+            self._after_step.append(partial(self._scorer.end_batch, self._number, self._number >= self._shard.steps))
         return made
 
     def _train(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:

@@ -51,7 +51,7 @@ STATE = {
                 "module": mapping(anything()),
                 "optimizer": optional(mapping(anything())),
                 "schedules": absent(listed(mapping(anything()))),
-                **{name: absent(integer()) for name in ("batches", "steps", "epochs", "due")},
+                **{name: absent(integer()) for name in ("batches", "epochs", "due")},
             }
         )
     ),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
+import lightning.pytorch as pl
 from torch import Tensor
 
 from kakurenbo_lightning.core.plan import Plan
@@ -38,6 +39,7 @@ class Engine:
         skips: leaves out optimizer steps.
         timed: measures the phases of a step: scoring, forward, backward and waiting for data.
         timer: of the phases.
+        beside: a module that is trained beside the Trainer's, and Lightning's configs of its schedules; ``None`` for none.
     """
 
     skips: ClassVar[bool] = False
@@ -49,6 +51,7 @@ class Engine:
         self._adapter, self._trainer, self._method, self._statistics = adapter, adapter.trainer, method, statistics
         self._mean_over_samples = mean_over_samples
         self.timer = PhaseTimer(statistics.device, enabled=self.timed)
+        self.beside: tuple[pl.LightningModule, list[Any]] | None = None
         self._number = 0  # of the batch that is, or was last, trained
         self._after_step: list[Callable[[], None]] = []  # what the step under way has to write when it is done
 

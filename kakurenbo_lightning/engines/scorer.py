@@ -17,13 +17,14 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.forward_pass import call_training_step, trained_beside
 from kakurenbo_lightning.trainer.restart import copied
 
-CLOCKS = ("batches", "steps", "epochs", "due")
+CLOCKS = ("batches", "epochs", "due")
 
 
 class Scorer:
     """Trains the user's scorer by the mean gradient of all ranks, in full precision, with random numbers of its own.
 
-    A step of its schedules of interval ``"step"`` is a batch as the Trainer counts them, whether it is trained on it or not.
+    A step of its schedules of interval ``"step"`` is a batch as the Trainer counts them, whether it is trained on it or not. In epochs of
+    other lengths than they were built for ``EpochSchedules`` of the session takes care that they end where they should.
 
     Args:
         adapter: of the Trainer.
@@ -34,6 +35,7 @@ class Scorer:
     Attributes:
         module: the scorer.
         every: as given.
+        schedules: Lightning's configs of its own.
 
     Raises:
         ConflictError: it cannot be trained so; named.
@@ -44,9 +46,9 @@ class Scorer:
         trainer = adapter.trainer
         module.to(trainer.strategy.root_device)
         trainer.precision_plugin.convert_module(module)
-        optimizers, self._schedules = adapter.configured(module)
+        optimizers, self.schedules = adapter.configured(module)
         self._optimizer: torch.optim.Optimizer | None = optimizers[0] if optimizers else None
-        self._batches = self._steps = self._epochs = 0  # loaded so far; steps and epochs of the schedules
+        self._batches = self._epochs = 0  # so far
         self._due = 0  # from which of them on the next one is trained on
         self._check(len(optimizers))
         self._from_rank_zero([*module.parameters(), *module.buffers()])
@@ -58,7 +60,7 @@ class Scorer:
                 f"{name}: configure_optimizers returned {optimizers} optimizers; it must return one, or None for a scorer "
                 "that is never trained"
             )
-        if any(config.reduce_on_plateau for config in self._schedules):
+        if any(config.reduce_on_plateau for config in self.schedules):
             raise ConflictError(
                 f"{name}: its ReduceLROnPlateau has nothing to go by, a scorer is not validated; use another schedule"
             )
@@ -122,11 +124,10 @@ class Scorer:
             for tensor in tensors:
                 dist.broadcast(tensor.data.view(torch.uint8) if tensor.dtype is torch.bool else tensor.data, src=0)
 
-    def end_batch(self, is_extra: bool) -> None:
-        """A loaded batch is done; ``is_extra``: the one after an epoch's last, which the Trainer counts too."""
+    def end_batch(self, number: int, is_extra: bool) -> None:
+        """Batch ``number`` of the epoch is done; ``is_extra``: the one after its last, which the Trainer counts too."""
         self._batches += not is_extra
-        self._steps += 1
-        self._move("step", self._steps)
+        self._move("step", number + 1)
 
     def end_epoch(self) -> None:
         """An epoch is over."""
@@ -134,7 +135,7 @@ class Scorer:
         self._move("epoch", self._epochs)
 
     def _move(self, interval: str, count: int) -> None:
-        for config in self._schedules:
+        for config in self.schedules:
             if config.interval == interval and count % config.frequency == 0:
                 self.module.lr_scheduler_step(config.scheduler, None)
 
@@ -143,7 +144,7 @@ class Scorer:
         state = {
             "module": dict(self.module.state_dict()),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
-            "schedules": [_plain(config.scheduler.state_dict()) for config in self._schedules],
+            "schedules": [_plain(config.scheduler.state_dict()) for config in self.schedules],
             **{name: getattr(self, f"_{name}") for name in CLOCKS},
         }
         return copied(state)
@@ -153,7 +154,7 @@ class Scorer:
         self.module.load_state_dict(state["module"])
         if self._optimizer is not None and state["optimizer"] is not None:
             self._optimizer.load_state_dict(state["optimizer"])
-        for config, saved in zip(self._schedules, state.get("schedules", ()), strict=False):
+        for config, saved in zip(self.schedules, state.get("schedules", ()), strict=False):
             config.scheduler.load_state_dict(saved)
         for name in CLOCKS:
             setattr(self, f"_{name}", state.get(name, 0))

@@ -175,6 +175,7 @@ class Session:
         self.outputs.device = device
         if not self._arrived:
             self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
+            self.schedules.beside = self.engine.beside
         self._arrived = True
         if self.keeper.loaded is not None:
             self._apply_loaded()

@@ -262,6 +262,7 @@ class EpochSchedules:
         full_batches: batches of a full epoch of this session.
         built_for: batches of a full epoch that the schedules were built for, where that was with other ranks or batches.
         built_accumulate: how many of them made a step, where that was with another ``Trainer(accumulate_grad_batches=)``.
+        beside: a module that is trained beside the Trainer's, and Lightning's configs of its schedules, which keep pace as well.
     """
 
     def __init__(self, trainer: pl.Trainer, align: bool) -> None:
@@ -270,6 +271,7 @@ class EpochSchedules:
         self.full_batches = 0
         self.built_for: int | None = None
         self.built_accumulate: int | None = None
+        self.beside: tuple[pl.LightningModule, list[Any]] | None = None
         self._configured: int = trainer.accumulate_grad_batches  # before a GradientAccumulationScheduler changes it
         self._start: int | None = None  # the step that an epoch begins or goes on with, until it does
         self._resumed: dict[str, Any] | None = None  # where the schedules stood, in an epoch that goes on
@@ -303,7 +305,7 @@ class EpochSchedules:
         self._resumed = self._aligner.state_dict() if paces is None else dict(paces)
         self._know(full_batches, self._resumed.pop("full_accumulate", None))
         if resharded_at is not None:
-            self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._trainer.lr_scheduler_configs)}
+            self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._configs)}
 
     def _know(self, full_batches: int | None, full_accumulate: int | None) -> None:
         """What the schedules were built for, where it is known and is not that of now."""
@@ -320,13 +322,16 @@ class EpochSchedules:
     def begin_again(self, done: int) -> None:
         """An epoch begins again whose checkpoint was saved after ``done`` batches: what is left of its way is spread over all of it.
 
-        :meth:`go_on` says where the schedules stood when it began; if not, each batch was a batch of a full epoch.
+        :meth:`go_on` says where the schedules stood when it began; if not, each batch was a batch of a full epoch. Those of a module
+        beside the Trainer's begin now.
         """
         configs, accumulate = self._trainer.lr_scheduler_configs, self.built_accumulate or self._configured
         now = positions(configs)
         taken = [scheduler_steps(done, accumulate, config.frequency, complete=False) for config in configs]
         origins = [place if place is None else place - steps for place, steps in zip(now, taken, strict=True)]
-        self._again = self._resumed or {"anchors": now, "origins": origins}
+        again = self._resumed or {"anchors": now, "origins": origins}
+        new = positions(self._configs[len(configs) :])
+        self._again = again | {name: again[name][: len(configs)] + new for name in ("anchors", "origins")}
 
     def begin_batch(self, batches: int, skips: bool) -> None:
         """The first batch since :meth:`follow` tells how long its epoch is, when every callback has set its accumulation.
@@ -340,9 +345,7 @@ class EpochSchedules:
         if start is not None and self._keep_pace():
             trainer = self._trainer
             accumulate = trainer.accumulate_grad_batches
-            self._aligner.begin_epoch(
-                trainer.lr_scheduler_configs, batches, self.full, accumulate, self.built_accumulate, start, resumed, skips
-            )
+            self._aligner.begin_epoch(self._configs, batches, self.full, accumulate, self.built_accumulate, start, resumed, skips)
 
     def _keep_pace(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""
@@ -359,8 +362,15 @@ class EpochSchedules:
         """Take the steps that were due after ``done`` batches: the checkpoint was saved before they were taken."""
         self._aligner.catch_up(done, self._step_scheduler)
 
+    @property
+    def _configs(self) -> list[Any]:
+        return self._trainer.lr_scheduler_configs + (self.beside[1] if self.beside is not None else [])
+
     def _step_scheduler(self, scheduler: Any) -> None:
-        self._trainer.lightning_module.lr_scheduler_step(scheduler, None)
+        module = self._trainer.lightning_module
+        if self.beside is not None and any(config.scheduler is scheduler for config in self.beside[1]):
+            module = self.beside[0]
+        module.lr_scheduler_step(scheduler, None)
 
     def release(self) -> None:
         """Hand the schedulers back to Lightning."""

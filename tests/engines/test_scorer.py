@@ -204,6 +204,55 @@ def test_a_schedule_of_any_kind_resumes_exactly(tmp_path, name):
             assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in one.state_dict().items())
 
 
+@pytest.mark.parametrize("batch_size", [4, 16])
+@pytest.mark.parametrize(
+    "hook", ["on_train_batch_end", pytest.param("on_train_epoch_end", marks=pytest.mark.slow)], ids=["in mid-epoch", "epoch end"]
+)
+def test_a_schedule_ends_with_a_training_that_goes_on_in_other_batches(tmp_path, hook, batch_size):
+    """As it does on other ranks. A OneCycle fails beyond its end."""
+    save, small = SaveAt(tmp_path / "cut.ckpt", hook, 1, 3), OneCycle()
+    proxy_fit(small, save)
+    _, _, its, _ = proxy_fit(OneCycle(), data=loader(SAMPLES, batch_size), ckpt_path=save.path)
+    assert small.position == its.position == (EPOCHS * STEPS, EPOCHS * STEPS)
+
+
+def test_a_schedule_keeps_pace_with_shorter_epochs():
+    small = OneCycle()
+    selection = SampleSelection("stale_sb", staleness=2, beta=3, pool=False, scorer=small, check_attribution=False)
+    loaded = Loaded()
+    fit(Net(dropout=0.0), loader(SAMPLES), selection, loaded, max_epochs=EPOCHS)
+    assert min(map(len, loaded.batches)) < STEPS
+    assert small.position == (EPOCHS * STEPS, EPOCHS * STEPS)
+
+
+def test_a_schedule_begins_where_the_selection_is_forgotten_within_an_epoch(tmp_path):
+    """And the checkpoint that is saved then can be resumed."""
+    first, save = (
+        SaveAt(tmp_path / "without.ckpt", "on_train_batch_end", 1, 3),
+        SaveAt(tmp_path / "cut.ckpt", "on_train_epoch_end", 2),
+    )
+    fit(Net(dropout=0.0), loader(SAMPLES), first, max_epochs=EPOCHS)
+    forgetting = {"on_mismatch": "reset"}
+    for path in (first.path, save.path):
+        _, _, small, _ = proxy_fit(OneCycle(), save, selection=forgetting, ckpt_path=path)
+        assert small.position == (3 * STEPS, EPOCHS * STEPS)
+
+
+class OneCycle(Proxy):
+    """By a schedule as long as the Trainer expects the training to be."""
+
+    def configure_optimizers(self):
+        total = int(self.trainer.estimated_stepping_batches)
+        self.schedule = by_step(lambda optimizer: OneCycleLR(optimizer, 0.3, total_steps=total))
+        made = super().configure_optimizers()
+        self._one_cycle = made["lr_scheduler"]["scheduler"]
+        return made
+
+    @property
+    def position(self):
+        return self._one_cycle.last_epoch, self._one_cycle.total_steps
+
+
 # --- killed and resumed
 
 
