@@ -108,6 +108,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         **({"pending": state.pending} if state.pending else {}),  # one that was read of an older release has none
         **({"control": state.control} if state.control else {}),
         **({"order": state.order} if state.order else {}),
+        **({} if epoch.kept is None else {"kept": _plan_state(epoch.kept, state.num_samples)}),
     }
     # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
     return {**as_plain(plain, "selection"), "restart": state.restart}
@@ -162,6 +163,7 @@ def _epoch_of(state: Mapping[str, Any]) -> EpochState:
         done=tuple(state["done"]),
         metrics=dict(state["metrics"]),
         ended_metrics=dict(state["ended_metrics"]),
+        kept=_plan_of(state["kept"], state["num_samples"]) if "kept" in state else None,
     )
 
 

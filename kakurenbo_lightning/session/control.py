@@ -68,7 +68,7 @@ class Control:
             which the method may keep; ``None`` where it must choose.
         """
         index, first = epoch.index, before.phase is Phase.IDLE
-        previous = None if first or self._held == before.epoch else before.plan
+        previous = None if first else before.kept if self._held == before.epoch else before.plan
         held = self._guard is not None and self._guard.begin(index, epoch.scoring or 0)
         if self._budget is not None and first:
             held = True

@@ -60,6 +60,7 @@ class EpochState:
         done: steps and samples of it that were trained with another layout (other ranks or batches).
         metrics: what is logged of it, by name.
         ended_metrics: what was logged of the last epoch that ended.
+        kept: a static method's choice, while an epoch trains on everything in its place; the losses that it went by are others then.
     """
 
     epoch: int = -1
@@ -69,6 +70,7 @@ class EpochState:
     done: tuple[int, int] = (0, 0)
     metrics: dict[str, float] = field(default_factory=dict)
     ended_metrics: dict[str, float] = field(default_factory=dict)
+    kept: Plan | None = None
 
     @property
     def shown(self) -> dict[str, float]:

@@ -147,6 +147,7 @@ class Planner:
         """
         statistics, epoch = data.statistics, self.epoch(index, data.sampler.seed, data.sampler.batch_size)
         held, previous = self._control.begin(epoch, before, len(data.universe), position)
+        kept = previous if held and self._restart.epochs and not self._method.chooses_in(epoch) else None
         scored = self._score_rest(epoch, max(0, before.epoch), None if held else previous, data, outputs, position)
         watch = Stopwatch(running=True)
         if len(scored) or not statistics.repeats:  # else it is done
@@ -176,7 +177,7 @@ class Planner:
             metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
         self._warn_idle(data)
         self._warn_nonfinite(nonfinite, len(statistics))
-        return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics)
+        return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics, kept=kept)
 
     def foreign_end(self, epoch: Epoch, data: FollowedLoader) -> EpochState:
         """The batches of ``epoch`` were trained without this selection: the state in which it has none left, so that Lightning ends it."""

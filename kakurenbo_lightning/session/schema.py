@@ -132,6 +132,7 @@ STATE = {
     "pending": absent(listed(table(_PENDING))),
     "control": absent(control.STATE),
     "order": absent(text()),
+    "kept": absent(table(_WHOLE_PLAN)),
 }
 
 

@@ -118,18 +118,34 @@ def test_the_epoch_after_chooses_again_also_where_a_choice_is_kept():
     assert spy.hidden[3] == spy.hidden[4] and selection.totals.samples_refreshed == 0
 
 
-def test_a_static_method_hides_again_what_it_had_chosen():
-    values = [0.5, 0.5, 0.1, 0.5, 0.5]
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("el2n", {"score_epochs": (0, 1)}), ("forget", {"static_epochs": 1, "never_learned": "first", "balance": "rcap"})],
+    ids=["el2n", "by last losses"],
+)
+def test_a_static_method_hides_again_what_it_had_chosen(tmp_path, method, settings):
+    values, path = [0.5, 0.5, 0.1, 0.1, 0.5, 0.5], tmp_path / "cut.ckpt"
+
+    def trained(*callbacks, **more):
+        guard, own = SelectionGuard("val_acc", 0.05, reference=[0.5]), {"max_fraction": 0.25, **settings}
+        return run(guard, values, *callbacks, method=method, module=ScoredNet(values), settings=own, max_epochs=5, **more)[0]
+
+    spy = trained(SaveAt(path, "on_train_batch_end", 3, 1))
+    assert [len(hidden) for hidden in spy.hidden.values()] == [0, 12, 12, 0, 0, 12]
+    assert spy.hidden[5] == spy.hidden[2] == trained(ckpt_path=path).hidden[5]
+
+
+def test_a_choice_that_is_due_in_a_guarded_epoch_is_made_in_the_next():
+    values = [0.5, 0.1, 0.5, 0.5]
     spy, _, _ = run(
         SelectionGuard("val_acc", 0.05, reference=[0.5]),
         values,
         module=ScoredNet(values),
         method="el2n",
-        settings={"max_fraction": 0.25, "score_epochs": (0, 1)},
-        max_epochs=4,
+        settings={"max_fraction": 0.25, "score_epochs": (0, 1), "start_epoch": 1},
+        max_epochs=3,
     )
-    assert [len(hidden) for hidden in spy.hidden.values()] == [0, 12, 12, 0, 12]
-    assert spy.hidden[4] == spy.hidden[2]
+    assert [len(hidden) for hidden in spy.hidden.values()] == [0, 0, 0, 12]
 
 
 @pytest.mark.parametrize(
