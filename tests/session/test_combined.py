@@ -34,7 +34,7 @@ def test_save_guard_and_balance_together_resume_exactly(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nan", ["", "loss", "network"], ids=["finite", "one loss is NaN", "the network becomes NaN"])
+@pytest.mark.parametrize("nan", [False, True], ids=["finite", "one loss is NaN"])
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_cut_and_resumed_equals_uncut(tmp_path, name, nan):
     assert_resumes_exactly(tmp_path, replace(COMBINATIONS[name], nan=nan), CUTS)

@@ -45,7 +45,7 @@ class Combination:
         settings: of it, and arguments of ``SampleSelection``.
         returns: the step returns logits and target beside its loss.
         scorer: a small network scores and is trained beside the module, by a schedule of its own.
-        nan: the loss of one batch is NaN: ``"loss"`` alone, or with its gradient, the ``"network"``.
+        nan: the loss of one batch is NaN, and moves no weight.
         epochs: length.
     """
 
@@ -53,7 +53,7 @@ class Combination:
     settings: dict[str, Any] = field(default_factory=dict)
     returns: bool = False
     scorer: bool = False
-    nan: str = ""
+    nan: bool = False
     epochs: int = 6
 
 
@@ -131,7 +131,7 @@ class Combined(RestlessNet):
         return loss
 
     def on_before_optimizer_step(self, optimizer):
-        if self.use.nan == "loss":
+        if self.use.nan:
             for parameter in self.parameters():
                 if parameter.grad is not None:
                     parameter.grad.nan_to_num_(0.0)
