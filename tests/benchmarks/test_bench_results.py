@@ -134,6 +134,20 @@ def on_digits(rows):
             yield written(row["rank_correlation"], ".2f")
 
 
+def advice(rows):
+    for row in rows[1:]:
+        figures = [format(100 * row[key]["mean"], ".1f") for key in ("now", "most", "saved", "off")]
+        yield f"| `{row['run']}` | {' | '.join(figures)} |"
+    yield f"within {max(100 * row['off']['mean'] for row in rows[1:]):.1f} points"
+
+
+def doctor(rows):
+    for row in rows:
+        area = "-" if row["auroc"] is None else f"{row['auroc']['mean']:.4f}"
+        shares = [f"{100 * row[key]['mean']:.1f}" for key in ("precision", "recall")]
+        yield f"| {row['run']} | {area} | {row['flagged']['mean']:,.0f} | {' | '.join(shares)} |"
+
+
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
@@ -163,6 +177,8 @@ QUOTED = {
     (BENCHMARKS, "selection"): lambda result, rows, million: [f"{row['ns_per_sample']:.0f} ns" for row in rows],
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
+    (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
+    (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "save"): lambda result, rows, million: save(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),
