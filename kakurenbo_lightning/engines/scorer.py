@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,9 +12,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
-from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.errors import ConflictError, OutputsError
 from kakurenbo_lightning.signals.returned import loss_of
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import has_no_step
 from kakurenbo_lightning.trainer.forward_pass import call_training_step, trained_beside
 from kakurenbo_lightning.trainer.restart import copied
 
@@ -53,8 +55,24 @@ class Scorer:
         self._check(len(optimizers))
         self._from_rank_zero([*module.parameters(), *module.buffers()])
 
+    @property
+    def _name(self) -> str:
+        return f"scorer={type(self.module).__name__}"
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """An error inside, where the scorer's step is run, says that the step is not the module's."""
+        try:
+            yield
+        except OutputsError as error:
+            raise OutputsError(f"{self._name}: of its own training_step, not of the module's: {error}") from error
+        except Exception as error:
+            if add_note := getattr(error, "add_note", None):  # since Python 3.11
+                add_note(f"SampleSelection: this was the step of {self._name}, which scores in the module's place")
+            raise
+
     def _check(self, optimizers: int) -> None:
-        name = f"scorer={type(self.module).__name__}"
+        name = self._name
         if optimizers > 1:
             raise ConflictError(
                 f"{name}: configure_optimizers returned {optimizers} optimizers; it must return one, or None for a scorer "
@@ -70,6 +88,11 @@ class Scorer:
                     f"train_scorer_every={self.every} changes nothing: {name} has no optimizer, so it is never trained"
                 )
             return
+        if has_no_step(self.module):  # it scores by its sample_outputs
+            raise ConflictError(
+                f"{name} has an optimizer, and no training_step to be trained by; write one that returns its loss, or let "
+                "configure_optimizers return None for a scorer that is never trained"
+            )
         own = {id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]}
         if any(id(parameter) in own for parameter in self._adapter.trainer.lightning_module.parameters()):
             raise ConflictError(
@@ -105,7 +128,7 @@ class Scorer:
             self._due = (self._batches // self.every + 1) * self.every
         self._optimizer.zero_grad()
         if scale:
-            with trained_beside(self._adapter, self.module, seed):
+            with self.explained(), trained_beside(self._adapter, self.module, seed):
                 loss = loss_of(call_training_step(self.module, batch, number))
             if isinstance(loss, Tensor):
                 (loss * scale).backward()

@@ -50,7 +50,8 @@ class ScoringPass:
         if self._scorer is not None:
             outputs = self._of_scorer = self._of_scorer or outputs.of_module(module)
         same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()  # a scorer's are the same
-        with same, self._context(module):
+        of_scorer = contextlib.nullcontext() if self._scorer is None else self._scorer.explained()
+        with same, self._context(module), of_scorer:
             return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
 
     @contextlib.contextmanager

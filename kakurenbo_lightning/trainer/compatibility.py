@@ -277,9 +277,15 @@ def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
         )
 
 
+def has_no_step(module: pl.LightningModule) -> bool:
+    """Whether ``training_step`` is Lightning's, which only warns."""
+    # by name, because Lightning is there under two names
+    return getattr(module.training_step, "__qualname__", "") == "LightningModule.training_step"
+
+
 def check_scorer(scorer: object, method: Method) -> None:
-    """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, optimizes by itself, or whose method scores no batches, and for
-    ``train_scorer_every`` without one."""
+    """Raise ``ValueError`` for a ``scorer`` that is no LightningModule, cannot score, optimizes by itself, or whose method scores no
+    batches, and for ``train_scorer_every`` without one."""
     every = _settings(method).get("train_scorer_every")
     if scorer is None and every is not None:
         raise ValueError(
@@ -292,6 +298,11 @@ def check_scorer(scorer: object, method: Method) -> None:
         raise ValueError(
             f"scorer={type(scorer).__name__} is not allowed with method {method.name}; it must be a LightningModule, and the "
             "method one of the backprop family, for example 'selective_backprop'"
+        )
+    if scorer is not None and has_no_step(scorer) and not callable(getattr(scorer, "sample_outputs", None)):
+        raise ValueError(
+            f"scorer={type(scorer).__name__} has no training_step, which must give the losses that it scores and is trained by; write one, "
+            "training_step(self, batch, batch_idx), that returns the loss of the scorer's own outputs, as the module's returns its own"
         )
     if scorer is not None and not scorer.automatic_optimization:
         raise ValueError(

@@ -1,12 +1,14 @@
 """A scorer leaves the training of the module alone, and what cannot work with one is refused."""
 
 import random
+import sys
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Net
+from helpers import CLASSES, FEATURES, Net
 from lightning.pytorch.callbacks import Callback
 from proxies import BATCH, EPOCHS, STEPS, Proxy, proxy_fit
 from torch.optim.lr_scheduler import (
@@ -14,7 +16,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.errors import ConflictError, OutputsError
 
 # --- the module is trained as it would be without a scorer
 
@@ -179,6 +181,63 @@ def test_a_scorer_that_optimizes_by_itself_is_refused():
     scorer.automatic_optimization = False
     with pytest.raises(ValueError, match="scorer=Proxy has automatic_optimization=False, which is not allowed"):
         SampleSelection("selective_backprop", scorer=scorer)
+
+
+class Stepless(pl.LightningModule):
+    """Forward and an optimizer, as a network for inference has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = torch.nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, x):
+        return self.network(x)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_scorer_without_a_step_is_refused_at_the_start_by_name():
+    with pytest.raises(ValueError, match=r"^scorer=Stepless has no training_step.*write one, training_step"):
+        SampleSelection("selective_backprop", scorer=Stepless(), train_scorer_every=4)
+
+
+class BySampleOutputs(Stepless):
+    def sample_outputs(self, batch):
+        return {"sample_loss": F.cross_entropy(self(batch[0]), batch[1], reduction="none")}
+
+
+class Untrained(BySampleOutputs):
+    def configure_optimizers(self):
+        return None
+
+
+def test_a_scorer_may_score_by_sample_outputs_but_needs_a_step_to_be_trained():
+    with pytest.raises(ConflictError, match=r"^scorer=BySampleOutputs has an optimizer, and no training_step to be trained by"):
+        proxy_fit(BySampleOutputs(), every=None)
+    _, selection, _, _ = proxy_fit(Untrained(), every=None)
+    assert selection.totals.samples_rejected > 0
+
+
+class WholeBatch(Proxy):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.network(batch[0]), batch[1]).sqrt()
+
+
+class Broken(Proxy):
+    def training_step(self, batch, batch_idx):
+        raise RuntimeError("broken here")
+
+
+def test_an_error_of_the_scorers_step_says_whose_it_is():
+    with pytest.raises(
+        OutputsError, match=r"^scorer=WholeBatch: of its own training_step, not of the module's: .*cannot be split"
+    ):
+        proxy_fit(WholeBatch(), max_epochs=2)
+    with pytest.raises(RuntimeError, match="broken here") as raised:
+        proxy_fit(Broken(), max_epochs=2)
+    if sys.version_info >= (3, 11):
+        assert "this was the step of scorer=Broken" in " ".join(raised.value.__notes__)
 
 
 def test_a_schedule_that_goes_by_a_metric_is_refused():
