@@ -29,6 +29,7 @@ from kakurenbo_lightning.session.train_loader import TrainLoader
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_left
+from kakurenbo_lightning.trainer.loader_compatibility import no_classes
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
@@ -115,7 +116,7 @@ class Session:
             data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
         check_left(self.control.largest, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
-            self.outputs.also_read(TARGET.name)
+            self.outputs.need_classes(no_classes(self._method))
         if self.keeper.loaded is not None:
             (self._resume_publicly if public else self.keeper.pending.hold_open)()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:

@@ -120,8 +120,7 @@ class BatchLoss(SampleOutputs):
             with scoring():
                 given = self._sample_outputs(batch)
             values = from_returned({**given, "sample_loss": rows}, size, "sample_outputs", self._needs.reads)
-        if missing := [name for name in self._needs.reads if name not in values]:
-            raise OutputsError(refusals.missing_beside_batch_loss(missing, size))
+        self._needs.check_all(values, lambda names: refusals.missing_beside_batch_loss(names, size))
         if self.report is None:
             check_ranges(given, "training_step")
             self.report = self._reported(values)

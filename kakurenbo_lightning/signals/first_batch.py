@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.statistics import TARGET
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
 from kakurenbo_lightning.signals.attribution import Verdict, try_cuts
@@ -36,6 +37,7 @@ class Needs:
         unweighted_rest: what else is in the loss is no sample's.
         manual: the module optimizes by itself, so the graph of its loss is gone when the step returns.
         device: where values must be.
+        classes: what is said where the class of each sample, ``target``, is read for want of a data set that gives it; else "".
     """
 
     reads: Reads
@@ -43,6 +45,7 @@ class Needs:
     unweighted_rest: bool = False
     manual: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    classes: str = ""
 
     @property
     def nothing(self) -> bool:
@@ -62,9 +65,18 @@ class Needs:
                     f"per-sample values: {name} is on {value.device}, the module is on {self.device}; return every value on the "
                     "module's device"
                 )
+        self.check_all(values, lambda names: refusals.missing_values(names, list(values), source, size))
+
+    def check_all(self, values: Values, said: Callable[[list[str]], str]) -> None:
+        """Raise ``OutputsError`` unless ``values`` are all that is read; ``said`` of the names of those that are missing."""
         missing = [name for name in self.reads if name not in values]
         if missing:
-            raise OutputsError(refusals.missing_values(missing, list(values), source, size))
+            own = [name for name in missing if name != TARGET.name or not self.classes]
+            raise OutputsError(self.with_classes(said(own) if own else ""))
+
+    def with_classes(self, text: str) -> str:
+        """``text``, and that the classes are not known, which it would be followed by next."""
+        return "\n".join(part for part in (text, self.classes) if part)
 
 
 RETURNED = "the dict that training_step returns"

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.random import isolated_rng, rng_state, set_rng_state
-from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals import refusals
@@ -94,9 +94,9 @@ class SampleOutputs:
         other.device = self.device
         return other
 
-    def also_read(self, name: str) -> None:
-        """One more value is needed."""
-        self._needs.reads = (*self._needs.reads, name)
+    def need_classes(self, said: str) -> None:
+        """The class of each sample must come from the step, because the data set does not give it; ``said`` where neither does."""
+        self._needs.reads, self._needs.classes = (*self._needs.reads, TARGET.name), said
 
     @property
     def source(self) -> str | None:
@@ -320,10 +320,21 @@ class SampleOutputs:
         function = None if isinstance(outputs, Mapping) and "sample_loss" in outputs else self._sample_outputs
         runs = rehearsal if function is None else replace(rehearsal, replay=function)
         device = None if self._needs.nothing else self.device
-        verify = None if idle else partial(self._verify, outputs, recording, batch)
+        verify = None if idle else partial(self._verify_named, outputs, recording, batch)
         with worker_errors_wait():  # what fails in there is taken for the step's
             made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
         return None if made is None else made[0]
+
+    def _verify_named(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
+        """As :meth:`_verify`; an error names what needs the classes, where they were to come from the step."""
+        try:
+            return self._verify(outputs, recording, batch, rehearsal)
+        except OutputsError as error:
+            if not self._needs.classes or self._needs.classes in str(error):
+                raise
+            returned = self._sample_outputs is not None or (isinstance(outputs, Mapping) and "sample_loss" in outputs)
+            alone = not returned and self._needs.reads == (TARGET.name,)  # nothing else is asked of the step
+            raise OutputsError(self._needs.with_classes("" if alone else str(error))) from error
 
     def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
         """As :meth:`_decide`, on this rank."""

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+# methods by what they need of a step; signals know no methods, so a test compares these with what is registered
+NO_VALUES = ("random", "random_cycle", "weighted", "baseline")
+BY_LOSS = ("infobatch", "seta", "orderdp", "ies")  # of the hide family, for which values="bls" is
+BY_LOSS_AND_CLASSES = ("rcap",)
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Names as a sentence has them."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
 EXAMPLE = """
     sample_loss = F.cross_entropy(logits, target, reduction="none")
     return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits, "target": target}"""
 
-OTHERS = """
+OTHERS = (
+    """
 a regression (its values are the loss alone):
     sample_loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
     return {"loss": sample_loss.mean(), "sample_loss": sample_loss}
@@ -17,8 +29,10 @@ tokens:
     sample_loss = token_loss.sum(1) / (labels != -100).sum(1).clamp(min=1)
     return {"loss": sample_loss.mean(), "sample_loss": sample_loss, "logits": logits.transpose(1, 2), "target": labels}
 Where training_step is not yours, give the callback a function that returns the same dict: SampleSelection(..., sample_outputs=lambda \
-batch: ...). random, random_cycle and baseline need no values and train any step; infobatch and seta train it by the losses of whole \
+batch: ...). """
+    + f"""{listed(NO_VALUES)} need no values and train any step; {listed(BY_LOSS)} train it by the losses of whole \
 batches, SampleSelection("infobatch", values="bls")."""
+)
 
 WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
 
@@ -38,7 +52,8 @@ NOT_MADE_FROM_IT = (
 
 BY_THE_BATCH = (
     'choose by the losses of the batches that a sample was in, SampleSelection("infobatch", values="bls") (or another hide method that '
-    "reads only the loss, such as seta), use random or random_cycle, or return values of your own choice"
+    f"reads only the loss: {listed(BY_LOSS[1:], 'or')}, or {listed(BY_LOSS_AND_CLASSES, 'or')} where the data set gives classes), use "
+    f"{listed(NO_VALUES[:-1], 'or')}, or return values of your own choice"
 )
 _OF_THE_BATCH = f"A loss over the whole batch (Dice, Jaccard, contrastive, mined pairs, detection) has none: {BY_THE_BATCH}. "
 
@@ -154,8 +169,8 @@ def small_part(calls: str, share: float, parts: int) -> str:
         f"per-sample values: {calls} {are} {little}, and the rest of it has no values by sample "
         "that could be found, so samples would be chosen by what is hardly trained. Return the whole loss of each sample from "
         "training_step as sample_loss, or give the callback a function that does, SampleSelection(..., sample_outputs=lambda batch: ...); "
-        "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). random and random_cycle "
-        "need no values."
+        "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). "
+        f"{listed(NO_VALUES[:-1])} need no values."
         f"{EXAMPLE}{OTHERS}"
     )
 
@@ -220,15 +235,9 @@ def not_weighable(source: str) -> str:
 
 def missing_values(names: Sequence[str], given: Sequence[str], source: str, size: int) -> str:
     """The method reads what the step does not give."""
-    if list(names) == ["target"]:
-        return (
-            f"classes: balance, protected_classes and rcap need the class of each sample, but {source} gives only "
-            f"{', '.join(given)}, and the data set has no targets, labels or y. Give the data set an attribute targets (one integer "
-            "per sample), return logits and target from training_step, or leave these out"
-        )
     return (
         f"per-sample values: the method reads {', '.join(names)}, but {source} gives only "
-        f"{', '.join(given)}. A regression has none: use a method that reads only the loss (infobatch, seta, selective_backprop, "
+        f"{', '.join(given)}. A regression has none: use a method that reads only the loss ({', '.join(BY_LOSS)}, selective_backprop, "
         "plb) or nothing (random), or return confidence (float in [0, 1]), correct (bool) or entropy (float) of your own, each "
         f"[{size}]. A classification returns logits and target:{EXAMPLE}{OTHERS}"
     )
@@ -239,7 +248,7 @@ def missing_values(names: Sequence[str], given: Sequence[str], source: str, size
 NO_BATCH_LOSS = (
     "values='bls': the loss of each batch is needed, and training_step returned none; end it with `return loss` (a number, or a dict with "
     "'loss'). Under automatic_optimization=False a scoring pass takes it from sample_outputs(batch): return {'loss': loss, ...}, or use a "
-    "method without scoring passes (infobatch, seta)"
+    "method without scoring passes (infobatch, seta, orderdp)"
 )
 
 WEIGHED_BY_THE_BATCH = (
@@ -255,5 +264,5 @@ def missing_beside_batch_loss(names: Sequence[str], size: int) -> str:
         f"values='bls': the method reads {', '.join(names)} too, which the loss of a batch does not say. Return logits and target beside "
         'it from training_step, return {"loss": loss, "logits": logits, "target": target}, or confidence (float in [0, 1]), correct (bool) '
         f"or entropy (float) of your own, each [{size}]; or use a method that reads only the loss, "
-        'SampleSelection("infobatch", values="bls") or seta, or nothing: random'
+        f'SampleSelection("infobatch", values="bls"), {listed(BY_LOSS[1:], "or")}, or nothing: random'
     )

@@ -91,13 +91,14 @@ def check_mean(mean_over_samples: bool | None, module: pl.LightningModule) -> No
 def check_values(values: str, method: Method) -> None:
     """Raise ``ValueError`` for the losses of batches and a method that does not plan whole epochs by them."""
     if values == "bls" and method.family != "hide":
-        works = [
-            name for name, info in available_methods().items() if info.family == "hide" and method_class(name).reads == ("loss",)
-        ]
+        works = {name: method_class(name) for name, info in available_methods().items() if info.family == "hide"}
+        by_loss = [name for name, cls in works.items() if cls.reads == ("loss",) and cls.needs_classes is not True]
+        by_classes = [name for name, cls in works.items() if cls.reads == ("loss",) and cls.needs_classes is True]
         raise ValueError(
             f"SampleSelection: values='bls' is not allowed with {method.name}, which compares samples within a batch, or draws them by "
-            f"values of their own; use a method of the hide family that reads only the loss ({', '.join(works)}), or, where training_step "
-            "returns logits and target beside the loss, any of the hide family"
+            f"values of their own; use a method of the hide family that reads only the loss ({', '.join(by_loss)}), where the data set "
+            f"gives classes also {', '.join(by_classes)}, or, where training_step returns logits and target beside the loss, any of the "
+            "hide family"
         )
 
 

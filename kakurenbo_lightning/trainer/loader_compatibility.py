@@ -30,6 +30,7 @@ from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.trainer.listed_order import ListedOrder
+from kakurenbo_lightning.methods.settings import shown
 
 
 def only_loader(loaders: Any) -> DataLoader:
@@ -255,6 +256,19 @@ def check_order(order: LoaderOrder, method: Method) -> None:
             "from the whole data set; use torch.utils.data.Subset(dataset, indices) without a sampler, or a method that hides or "
             "chooses within the epoch"
         )
+
+
+def no_classes(method: Method) -> str:
+    """What is said where neither the data set nor the training step gives the classes that a setting, or the method itself, needs."""
+    asking = {name: getattr(method, name, None) for name in ("balance", "protected_classes")}
+    named = [] if type(method).needs_classes is True else [f"{name}={shown(value)}" for name, value in asking.items() if value]
+    left = " and ".join(name for name, value in asking.items() if value)
+    instead = f"leave {left} out" if named else "use a method that needs no classes, for example orderdp"
+    return (
+        f"classes: {' and '.join([f'{method.name}: {named[0]}', *named[1:]]) if named else method.name} need{'s' * (len(named) < 2)} the "
+        "class of each sample, which neither the data set nor training_step gives. Give the data set an attribute targets (one integer per "
+        f"sample), or {instead}; in a classification, return sample_loss, logits and target from training_step"
+    )
 
 
 def warn_of_loader(loader: DataLoader, world_size: int) -> None:

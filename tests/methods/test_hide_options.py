@@ -1,7 +1,11 @@
 """The settings that every hide method has, in real trainings."""
 
+import re
+
 import pytest
 import torch
+import torch.nn.functional as F
+from batch_losses import Dice
 from helpers import Net, Points, Spy, SureNet, fit, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
@@ -96,9 +100,57 @@ class ReturnsLogits(SureNet):
         return {**super().training_step(batch, batch_idx), "logits": logits, "target": batch[1]}
 
 
-def test_classes_that_nothing_tells_are_an_error():
-    with pytest.raises(OutputsError, match="classes: balance, protected_classes and rcap need the class of each sample"):
-        hidden_by_epoch(train=DataLoader(Plain(), 8, shuffle=True), balance="class")
+BALANCED = "classes: {}: balance='class' needs the class of each sample, which neither .* leave balance out"
+PROTECTED = r"protected_classes=\(0,\)"
+
+
+class Regression(Net):
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.network(batch[0])[:, 0], batch[1].float())
+
+
+@pytest.mark.parametrize(
+    ("method", "module", "settings", "said", "not_said"),
+    [
+        ("random", Dice, {"balance": "class"}, f"^{BALANCED.format('random')}", "cannot be split|use random"),
+        ("infobatch", Dice, {"values": "bls", "balance": "class"}, f"^{BALANCED.format('infobatch')}", "bls"),
+        (
+            "infobatch",
+            Dice,
+            {"balance": "class"},
+            rf"(?s)^per-sample values: .*cannot be split.*\n{BALANCED.format('infobatch')}",
+            "",
+        ),
+        ("kakurenbo", SureNet, {"balance": "class"}, f"^{BALANCED.format('kakurenbo')}", "the method reads"),
+        (
+            "kakurenbo",
+            Regression,
+            {"balance": "class"},
+            rf"(?s)the method reads confidence, correct, but.*\n{BALANCED.format('kakurenbo')}",
+            "reads confidence, correct, target",
+        ),
+        (
+            "seta",
+            Dice,
+            {"values": "bls", "protected_classes": [0]},
+            f"^classes: seta: {PROTECTED} needs .* leave protected_c",
+            "",
+        ),
+        (
+            "random",
+            Dice,
+            {"balance": "class", "protected_classes": [0]},
+            f"^classes: random: balance='class' and {PROTECTED} need the .* leave balance and protected_classes out",
+            "",
+        ),
+        ("rcap", Dice, {"values": "bls"}, "^classes: rcap needs the class .* use a method that needs no classes", "reads target"),
+    ],
+)
+def test_classes_that_nothing_tells_are_asked_for_by_what_needs_them(method, module, settings, said, not_said):
+    with pytest.raises(OutputsError, match=said) as error:
+        fit(module(), DataLoader(Plain(), 8, shuffle=True), SampleSelection(method, **settings), max_epochs=2)
+    assert not not_said or not re.search(not_said, str(error.value))
+    assert "Give the data set an attribute targets" in str(error.value)
 
 
 def test_a_protected_index_beyond_the_data_set_is_refused():

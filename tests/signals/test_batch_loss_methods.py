@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import MismatchError, OutputsError
+from kakurenbo_lightning.methods.registry import registered
+from kakurenbo_lightning.signals import refusals
 
 pytestmark = pytest.mark.filterwarnings("ignore:a scoring pass changed scored")  # the modules write down what they see
 
@@ -56,8 +58,25 @@ def test_a_method_that_reads_more_than_there_is_is_refused_by_name(method, named
 
 @pytest.mark.parametrize("method", ["selective_backprop", "plb", "iswr", "rho_loss"])
 def test_methods_of_other_families_are_refused_when_they_are_made(method):
-    with pytest.raises(ValueError, match=rf"values='bls' is not allowed with {method}.*infobatch.*seta"):
+    works = r"\(ies, infobatch, orderdp, seta\), where the data set gives classes also rcap"
+    with pytest.raises(ValueError, match=rf"values='bls' is not allowed with {method}.*reads only the loss {works}"):
         SampleSelection(method, values="bls")
+
+
+def test_refusals_name_the_methods_that_are_registered():
+    ours = {cls.name: cls for cls in registered() if cls.__module__.startswith("kakurenbo_lightning.")}
+    by_loss = {name: cls for name, cls in ours.items() if cls.family == "hide" and cls.reads == ("loss",)}
+    assert {name for name, cls in by_loss.items() if cls.needs_classes is not True} == set(refusals.BY_LOSS)
+    assert {name for name, cls in by_loss.items() if cls.needs_classes is True} == set(refusals.BY_LOSS_AND_CLASSES)
+    assert {name for name, cls in ours.items() if not cls.reads} == set(refusals.NO_VALUES)
+
+
+@pytest.mark.parametrize("method", refusals.BY_LOSS_AND_CLASSES + refusals.BY_LOSS)
+def test_every_method_that_is_named_for_batch_losses_hides_by_them(method):
+    settings = {"ies": {"threshold": 1.0, "window": 1}}.get(method)
+    selection, spy = trained(Dice(), method, settings=settings)
+    assert_trained_as_planned(spy)
+    assert selection.totals.samples_hidden > 0
 
 
 @pytest.mark.parametrize(
