@@ -148,12 +148,20 @@ def _of_it(share: float, complete: bool = False) -> str:
     return f"{share:.1%} of it in the first batch{rest}"
 
 
+_OF_THE_REST = (
+    "If the rest is no sample's, the same whichever are trained (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True) "
+    "goes by that part, and weights leave the rest as it is. If the rest is made of the whole batch (Dice over the batch, contrastive), "
+    'that is not so: SampleSelection(..., values="bls"), of a hide method, chooses by the whole losses of the batches that a sample was in'
+)
+
+
 def part_of_loss(calls: str, share: float, complete: bool) -> str:
     """A warning: values are of a part of the loss; ``complete``: the rest trains nothing."""
     rest = ", and the rest, which has no gradient, is another number in another batch" if complete else ""
     return (
         f"SampleSelection: {calls} is a part of the loss, {_of_it(share, complete)}{rest}. Samples are chosen by that part "
-        "alone; to choose by all of it, return sample_loss from training_step"
+        "alone; to choose by all of it, return sample_loss from training_step, or, where the rest is made of the whole batch, use "
+        'SampleSelection(..., values="bls") with a hide method'
     )
 
 
@@ -169,8 +177,7 @@ def small_part(calls: str, share: float, parts: int) -> str:
         f"per-sample values: {calls} {are} {little}, and the rest of it has no values by sample "
         "that could be found, so samples would be chosen by what is hardly trained. Return the whole loss of each sample from "
         "training_step as sample_loss, or give the callback a function that does, SampleSelection(..., sample_outputs=lambda batch: ...); "
-        "if the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). "
-        f"{listed(NO_VALUES[:-1])} need no values."
+        f"{_OF_THE_REST[0].lower()}{_OF_THE_REST[1:]}. {listed(NO_VALUES[:-1])} need no values."
         f"{EXAMPLE}{OTHERS}"
     )
 
@@ -187,9 +194,10 @@ def not_verified(calls: str) -> str:
 def rest_unweighted(what: str, share: float) -> str:
     """Loss weights that would act on a part of the loss."""
     return (
-        f"loss weights: {what} is only a part of the loss, {_of_it(share)}, and weights would not reach the rest. If "
-        "the rest is no sample's (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True). Else return sample_loss of "
-        f"the whole loss, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
+        f"loss weights: {what} is only a part of the loss, {_of_it(share)}, and weights would not reach the rest. {_OF_THE_REST}, and the "
+        "whole loss of a batch is multiplied by the mean weight of its samples. Else return the whole loss of each sample from "
+        'training_step, {"loss": sample_loss.mean(), "sample_loss": sample_loss}, or use a method or setting without weights '
+        "(unbiased=False)"
     )
 
 

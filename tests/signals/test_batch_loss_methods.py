@@ -1,10 +1,13 @@
 """Losses of a whole batch: methods that read more than the loss, and checkpoints."""
 
+import re
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from batch_losses import BATCH, COUNT, Detection, Dice, DiceWithLogits, scores, trained
+import torch.nn.functional as F
+from batch_losses import BATCH, COUNT, Detection, Dice, DiceWithLogits, Watched, scores, trained
 from cuts import SaveAt
 from helpers import Points, assert_trained_as_planned, fit
 from torch.utils.data import DataLoader
@@ -127,6 +130,30 @@ def test_under_manual_optimization_a_scoring_pass_takes_the_loss_of_sample_outpu
     selection, spy = trained(made, "kakurenbo", settings={"max_fraction": 0.4, "tau": 0.0})
     assert_trained_as_planned(spy)
     assert selection.totals.samples_refreshed > 0 and selection.statistics.judged.all()
+
+
+class HalfDice(Watched):
+    """Cross-entropy of labels beside an overlap over the batch."""
+
+    def outputs(self, x, y, index):
+        target = F.one_hot(y, 3).float()
+        return 0.5 * F.binary_cross_entropy_with_logits(self.network(x), target) + 0.5 * Dice.outputs(self, x, y, index)
+
+
+def test_a_rest_over_the_whole_batch_has_another_way_out_than_one_that_is_no_samples():
+    with pytest.raises(OutputsError) as error:
+        trained(HalfDice(), values="sample_loss")
+    said = str(error.value)
+    assert (
+        "loss weights: F.binary_cross_entropy_with_logits is only a part of the loss" in said and "F.cross_entropy(" not in said
+    )
+    assert re.search(
+        r"no sample's, the same .* penalty on weights.*unweighted_rest=True\) .* weights leave the rest as it is", said
+    )
+    assert re.search(r'whole batch \(Dice .*values="bls"\).* multiplied by the mean weight', said)
+    selection, spy = trained(HalfDice())
+    assert_trained_as_planned(spy)
+    assert selection.totals.samples_hidden > 0
 
 
 # --- checkpoints
