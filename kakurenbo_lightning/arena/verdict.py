@@ -129,7 +129,7 @@ def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, An
         baseline = rows.get(comparison.baseline(row["seed"]).name)
         if baseline is None or row["seed"] not in comparison.seeds:
             continue
-        epochs = "" if row["epochs"] == comparison.epochs else f", {row['epochs']} epochs"
+        epochs = "" if row["epochs"] == comparison.epochs else f", {row['epochs']} epoch{'s' * (row['epochs'] != 1)}"
         group = Entry(row["method"], row["settings"]).name + epochs
         found.setdefault((group, row["method"]), []).append((row["cost"] / baseline["cost"], row["score"]))
     made = []

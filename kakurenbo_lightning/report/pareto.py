@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter
 
 from kakurenbo_lightning.report.curves import curves
 from kakurenbo_lightning.report.groups import BASELINE, Group, task_of
+from kakurenbo_lightning.report.point_labels import number_points
 from kakurenbo_lightning.report.reading import Run
 from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, legend, new_figure, wrapped
 from kakurenbo_lightning.report.tables import LOWER, compared, is_share, metric_name
@@ -28,6 +29,12 @@ FACTORS = {
     1.1: "#1c1e21",
 }  # of the baseline's error, as in the Selective-Backprop paper, and their bars
 NAMED = 12  # optimal groups in a legend
+OPEN: dict[str, Any] = {"markerfacecolor": "none"}
+_GREY: dict[str, Any] = {"color": "#777777", "marker": "o", "linestyle": "none"}
+KEY = {
+    "filled: Pareto-optimal, none is better in both": _GREY,
+    "open: another one costs no more and errs no more": _GREY | OPEN,
+}
 
 
 def pareto(costs: Any, errors: Any) -> np.ndarray:
@@ -111,20 +118,29 @@ def pareto_picture(name: str, table: pd.DataFrame, units: list[str], label: str)
     of_any = chosen.sort_values([units[0], "error"])
     numbers = {row: number for number, row in enumerate(of_any.index, start=1)}
     looks = method_styles(table["method"].tolist())
-    methods = {method: look | {"markerfacecolor": "none"} for method, look in looks.items()}
+    unnumbered: Any = table[~table.index.isin(list(numbers))]
+    others = {
+        own["group"].iloc[0] if len(own) == 1 else f"{method}, {len(own)} settings": looks[str(method)] | OPEN
+        for method, own in unnumbered.groupby("method", sort=False)
+    }
     named = {f"{numbers[row]}: {of_any.loc[row, 'group']}": looks[table.loc[row, "method"]] for row in of_any.index[:NAMED]}
-    labels = methods | named
+    labels = KEY | named | others
     figure, axes = new_figure(len(units), 2.7, labels)
     for place, unit in zip(axes[:, 0], units, strict=True):
-        draw_points(place, table, unit, optimal[unit], numbers, looks)
+        draw_points(place, table, unit, optimal[unit], looks)
         place.set(xlabel=AXES[unit], ylabel=label)
         place.locator_params(axis="x", nbins=6)
         if unit == WORK:
             place.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend(figure, labels)
+    figure.draw_without_rendering()  # for the layout, in which numbers find their places
+    for place, unit in zip(axes[:, 0], units, strict=True):
+        spots: Any = table[[unit, "error"]].to_numpy(float)
+        rows = enumerate(table.index)
+        number_points(place, spots, {at: numbers[row] for at, row in rows if row in numbers and np.isfinite(spots[at]).all()})
     caption = (
         "The error at the end of training (of a share, what it lacks to 100 %) against what training cost: a point for each method and "
-        "its settings, the mean over its seeds, with crosses of a standard deviation. Filled and numbered are those that no other beats "
+        "its settings, the mean over its seeds, with crosses of a standard deviation. Filled are those that no other beats "
         "in both (Pareto-optimal), in grey what they bound. Good: a method's points lie on that line and left of the baseline's. Bad: a "
         "point to the right of and above the baseline costs more and errs more. Distances within the crosses mean nothing."
     )
@@ -139,23 +155,17 @@ def method_styles(methods: list[str]) -> dict[str, dict[str, Any]]:
     return {method: {"color": colour, "marker": marker, "linestyle": "none"} for method, (colour, marker) in found.items()}
 
 
-def draw_points(
-    axes: Axes, table: pd.DataFrame, unit: str, optimal: np.ndarray, numbers: dict, looks: dict[str, dict[str, Any]]
-) -> None:
-    """Draw the points of a table, `optimal` (bool [N]) ones filled, numbered and joined."""
+def draw_points(axes: Axes, table: pd.DataFrame, unit: str, optimal: np.ndarray, looks: dict[str, dict[str, Any]]) -> None:
+    """Draw the points of a table, `optimal` (bool [N]) ones filled and joined."""
     chosen: Any = table[optimal]
     front = chosen.sort_values([unit, "error"])
     axes.plot(front[unit], front["error"], drawstyle="steps-post", color="#999999", linewidth=1, zorder=1)
     for row, best in zip(table.index, optimal, strict=True):
         point: Any = table.loc[row]
-        look: dict[str, Any] = looks[point["method"]] | ({} if best else {"markerfacecolor": "none"})
+        look: dict[str, Any] = looks[point["method"]] | ({} if best else OPEN)
         axes.plot(point[unit], point["error"], **look, markersize=6.5)
         spans = {"xerr": np.nan_to_num(point[f"{unit}_std"]), "yerr": np.nan_to_num(point["error_std"])}
         axes.errorbar(point[unit], point["error"], **spans, color=look["color"], linewidth=0.8, alpha=0.6)
-        if best:
-            offset = (5, 4) if numbers[row] % 2 else (-6, -11)  # neighbours may lie close to each other
-            place = (point[unit], point["error"])
-            axes.annotate(f"{numbers[row]}", place, offset, textcoords="offset points", ha="center", fontsize=9)
     axes.margins(0.08)
 
 

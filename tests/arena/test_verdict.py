@@ -116,6 +116,12 @@ def test_points_are_means_over_the_seeds_of_what_was_trained():
     assert (short["group"], short["method"], short["time"]) == ("baseline, 5 epochs", "baseline", 0.5)
 
 
+def test_a_baseline_of_one_epoch_is_named_so():
+    comparison, rows = drawn()
+    rows[comparison.baseline(0, 1).name] = {**row(0.5, 10.0), "method": "baseline", "settings": {}, "epochs": 1, "seed": 0}
+    assert points(comparison, rows)[-1]["group"] == "baseline, 1 epoch"
+
+
 def test_the_picture_names_what_nothing_beats(tmp_path):
     said = draw(*drawn(), tmp_path / "new" / "arena.png")
     assert said == "Points of 3 groups by cost and error. Pareto-optimal: kakurenbo max_fraction=0.5."

@@ -3,13 +3,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.text import Text
 from report_runs import RunFolder, groups_of, write_sweep
 
 from kakurenbo_lightning.report.pareto import (
     cost_by_epoch,
     error_against_cost,
     pareto,
+    pareto_picture,
     points,
     time_bars,
     times_to_error,
@@ -80,13 +83,45 @@ def test_the_picture_fills_and_numbers_the_optimal_points_and_names_them(tmp_pat
     )
     (picture,) = error_against_cost(groups)
     axes = picture.figure.axes[0]
-    assert [text.get_text() for text in axes.texts] == ["2", "1"]
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
     legend = [text.get_text() for text in picture.figure.legends[0].get_texts()]
-    assert legend[:3] == ["baseline", "kakurenbo", "plb"]
-    assert legend[3:] == ["1: kakurenbo, max_fraction=0.4", "2: kakurenbo, max_fraction=0.2"]
+    assert legend[0].startswith("filled: Pareto-optimal") and legend[1].startswith("open: another")
+    assert legend[2:] == ["1: kakurenbo, max_fraction=0.4", "2: kakurenbo, max_fraction=0.2", "baseline", "plb"]
     filled = [line for line in axes.lines if line.get_marker() not in ("None", None, "") and line.get_markerfacecolor() != "none"]
     assert sorted(line.get_ydata()[0] for line in filled) == pytest.approx([10, 15])
     assert "Pareto-optimal: kakurenbo, max_fraction=0.4; kakurenbo, max_fraction=0.2." in picture.alt
+
+
+NEAR = [("baseline", 1.0, 9.5), ("baseline, 3 epochs", 0.73, 10.6), ("orderdp", 0.74, 10.55), ("random", 0.735, 10.6)]
+
+
+@pytest.mark.parametrize("apart", [1.0, 0.3, 0.0])
+def test_a_number_stands_at_its_own_point_or_a_line_leads_there(apart):
+    rows = [{"group": group, "method": group.partition(",")[0], "time": 0.73 + (time - 0.73) * apart} for group, time, _ in NEAR]
+    table = pd.DataFrame(rows).assign(error=[10.6 + (error - 10.6) * apart for _, _, error in NEAR], time_std=0.0, error_std=0.3)
+    picture = pareto_picture("arena", table, ["time"], "error (%)")
+    assert picture.png
+    axes, labels = picture.figure.axes[0], [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    spots = axes.transData.transform(table[["time", "error"]].to_numpy())
+    named = {label.partition(": ")[0]: label.partition(": ")[2] for label in labels}
+    boxes = []
+    for text in axes.texts:
+        own = table.index[table["group"] == named[text.get_text()]][0]
+        assert tuple(text.xy) == tuple(table.loc[own, ["time", "error"]])
+        box = Text.get_window_extent(text)
+        far = np.linalg.norm(spots - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2], axis=1)
+        assert text.arrow_patch is not None or far[own] < 0.7 * np.delete(far, own).min()
+        assert not any(box.overlaps(other) for other in boxes) and axes.bbox.contains(box.x0, box.y0)
+        boxes.append(box)
+    assert len(boxes) == len([label for label in labels if label[0].isdigit()]) > 1
+
+
+def test_a_point_that_is_beaten_has_its_settings_in_the_legend_too():
+    groups = {'rcap balance="rcap"': 3.0, 'seta balance="class"': 4.0, "seta groups=2": 5.0, "plb": 1.0}
+    table = pd.DataFrame([{"group": name, "method": name.split()[0], "time": at, "error": at} for name, at in groups.items()])
+    picture = pareto_picture("arena", table.assign(time_std=0.0, error_std=0.0), ["time"], "error (%)")
+    labels = [text.get_text() for text in picture.figure.legends[0].get_texts()]
+    assert labels[2:] == ["1: plb", 'rcap balance="rcap"', "seta, 2 settings"]
 
 
 def test_seconds_of_different_machines_are_not_compared(tmp_path):
