@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Folder, Row, Training
@@ -92,6 +94,8 @@ def compare(
     Raises:
         ValueError: a setting is not allowed, ``monitor`` was not logged, or the folder holds trainings of another comparison.
     """
+    _check_makes("make_model", make_model, "module")
+    _check_makes("make_data", make_data, "LightningDataModule, or a pair of DataLoaders")
     if mode not in ("max", "min"):
         raise ValueError(f"compare: mode={mode!r} is not allowed; mode must be 'max' or 'min', as for ModelCheckpoint")
     _check_trainer(trainer)
@@ -151,6 +155,17 @@ def _callbacks(trainer: Mapping[str, Any]) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
+def _check_makes(name: str, given: object, made: str) -> None:
+    """Refuse what is made already, which all trainings would share; a module can be called, but that is its forward pass."""
+    if callable(given) and not isinstance(given, torch.nn.Module):
+        return
+    kind = type(given).__name__
+    instead = "lambda: (train_loader, val_loader)" if isinstance(given, (DataLoader, tuple, list)) else f"{kind}, not {kind}()"
+    raise ValueError(
+        f"compare: {name} is an object of {kind}; it must be a function that makes a {made} for each training: pass {instead}"
+    )
+
+
 def _described(value: object) -> str:
     """What tells an argument of the Trainer from another one, the same in each process: of an object its class and plain attributes."""
     if isinstance(value, (list, tuple)):
@@ -192,8 +207,13 @@ def _trained(
     trainer = import_module(package_of(model, "LightningModule")).Trainer(max_epochs=training.epochs, **settings)
     if is_instance(data, pl.LightningDataModule):
         trainer.fit(model, datamodule=data)
-    else:
+    elif isinstance(data, DataLoader) or (isinstance(data, (tuple, list)) and len(data) == 2):
         trainer.fit(model, *(data if isinstance(data, (tuple, list)) else (data,)))
+    else:
+        raise ValueError(
+            f"compare: make_data made an object of {type(data).__name__}; it must make a LightningDataModule, or the training and the "
+            "validation DataLoader as a pair: return train_loader, val_loader"
+        )
     if monitor not in trainer.callback_metrics:
         logged = [name for name in sorted(trainer.callback_metrics) if not name.startswith("selection/")]
         raise ValueError(

@@ -75,6 +75,25 @@ def test_settings_are_checked_first():
         compare(pytest.fail, pytest.fail, [("infobatch", {"prune_ratio": 2})], monitor="val_acc", max_epochs=1)
 
 
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        return loader(16)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        (Net(), Data, r"make_model is an object of Net; it must be a function that makes a module .*: pass Net, not Net\(\)"),
+        (Net, Data(), r"make_data is an object of Data; it must be a function that makes a Light.*: pass Data, not Data\(\)"),
+        (Net, loaders(), r"make_data is an object of tuple; .*: pass lambda: \(train_loader, val_loader\)"),
+        (Net, loader, "make_data made an object of DataLoader; it must make .* return train_loader, val_loader"),
+    ],
+)
+def test_what_is_made_already_is_refused(model, data, said):
+    with pytest.raises(ValueError, match=f"^compare: {said}"):
+        compare(model, data, [], monitor="val_loss", mode="min", seeds=1, max_epochs=1, **OPTIONS)
+
+
 class Remembers(pl.Callback):
     """Counts the fits that it was in."""
 
