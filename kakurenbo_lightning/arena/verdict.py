@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -16,7 +17,19 @@ STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+# what tells a machine that was busy with something else: times of a method that differ more than these
+LEAST_TIME = 0.9  # of what its trained and refreshed samples take
+FORWARD = 0.15  # of a trained sample's time is the least that a refreshed one takes
+SPREAD = 0.15  # standard deviation over the seeds of the time per trained sample, of its mean
+UNRELIABLE = (
+    "? time not resolved: below what the trained samples and scoring passes take, or its time per trained sample differs by more than "
+    f"{SPREAD:.0%} between the seeds, so the machine was busy with something else and the baselines of equal time have the wrong length. "
+    "Compare again, in another folder, while nothing else runs"
+)
 HEAD = ("method", "score", "to baseline", "time", "trained", "to random", "to equal time", "survives", "seeds")
+
+
+FIGURES = ("score", "gain", "over_random", "over_time", "time", "trained", "refreshed")
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Standing:
         over_time: over a baseline of equal time.
         time: its cost, that of the baseline being 1.
         trained: its trained samples, those of the baseline being 1.
+        refreshed: its samples in scoring passes over hidden ones, in the same unit.
     """
 
     name: str
@@ -75,14 +89,24 @@ class Standing:
     over_time: Spread
     time: Spread
     trained: Spread
+    refreshed: Spread = Spread(())
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its times can be what it takes, rather than what else the machine did meanwhile."""
+        trained, refreshed = self.trained.values, self.refreshed.values or (0.0,) * len(self.trained.values)
+        parts = [each for each in zip(self.time.values, trained, refreshed, strict=True) if each[1] > 0]
+        ratios = Spread(tuple(time / share for time, share, _ in parts))
+        steady = len(parts) < 2 or ratios.std <= SPREAD * ratios.mean
+        return steady and all(time >= LEAST_TIME * (share + FORWARD * again) for time, share, again in parts)
 
     @property
     def survives(self) -> str:
         """``yes``: better than both controls by more than the interval of the differences; ``no``: worse than one, or a training of it
-        diverged; else ``not resolved``."""
+        diverged; else ``not resolved``. Where its times are not reliable, what was to take as long did not."""
         if not all(map(math.isfinite, self.score.values)):
             return "no"
-        intervals = [self.over_random.interval, self.over_time.interval]
+        intervals = [self.over_random.interval, self.over_time.interval if self.is_timed else (math.nan, math.nan)]
         if all(low > 0 for low, _ in intervals):
             return "yes"
         return "no" if any(high < 0 for _, high in intervals) else "not resolved"
@@ -101,7 +125,7 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
     none, one = Spread(()), Spread((1.0,))
     found = [Standing(BASELINE, scores, none, none, none, one, one)]
     for entry in comparison.entries:
-        figures: dict[str, list[float]] = {name: [] for name in ("score", "gain", "over_random", "over_time", "time", "trained")}
+        figures: dict[str, list[float]] = {name: [] for name in FIGURES}
         for seed in comparison.seeds:
             row, baseline = rows.get(comparison.of(entry, seed).name), rows.get(comparison.baseline(seed).name)
             if row is None or baseline is None:
@@ -110,6 +134,7 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
             figures["gain"].append(better * (row["score"] - baseline["score"]))
             figures["time"].append(row["cost"] / baseline["cost"])
             figures["trained"].append(row["samples_trained"] / baseline["samples_trained"])
+            figures["refreshed"].append(row.get("samples_refreshed", 0) / baseline["samples_trained"])
             for name, control in zip(("over_random", "over_time"), comparison.controls(row, baseline), strict=True):
                 if control.name in rows:
                     figures[name].append(better * (row["score"] - rows[control.name]["score"]))
@@ -141,14 +166,14 @@ def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, An
 
 
 def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[str]:
-    """The lines of the table; scores and differences in percent and points where they are shares."""
+    """The lines of the table; scores and differences in percent and points where they are shares. Below, what times are not reliable."""
     scale = 100.0 if percent else 1.0
     cells = [
         (
             one.name,
             one.score.written(scale=scale),
             one.gain.written(sign="+", scale=scale),
-            one.time.written(),
+            one.time.written() + " ?" * (not one.is_timed),
             one.trained.written(),
             one.over_random.written(sign="+", scale=scale),
             one.over_time.written(sign="+", scale=scale),
@@ -157,4 +182,5 @@ def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[s
         )
         for one in found
     ]
-    return list(aligned(HEAD, cells, width, figures=True))
+    below = [] if all(one.is_timed for one in found) else textwrap.wrap(UNRELIABLE, width)
+    return [*aligned(HEAD, cells, width, figures=True), *below]

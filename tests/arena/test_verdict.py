@@ -18,11 +18,11 @@ def row(score, cost=1.0, trained=1000):
 
 
 def compared(method, random, time, baseline=(0.70, 0.71, 0.72)):
-    """A comparison of three seeds in which the method costs half as much."""
+    """A comparison of three seeds in which the method costs three quarters as much."""
     comparison, rows = Comparison([HALF], range(3), 10), {}
     for seed in range(3):
         rows[comparison.baseline(seed).name] = row(baseline[seed], 100.0)
-        rows[comparison.of(HALF, seed).name] = mine = {**row(method[seed], 50.0, 700), "seed": seed}
+        rows[comparison.of(HALF, seed).name] = mine = {**row(method[seed], 75.0, 700), "seed": seed}
         alike, equal = comparison.controls(mine, rows[comparison.baseline(seed).name])
         rows |= {alike.name: row(random[seed]), equal.name: row(time[seed])}
     return comparison, rows
@@ -72,7 +72,7 @@ def test_figures_are_of_pairs_with_the_same_seed():
     _, mine = standings(*compared((0.71, 0.73, 0.72), (0.70, 0.71, 0.72), (0.60, 0.61, 0.62)))
     assert mine.gain.values == pytest.approx((0.01, 0.02, 0.0))
     assert mine.over_time.values == pytest.approx((0.11, 0.12, 0.10))
-    assert (mine.time.mean, mine.trained.mean) == pytest.approx((0.5, 0.7))
+    assert (mine.time.mean, mine.trained.mean) == pytest.approx((0.75, 0.7))
 
 
 def test_a_seed_without_its_controls_counts_where_it_can():
@@ -87,6 +87,30 @@ def test_the_table_shows_points_and_the_verdict():
     assert lines[2].split() == ["baseline", "71.00", "±", "1.00", "-", "1.00", "1.00", "-", "-", "-", "3"]
     assert "kakurenbo max_fraction=0.5  73.00 ± 1.00  +2.00 ± 0.00" in lines[3]
     assert lines[3].split()[-2:] == ["yes", "3"]
+
+
+@pytest.mark.parametrize(
+    ("costs", "refreshed", "is_timed"),
+    [
+        ((75.0, 78.0, 74.0), 0, True),
+        ((22.0, 80.0, 75.0), 0, False),  # one is quicker than its samples allow
+        ((69.0, 70.0, 71.0), 0, True),
+        ((69.0, 70.0, 71.0), 600, False),  # and its scoring passes
+        ((75.0, 110.0, 75.0), 0, False),  # one was slowed down
+    ],
+)
+def test_times_that_cannot_be_the_methods_are_marked_and_decide_nothing(costs, refreshed, is_timed):
+    comparison, rows = compared((0.72, 0.73, 0.74), (0.70, 0.711, 0.72), (0.68, 0.691, 0.70))
+    for seed, cost in enumerate(costs):
+        rows[comparison.of(HALF, seed).name] |= {"cost": cost, "samples_refreshed": refreshed}
+        equal = comparison.controls(rows[comparison.of(HALF, seed).name], rows[comparison.baseline(seed).name])[1]
+        rows[equal.name] = row(0.68 + 0.01 * seed)
+    found = standings(comparison, rows)
+    lines = table(found, 140)
+    assert found[1].is_timed == is_timed and found[1].survives == ("yes" if is_timed else "not resolved")
+    assert ("? " in lines[3]) is not is_timed and (len(lines) > 4) is not is_timed
+    if not is_timed:
+        assert lines[4].startswith("? time not resolved: below what the trained samples") and "busy" in " ".join(lines[4:])
 
 
 def drawn():
