@@ -103,8 +103,17 @@ def numbers(value: Any) -> np.ndarray:
         not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray, memoryview))
     ):
         raise TypeError
-    array = np.asarray(value if hasattr(value, "__array__") else [plain(each) for each in value])
-    if isinstance(value, np.ma.MaskedArray) or array.dtype.kind not in "biuf":
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError
+    items = value if hasattr(value, "__array__") else [plain(each) for each in value]
+    try:
+        array = np.asarray(items)
+    except ValueError:  # a list in a list
+        array = np.fromiter(items, dtype=object, count=len(items))
+    if array.dtype.kind not in "biuf":
+        for place, each in enumerate(items if isinstance(items, list) else array.ravel().tolist()):
+            if not isinstance(each, (bool, int, float)):
+                raise ValueError(f"item {place} is {shown(each)}")
         raise TypeError
     if array.ndim != 1 or not len(array):
         raise ValueError(f"the shape is {list(array.shape)}, it must be [N]")

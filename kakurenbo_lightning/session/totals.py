@@ -129,10 +129,11 @@ class Totals:
                 f", scored {self.samples_scored:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
             )
         if self.samples_hidden:
-            done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%}), refreshed {self.samples_refreshed:,}"
+            done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%})"
+            done += f", refreshed {self.samples_refreshed:,}" * (self.samples_refreshed > 0)
         if family == "draw":
-            passes = f"scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {self.seconds:.1f} s"
-            return f"{done}, drawn by probability; {passes}"
+            passes = f"; scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {self.seconds:.1f} s"
+            return f"{done}, drawn by probability{passes * (self.samples_refreshed > 0)}"
         if not self.samples_hidden and not self.samples_rejected:
             back = (
                 f": {self.moved_back:,} candidates were all moved back (wrong, or less sure than tau)" if self.moved_back else ""

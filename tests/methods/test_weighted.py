@@ -191,13 +191,14 @@ def test_a_file_with_something_else_is_refused_by_name(tmp_path):
         ([0.0, 0.0], "all of them are 0"),
         ([], r"the shape is \[0\]"),
         ([[1.0]], r"the shape is \[1, 1\]"),
+        ([1, "a"], "item 1 is 'a'"),
+        ([1, [2]], r"item 1 is \[2\]"),
+        (np.array([1.0, None]), "item 1 is None"),
     ],
     ids=str,
 )
 def test_bad_weights_are_refused_by_name_from_a_list_and_from_a_function(weights, said):
-    with pytest.raises(
-        ValueError, match=rf"weighted: weights=.* is not allowed; weights must be None or one number >= 0.*; {said}"
-    ):
+    with pytest.raises(ValueError, match=rf"weighted: weights=.* is not allowed; weights must be one number >= 0.*; {said}"):
         get_method("weighted", weights=weights)
     later = get_method("weighted", weights=lambda epoch: weights if epoch == 2 else [1.0, 2.0])
     planned(later, 1, count=2)

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+CONTROLS = {  # what `score` makes of the method
+    "random": "trains samples drawn at random, as many as Selective-Backprop expects to",
+    "topk": "trains the samples of highest loss of each batch",
+    "l2": "trains a sample with a probability that grows with the distance of its prediction from its target",
+}
+
+
 def percentile(losses: Tensor, history: Tensor) -> Tensor:
     """Share of ``history`` (``float32[h]``, no NaN) strictly below each of ``losses`` (``float32[n]``); ``float32[n]``."""
     return torch.searchsorted(history.sort().values, losses) / max(1, len(history))
@@ -77,6 +84,8 @@ class SelectiveBackprop(BackpropMethod):
         super().__post_init__()
         if self.score == "l2":
             object.__setattr__(self, "reads", ("loss", "el2n"))
+        if self.score in CONTROLS:
+            object.__setattr__(self, "summary", CONTROLS[self.score])
         object.__setattr__(self, "pooled", self.pool)
 
     def check_settings(self) -> None:

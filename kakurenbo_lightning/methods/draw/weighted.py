@@ -33,7 +33,7 @@ class Weighted(DrawMethod):
 
     weights: Any = setting(  # noqa: RUF009  # PerSample or None; command lines give a path
         None,
-        optional(per_sample()),
+        replace(optional(per_sample()), allowed=ALLOWED),  # None waits for the weights, and no run takes it
         "b_i of each sample, in the order of the data set; 0 is never drawn (but by `mix`); they must be given. A function is called with "
         "the number of each epoch, on every rank",
         fix=FIX,

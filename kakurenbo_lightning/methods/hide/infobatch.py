@@ -51,6 +51,11 @@ class InfoBatch(HideMethod):
     knows_keep_probability: ClassVar[bool] = True
     share_setting: ClassVar[str | None] = "prune_ratio"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.unbiased:
+            object.__setattr__(self, "summary", "prunes a random part of the samples of below-average loss")
+
     @property
     def largest_fraction(self) -> Fraction:
         """r."""

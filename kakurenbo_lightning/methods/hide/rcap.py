@@ -55,6 +55,11 @@ class RCAP(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     needs_classes: ClassVar[bool] = True  # also for the loss of a guess
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance != "rcap":
+            object.__setattr__(self, "summary", "draws samples of high loss more often")
+
     @property
     def largest_fraction(self) -> Fraction:
         """F."""
