@@ -156,11 +156,8 @@ class SampleSelection(pl.Callback):
     @property
     def totals(self) -> Totals:
         """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own.
-
-        Counts over all ranks: ``samples_trained``, ``samples_hidden``, ``samples_refreshed`` (in scoring passes over hidden ones),
-        ``samples_scored`` and ``samples_rejected`` (by backprop methods), ``moved_back``; seconds: ``train_seconds``, ``refresh_seconds``,
-        ``select_seconds``, ``seconds`` (their sum), ``saved_seconds`` (estimated); ``ideal``, the share of time that could be saved at
-        most. ``as_dict()`` has all of them, and ``help(selection.totals)`` says what each is.
+        Counts: ``samples_trained``, ``samples_hidden``, ``samples_refreshed``, ``samples_scored``, ``samples_rejected``, ``moved_back``;
+        ``seconds``, ``saved_seconds`` (estimated) and others; ``as_dict()`` has all, ``help(selection.totals)`` says what each is.
         """
         return Totals() if self.session is None else self.session.totals
 

@@ -74,6 +74,22 @@ class Needs:
             own = [name for name in missing if name != TARGET.name or not self.classes]
             raise OutputsError(self.with_classes(said(own) if own else ""))
 
+    def named(self, verify: Callable[[Rehearsal], Any], given: bool, rehearsal: Rehearsal) -> Any:
+        """What ``verify`` gives; an error names what needs the classes, where they were to come from the step.
+
+        Args:
+            verify: is given ``rehearsal``.
+            given: the user returns values; else the step is asked for nothing but the classes where they alone are read.
+            rehearsal: runs the step.
+        """
+        try:
+            return verify(rehearsal)
+        except OutputsError as error:
+            if not self.classes or self.classes in str(error):
+                raise
+            alone = not given and self.reads == (TARGET.name,)
+            raise OutputsError(self.with_classes("" if alone else str(error))) from error
+
     def with_classes(self, text: str) -> str:
         """``text``, and that the classes are not known, which it would be followed by next."""
         return "\n".join(part for part in (text, self.classes) if part)

@@ -317,24 +317,14 @@ class SampleOutputs:
         self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, idle: bool = False
     ) -> Values | None:
         """Choose the way, and verify what it gives; the values, where a function gave them. ``idle``: for the sake of other ranks."""
-        function = None if isinstance(outputs, Mapping) and "sample_loss" in outputs else self._sample_outputs
-        runs = rehearsal if function is None else replace(rehearsal, replay=function)
-        device = None if self._needs.nothing else self.device
-        verify = None if idle else partial(self._verify_named, outputs, recording, batch)
+        returned = isinstance(outputs, Mapping) and "sample_loss" in outputs
+        function = None if returned else self._sample_outputs
+        runs, given = rehearsal if function is None else replace(rehearsal, replay=function), returned or function is not None
+        device, inner = None if self._needs.nothing else self.device, partial(self._verify, outputs, recording, batch)
+        verify = None if idle else partial(self._needs.named, inner, given)
         with worker_errors_wait():  # what fails in there is taken for the step's
             made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
         return None if made is None else made[0]
-
-    def _verify_named(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
-        """As :meth:`_verify`; an error names what needs the classes, where they were to come from the step."""
-        try:
-            return self._verify(outputs, recording, batch, rehearsal)
-        except OutputsError as error:
-            if not self._needs.classes or self._needs.classes in str(error):
-                raise
-            returned = self._sample_outputs is not None or (isinstance(outputs, Mapping) and "sample_loss" in outputs)
-            alone = not returned and self._needs.reads == (TARGET.name,)  # nothing else is asked of the step
-            raise OutputsError(self._needs.with_classes("" if alone else str(error))) from error
 
     def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
         """As :meth:`_decide`, on this rank."""
