@@ -36,8 +36,8 @@ class Course:
         return len(self.hidden) - self.extra
 
     def spared(self, forward: float, start: int = 0) -> float:
-        """Epochs' worth of time that epoch ``start`` and those after it save; ``forward``: phi."""
-        return math.fsum(self.hidden[start:]) - forward * math.fsum(self.refreshed[start:])
+        """Epochs' worth of time that epoch ``start`` and those after it save, without what is scored before ``start``; ``forward``: phi."""
+        return math.fsum(self.hidden[start:]) - forward * math.fsum(self.refreshed[start + 1 :])
 
     def saving(self, forward: float) -> float:
         """Share of the training time that is saved; negative where refreshes and extra epochs cost more than hiding saves."""
@@ -69,7 +69,7 @@ class SavingModel:
         Args:
             share: the setting, from epoch ``start`` on.
             forward: phi, in [0, 1].
-            done: epochs' worth of time that the epochs before ``start`` have saved.
+            done: epochs' worth of time that the epochs before ``start`` have saved, less what is scored before ``start``.
             start: the first epoch that is still to come.
             rate: how much of what the setting allows is hidden; samples that are moved back make it less than 1.
         """

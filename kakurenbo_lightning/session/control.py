@@ -78,10 +78,11 @@ class Control:
             self._held = index
         return held, previous
 
-    def planned(self, index: int, plan: Plan, max_epochs: int | None) -> None:
-        """``plan`` of epoch ``index`` is the method's."""
-        if self._budget is not None and max_epochs is not None:
-            self._budget.planned(index, plan, max_epochs)
+    def planned(self, epoch: Epoch, plan: Plan, previous: Plan | None) -> None:
+        """``plan`` of ``epoch`` is the method's, which might keep that of the epoch before, ``previous``."""
+        if self._budget is not None and epoch.max_epochs is not None:
+            chose = previous is None or self.method.chooses_in(epoch)
+            self._budget.planned(epoch.index, plan, epoch.max_epochs, chose)
 
     def metrics(self, index: int) -> dict[str, float]:
         """To log of epoch ``index``, when it is planned."""

@@ -159,7 +159,7 @@ class Planner:
             plan = data.universe.everything()
         else:
             plan = plain_plan(data.plan(self._control.method, epoch, previous), self._method.name)
-            self._control.planned(index, plan, self.max_epochs)
+            self._control.planned(epoch, plan, previous)
         engine.prepare(epoch, plan, scored)
         if data.sampler.num_replicas > 1 and dist.is_initialized():
             checksum = plan.checksum() ^ engine.checksum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from typing import Any
 
 from kakurenbo_lightning.methods import get_method
@@ -23,7 +23,7 @@ class Saving:
         share: of the training time.
         forward: the share of a training step that is its forward pass; ``None`` measures it in the first epoch.
         max_share: the largest share that the method may be set to hide.
-        max_interval: how many epochs a choice may be kept at most; fewer refreshes cost less.
+        max_interval: how many epochs a choice may be kept at most; fewer refreshes cost less. 1 where ``every_n_epochs=1`` is given.
 
     Raises:
         ValueError: one of them is out of range.
@@ -66,6 +66,8 @@ def method_and_saving(method: str | Method, settings: Mapping[str, Any], save: A
     name = None if saving is None or not isinstance(method, str) else share_setting(method_class(method))
     if name is not None and settings.get(name, 0) is None:  # a config of Hydra has each setting
         settings = {key: value for key, value in settings.items() if key != name}
+    elif saving is not None and settings.get("every_n_epochs") == 1:  # the default, but given: it stays
+        saving = replace(saving, max_interval=1)
     made = get_method(method, **settings) if isinstance(method, str) else check_method(method)
     if saving is not None:
         _check_method(made, settings, saving)

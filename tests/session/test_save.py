@@ -56,7 +56,8 @@ def said(caplog):
 def test_it_hides_and_refreshes_so_that_the_saving_is_what_was_asked_for(said):
     spy, selection, _ = run(Saving(0.2, forward=0.4))
     # (9 F - 0.4 * 8 F) / 10 = 0.2
-    assert chosen(selection) == {"forward": 0.4, "share": 0.345, "every": 1, "rate": pytest.approx(1.0, abs=0.02)}
+    expected = {"forward": 0.4, "share": 0.345, "every": 1, "rate": 1.0, "before": 1.0, "might": 0.345, "allowed": 9 * 0.345}
+    assert chosen(selection) == pytest.approx(expected, abs=0.01)
     assert shares(spy) == [0.0] + [0.345] * 9
     assert selection.totals.samples_refreshed == 8 * 69
     first, last = said()
@@ -82,6 +83,14 @@ def test_where_it_cannot_be_reached_it_says_how_much_can_and_goes_on_with_that()
 def test_the_epochs_that_a_user_keeps_a_choice_for_stay_his():
     _, selection, _ = run(Saving(0.2, forward=0.4), settings={**EASY, "every_n_epochs": 3})
     assert chosen(selection)["every"] == 3
+    with pytest.warns(UserWarning, match="cannot be reached"):
+        _, selection, _ = run(Saving(0.3, forward=0.6), settings={**EASY, "every_n_epochs": 1})  # the default, but given
+    assert chosen(selection)["every"] == 1
+
+
+def test_an_interval_that_a_config_names_is_the_default():
+    config = {"save": Saving(0.3, forward=0.6), "max_fraction": None, "every_n_epochs": 1}
+    assert SampleSelection("kakurenbo", **config)._settings.save.max_interval == 5
 
 
 def test_methods_that_hide_from_the_first_epoch_on_train_everything_in_it():
@@ -134,7 +143,7 @@ def test_it_is_corrected_by_what_the_samples_allowed(said):
     assert len(said()) == 2  # nothing to correct
     spy, selection, _ = run(Saving(0.12, forward=0.3, max_share=0.9), HardNet(sure=SAMPLES // 2), max_epochs=30)
     corrections = [line for line in said() if "from now on" in line]
-    assert corrections and len(corrections) <= 2 and "in 10 of 30 epochs, and the last one hid" in corrections[0]
+    assert corrections and len(corrections) <= 2 and "in 10 of 30 epochs, and the last choice hid" in corrections[0]
     hidden, refreshed = selection.totals.samples_hidden / SAMPLES, selection.totals.samples_refreshed / SAMPLES
     assert (hidden - 0.3 * refreshed) / 30 == pytest.approx(0.12, abs=0.012)
     assert 0 < max(shares(spy)) <= 0.5
@@ -144,10 +153,37 @@ def test_a_target_that_is_missed_is_said(said):
     run(Saving(0.2, forward=0.4), HardNet(sure=20))
     assert [line for line in said() if line.endswith("; max_share=0.5 allows no more")]
     assert re.search(
-        r"save=0.2: \d.\d% of the .*, less than asked: with the largest share that max_share=0.5 allows$", said()[-1]
+        r"save=0.2: \d.\d% of the .*, less than asked: the samples allowed no more: \d+% of what max_fraction might hide was hidden, "
+        r"and the rest was moved back \(wrong, or less sure than tau\)$",
+        said()[-1],
     )
     run(Saving(0.2, forward=0.4), HardNet(sure=0))
-    assert re.search(r"save=0.2: 0.0% of the .*, less than asked: fewer samples could be hidden$", said()[-1])
+    assert re.search(
+        r"save=0.2: 0.0% of the .*, less than asked: the samples allowed no more: 0% of what max_fraction", said()[-1]
+    )
+
+
+def test_a_choice_that_hides_little_is_not_kept_and_the_forecast_goes_by_what_is_hidden(said):
+    """Samples that are right from epoch 2 on: the choices of epochs 1 and 2 hide nothing, and the interval is longer than one epoch."""
+    spy, _, _ = run(Saving(0.3, forward=0.6, max_share=0.7), HardNet(sure=0, learned=2), max_epochs=12)
+    assert [share > 0 for share in shares(spy)] == [False] * 3 + [True] * 9
+    first, *corrections, last = said()
+    assert "every_n_epochs=1" not in first and "a choice that hides little is made again in the next epoch" in first
+    found = re.search(r"saves about (\d+\.\d)%", corrections[-1]), re.search(r"save=0.3: (\d+\.\d)%", last)
+    forecast, ended = (float(each[1]) for each in found)
+    assert forecast == pytest.approx(ended, abs=1.0) and ended == pytest.approx(30, abs=1.5)
+
+
+def test_the_interval_is_corrected_too():
+    """Half of the samples are right: what was to be reached with choices of one epoch needs fewer refreshes."""
+    _, selection, _ = run(Saving(0.2, forward=0.4), HardNet(sure=SAMPLES // 2))
+    assert chosen(selection)["every"] > 1
+
+
+def test_a_limit_that_is_too_low_is_named_as_the_cause(said):
+    with pytest.warns(UserWarning, match="cannot be reached"):
+        run(Saving(0.3, forward=0.45, max_interval=1))
+    assert said()[-1].endswith("less than asked: max_share=0.5 allows no more")
 
 
 # --- what is measured
@@ -212,6 +248,14 @@ def test_a_run_cut_anywhere_goes_on_with_what_was_chosen(tmp_path, caplog, hook,
     assert chosen(again) == chosen(selection) and chosen(selection)["share"] != 0.258  # corrected
     assert {epoch: spy.hidden[epoch] for epoch in spy_again.hidden} == spy_again.hidden
     assert made.global_step == made_again.global_step
+
+
+def test_a_run_cut_while_choices_rise_makes_the_next_one_too(tmp_path):
+    path, save = tmp_path / "cut.ckpt", Saving(0.3, forward=0.6, max_share=0.7)
+    spy, selection, _ = run(save, HardNet(sure=0, learned=2), SaveAt(path, "on_train_batch_end", 2, 3))
+    spy_again, again, _ = run(save, HardNet(sure=0, learned=2), ckpt_path=path)
+    assert chosen(again) == chosen(selection)
+    assert {epoch: spy.hidden[epoch] for epoch in spy_again.hidden} == spy_again.hidden
 
 
 def test_a_resumed_run_does_not_measure_again(tmp_path):
