@@ -38,11 +38,11 @@ class Offer:
         method: its name and settings.
         family: of the method.
         now: the share of the training time that it saves if samples stay as they are after the profiled steps; NaN where it cannot be used,
-            or goes by values and no sample could be scored.
+            goes by values and no sample could be scored, or where that does not say it.
         most: the share when every sample is right and sure, the most for methods that hide such samples; NaN where it cannot be used.
         memory: bytes that each rank keeps of the samples.
         traffic: bytes that each rank sends in an epoch; 0 on one rank.
-        why: it does not pay, or cannot be used; empty where it pays.
+        why: it does not pay, cannot be used, or cannot be forecast; empty where it pays.
     """
 
     method: str
@@ -62,7 +62,7 @@ class Advice:
         profile: what it goes by.
         max_epochs: of the training.
         world_size: ranks of the training.
-        offers: of every method, those that save most first.
+        offers: of every method, those that save most first, then those that cannot be forecast, then those that cannot be used.
     """
 
     profile: Profile
@@ -75,8 +75,10 @@ class Advice:
         parts = ", ".join(f"{phase} {seconds / profile.step_seconds:.0%}" for phase, seconds in profile.seconds.items())
         ranks = "" if self.world_size == 1 else f" on {self.world_size} ranks"
         head = [
-            f"{profile.steps} steps of {profile.batch_size} samples, {1000 * profile.step_seconds:.3g} ms each: {parts}",
-            f"a scoring pass takes {cost.scored:.0%} of training a sample" if profile.values else NOT_SCORED,
+            f"{profile.steps_said}, {1000 * profile.step_seconds:.3g} ms each: {parts}",
+            f"a scoring pass (eval mode, without gradients, with its wait for data) takes {cost.scored:.0%} of such a step, by sample"
+            if profile.values
+            else NOT_SCORED,
             f"{profile.num_samples:,} samples, {self.max_epochs} epochs{ranks}",
             "",
         ]
@@ -85,7 +87,7 @@ class Advice:
             "Saves: the share of the training time, validation apart: now, if samples stay as they are after these steps, and when all are "
             "right and sure. What it does to accuracy is not forecast: kakurenbo_lightning.compare measures it."
         )
-        names = ("method", "saves now", "all sure", "memory", "sent", "will not pay here, because")
+        names = ("method", "saves now", "all sure", "memory", "sent", "will not pay here, or is not forecast, because")
         return "\n".join([*head, *aligned(names, rows, terminal_width(130)), "", note])
 
 
@@ -149,7 +151,9 @@ def advise(
         if name != "baseline"
         for chosen in _settings(name)
     ]
-    ranked = sorted(offers, key=lambda offer: (math.isnan(offer.most), -_best(offer), offer.method))
+    ranked = sorted(
+        offers, key=lambda offer: (math.isnan(offer.most), bool(offer.why) and math.isnan(offer.now), -_best(offer), offer.method)
+    )
     return Advice(profile, max_epochs, world_size or 1, tuple(ranked))
 
 
@@ -204,13 +208,13 @@ def _offer(
     most = now = easy.saving(profile.cost)
     if method.reads:
         values = profile.values
-        now = _work(method, max_epochs, values, profile).saving(profile.cost) if values else math.nan
+        now = _work(method, max_epochs, values, profile).saving(profile.cost) if values and not method.unforeseen else math.nan
     columns = (*method.columns, *([TARGET] if method.needs_classes else []))
     statistics = SampleStatistics(1000, columns=columns)
     held = sum(each.nbytes for each in (*vars(statistics).values(), *statistics.extra.values()) if isinstance(each, torch.Tensor))
     sent = 4 * (3 + len(columns)) * profile.num_samples * 2 * (world_size - 1) // world_size
     offer = Offer(label, family, now, most, held * profile.num_samples // 1000, sent, "")
-    return offer if _best(offer) > PAYS else replace(offer, why=_why(method, easy, profile.cost))
+    return replace(offer, why=method.unforeseen if _best(offer) > PAYS else _why(method, easy, profile.cost))
 
 
 def _work(method: Method, max_epochs: int, values: Table, profile: Profile) -> Work:
@@ -229,6 +233,8 @@ def _why(method: Method, work: Work, cost: StepCost) -> str:
     if work.extra:
         return f"its {work.extra} scoring epochs come on top"
     if sum(work.rated):
-        return f"scoring each batch costs {cost.forward + cost.data:.0%} of training it"
+        return f"scoring a batch within its step, with its wait for data, costs {cost.forward + cost.data:.0%} of a step that trains it"
     hidden = len(work.trained) - sum(work.trained)
-    return "in so few epochs it never hides" if not hidden else f"scoring what is hidden costs {cost.scored:.0%} of training it"
+    if not hidden:
+        return "in so few epochs it never hides"
+    return f"a scoring pass over what is hidden costs {cost.scored:.0%} of training it"

@@ -69,6 +69,7 @@ class Method(ABC):
         weighs: whether its steps may carry loss weights.
         needs_classes: whether the class of each sample must be known.
         changes_batches: whether epochs have other batches than a loader without the selection would give.
+        unforeseen: why no values of one moment say how much it leaves out; empty where they do.
     """
 
     name: ClassVar[str] = "unregistered"
@@ -82,6 +83,7 @@ class Method(ABC):
     needs_classes = False
     draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
     changes_batches: ClassVar[bool] = False
+    unforeseen: ClassVar[str] = ""
     ends_short = False  # whether an epoch ends with one more step, for what is left
 
     def __post_init__(self) -> None:

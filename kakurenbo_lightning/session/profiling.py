@@ -36,6 +36,8 @@ class Profile:
         pass_seconds: of a scoring pass, per sample; 0 where none can be made.
         values: what the pass measured of some samples, each ``[n]``; empty where it measured no finite loss, or none can be made.
         num_samples: that can be trained.
+        asked: how many steps were to be run; 0 where that is not known.
+        left_out: how many first steps were run and not measured.
     """
 
     seconds: Mapping[str, float]
@@ -44,6 +46,19 @@ class Profile:
     pass_seconds: float
     values: Table
     num_samples: int
+    asked: int = 0
+    left_out: int = 0
+
+    @property
+    def steps_said(self) -> str:
+        """How many steps were measured, and why they are fewer than were asked for."""
+        said = f"{self.steps} steps of {self.batch_size} samples"
+        if self.steps >= self.asked:
+            return said
+        run = self.steps + self.left_out
+        few = "" if run >= self.asked else f"an epoch has {run} of the {self.asked} steps asked for"
+        first = f"the first {self.left_out} are not measured" if self.left_out else ""
+        return f"{said} ({', and '.join(filter(None, (few, first)))})"
 
     @property
     def step_seconds(self) -> float:
@@ -86,9 +101,9 @@ def profiled(
     outputs = SampleOutputs(known, function, manual=manual) if can_score else None
     watch = _Watch(selection, steps, outputs, sample)
     fit_aside(model, data, [selection, watch], _Done, settings)
-    phases, measured = watch.phases()
+    phases, measured, left_out = watch.phases()
     size, count = watch.followed.sampler.batch_size, len(watch.followed.universe)
-    return Profile(phases, measured, size, watch.pass_seconds, _filled(watch.values), count)
+    return Profile(phases, measured, size, watch.pass_seconds, _filled(watch.values), count, steps, left_out)
 
 
 def spread(count: int, sample: int) -> torch.Tensor:
@@ -184,8 +199,8 @@ class _Watch(pl.Callback):
     def _keep(self, rows: torch.Tensor, values: Values) -> None:
         self.values.append({name: value.cpu().clone() for name, value in values.items()})
 
-    def phases(self) -> tuple[dict[str, float], int]:
-        """Seconds of each phase of a step, without the first steps and the longest ones; and of how many steps."""
+    def phases(self) -> tuple[dict[str, float], int, int]:
+        """Seconds of each phase of a step, without the first steps and the longest ones; of how many steps, and without how many."""
         if self._cuda:
             torch.cuda.synchronize()
         whole = [marks for marks in self._marks if len(marks) == len(PHASES) + 1]
@@ -197,7 +212,8 @@ class _Watch(pl.Callback):
             )
         between = [[_seconds(one, other) for one, other in pairwise(marks)] for marks in kept]
         columns = list(zip(*between, strict=True))
-        return {phase: _usual(column) for phase, column in zip(PHASES, columns, strict=True)}, len(kept)
+        usual = {phase: _usual(column) for phase, column in zip(PHASES, columns, strict=True)}
+        return usual, len(kept), len(self._marks) - len(kept)
 
 
 def _seconds(begun: Any, ended: Any) -> float:

@@ -118,7 +118,8 @@ class Restart:
             set_rng_state(initial["rng"][trainer.global_rank])
         trainer.should_stop = False  # an EarlyStopping may have asked for it
         self._initial = None
-        rank_zero_info(f"SampleSelection: {self.epochs} epochs are scored, the training starts again from its initial state")
+        scored = "1 epoch is" if self.epochs == 1 else f"{self.epochs} epochs are"
+        rank_zero_info(f"SampleSelection: {scored} scored, the training starts again from its initial state")
 
     def _not_scored(self) -> str:
         return (

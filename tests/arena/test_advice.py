@@ -114,6 +114,18 @@ def test_every_method_has_an_offer_and_nothing_is_left_of_the_profile():
     assert "as long as before" in offers["plb"].why and math.isnan(offers["weighted"].most)
     text = str(found)
     assert "128 samples, 10 epochs on 4 ranks" in text and "random_cycle" in text
+    assert "10 steps of 8 samples (the first 2 are not measured), " in text
+    assert "a scoring pass (eval mode, without gradients, with its wait for data) takes" in text
+    ies = offers["ies"]  # frozen losses are settled ones, which no training has
+    assert math.isnan(ies.now) and ies.most > 0 and "not known beforehand" in ies.why
+    usable = [offer.method for offer in found.offers if not math.isnan(offer.most)]
+    assert usable[-1] == "ies"
+
+
+def test_steps_that_are_fewer_than_asked_for_are_explained():
+    said = Profile({"data": 1.0}, 16, 50, 0.0, {}, 1000, asked=50, left_out=4).steps_said
+    assert said == "16 steps of 50 samples (an epoch has 20 of the 50 steps asked for, and the first 4 are not measured)"
+    assert Profile({"data": 1.0}, 16, 50, 0.0, {}, 1000).steps_said == "16 steps of 50 samples"
 
 
 class Regression(Net):

@@ -53,6 +53,7 @@ class IES(HideMethod):
     summary: ClassVar[str] = "hides samples whose loss has stopped to bend; refreshes them by a scoring pass"
     paper: ClassVar[str] = "Yuan et al., ICLR 2025"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    unforeseen: ClassVar[str] = "it hides losses that have stopped to bend, and when they do is not known beforehand"
     share_setting: ClassVar[str | None] = None  # max_fraction only caps what the threshold hides
     columns: ClassVar[tuple[Column, ...]] = earlier_losses(3)  # of the default window
 
