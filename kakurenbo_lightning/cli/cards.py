@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
+from typing import Any
 
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
 from kakurenbo_lightning.methods.base import Method
@@ -19,6 +20,11 @@ PACKAGE = Path(__file__).parents[1]
 HEAD = ["setting", "default", "allowed", "meaning"]
 FAMILIES = {cls.__name__: cls for cls in (HideMethod, BackpropMethod, StreamMethod, DrawMethod)}
 BLOCK = re.compile(r"(^<!-- settings of (\w+)\b[^\n]*-->\n).*?(^<!-- end of settings -->\n)", re.MULTILINE | re.DOTALL)
+PROBED = {
+    "fraction_schedule": [(1.0,)],
+    "balance": ["class", "rcap"],
+    "unbiased": ["epoch"],
+}  # values that some methods refuse by name
 NAMES = re.compile(r"^(\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\w+/\2\.md\) \|[^|\n]*\| )[^|\n]*( \|)$", re.MULTILINE)
 
 
@@ -29,7 +35,31 @@ def own_and_common(cls: type[Method]) -> tuple[list[list[str]], list[list[str]]]
     declared = [name for base in reversed(lines[: lines.index(family)]) for name in inspect.get_annotations(base)]
     rows = {field.name: [field.name, _default(field), *_said(cls, field.name)] for field in fields(cls)}
     own = [rows.pop(name) for name in declared if name in rows]  # a name that comes twice is popped once
-    return own, list(rows.values())
+    return own, [taken for row in rows.values() if (taken := _taken(cls, row))]
+
+
+def _taken(cls: type[Method], row: list[str]) -> list[str]:
+    """A row of a common setting, without the values that the method refuses by name; empty where it refuses all but the default."""
+    name, default, allowed, meaning = row
+    refused = [value for value in PROBED.get(name, ()) if _refuses(cls, **{name: value})]
+    if refused and len(refused) == len(PROBED[name]):
+        return []
+    for value in refused:
+        allowed = allowed.replace(f" or {value!r}", "")
+        meaning = re.sub(rf"; `{value!r}`: [^;]*", "", meaning)
+    return [name, default, allowed, meaning]
+
+
+def _refuses(cls: type[Method], **setting: Any) -> bool:
+    try:
+        cls()
+    except (TypeError, ValueError):  # it needs settings of the user's
+        return False
+    try:
+        cls(**setting)
+    except ValueError:
+        return True
+    return False
 
 
 def _said(cls: type[Method], name: str) -> list[str]:

@@ -122,7 +122,8 @@ class Totals:
     def summary(self, family: str = "") -> str:
         """One line for the end of a run with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
-        scored = f" ({self.scoring_epochs} epochs of them before it started again)" if self.scoring_epochs else ""
+        plural = "" if self.scoring_epochs == 1 else "s"
+        scored = f" ({self.scoring_epochs} epoch{plural} of them before it started again)" if self.scoring_epochs else ""
         done = f"trained {self.samples_trained:,} samples{scored}"
         if self.samples_scored:
             done += (

@@ -222,3 +222,18 @@ def test_links_lead_to_files_and_headings(path):
         file = (path.parent / target).resolve() if target else path
         assert file.exists(), link
         assert not heading or heading in map(anchor, sections(file)), link
+
+
+@pytest.mark.parametrize("name", ["baseline", "ies", "kakurenbo", "random"])
+def test_common_settings_are_listed_without_what_a_method_refuses(name):
+    _, common = own_and_common(type(get_method(name)))
+    rows = {row[0]: row for row in common}
+    has_fraction = name in {"kakurenbo", "random"}
+    assert ("fraction_schedule" in rows) == has_fraction and ("unbiased" in rows) == (name in {"baseline", "random"})
+    assert rows["balance"][2] == "None or 'class'" + " or 'rcap'" * has_fraction
+    assert ("rcap" in rows["balance"][3]) == has_fraction
+
+
+def test_the_setting_says_that_milestones_are_averaged_over_a_round():
+    _, common = own_and_common(type(get_method("kakurenbo")))
+    assert "milestones are averaged over it" in next(row[3] for row in common if row[0] == "fraction_schedule")

@@ -9,7 +9,6 @@ from histories import made, recorded
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from method_tester import ROWS, variants
 
 from kakurenbo_lightning import Epoch, SampleSelection, get_method
 
@@ -183,7 +182,10 @@ def test_factors_must_have_the_mean_1(schedule):
         get_method("random", fraction_schedule=schedule)
 
 
-def test_the_baseline_takes_every_common_setting_and_hides_nothing():
-    """So that a sweep over methods may change a setting for all of them."""
-    for method in variants(ROWS["baseline"], fraction_schedule=(1.5, 0.5), balance="rcap"):
-        assert not len(method.plan(recorded(made(SURE), method), Epoch(3)).hidden)
+def test_the_baseline_has_no_fraction_that_could_alternate():
+    with pytest.raises(
+        ValueError, match=r"baseline: fraction_schedule=\(1.5, 0.5\) is not allowed; .* empty, because no fraction says"
+    ):
+        SampleSelection("baseline", fraction_schedule=[1.5, 0.5])
+    with pytest.raises(ValueError, match=r"baseline: balance='rcap' is not allowed"):
+        SampleSelection("baseline", balance="rcap")

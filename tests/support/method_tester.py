@@ -58,7 +58,7 @@ def _rows(*rows):
 
 
 ROWS = _rows(
-    Row("baseline", references.baseline, 12, fraction=BOTH),
+    Row("baseline", references.baseline, 12),
     Row(
         "kakurenbo",
         references.kakurenbo,

@@ -112,8 +112,8 @@ class HideMethod(Method):
     fraction_schedule: tuple[float, ...] = setting(
         (),
         several(number(0), "a list of numbers >= 0"),
-        "factors on the hidden fraction of one choice after the other, again and again; their mean is 1, so that a round hides as much as "
-        "without them; empty: the fraction stays",
+        "factors, one choice after the other, again and again, on the mean hidden fraction of their round (milestones are averaged over "
+        "it); their mean is 1, so that a round hides as much as without them; empty: the fraction stays",
         fix="For example: [1.5, 1.5, 0.5, 0.5].",
     )
     unbiased: bool | Literal["epoch", "step"] = setting(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import ClassVar
 
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -16,17 +15,12 @@ from kakurenbo_lightning.methods.registry import register_method
 @register_method("baseline")
 @dataclass(frozen=True)
 class Baseline(HideMethod):
-    """Train on everything; statistics are recorded all the same. The common settings change nothing."""
+    """Train on everything; statistics are recorded all the same. The common settings change nothing; those of a fraction are refused."""
 
     summary: ClassVar[str] = "trains on every sample and only observes"
     reads: ClassVar[tuple[str, ...]] = ()
     changes_batches: ClassVar[bool] = False  # steps as they would be without the callback
     knows_keep_probability: ClassVar[bool] = True
-
-    @property
-    def largest_fraction(self) -> Fraction:
-        """Nothing, whatever the schedule is."""
-        return Fraction(0)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Nothing."""
