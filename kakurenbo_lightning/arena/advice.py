@@ -152,7 +152,8 @@ def advise(
         for chosen in _settings(name)
     ]
     ranked = sorted(
-        offers, key=lambda offer: (math.isnan(offer.most), bool(offer.why) and math.isnan(offer.now), -_best(offer), offer.method)
+        offers,
+        key=lambda offer: (math.isnan(offer.most), bool(offer.why) and math.isnan(offer.now), -_best(offer), offer.method),
     )
     return Advice(profile, max_epochs, world_size or 1, tuple(ranked))
 

@@ -17,7 +17,7 @@ from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.guard import GuardWatch, SelectionGuard
 from kakurenbo_lightning.session.saving import Saving
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter, validation_metrics
 
 
 class Control:
@@ -52,7 +52,7 @@ class Control:
             counts_steps = trainer.max_steps >= 0 or type(trainer.limit_train_batches) is int
             self._budget.check(max_epochs, counts_steps)
         if self._guard is not None:
-            self._guard.check(trainer.enable_validation)
+            self._guard.check(trainer.enable_validation, None if trainer.fast_dev_run else max_epochs)
 
     def begin(self, epoch: Epoch, before: EpochState, count: int, position: str) -> tuple[bool, Plan | None]:
         """``epoch`` will be planned. Collective.
@@ -92,7 +92,7 @@ class Control:
     def validated(self, adapter: TrainerAdapter, epoch: int, position: Callable[[], str]) -> None:
         """A validation is over, of ``epoch`` where the Trainer of ``adapter`` is training. Collective."""
         if self._guard is not None and adapter.is_fitting and not (adapter.trainer.sanity_checking or adapter.passive):
-            self._guard.validated(adapter.trainer.callback_metrics, epoch, position())
+            self._guard.validated(validation_metrics(adapter.trainer), epoch, position())
 
     def summary(self, epochs: int, count: int) -> str:
         """What it came to in ``epochs`` of ``count`` samples, in words; empty where nothing was asked for."""

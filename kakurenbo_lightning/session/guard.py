@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_info
+from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_info, rank_zero_warn
 from kakurenbo_lightning.core.extras import require as require_extra
 from kakurenbo_lightning.core.state_schema import Check, integer, logged, optional, table
 from kakurenbo_lightning.errors import ConflictError
@@ -18,6 +19,24 @@ from kakurenbo_lightning.methods.settings import Kind, choice, number, plain, se
 from kakurenbo_lightning.methods.settings import integer as at_least
 
 OWN = "own"
+HIGHER = {
+    "acc",
+    "accuracy",
+    "top1",
+    "top5",
+    "auc",
+    "auroc",
+    "f1",
+    "precision",
+    "recall",
+    "iou",
+    "miou",
+    "dice",
+    "map",
+    "psnr",
+    "ssim",
+}
+LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "perplexity", "ppl"}
 RUN, EPOCHS = "run.json", "selection.parquet"  # of a run folder, see record/schema.py
 
 
@@ -49,7 +68,7 @@ class SelectionGuard:
         reference: ``"own"``, the best value of this training so far; or a baseline's value after each epoch: as numbers, or as the folder
             of a run that a ``RunRecorder`` wrote (of several seeds of one method: their mean). Epochs are compared one by one, and after
             the last one its value stays; a baseline of another length or schedule is no fair reference.
-        mode: ``"max"`` where higher is better, ``"min"`` for a loss.
+        mode: ``"max"`` where higher is better, ``"min"`` for a loss; a name that says otherwise (``acc``, ``loss``) gets a warning.
         epochs: how many epochs train on everything after an alarm.
         curve: the reference by epoch, NaN where it has no value; empty for ``"own"``.
 
@@ -77,6 +96,14 @@ class SelectionGuard:
         if self.reference != OWN:
             given = self.reference
             object.__setattr__(self, "curve", read_curve(Path(given), self.monitor) if isinstance(given, str) else given)
+        words = set(re.split(r"[^a-z0-9]+", self.monitor.lower()))
+        better = "" if (HIGHER & words) and (LOWER & words) else "max" if HIGHER & words else "min" if LOWER & words else ""
+        if better and better != self.mode:
+            rank_zero_warn(
+                f"SelectionGuard: monitor={self.monitor!r} is by its name better when {'higher' if better == 'max' else 'lower'}, but with "
+                f"mode={self.mode!r} the guard acts when it {'falls' if self.mode == 'max' else 'rises'}; if that is not meant, set "
+                f"mode={better!r}"
+            )
 
     def described(self) -> dict[str, Any]:
         """What a resumed training must share: the curve by its hash, as its folder may have moved."""
@@ -121,6 +148,10 @@ def read_curve(folder: Path, monitor: str) -> tuple[float, ...]:
         raise ValueError(
             f"{where} has runs of {', '.join(sorted(methods))}; give the folder of one of them, such as a baseline's"
         )
+    if selecting := sorted(methods - {"baseline", "?"}):
+        rank_zero_warn(
+            f"{where} is a run of {selecting[0]}, which selected samples itself; a baseline's shows what selection costs"
+        )
     found: dict[int, list[float]] = {}
     for path in paths:
         with path.open("rb") as opened:  # a path with = would be taken for a partition
@@ -156,8 +187,14 @@ class GuardWatch:
         # the last value and after which epoch it came; the best one before; the last epoch that the alarm holds for; how many it held for
         self._seen: dict[str, Any] = {"value": None, "epoch": -1, "best": None, "until": -1, "held": 0}
 
-    def check(self, validates: bool) -> None:
-        """Raise ``ConflictError`` where nothing is ever validated."""
+    def check(self, validates: bool, max_epochs: int | None = None) -> None:
+        """Raise ``ConflictError`` where nothing is ever validated; warn of a reference of another length than ``max_epochs``."""
+        known = len(self._guard.curve)
+        if known > 1 and max_epochs is not None and known != max_epochs:
+            rank_zero_warn(
+                f"SelectionGuard: the reference has {known} epochs and this training {max_epochs}: epochs are compared one by one, and a "
+                "baseline of another length or learning-rate schedule is no fair reference; use one of this length, or reference='own'"
+            )
         if not validates:
             raise ConflictError(
                 f"SelectionGuard(monitor={self._guard.monitor!r}): this training validates nothing, so there is nothing to compare; give "
@@ -168,7 +205,7 @@ class GuardWatch:
         """A validation of ``epoch`` is over, and ``logged`` is there: keep the value of rank 0. Collective.
 
         Raises:
-            ConflictError: on every rank, when it is not among them.
+            ConflictError: on every rank, when it is not among them. ``logged`` are those that the validation itself logged.
         """
         name = self._guard.monitor
         theirs = [each for each in sorted(logged) if not each.startswith("selection/")]
@@ -223,8 +260,8 @@ class GuardWatch:
 
     @property
     def summary(self) -> str:
-        """How often it acted."""
-        return f"; the guard let {self.held} epochs train on everything"
+        """How often it acted; empty where it did not."""
+        return f"; the guard let {self.held} epoch{'' if self.held == 1 else 's'} train on everything" if self.held else ""
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen."""

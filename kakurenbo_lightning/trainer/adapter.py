@@ -87,6 +87,12 @@ def _shown_in(bar: Any, shown: Callable[[], Mapping[str, float]]) -> Callable[[]
     return undo
 
 
+def validation_metrics(trainer: AnyTrainer) -> Mapping[str, Any]:
+    """What the validation that ends has logged itself; everything that was logged where this Lightning does not say it."""
+    results = getattr(trainer, "_results", None)
+    return trainer.callback_metrics if results is None else results.metrics(on_step=False)["callback"]
+
+
 class TrainerAdapter:
     """Swaps the train loader, keeps the epoch's length true, repairs restarts and wraps the training step.
 

@@ -29,8 +29,8 @@ from kakurenbo_lightning.core.seeded_dataset import num_samples
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
-from kakurenbo_lightning.trainer.listed_order import ListedOrder
 from kakurenbo_lightning.methods.settings import shown
+from kakurenbo_lightning.trainer.listed_order import ListedOrder
 
 
 def only_loader(loaders: Any) -> DataLoader:

@@ -31,6 +31,15 @@ class Scored(Values, SureNet):
     """Every sample is right and sure."""
 
 
+class BothLogged(Scored):
+    """Training logs a value too, in each step and of the epoch."""
+
+    def training_step(self, batch, batch_idx):
+        outputs = super().training_step(batch, batch_idx)
+        self.log("train_loss", outputs["loss"], on_step=True, on_epoch=True)
+        return outputs
+
+
 class ScoredNet(Values, Net):
     """Samples are as the network finds them."""
 
@@ -96,7 +105,7 @@ def test_it_says_so(caplog):
         "SampleSelection: guard: val_acc=0.6 after epoch 1 is worse than 0.8 by more than max_drop=0.05: epoch 2 trains on everything",
         "SampleSelection: guard: val_acc=0.79 after epoch 2 is back; samples are hidden again",
     ]
-    assert said[2].endswith("; the guard let 1 epochs train on everything")
+    assert said[2].endswith("; the guard let 1 epoch train on everything")
 
 
 def test_beside_save_no_more_is_hidden_to_make_up_for_it_and_the_last_line_says_why(caplog):
@@ -169,7 +178,8 @@ def test_a_static_method_is_compared_from_its_restart_on(values, guard, held):
     assert [epoch for epoch in everything(spy) if epoch > 1] == held
     removed = {tuple(sorted(hidden)) for hidden in spy.hidden.values() if hidden}
     assert len(removed) == 1  # once, though most are forgotten equally often
-    assert f"the guard let {len(held)} epochs" in selection.session.control.summary(6, SAMPLES)
+    summary = f"; the guard let {len(held)} epoch{'s' * (len(held) != 1)} train on everything" if held else ""
+    assert selection.session.control.summary(6, SAMPLES) == summary
 
 
 def test_an_epoch_without_a_validation_is_not_judged():
@@ -219,7 +229,10 @@ def test_the_curve_of_recorded_runs_is_the_reference(tmp_path):
     recorded(tmp_path / "random", [0.5], "random")
     with pytest.raises(ValueError, match=r"has runs of baseline, random; give the folder of one of them"):
         SelectionGuard("val_acc", 0.05, reference=tmp_path)
-    with pytest.raises(ValueError, match=r"has no monitor='val_ac'; it has .*val_acc"):
+    with (
+        pytest.warns(UserWarning, match="is a run of random, which selected samples itself"),
+        pytest.raises(ValueError, match=r"has no monitor='val_ac'; it has .*val_acc"),
+    ):
         SelectionGuard("val_ac", 0.05, reference=str(tmp_path / "random"))
     (tmp_path / "random" / "run.json").write_text(json.dumps({"method": "baseline"}))
     assert len(SelectionGuard("val_acc", 0.05, reference=tmp_path).curve) == 3
@@ -243,6 +256,29 @@ def test_a_wrong_setting_is_named(settings, message):
 
 
 @pytest.mark.parametrize(
+    ("monitor", "mode", "better"),
+    [
+        ("val_acc", "min", "max"),
+        ("val/accuracy", "min", "max"),
+        ("val_loss", "max", "min"),
+        ("val_acc", "max", ""),
+        ("score", "min", ""),
+    ],
+)
+def test_a_mode_that_contradicts_the_name_is_warned_of(monitor, mode, better, recwarn):
+    SelectionGuard(monitor, 0.005, mode=mode)
+    said = [str(each.message) for each in recwarn if "SelectionGuard" in str(each.message)]
+    assert [f"set mode={better!r}" in text for text in said] == [True] * bool(better)
+
+
+def test_a_reference_of_another_length_is_warned_of(recwarn):
+    run(SelectionGuard("val_acc", 0.05, reference=[0.5]), [0.5] * 2)  # one number for all epochs
+    assert not [each for each in recwarn if "the reference has" in str(each.message)]
+    with pytest.warns(UserWarning, match="the reference has 3 epochs and this training 2: "):
+        run(SelectionGuard("val_acc", 0.05, reference=[0.5] * 3), [0.5] * 2)
+
+
+@pytest.mark.parametrize(
     ("method", "guard", "message"),
     [
         ("kakurenbo", "val_acc", r"guard='val_acc' is not allowed; guard must be None or a SelectionGuard"),
@@ -258,6 +294,10 @@ def test_what_is_no_guard_or_has_nothing_to_guard_is_refused(method, guard, mess
 def test_a_value_that_is_not_logged_is_named_at_the_first_validation():
     with pytest.raises(ValueError, match=r"monitor='val_acc'\): the validation logged no such value; it logged .*val_loss"):
         run(SelectionGuard("val_acc", 0.1), [0] * 3, module=Net())
+    with pytest.raises(
+        ValueError, match=r"monitor='train_loss'\): the validation logged no such value; it logged val_acc\. Name"
+    ):
+        run(SelectionGuard("train_loss", 0.1, mode="min"), [0.1] * 3, module=BothLogged([0.1] * 3))
     with pytest.raises(ValueError, match=r"this training validates nothing"):
         run(SelectionGuard("val_acc", 0.1), [0.1] * 3, val=False)
 
