@@ -38,12 +38,16 @@ class Saving:
         for name, declared in settings_of(type(self)).items():
             if declared is not None:
                 object.__setattr__(self, name, declared.checked("Saving", name, getattr(self, name)))
-        _check_share(self.share < self.max_share, self.share, self.max_share)
+        _check_share(self.share, self.max_share, self.share)
 
 
-def _check_share(condition: bool, save: object, limit: float) -> None:
+def _check_share(save: float, limit: float, given: object) -> None:
     allowed = f"a number in (0, {limit:g}), because no method is set to hide more than max_share={limit:g} of the samples"
-    require(condition, "SampleSelection", "save", save, allowed, "Ask for less, or allow more: save=Saving(0.5, max_share=0.8).")
+    if save > 1:
+        fix = "It is a share of the training time: 0.3 saves 30 %."
+    else:
+        fix = f"Ask for less, or allow more: save=Saving({save:g}, max_share=...), with a max_share above {save:g} and below 1."
+    require(0 < save < limit, "SampleSelection", "save", given, allowed, fix if save > 0 else "For example: 0.3 saves 30 %.")
 
 
 def method_and_saving(method: str | Method, settings: Mapping[str, Any], save: Any) -> tuple[Method, Saving | None]:
@@ -78,17 +82,16 @@ def _of_number(save: object) -> Saving:
     fix = "For example: 0.3 saves 30 % of the training time."
     share = Setting(number(), "", "", fix).checked("SampleSelection", "save", save)
     limit = default_of(Saving, "max_share")
-    _check_share(0 < share < limit, save, limit)
+    _check_share(share, limit, save)
     return Saving(share)
 
 
 def _check_method(method: Method, settings: Mapping[str, Any], save: Saving) -> None:
     name = share_setting(method)
     if name is None:
-        can = [each for each in available_methods() if share_setting(method_class(each))]
         raise ValueError(
             f"save={save.share:g} is not possible with method {method.name}, which has no single setting for how much it hides; methods "
-            f"that have one: {', '.join(can)}"
+            f"that have one: {', '.join(methods_with_share())}"
         )
     share = getattr(method, name)
     if name in settings or share != default_of(type(method), name):
@@ -103,6 +106,12 @@ def _check_method(method: Method, settings: Mapping[str, Any], save: Saving) -> 
             f"save={save.share:g} sets {name} to as much as max_share={save.max_share:g}, and then {error} With a smaller one it may be "
             f"possible: save=Saving({save.share:g}, max_share=...)"
         ) from None
+
+
+def methods_with_share(values: str = "sample_loss") -> list[str]:
+    """The methods that ``save`` can set; with ``values="bls"`` those of them that read only the loss, as a loss of whole batches has."""
+    able = [name for name in available_methods() if share_setting(method_class(name))]
+    return [name for name in able if values != "bls" or method_class(name).reads in ((), ("loss",))]
 
 
 def default_of(cls: type, name: str) -> Any:

@@ -19,6 +19,7 @@ from kakurenbo_lightning.core.checkpoint_file import is_old_format
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.saving import share_setting
+from kakurenbo_lightning.session.saving import methods_with_share
 from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count
 
 
@@ -78,9 +79,9 @@ def check_above(cfg: DictConfig) -> None:
         check_setting("save", cfg.save, "F" not in given, "left out beside F", "save chooses F.")
         unable = [name for name in names if share_setting(method_class(name)) is None]
         alone = unable and cfg.compare is None and HydraConfig.get().mode != RunMode.MULTIRUN
-        check_setting(
-            "save", cfg.save, not alone, f"left out: method={cfg.method.method} has no share to set", "Try method=kakurenbo."
-        )
+        values = cfg.method.get("values", "sample_loss")
+        able = f"Methods that have one{' and read only the loss' * (values == 'bls')}: {', '.join(methods_with_share(values))}."
+        check_setting("save", cfg.save, not alone, f"left out: method={cfg.method.method} has no share to set", able)
         if unable:
             rank_zero_warn(f"save={cfg.save} changes nothing for {', '.join(unable)}: it has no share that could be set")
     if cfg.guard:

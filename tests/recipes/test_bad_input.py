@@ -80,7 +80,10 @@ OTHERS = {
     "save=0.9": "save=0.9 is not allowed; save must be a number in (0, 0.5)",
     "save=abc": "save=abc",
     "save=0.3 F=0.2": "save=0.3 is not possible: it must be left out beside F. save chooses F.",
-    "method=plb save=0.2": "save=0.2 is not possible: it must be left out: method=plb has no share to set. Try method=kakurenbo.",
+    "method=plb save=0.2": "save=0.2 is not possible: it must be left out: method=plb has no share to set. Methods that have one: "
+    "el2n, forget, forget_online, infobatch, kakurenbo, random, random_cycle, rcap.",
+    "method=orderdp method.values=bls save=0.2": "method=orderdp has no share to set. Methods that have one and read only the loss: "
+    "infobatch, random, random_cycle, rcap.",
     "save=0.4 tau=0": "save=0.4 cannot be reached: kakurenbo saves at most 20.0% of 2 epochs when its max_fraction is max_share=0.5",
     "method=plb guard=metric": "guard=['plb'] is not possible: it must be left out for methods that hide nothing. Write guard=none.",
     "guard=metric guard.max_drop=-1": "max_drop=-1 is not allowed; max_drop must be a number >= 0.",

@@ -286,6 +286,8 @@ def test_a_resumed_run_must_save_as_much(tmp_path):
             {},
             r"save=0.9 is not allowed; save must be a number in \(0, 0.5\), because no method is set to hide more than max_share=0.5",
         ),
+        (30, {}, r"save=30 is not allowed; .*\. It is a share of the training time: 0.3 saves 30 %\.$"),
+        (0.7, {}, r"Ask for less, or allow more: save=Saving\(0.7, max_share=...\), with a max_share above 0.7 and below 1\.$"),
         (-1, {}, r"save=-1 is not allowed; save must be a number in \(0, 0.5\)"),
         (0, {}, "save=0 is not allowed"),
         (True, {}, "save=True is not allowed; save must be a number"),
