@@ -75,8 +75,7 @@ class SampleSelection(pl.Callback):
         align_schedules: advance step-interval schedules evenly in shorter epochs, to the end that was planned for full ones.
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
             ``correct``); by default the module's method of that name, if any.
-        on_mismatch: what to do when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"``
-            to forget it and start the selection from the beginning.
+        on_mismatch: when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"`` to begin again.
         scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, with a schedule or
             without, that scores batches in the module's place and is trained beside it: on what the module trains, or, with the setting
             ``train_scorer_every=n``, on what is chosen of every n-th batch.

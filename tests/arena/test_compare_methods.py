@@ -86,7 +86,7 @@ class Data(pl.LightningDataModule):
         (Net(), Data, r"make_model is an object of Net; it must be a function that makes a module .*: pass Net, not Net\(\)"),
         (Net, Data(), r"make_data is an object of Data; it must be a function that makes a Light.*: pass Data, not Data\(\)"),
         (Net, loaders(), r"make_data is an object of tuple; .*: pass lambda: \(train_loader, val_loader\)"),
-        (Net, loader, "make_data made an object of DataLoader; it must make .* return train_loader, val_loader"),
+        (Net, dict, "make_data made an object of dict; it must make .* return train_loader, val_loader"),
     ],
 )
 def test_what_is_made_already_is_refused(model, data, said):
