@@ -206,6 +206,7 @@ print(recipes.NAME)
 """
 
 
+@pytest.mark.slow
 def test_a_project_with_a_package_named_recipes_records_and_reports(site, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "__init__.py").write_text('NAME = "the recipes of the project"\n')

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Optional, Union
@@ -244,7 +245,7 @@ def plain(value: Any) -> Any:
 
     A float of fewer than 64 bits becomes the decimal it is written as: ``np.float32(0.29)`` is 0.29, not 0.28999999165534973.
     """
-    if isinstance(value, torch.Tensor):
+    if "torch" in sys.modules and isinstance(value, torch.Tensor):  # a value is none where nothing has imported torch
         value = value.detach().cpu()
         value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     if isinstance(value, np.ndarray):

@@ -180,7 +180,7 @@ OWN = {
     "iswr": {"refresh": ("True or False", NOT_FLAGS)},
     "weighted": {
         "weights": (
-            r"None or one number >= 0 for each sample .* or the path of a \.npy, \.pt or \.csv file with them.*",
+            r"one number >= 0 for each sample .* or the path of a \.npy, \.pt or \.csv file with them.*",
             (
                 1,
                 0.5,

@@ -90,6 +90,7 @@ def test_the_commands_of_the_page_are_those_tried_here():
     ]
 
 
+@pytest.mark.slow  # that its tests pass is fast
 def test_the_page_trains(project, site):
     """200 samples, a pool of 100: epoch 0 hides none, the other two 50 each."""
     printed = run(sys.executable, "try_it.py", cwd=project, site=beside(site)).stdout

@@ -61,7 +61,8 @@ def test_names_of_runs_and_classes_cannot_change_the_page(tmp_path):
     assert not problems
 
 
-@pytest.mark.parametrize(("groups", "seeds"), [(5, 4), pytest.param(20, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("groups", "seeds"), [(5, 4), (20, 1)])
 def test_a_page_of_twenty_runs_is_light_and_needs_no_network(tmp_path, groups, seeds):
     fractions = [round(0.9 * (number + 1) / groups, 2) for number in range(groups - 1)]
     big = {"image_size": 64, "samples": 100, "epochs": 30}

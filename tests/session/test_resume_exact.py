@@ -119,7 +119,7 @@ def some_of(paths, restart):
 
 
 @pytest.mark.quick(*ONE_OF_A_KIND)
-@pytest.mark.slow_cases("train epoch end", "validation end")
+@pytest.mark.slow_cases("train epoch end", "validation end", "forget")
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("moment", ["every step", "validation end", "train epoch end"])
 def test_cut_and_resumed_equals_uncut(tmp_path, method, moment):

@@ -159,6 +159,7 @@ def test_a_command_line_finds_the_selection(pl, tmp_path, monkeypatch):
     assert any(isinstance(callback, SampleSelection) for callback in made.trainer.callbacks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("imports", "name"),
     [

@@ -26,6 +26,7 @@ def trained(kind, name, *callbacks, method=None, **settings):
     return spy, module
 
 
+@pytest.mark.slow_cases("workers")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_it_trains_what_a_data_loader_trains(name):
     (stateful, module), (plain, expected) = (trained(kind, name) for kind in (StatefulDataLoader, DataLoader))
