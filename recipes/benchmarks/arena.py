@@ -8,6 +8,7 @@ differences over the seeds.
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -173,10 +174,18 @@ def title_of(settings: argparse.Namespace) -> str:
     return f"Task {settings.task}, network {settings.network}, {size}"
 
 
+def number(value: float) -> float | None:
+    """Return a figure as JSON has it: None where there is none."""
+    return value if math.isfinite(value) else None
+
+
 def as_row(one: Standing) -> Row:
     """Return what is written down of a standing."""
     spreads = {name: getattr(one, name) for name in ("score", "gain", "over_random", "over_time", "time", "trained")}
-    shown = {name: {"mean": each.mean, "std": each.std, "interval": each.interval} for name, each in spreads.items()}
+    shown = {
+        name: {"mean": number(each.mean), "std": number(each.std), "interval": list(map(number, each.interval))}
+        for name, each in spreads.items()
+    }
     return {"name": one.name, "survives": one.survives, "seeds": len(one.score.values), **shown}
 
 

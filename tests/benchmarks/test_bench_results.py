@@ -141,6 +141,16 @@ def advice(rows):
     yield f"within {max(100 * row['off']['mean'] for row in rows[1:]):.1f} points"
 
 
+def arena(standings):
+    parts = (("score", ".2f", 100), ("gain", "+.2f", 100), ("time", ".2f", 1), ("trained", ".2f", 1))
+    for one in standings:
+        figures = [
+            "-" if one[name]["mean"] is None else format(scale * one[name]["mean"], form)
+            for name, form, scale in (*parts, ("over_random", "+.2f", 100), ("over_time", "+.2f", 100))
+        ]
+        yield f"| `{one['name']}` | {' | '.join(figures)} |"
+
+
 def doctor(rows):
     for row in rows:
         area = "-" if row["auroc"] is None else f"{row['auroc']['mean']:.4f}"
@@ -178,6 +188,7 @@ QUOTED = {
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
+    (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "save"): lambda result, rows, million: save(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
@@ -215,7 +226,7 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 def test_each_file_is_quoted_and_each_named_file_is_there():
     documents = [README, BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
-    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png"}
+    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png", "arena.png"}
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}
 
 

@@ -77,7 +77,7 @@ def test_the_finder_trains_on_full_epochs_and_counts_nothing(tmp_path):
     assert selection.totals.samples_trained == 32 * EPOCHS
 
 
-@pytest.mark.slow_cases("binsearch", "power")
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 def test_the_batch_size_finder_callback_plans_with_the_size_it_found(mode, tmp_path):
     selection = hide_then_grow()
