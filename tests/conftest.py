@@ -1,5 +1,6 @@
 """Test processes share the cores, one thread each, and print as wide everywhere; those they start do too."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,3 +30,13 @@ def no_seed_of_an_earlier_test():
     """``seed_everything`` leaves its seed in the environment, where a ``SampleSelection`` without one takes it from."""
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def levels_of_lightnings_logs():
+    """A command that a test calls in this process, or a benchmark, may have made them quiet."""
+    logs = [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
+    levels = [log.level for log in logs]
+    yield
+    for log, level in zip(logs, levels, strict=True):
+        log.setLevel(level)
