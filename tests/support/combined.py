@@ -71,7 +71,7 @@ COMBINATIONS = {
     "kakurenbo every schedule guard": Combination(
         "kakurenbo", {**EASY, **ALTERNATE, **GUARD, "every_n_epochs": 2, "lr_fraction": "max"}
     ),
-    "seta bls guard": Combination("seta", {**BLS, **GUARD, "prune_ratio": 0.2}),
+    "seta bls guard": Combination("seta", {**BLS, **GUARD, "prune_ratio": 0.2, "groups": 3}),  # few groups: no epoch of 2 steps
     "random rcap schedule save": Combination(
         "random", {**ALTERNATE, "balance": "rcap", "save": Saving(0.2, forward=0.3, max_share=0.4)}
     ),
