@@ -1,4 +1,4 @@
-"""LightningCLI: what README shows, in a process of its own, and the other ways to give a method and its settings."""
+"""LightningCLI: what docs/hydra.md shows, in a process of its own, and the other ways to give a method and its settings."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ from kakurenbo_lightning import SampleSelection, available_methods, get_method
 from kakurenbo_lightning.methods import InfoBatch, Kakurenbo
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "kakurenbo_lightning" / "methods" / "README.md"]
+PAGE = REPOSITORY / "docs" / "hydra.md"
 MAIN = """\
 import lightning as L
 import torch
@@ -56,9 +56,9 @@ class Data(L.LightningDataModule):
         return loader(32)
 
 
-def blocks(page, language):
-    """What a page shows of LightningCLI in one language."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+def shown(language):
+    """What the page shows of LightningCLI in one language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     (block,) = [
         block for block in found if "trainer" in block and "callbacks" in block and "kakurenbo_lightning.methods" in block
     ]
@@ -74,9 +74,8 @@ def started(folder, *arguments):
     return done.stdout.splitlines()[-1]
 
 
-def test_the_command_of_readme_trains(tmp_path):
-    assert blocks(PAGES[0], "sh") == blocks(PAGES[1], "sh")
-    words = shlex.split(blocks(PAGES[0], "sh").replace("\\\n", ""))
+def test_the_command_of_the_page_trains(tmp_path):
+    words = shlex.split(shown("sh").replace("\\\n", ""))
     assert words[:3] == ["python", "main.py", "fit"]
     printed = started(tmp_path, *words[3:])
     method, trained, hidden = re.fullmatch(r"Kakurenbo\((.*)\) (\d+) (\d+)", printed).groups()
@@ -84,9 +83,8 @@ def test_the_command_of_readme_trains(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_file_of_readme_trains(tmp_path):
-    assert blocks(PAGES[0], "yaml") == blocks(PAGES[1], "yaml")
-    (tmp_path / "fit.yaml").write_text(blocks(PAGES[0], "yaml"))
+def test_the_file_of_the_page_trains(tmp_path):
+    (tmp_path / "fit.yaml").write_text(shown("yaml"))
     printed = started(tmp_path, "--config=fit.yaml", "--trainer.callbacks.init_args.method.init_args.max_fraction=0.2")
     assert re.search(r"max_fraction=0.2, tau=0.7.* \d+ [1-8]$", printed)
 

@@ -1,69 +1,54 @@
-"""README.md: its code runs, and its list of methods is complete."""
+"""README.md: short, its three lines train, and its table is of the measured rows; the other pages are tested in tests/docs."""
 
+import json
 import re
-from dataclasses import fields
-from pathlib import Path
 
-import lightning as L
+from doc_pages import REPOSITORY, blocks, prose, text_of
 from helpers import Net, loader
 
-from kakurenbo_lightning import HideMethod, SampleSelection, available_methods, get_method
-from kakurenbo_lightning.methods import BackpropMethod, DrawMethod, StreamMethod, registry
-from kakurenbo_lightning.record import RunRecorder
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text()
-METHODS = [name for name in available_methods() if type(get_method(name)).__module__.startswith("kakurenbo_lightning.")]
-
-
-class Data(L.LightningDataModule):
-    def train_dataloader(self):
-        return loader(32)
+README = text_of("README.md")
+MOST_WORDS, LONGEST = 700, 120
+# row of the table -> name of the standing in arena.json
+ROWS = {
+    "`baseline`": "baseline",
+    "`kakurenbo`": "kakurenbo",
+    "`kakurenbo`, F=0.5, every third epoch": "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
+}
 
 
-class Scored(Net):
-    def validation_step(self, batch, batch_idx):
-        self.log("val_acc", 0.5)
+def written(figure, form, scale):
+    return "-" if figure["mean"] is None else format(scale * figure["mean"], form)
 
 
-def record_a_baseline(folder):
-    """As a user does whose guard has it as its reference."""
-    selection = SampleSelection("baseline")
-    callbacks = [selection, RunRecorder(selection, folder)]
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    L.Trainer(accelerator="cpu", max_epochs=2, callbacks=callbacks, **quiet).fit(Scored(), loader(32), loader(32))
+def test_it_is_read_in_a_few_minutes():
+    assert len(README.split()) <= MOST_WORDS
+    assert [line for line in prose(README) if len(line) > LONGEST] == []
 
 
-def test_the_code_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    record_a_baseline("outputs/baseline")
-    names = {"L": L, "model": Net(), "datamodule": Data()}
-    try:
-        for block in re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL):
-            exec(compile(block, "README.md", "exec"), names)
-            if "class Half" in block:
-                own = names["trainer"]
-        own.fit_loop.max_epochs = 4
-        own.fit(Net(), Data())
-    finally:
-        registry._METHODS.pop("half", None)  # other tests go through all methods there are
-    assert 0 < own.callbacks[0].plan.hidden_fraction <= 0.5
+def test_the_lines_with_a_plus_are_all_that_a_program_needs():
+    (diff,) = blocks("README.md", "diff")
+    names = {"model": Net(), "datamodule": loader(32)}
+    for sign in "-+":
+        program = "\n".join(line[1:] for line in diff.splitlines() if line[:1] in ("", " ", sign))
+        exec(compile(program.replace("max_epochs=30", "max_epochs=3"), "README.md", "exec"), names)
+        assert names["trainer"].current_epoch == 3
+    (selection,) = (one for one in names["trainer"].callbacks if type(one).__name__ == "SampleSelection")
+    assert selection.totals.samples_trained + selection.totals.samples_hidden == 3 * 32
+    assert len(re.findall(r"^\+", diff, re.MULTILINE)) == 2
 
 
-def test_the_table_links_every_method_and_names_its_settings():
-    rows = dict(
-        re.findall(r"^\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\w+/\1\.md\) \|[^|]*\| (.*) \|$", README, flags=re.MULTILINE)
+def test_its_table_has_the_figures_of_the_arena():
+    """Those of recipes/benchmarks/results/arena.json; so has the sentence on what does not pay."""
+    standings = {
+        one["name"]: one for one in json.loads((REPOSITORY / "recipes/benchmarks/results/arena.json").read_text())["standings"]
+    }
+    for row, name in ROWS.items():
+        one = standings[name]
+        cells = [written(one[key], form, scale) for key, form, scale in (("score", ".2f", 100), ("time", ".2f", 1))]
+        cells += [written(one[key], "+.2f", 100) for key in ("over_random", "over_time")]
+        assert f"| {row} | {' | '.join(cells)} |" in README
+    loser = standings["selective_backprop"]
+    assert (
+        f"`selective_backprop` ended {-100 * loser['over_time']['mean']:.2f} points below a baseline that took as long" in README
     )
-    assert sorted(rows) == METHODS
-    for name, cell in rows.items():
-        method = get_method(name)
-        family = next(cls for cls in (HideMethod, BackpropMethod, StreamMethod, DrawMethod) if isinstance(method, cls))
-        common = {field.name for field in fields(family)}
-        own = [field.name for field in fields(method) if field.name not in common]
-        assert re.findall(r"`(\w+)`", cell) == own, name
-
-
-def test_links_lead_to_files():
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+    assert ("One seed so far" in README) is (min(standings[name]["seeds"] for name in ROWS.values()) == 1)

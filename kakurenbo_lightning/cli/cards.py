@@ -25,7 +25,7 @@ PROBED = {
     "balance": ["class", "rcap"],
     "unbiased": ["epoch"],
 }  # values that some methods refuse by name
-NAMES = re.compile(r"^(\| \[`(\w+)`\]\(kakurenbo_lightning/methods/\w+/\2\.md\) \|[^|\n]*\| )[^|\n]*( \|)$", re.MULTILINE)
+NAMES = re.compile(r"^(\| \[`(\w+)`\]\(\w+/\2\.md\) \|.*\| )[^|\n]*( \|)$", re.MULTILINE)
 
 
 def own_and_common(cls: type[Method]) -> tuple[list[list[str]], list[list[str]]]:
@@ -76,7 +76,7 @@ def _default(field: Field) -> str:
 
 
 def updated(text: str) -> str:
-    """A Markdown file with its settings tables as the code has them now, and the names of settings in README's lists of methods."""
+    """A Markdown file with its settings tables as the code has them now, and the names of settings in the lists of methods."""
 
     def table(block: re.Match) -> str:
         own, _ = own_and_common(FAMILIES.get(block[2]) or method_class(block[2]))
@@ -97,11 +97,10 @@ def markdown(rows: Iterable[list[str]]) -> str:
 
 
 def write_cards() -> list[Path]:
-    """Bring the tables in the cards of all methods, in the list beside them and in README up to date; which files have changed."""
+    """Bring the tables in the cards of all methods and in the list beside them up to date; which files have changed."""
     cards = [info.card for info in available_methods().values() if info.card]
-    lists = [PACKAGE / "methods" / "README.md", PACKAGE.parent / "README.md"]
     changed = []
-    for path in [*cards, *filter(Path.is_file, lists)]:
+    for path in [*cards, *filter(Path.is_file, [PACKAGE / "methods" / "README.md"])]:
         text = path.read_text(encoding="utf-8")
         if (new := updated(text)) != text:
             path.write_text(new, encoding="utf-8")

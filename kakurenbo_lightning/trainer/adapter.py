@@ -119,7 +119,7 @@ class TrainerAdapter:
         return (
             f"Lightning {sys.modules[package].__version__} ({package}) has no {', '.join(self.missing)}, which the loader swap needs. "
             "Return selection.wrap(DataLoader(...)) from train_dataloader (public API only), or install a Lightning release "
-            "named in the README"
+            "that is tested (docs/getting_started.md)"
         )
 
     # --- who and where

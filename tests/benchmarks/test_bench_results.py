@@ -11,7 +11,7 @@ from recipes.benchmarks.report import compact
 
 RESULTS = REPOSITORY / "recipes/benchmarks/results"
 METHODS = REPOSITORY / "kakurenbo_lightning/methods"
-README, BENCHMARKS = REPOSITORY / "README.md", REPOSITORY / "recipes/benchmarks/README.md"
+DOCS, BENCHMARKS = REPOSITORY / "docs", REPOSITORY / "recipes/benchmarks/README.md"
 MILLION = 1_280_000
 
 
@@ -199,20 +199,20 @@ QUOTED = {
         *(f"{100 * result['run']['share']:.2f} %", f"{result['run']['fit_cpu_s']:.0f} s"),
         *(f"{1e3 * million[key]:.0f} ms" for key in ("epoch_s", "write_s")),
     ],
-    (README, "recording"): lambda result, rows, million: [f"{100 * result['run']['share']:.2f} %"],
-    (README, "transfer"): lambda result, rows, million: transfer(rows),
-    (README, "faults"): lambda result, rows, million: faults(rows),
-    (README, "checkpoint"): lambda result, rows, million: [
+    (DOCS / "results.md", "recording"): lambda result, rows, million: [f"{100 * result['run']['share']:.2f} %"],
+    (DOCS / "recipes.md", "transfer"): lambda result, rows, million: transfer(rows),
+    (DOCS / "resume.md", "faults"): lambda result, rows, million: faults(rows),
+    (DOCS / "resume.md", "checkpoint"): lambda result, rows, million: [
         f"{million['bytes_per_sample']:.1f} bytes per sample, written in {1e3 * million['write_file_s']:.0f} ms",
         f"and read in {1e3 * million['read_file_s']:.0f} ms",
     ],
-    (README, "selection"): lambda result, rows, million: [
+    (DOCS / "results.md", "selection"): lambda result, rows, million: [
         f"{million['times_faster']:.0f} times",
         f"({rows[-1]['seconds']:.1f} s)",
     ],
-    (README, "drawing"): lambda result, rows, million: [f"{1e3 * million['both_s']['median']:.2f} ms at N = 1.28M"],
-    (README, "saving"): lambda result, rows, million: [f"{100 * rows[2]['achieved']:.1f} %"],
-    (README, "overhead"): lambda result, rows, million: [f"{rows[1]['ratio']:.4f}"],
+    (DOCS / "results.md", "drawing"): lambda result, rows, million: [f"{1e3 * million['both_s']['median']:.2f} ms at N = 1.28M"],
+    (DOCS / "results.md", "saving"): lambda result, rows, million: [f"{100 * rows[2]['achieved']:.1f} %"],
+    (DOCS / "results.md", "overhead"): lambda result, rows, million: [f"{rows[1]['ratio']:.4f}"],
 }
 
 
@@ -224,7 +224,7 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 
 
 def test_each_file_is_quoted_and_each_named_file_is_there():
-    documents = [README, BENCHMARKS, *METHODS.parent.rglob("*.md")]
+    documents = [REPOSITORY / "README.md", *DOCS.glob("*.md"), BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
     quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png", "arena.png"}
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}

@@ -30,7 +30,7 @@ HEAD = "| case | methods | trained untouched | what was said | values exact | gr
 
 def brief(text: str) -> str:
     """What was said, without its examples, short enough for a cell."""
-    text = re.sub(r"\s+", " ", text.partition("\n")[0]).replace("|", "\\|")
+    text = re.sub(r"\s+", " ", text.partition("\n")[0]).replace("|", "\\|").replace("][", "]\\[")  # else a link in Markdown
     text = re.sub(r"^(per-sample values|SampleSelection): ", "", text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 

@@ -10,7 +10,7 @@ from installed import REPOSITORY, built_wheel, editable_paths, install, run
 
 THIRD = REPOSITORY / "tests" / "methods" / "plugin"
 TEMPLATE = Path(__file__).with_name("template")
-PAGES = (REPOSITORY / "README.md", REPOSITORY / "kakurenbo_lightning" / "methods" / "README.md")
+PAGE = REPOSITORY / "docs" / "hydra.md"
 APP = """
 import sys
 
@@ -173,13 +173,13 @@ def test_an_app_may_ask_for_the_short_name_and_put_its_own_options_beside_ours(s
     assert "'tua' not in 'kakurenbo'" in started(program, "method.tua=1", site=site, fails=True)
 
 
-# --- an app in the shape of lightning-hydra-template, to which a user adds what README shows
+# --- an app in the shape of lightning-hydra-template, to which a user adds what docs/hydra.md shows
 
 
-def shown(page):
-    """The lines that a page shows for ``configs/callbacks/kakurenbo.yaml``."""
+def shown():
+    """The lines that the page shows for ``configs/callbacks/kakurenbo.yaml``."""
     (block,) = re.findall(
-        r"^`configs/callbacks/kakurenbo\.yaml`\n\n```yaml\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        r"^`configs/callbacks/kakurenbo\.yaml`\n\n```yaml\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
     return block
 
@@ -187,13 +187,12 @@ def shown(page):
 def template(folder):
     """The app with these lines; its program."""
     shutil.copytree(TEMPLATE, folder, dirs_exist_ok=True)
-    (folder / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]))
+    (folder / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown())
     return folder / "src" / "train.py"
 
 
-def test_both_pages_show_the_same_five_lines():
-    assert shown(PAGES[0]) == shown(PAGES[1])
-    assert len(shown(PAGES[0]).splitlines()) == 5
+def test_five_lines_are_all_that_is_needed():
+    assert len(shown().splitlines()) == 5
 
 
 @pytest.mark.slow_cases("editable")
@@ -225,8 +224,8 @@ def test_an_experiment_of_such_an_app_chooses_another_method(site, tmp_path):
     lines = "- {override /callbacks: kakurenbo}\n  - {override /kakurenbo/method@callbacks.selection: random}"
     text = f"# @package _global_\ndefaults:\n  {lines}\n  - _self_\ncallbacks: {{selection: {{max_fraction: 0.5}}}}\n"
     (tmp_path / "configs" / "experiment" / "half.yaml").write_text(text)
-    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]).rpartition("selection:")[0])
+    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown().rpartition("selection:")[0])
     printed = started(program, "experiment=half", f"hydra.run.dir={tmp_path}/run", site=site)
     assert "RandomHiding(" in printed and "max_fraction=0.5" in printed
-    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown(PAGES[0]))
+    (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown())
     assert "Key 'tau' not in 'random'" in started(program, "experiment=half", site=site, fails=True)

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from kakurenbo_lightning.methods import BackpropMethod, DrawMethod, StreamMethod
 FOLDER = Path(kakurenbo_lightning.methods.__file__).parent
 ADDING = FOLDER / "ADDING.md"
 LIST = FOLDER / "README.md"
-README = FOLDER.parents[1] / "README.md"
 OUTLINE = [
     "What it does",
     "Formula",
@@ -91,7 +90,7 @@ def test_a_card_keeps_to_the_outline(name):
     assert all(found[heading].strip() for heading in OUTLINE[:-1]), "a section is empty"
 
 
-@pytest.mark.parametrize("path", [*CARDS, LIST, README], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*CARDS, LIST], ids=lambda path: path.stem)
 def test_settings_tables_are_those_of_the_code(path):
     text = path.read_text()
     assert updated(text) == text, "run kakurenbo-methods --write-cards"
@@ -107,15 +106,16 @@ def test_a_card_shows_the_methods_own_settings_and_leads_to_the_common_ones(name
 
 
 def test_tables_with_old_values_are_written_again(tmp_path, monkeypatch, capsys):
-    card, page = tmp_path / "random.md", tmp_path / "README.md"
+    card, page = tmp_path / "random.md", tmp_path / "methods" / "README.md"
+    page.parent.mkdir()
     shutil.copy(METHODS["random"].card, card)
-    page.write_text(README.read_text().replace("`max_fraction`, `score_epochs`", "`max_fraction`"))
+    page.write_text(LIST.read_text().replace("`max_fraction`, `score_epochs`", "`max_fraction`"))
     card.write_text(card.read_text().replace("| `0.3` |", "| `0.2` |"))
-    monkeypatch.setattr(cards, "PACKAGE", tmp_path / "kakurenbo_lightning")
+    monkeypatch.setattr(cards, "PACKAGE", tmp_path)
     monkeypatch.setattr(cards, "available_methods", lambda: {"random": replace(METHODS["random"], card=card)})
     script.main(["--write-cards"])
     assert capsys.readouterr().out.split() == [str(card), str(page)]
-    assert (card.read_text(), page.read_text()) == (METHODS["random"].card.read_text(), README.read_text())
+    assert (card.read_text(), page.read_text()) == (METHODS["random"].card.read_text(), LIST.read_text())
     script.main(["--write-cards"])
     assert capsys.readouterr().out == "all cards are up to date\n"
 
@@ -138,9 +138,9 @@ def test_every_method_is_of_a_family_that_the_list_describes():
 
 def test_the_list_tells_of_every_hide_method_what_it_is():
     head, rows = table(sections(LIST)[""])
-    assert head == ["method", "an epoch hides", "chosen", "scoring pass", "weights", "bytes per sample"]
+    assert head == ["method", "an epoch hides", "chosen", "scoring pass", "weights", "bytes per sample", "its own settings"]
     assert [row[0] for row in rows] == [f"[`{name}`](hide/{name}.md)" for name in HIDE]
-    for (name, info), (_, _, chosen, looks, weights, memory) in zip(HIDE.items(), rows, strict=True):
+    for (name, info), (_, _, chosen, looks, weights, memory, _) in zip(HIDE.items(), rows, strict=True):
         method = get_method(name)
         assert memory == str(info.bytes_per_sample)
         assert (looks == "yes") is (method.refresh_mode is not None)
@@ -151,9 +151,9 @@ def test_the_list_tells_of_every_hide_method_what_it_is():
 
 def test_the_list_tells_of_every_backprop_method_what_it_is():
     head, rows = table(sections(LIST)["The backprop family"])
-    assert head == ["method", "trains", "in a step of", "scores in", "weights", "bytes per sample"]
+    assert head == ["method", "trains", "in a step of", "scores in", "weights", "bytes per sample", "its own settings"]
     assert [row[0] for row in rows] == [f"[`{name}`](backprop/{name}.md)" for name in BACKPROP]
-    for (name, info), (_, _, step, looks, weights, memory) in zip(BACKPROP.items(), rows, strict=True):
+    for (name, info), (_, _, step, looks, weights, memory, _) in zip(BACKPROP.items(), rows, strict=True):
         method = get_method(name)
         assert memory == str(info.bytes_per_sample)
         assert weights == ("yes" if method.weighs else "no")
@@ -164,15 +164,34 @@ def test_the_list_tells_of_every_backprop_method_what_it_is():
 
 def test_the_list_tells_of_every_pod_method_what_it_is():
     head, rows = table(sections(LIST)["The PoD family"])
-    assert head == ["method", "probability goes by", "drawn", "normalised", "scoring pass", "bytes per sample"]
+    assert head == [
+        "method",
+        "probability goes by",
+        "drawn",
+        "normalised",
+        "scoring pass",
+        "bytes per sample",
+        "its own settings",
+    ]
     assert [row[0] for row in rows] == [f"[`{name}`](draw/{name}.md)" for name in POD]
-    for (name, info), (_, _, drawn, normalised, looks, memory) in zip(POD.items(), rows, strict=True):
+    for (name, info), (_, _, drawn, normalised, looks, memory, _) in zip(POD.items(), rows, strict=True):
         method = get_method(name)
         streams = isinstance(method, StreamMethod)
         assert memory == str(info.bytes_per_sample)
         assert drawn == ("batch by batch" if streams else "once per epoch")
         assert normalised == ("every step" if streams and method.normalised else "never")
         assert looks == ("no" if method.refresh_mode is None else "at the start" if streams else "from epoch 2 on")
+
+
+def test_the_list_names_the_settings_of_every_method_that_are_its_own():
+    found = {}
+    for heading in ("", "The backprop family", "The PoD family"):
+        found |= {re.match(r"\[`(\w+)`", row[0])[1]: row[-1] for row in table(sections(LIST)[heading])[1]}
+    assert sorted(found) == sorted(METHODS)
+    for name, cell in found.items():
+        common = {field.name for field in fields(families(type(get_method(name)))[0])}
+        own = [field.name for field in fields(get_method(name)) if field.name not in common]
+        assert re.findall(r"`(\w+)`", cell) == own, name
 
 
 @pytest.mark.parametrize("name", BACKPROP)
@@ -206,13 +225,6 @@ def test_the_methods_that_draw_in_adding_md_train(settings):
     once = trained_from_adding("A method that draws", "half_by_loss", number=1, **settings)
     assert once.totals.samples_trained == 3 * 30
     assert (once.plan.weights is not None) is bool(settings)
-
-
-def test_the_examples_of_the_list_can_be_made():
-    blocks = re.findall(r"^```python\n(.*?)^```$", LIST.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {"SampleSelection": SampleSelection, "small": Net()})
 
 
 @pytest.mark.parametrize("path", [*CARDS, LIST, ADDING], ids=lambda path: path.stem)

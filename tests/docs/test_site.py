@@ -1,0 +1,96 @@
+"""The documentation is built strictly, without a network, and no link in it leads nowhere."""
+
+import logging
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from doc_pages import CONFIG, HOOKS, PAGES, REPOSITORY, blocks, prose, text_of
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+LONGEST = 120
+OURS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
+
+
+class Page(HTMLParser):
+    """Collects what a page links to, what a browser fetches for it, and where links may lead."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.fetched, self.anchors = [], [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        elif tag in ("img", "script", "iframe", "source") and found.get("src"):
+            self.fetched.append(found["src"])
+        elif tag == "link" and found.get("rel") in ("stylesheet", "preconnect", "icon", "preload"):
+            self.fetched.append(found["href"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The pages by their path; a warning while they are built is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    log = logging.getLogger("mkdocs")
+    level = log.level
+    try:
+        build(load_config(str(CONFIG), site_dir=str(folder), strict=True))
+    finally:
+        log.setLevel(level)
+    return {path: Page(path) for path in folder.rglob("*.html") if path.name != "404.html"}
+
+
+def test_every_page_is_built(site):
+    built = {path.as_posix().split("/site0/")[-1] for path in site}
+    assert built == {place.replace(".md", ".html") for place in HOOKS.PAGES.values()}
+
+
+def test_links_lead_to_files_and_headings(site):
+    assert sum(len(page.links) for page in site.values()) > 1000
+    lost = []
+    for path, page in site.items():
+        for link in {*page.links, *page.fetched}:
+            parts = urlsplit(link)
+            if parts.scheme:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            anchor = unquote(parts.fragment)
+            if not target.is_file() or (anchor and target.suffix == ".html" and anchor not in site[target].anchors):
+                lost.append(f"{path.name}: {link}")
+    assert lost == []
+
+
+def test_a_browser_fetches_nothing_from_elsewhere(site):
+    assert {link for page in site.values() for link in page.fetched if urlsplit(link).netloc} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_work_in_the_repository_too(page):
+    """As on GitHub, or in an editor."""
+    linked = {link for link in HOOKS.relative_links(text_of(page)) if not link.startswith("#")}
+    assert [link for link in linked if not (REPOSITORY / HOOKS.in_repository(page, link)).exists()] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", *OURS])
+def test_lines_of_prose_are_short(page):
+    assert [line for line in prose(text_of(page)) if len(line) > LONGEST] == []
+
+
+def test_a_block_of_code_is_in_a_language_that_is_tested():
+    """Those of TOML and Markdown are a package that tests/methods/test_plugin.py makes and installs."""
+    languages = {name for page in PAGES for name, _ in blocks(page)}
+    assert languages == {"python", "sh", "yaml", "toml", "markdown", "diff", "text"}
+    assert {page for page in PAGES for name, _ in blocks(page) if name in ("toml", "markdown")} == {
+        "kakurenbo_lightning/methods/ADDING.md"
+    }
+
+
+@pytest.mark.parametrize("number", range(len(OURS)))
+def test_a_page_has_one_title(number):
+    titles = [line for line in text_of(OURS[number]).splitlines() if line.startswith("# ")]
+    assert len(titles) >= 1 and text_of(OURS[number]).startswith("# ")
