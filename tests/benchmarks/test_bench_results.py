@@ -65,8 +65,9 @@ def saving(rows):
 def save(rows):
     for row in rows[1:]:
         figures = [f"{row['chosen_share']['mean']:.3f}", f"{row['chosen_interval']['mean']:.0f}"]
-        figures += [f"{100 * row[key]['mean']:.1f} %" for key in ("hidden_share", "predicted", "saved")]
-        yield " | ".join([*figures, f"{100 * row['accuracy']['mean']:.1f} %"])
+        figures += [f"{100 * row[key]['mean']:.1f} %" for key in ("hidden_share", "predicted")]
+        saved, moved = ([100 * row[key][part] for part in ("mean", "std")] for key in ("saved", "difference"))
+        yield " | ".join([*figures, f"{saved[0]:.1f} ± {saved[1]:.1f} %", f"{moved[0]:+.2f} ± {moved[1]:.2f}"])
 
 
 def overhead(rows):
