@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @register_method("sb_fixed")
 @dataclass(frozen=True)
 class FixedRate(BackpropMethod):
-    """In a window of the training exactly ``floor(keep * B)`` samples of each batch are drawn without replacement and trained at once.
+    """Trains exactly ``floor(keep * B)`` samples of each batch, drawn without replacement, in a window of the training.
 
     The weight of a sample in the draw is ``((rank + 0.5) / B) ** (1 / keep - 1)``, its rank counted from the lowest loss.
     """
@@ -49,12 +49,12 @@ class FixedRate(BackpropMethod):
     pooled: ClassVar[bool] = False
 
     def check_settings(self) -> None:
-        """The window is one."""
+        """Check that the window does not end before it starts."""
         super().check_settings()
         checker(self)(self.start <= self.end, "start", f"at most end={self.end}", "The window goes from start to end.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """Shares of the training need its end."""
+        """Check that the training has an end, if the window is given in shares of it."""
         checker(self)(
             max_epochs is not None or (self.start == 0 and self.end == 1),
             "start",
@@ -63,13 +63,13 @@ class FixedRate(BackpropMethod):
         )
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """In the window, but for each ``interrupt``-th batch."""
+        """Whether the batch lies in the window and is not an ``interrupt``-th one."""
         done = (epoch.index * steps + step) / (epoch.max_epochs * steps) if epoch.max_epochs else 0.0
         regular = self.interrupt == 0 or (step + 1) % self.interrupt != 0
         return super().scores(epoch, step, steps, memory) and self.start <= done < self.end and regular
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Draw without replacement: the k highest of ``U ** (1 / weight)``."""
+        """Draw without replacement by taking the k highest of ``U ** (1 / weight)``, where U is uniform in [0, 1)."""
         losses = hard(values["loss"])
         size = len(losses)
         rank = losses.argsort(stable=True).argsort()

@@ -89,22 +89,22 @@ class SelectiveBackprop(BackpropMethod):
         object.__setattr__(self, "pooled", self.pool)
 
     def check_settings(self) -> None:
-        """Only one control takes a share that is given."""
+        """Check that ``fraction`` is only given for the control that uses it."""
         super().check_settings()
         is_read = self.keep is None or self.score == "topk"
         checker(self)(is_read, "keep", f"None with score={self.score!r}", "Write score='topk', or beta for the expected share.")
 
     def memory(self) -> Memory:
-        """The last losses."""
+        """An empty history of scored losses."""
         return {"history": torch.empty(0)}
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
-        """Keep the last losses."""
+        """Append the losses to the history, and keep only the newest ones."""
         losses = hard(values["loss"])
         memory["history"] = torch.cat([memory["history"].to(losses.device), losses])[-self.history :]
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Draw."""
+        """Draw which of the scored samples are trained, by the percentile of each loss among the last ones."""
         losses = hard(values["loss"])
         if self.score == "topk":
             size = len(losses)
@@ -127,7 +127,8 @@ class SelectiveBackprop(BackpropMethod):
 @register_method("stale_sb")
 @dataclass(frozen=True)
 class StaleSB(SelectiveBackprop):
-    """StaleSB (Jiang et al., 2019): in between, the stored losses decide when the epoch is planned, and what they reject is not loaded.
+    """StaleSB (Jiang et al., 2019): scores only every few epochs. In between, the epoch is planned from the stored losses, and
+    rejected samples are not loaded.
 
     Epochs 0, n, 2n, ... score every batch (those in the warm-up train on it); in the others the percentile is taken among the stored
     losses of all samples, and a trained sample's new loss is stored.
@@ -141,11 +142,11 @@ class StaleSB(SelectiveBackprop):
     summary: ClassVar[str] = "Selective-Backprop that scores every few epochs and does not load what it rejects in between"
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """Every ``staleness`` epochs."""
+        """Whether ``epoch`` is one of those that are scored: every ``staleness``-th."""
         return super().scores(epoch, step, steps, memory) and epoch.index % self.staleness == 0
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
-        """Everything, or what the stored losses choose."""
+        """Plan all samples for an epoch that scores, else those that the stored losses choose."""
         if epoch.index < self.warmup_epochs or epoch.index % self.staleness == 0:
             return EpochPlan.everything(len(statistics))
         loss = statistics.loss.cpu().numpy()
@@ -158,7 +159,7 @@ class StaleSB(SelectiveBackprop):
 
 
 def _share_below(values: np.ndarray) -> np.ndarray:
-    """Share of ``values`` strictly below each of them; ``float64[n]``."""
+    """For each of ``values``, the share of them that is strictly smaller; ``float64[n]``."""
     order = np.argsort(values)
     ordered = values[order]
     first = np.zeros(len(values), dtype=np.int64)
