@@ -110,9 +110,7 @@ class Session:
         self.loader.expect()
 
     def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
-        """Return a copy of the user's ``loader`` whose batches follow the plan. ``public``: do not touch Lightning's private
-        attributes.
-        """
+        """Return a copy of ``loader`` whose batches follow the plan. ``public``: do not touch Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
         if public:  # with the public API alone, Lightning fetches the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
@@ -129,7 +127,7 @@ class Session:
     # --- before each epoch
 
     def begin_epoch(self, epoch: int) -> None:
-        """End the epoch before, then plan and shard this one. Lightning sets the epoch before anything reads the loader's length."""
+        """End the epoch before, then plan and shard this one, before Lightning reads the loader's length."""
         data = self.data
         self.keeper.pending.release()
         data.sampler.extra = self._method.ends_short and not self.adapter.passive
@@ -203,7 +201,7 @@ class Session:
     # --- the epoch
 
     def begin_training(self) -> None:
-        """Continue where a checkpoint was saved, and attach to optimizers, training step and loader workers, which exist by now."""
+        """Continue where a checkpoint was saved, and attach to optimizers, step and loader workers, which exist by now."""
         self.loader.check()
         if not self.has_state and (progress := self.adapter.foreign_progress()) is not None:
             check_public_foreign(self.data.public, self._trainer.current_epoch, progress.rest)
@@ -219,7 +217,7 @@ class Session:
         explain_worker_errors(self.explain)
 
     def begin_step(self) -> None:
-        """Remember, before a batch is loaded, what a checkpoint needs that is saved before the batch is trained."""
+        """Remember, before a batch is loaded, what a checkpoint needs that is saved before it is trained."""
         self.streams.begin_step()
         self.step.begin()
 
@@ -242,9 +240,7 @@ class Session:
         return outputs
 
     def loss_scale(self, accumulate: int) -> float:
-        """The scale of the current batch's loss in a step of ``accumulate`` batches; 1 in validation, scoring passes and Lightning's
-        learning-rate finder.
-        """
+        """The scale of the current batch's loss in a step of ``accumulate`` batches; 1 in all passes that are no training."""
         return self.engine.loss_scale(accumulate) if self.state.phase is Phase.TRAINING and not self.adapter.passive else 1.0
 
     def end_batch(self, batch_idx: int) -> None:
@@ -259,8 +255,7 @@ class Session:
         """Note that a validation begins or ends. Its time is not counted as waiting for data."""
         self.keeper.pending.expect_checks(phase)
         if phase is Phase.VALIDATED:
-            # a callable, because the position is unknown in a sanity check
-            self.control.validated(self.adapter, self.state.epoch, lambda: self.position)
+            self.control.validated(self.adapter, self.state.epoch, lambda: self.position)  # unknown in a sanity check
         self.state = self.state.validation(phase)
         self.engine.timer.drop("data")
 
@@ -277,7 +272,7 @@ class Session:
         self.totals.add({"trained": self.data.sampler.shard.samples_until(state.step), **counts}, phases)
 
     def _close_epoch(self) -> None:
-        """Count an epoch and log its metrics, although Lightning never ends it: it has resumed at the epoch's last batch."""
+        """Count an epoch and log its metrics, if Lightning never ends it because it resumed at its last batch."""
         if self.state.phase not in (Phase.IDLE, Phase.ENDED):
             self.end_epoch(0.0)
             log_directly(self._trainer, self.state.metrics, self.state.epoch)
@@ -287,9 +282,7 @@ class Session:
         self._planner.merge(self.data.statistics, self.position)
 
     def release(self, exception: BaseException | None = None) -> None:
-        """Detach from the Trainer: optimizers, schedulers, training step, validation, loader and signals. ``exception`` is what ends
-        the fit, if anything.
-        """
+        """Detach from the Trainer: optimizers, schedulers, step, validation, loader, signals. ``exception``: what ends the fit."""
         if exception is not None:
             self.explain(exception)  # first, because the rest may fail for the same reason
             explain_worker_errors(self.explain)  # the exception may have come before training began
@@ -313,7 +306,7 @@ class Session:
         self.step.rewind(checkpoint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until the data set is known. During a session (the learning-rate finder restores one) apply it at once."""
+        """Keep the state until the data set is known. Within a fit (learning-rate finder) apply it at once."""
         self.keeper.loaded = dict(state) or None
         if self.state.phase is not Phase.IDLE and self.loader.is_asked_for and state:
             self._apply_loaded()

@@ -50,9 +50,8 @@ class SampleOutputs:
         reads: names of the values that the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
             If empty, nothing is required, and values are recorded only where they cost nothing.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
-        weighs: whether there may be loss weights. If they cannot be applied, the first batch raises an error instead of one hours
-            later.
-        manual: whether the module uses manual optimization, so that a step that returns nothing has trained all the same.
+        weighs: whether there may be loss weights. If these cannot be applied, the first batch already raises the error.
+        manual: whether the module uses manual optimization, so that a step that returns nothing may have trained.
         check_attribution: whether a loss whose rows are permuted, or depend on their batch, is an error.
         unweighted_rest: whether the rest of the loss belongs to no sample (a weight penalty), so that loss weights leave it as it is.
 
@@ -96,7 +95,7 @@ class SampleOutputs:
         return other
 
     def need_classes(self, said: str) -> None:
-        """Read each sample's class from the step, because the data set does not give it. ``said`` is the error if neither does."""
+        """Read each sample's class from the step, as the data set does not give it. ``said``: the error if neither does."""
         self._needs.reads, self._needs.classes = (*self._needs.reads, TARGET.name), said
 
     @property
@@ -318,9 +317,7 @@ class SampleOutputs:
     def _decide(
         self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, idle: bool = False
     ) -> Values | None:
-        """Choose the way and verify what it gives. Returns the values if a function gave them. ``idle``: only other ranks need
-        this.
-        """
+        """Choose the way and verify it; returns the values if a function gave them. ``idle``: only other ranks need this."""
         returned = isinstance(outputs, Mapping) and "sample_loss" in outputs
         function = None if returned else self._sample_outputs
         runs, given = rehearsal if function is None else replace(rehearsal, replay=function), returned or function is not None

@@ -133,8 +133,7 @@ class Sight:
     Attributes:
         criteria: names of functions of ``torch.nn.functional`` to replace.
         reductions: whether the mean and sum methods of tensors are replaced.
-        mode: see functions by whatever name they are called, through a ``TorchFunctionMode``, at about a microsecond for each torch
-            call.
+        mode: see functions by whatever name they are called, by a ``TorchFunctionMode`` (about a microsecond for each torch call).
         modules: loss modules: all that are called, or these.
     """
 

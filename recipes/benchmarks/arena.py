@@ -81,7 +81,7 @@ def entry(text: str) -> Entry:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Build the command line's parser, with one option for each property of a comparison."""
     found = parser("arena", __doc__, needs_files=False, devices=("cpu", "cuda"))
     found.set_defaults(samples=50_000, epochs=15)
     found.add_argument("--task", choices=list(TASKS), default="cifar10", help="what is trained on; cifar10 needs --data-root")

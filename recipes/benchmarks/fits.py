@@ -41,7 +41,7 @@ SETTINGS = ("samples", "batch_size", "learning_rate", "epochs", "seeds")
 
 
 def now() -> dict[str, float]:
-    """Read the clocks."""
+    """Read wall time and CPU time, in seconds by clock."""
     return {name: clock() for name, clock in CLOCKS.items()}
 
 
@@ -93,15 +93,15 @@ class Curve(L.Callback):
         self._reference = reference
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The clocks run from here."""
+        """Start the clocks."""
         self._started = now()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clocks."""
+        """Stop the clocks, because validation does not count as training."""
         self._stopped = now()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the error, and let the clocks go on."""
+        """Record the test error, and start the clocks again."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         aside = {name: self.seconds[name] + self._reference.seconds[name] for name in CLOCKS}
@@ -140,14 +140,14 @@ class Fits:
         self.data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
         self.data.prepare_data()
         self.data.setup("fit")
-        few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation
+        few = copy.copy(self)  # a short run first, so that no measured run pays for imports and first calls
         few.data = copy.copy(self.data)
         few.data.train_images = few.data.test_images = self.data.train_images.part(torch.arange(2 * settings.batch_size))
         few.run("warm-up", 0, "baseline", epochs=1)
 
     @property
     def flipped(self) -> torch.Tensor:
-        """Which training labels were replaced by wrong ones (`label_noise`), bool [N]."""
+        """Which training labels were replaced by wrong ones (`label_noise`); bool [N]."""
         return self.data.train_images.labels != self.data.clean_labels
 
     def model(self, seed: int) -> ImageClassifier:

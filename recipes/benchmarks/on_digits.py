@@ -101,7 +101,7 @@ def run(settings: argparse.Namespace, seed: int, name: str, data: Any, criterion
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Return Spearman's."""
+    """Return Spearman's rank correlation of two figures."""
     ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
     return float(torch.corrcoef(ranks)[0, 1])
 

@@ -100,7 +100,7 @@ def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen networks."""
+    """Measure the chosen networks, print a table and write the JSON file."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
     options.add_argument(

@@ -118,7 +118,7 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure both."""
+    """Measure training with and without a recorder, and print the difference."""
     options = report.parser("recording", __doc__)
     options.add_argument("--samples", type=report.count, default=6_400, help="images of an epoch")
     options.add_argument("--epochs", type=report.count, default=10, help="of the training")

@@ -144,7 +144,7 @@ def measure(settings: argparse.Namespace) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen shares."""
+    """Measure the chosen hidden shares, print a table and write the JSON file."""
     options = report.parser("saving", __doc__)
     image_options(options, samples=2560, depth=8)
     options.add_argument("--shares", type=report.share, nargs="+", default=[0.0, 0.1, 0.3, 0.5], help="shares to hide")

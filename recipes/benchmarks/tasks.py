@@ -111,7 +111,7 @@ class Task:
 
 
 def cifar10(settings: argparse.Namespace) -> Callable[..., ImageData]:
-    """Return what makes CIFAR-10."""
+    """Return a function that makes the CIFAR-10 data module."""
     if settings.data_root is None:
         raise SystemExit(
             "--data-root is missing: the task cifar10 needs the folder of CIFAR-10. --task fractals and text need no files."

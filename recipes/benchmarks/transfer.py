@@ -30,8 +30,8 @@ from recipes.benchmarks.forked import printed, run_ranks
 
 NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
 FRACTALS = ("data.batch_size=32", "data.test_share=0.1", "data.crop_padding=0", "data.flip=false")  # flipped ones are among them
-LONGEST = 10**6  # seconds of a run
-FORWARD = 1 / 3  # of what training a sample costs
+LONGEST = 10**6  # time limit of a run in seconds
+FORWARD = 1 / 3  # cost of scoring a sample, relative to training it
 HIDDEN = {"forget": ["F=0.3"], "kakurenbo": ["F=0.3", "tau=0.7"]}
 METHODS = ("baseline", "iswr", "forget", "selective_backprop", "kakurenbo", "random")
 SETTINGS = ("categories", "instances", "epochs", "fine_tuning", "samples", "test_samples", "seeds")
@@ -119,7 +119,7 @@ def compared(seed: int, name: str, tuned: Row, pre: Row, baseline: Row) -> Row:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line, and end with an error if a setting is not possible."""
     options = report.parser("transfer", __doc__, threads=1, clock="cpu")
     options.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
     options.add_argument("--fractals", type=Path, default=Path("outputs/transfer/fractals"), help="folder of the fractals")

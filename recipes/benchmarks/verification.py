@@ -111,7 +111,7 @@ def pairs(plain: Step, other: Step, count: int, clock: Callable[[], float]) -> l
 
 
 def measure(name: str, settings: argparse.Namespace, bar: tqdm) -> Row:
-    """Return medians over pairs."""
+    """Return the median times over pairs of steps, and their ratio, for one way to write the loss."""
     clock = report.clock(settings.device, settings.clock)
     plain, later, first, known = ways(name, SIDE, settings)
     of_later = pairs(plain, later, settings.rounds, clock)

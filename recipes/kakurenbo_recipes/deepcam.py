@@ -21,7 +21,7 @@ from tqdm import tqdm
 from kakurenbo_lightning.core.progress import bar_settings
 
 PARTS = ("train", "validation", "test")
-# what a set can be made of: the least and the most
+# smallest and largest allowed value of each setting
 LIMITS = {
     "files": (2, 10**6),
     "validation": (1, 10**6),
@@ -127,7 +127,7 @@ def checked(arguments: list[str] | None) -> tuple[Synthetic, Path]:
         "test": "test images",
         "height": "pixels from north to south (768 in the real set)",
         "width": "pixels from west to east (1152 in the real set); an image takes 64 bytes for a pixel",
-        "seed": "of all random numbers",
+        "seed": "seed of all random numbers (default: 0)",
     }
     default = Synthetic()
     for name, text in helps.items():
