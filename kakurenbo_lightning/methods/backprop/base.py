@@ -57,36 +57,42 @@ class BackpropMethod(Method):
 
     _: KW_ONLY
     warmup_epochs: int = setting(
-        1, integer(), "the first epochs train on everything, without scoring; the method learns from their losses", unit="epochs"
+        1,
+        integer(),
+        "number of first epochs that train on everything, without scoring; the method learns from their losses",
+        unit="epochs",
     )
     leftover: Literal["train", "carry"] = setting(
         "train",
         choice("train", "carry"),
-        "what waits at an epoch's end is trained as a short batch (at least two samples per rank), or waits on into the next epoch; what "
-        "waits after the last one counts as rejected",
+        "samples that still wait at an epoch's end are trained as a short batch (at least two samples per rank), or "
+        "wait on into the next epoch; those that wait after the last epoch count as rejected",
         fix="'train' is the published way.",
     )
-    pool_on_cpu: bool = setting(False, flag(), "chosen samples wait in the host's memory", fix="True frees device memory.")
+    pool_on_cpu: bool = setting(
+        False, flag(), "keep chosen samples that wait in the host's memory", fix="True frees device memory."
+    )
     inference_mode: bool = setting(False, flag(), "score under `torch.inference_mode`", fix="True saves a little time.")
     autocast: Literal["bf16", "fp16"] | None = setting(
-        None, optional(choice("bf16", "fp16")), "score in this precision; `None`: in the Trainer's", fix="For example: 'bf16'."
+        None, optional(choice("bf16", "fp16")), "precision of the scoring pass; `None`: the Trainer's", fix="For example: 'bf16'."
     )
     scale: float = setting(
         1.0,
         number(0, 1, above=True),
-        "score images (float tensors `[B, C, H, W]`) in this share of their resolution",
+        "resolution at which images (float tensors `[B, C, H, W]`) are scored, as a share of their own",
         fix="0.5 scores a quarter of the pixels.",
     )
     compile: bool = setting(
         False,
         flag(),
-        "score through `torch.compile` of the module's parts (its submodules with parameters); training runs as you wrote it",
+        "score with the module's submodules (those with parameters) under `torch.compile`; training runs as you wrote it",
         fix="True needs a compiler that torch.compile finds.",
     )
     train_scorer_every: int | None = setting(
         None,
         optional(integer(1)),
-        "with a `scorer`: it is trained on what is chosen of every so-many-th loaded batch alone; `None`: on all that the module trains",
+        "with a `scorer`: train it only on the samples chosen from every n-th loaded batch; `None`: on all samples that"
+        " the module trains",
         fix="4 trains it on a quarter of the batches.",
         unit="batches",
     )

@@ -29,12 +29,12 @@ class Katharopoulos(BackpropMethod):
     scoring. While it is off, it only computes the scores of trained batches, which show when it would pay.
     """
 
-    presample: int = setting(3, integer(2), "batches that are scored for one that is trained", unit="batches")
-    momentum: float = setting(0.9, proportion(), "of the running mean of t")
+    presample: int = setting(3, integer(2), "number of batches that are scored for each one that is trained", unit="batches")
+    momentum: float = setting(0.9, proportion(), "momentum of the running mean of t")
     threshold: float | None = setting(
         None,
         optional(number(0, infinite=True)),
-        "active while the mean of t is above it; `None`: (`presample` + 3) / 3; 0: always; `inf`: never",
+        "the method is active while the mean of t is above this; `None`: (`presample` + 3) / 3; 0: always; `inf`: never",
         fix="0 is always on.",
     )
 

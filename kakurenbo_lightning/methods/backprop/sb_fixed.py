@@ -35,11 +35,13 @@ class FixedRate(BackpropMethod):
         "share of the training after which the window begins; at most `end`",
         fix="They are shares of the training.",
     )
-    end: float = setting(0.9, number(0, 1), "share of the training after which it ends", fix="They are shares of the training.")
+    end: float = setting(
+        0.9, number(0, 1), "share of the training after which the window ends", fix="They are shares of the training."
+    )
     interrupt: int = setting(
         2,
         integer(),
-        "in the window, each so many-th batch is trained whole, without scoring; 0: none",
+        "within the window, every n-th batch is trained whole, without scoring; 0: none",
         fix="2 trains every second batch whole.",
     )
 

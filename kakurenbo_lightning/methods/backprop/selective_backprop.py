@@ -54,7 +54,10 @@ class SelectiveBackprop(BackpropMethod):
     )
     floor: float = setting(0.0, number(0, 1), "least probability of being trained", fix="For example: 0.05.")
     history: int = setting(
-        1024, integer(1), "how many of the last scored losses the percentile is taken of; each rank has its own", unit="losses"
+        1024,
+        integer(1),
+        "number of last scored losses among which the percentile is taken; each rank has its own history",
+        unit="losses",
     )
     score: Literal["loss", "random", "topk", "l2"] = setting(
         "loss",
@@ -66,13 +69,14 @@ class SelectiveBackprop(BackpropMethod):
     keep: float | None = setting(
         None,
         optional(number(0, 1, above=True)),
-        "with `score='topk'`: the share of each batch, in place of 1 / (`beta` + 1)",
+        "with `score='topk'`: the share of each batch to train, instead of 1 / (`beta` + 1)",
         fix="0.5 takes the half with the highest losses.",
     )
     pool: bool = setting(
         True,
         flag(),
-        "chosen samples wait until they fill a batch; `False`: they are trained at once, in a step of each loaded batch that is smaller",
+        "chosen samples wait until they fill a batch; `False`: each loaded batch makes a smaller step with its chosen "
+        "samples at once",
         fix="False is the way of proxy masks.",
     )
 
@@ -137,7 +141,7 @@ class StaleSB(SelectiveBackprop):
     score: Literal["loss"] = setting(
         "loss", choice("loss"), "the controls are those of `selective_backprop`", fix="The controls are of selective_backprop."
     )
-    staleness: int = setting(3, integer(1), "n: each n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
+    staleness: int = setting(3, integer(1), "n: every n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
 
     summary: ClassVar[str] = "Selective-Backprop that scores every few epochs and does not load what it rejects in between"
 

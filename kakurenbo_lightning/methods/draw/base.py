@@ -38,14 +38,14 @@ class DrawMethod(Method):
     unbiased: bool = setting(
         False,
         flag(),
-        "a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient of each step is "
-        "that of the full data set; with `mix` it is at most 1 / `mix`",
+        "a drawn sample gets the loss weight 1 / (N p_i), where p_i is the probability it was drawn with, so that the "
+        "expected gradient of each step is that of the full data set; with `mix` the weight is at most 1 / `mix`",
         fix="True adds weights.",
     )
     min_value: float = setting(
         1e-6,
         number(0, 1, above=True),
-        "no value that is written is below this share of the mean of all values, so that every sample can be drawn again",
+        "lower bound of a written value, as a share of the mean of all values, so that every sample can be drawn again",
         fix="It is a share of the mean value.",
     )
     temperature: float = setting(
@@ -58,8 +58,8 @@ class DrawMethod(Method):
     cap_quantile: float = setting(
         1.0,
         number(0, 1, above=True),
-        "base values above this quantile of those of all samples count as the quantile, so that the hardest, often mislabelled, do not "
-        "dominate; taken when an epoch is planned",
+        "base values above this quantile over all samples are reduced to the quantile, so that the hardest samples, "
+        "which are often mislabelled, do not dominate; computed when an epoch is planned",
         fix="1 caps nothing.",
     )
 
@@ -152,50 +152,52 @@ class StreamMethod(DrawMethod):
     epoch_length: int | None = setting(
         None,
         optional(integer(1)),
-        "length of an epoch, of all ranks together; `None`: ceil(N / batch size)",
+        "number of batches of an epoch, over all ranks; `None`: ceil(N / batch size)",
         unit="batches",
         fix="It counts batches.",
     )
     pretrain_epochs: int = setting(
         0,
         integer(),
-        "so many ordinary epochs come first; the stream starts with their losses",
+        "number of ordinary epochs before the stream, which starts with their losses",
         unit="epochs",
         fix="For example: 1.",
     )
     start_pass: bool = setting(
         False,
         flag(),
-        "score every sample before the stream starts, even those that were trained in pretraining epochs; those that never were are "
-        "scored in any case",
+        "score every sample before the stream starts, even those trained in pretraining epochs; samples that were not "
+        "trained are scored in any case",
         fix="True scores everything once.",
     )
     max_staleness: int | None = setting(
         None,
         optional(integer()),
-        "most steps between a draw and the newest values it used, at least `exchange_every` - 1; `None`: as far as workers prefetch",
+        "largest number of steps between a draw and the newest values it used, at least `exchange_every` - 1; `None`: "
+        "as many as workers prefetch",
         unit="steps",
         fix="0 draws in the main process, one batch at a time.",
     )
     exchange_every: int = setting(
         1,
         integer(1),
-        "ranks exchange what they observed every so many steps: more is less traffic and staler values; on one rank it is written after "
-        "each step",
+        "number of steps between two exchanges of observations among ranks: a larger number means less traffic and "
+        "staler values; a single rank writes them after each step",
         unit="steps",
         fix="1 exchanges after every step.",
     )
     refresh_share: float = setting(
         0.0,
         proportion(),
-        "so large a share r of all forward passes scores the stalest samples: r / (1 - r) for each draw of an epoch, N at most",
+        "share r of all forward passes that is spent on scoring the stalest samples: r / (1 - r) for each draw of an "
+        "epoch, N at most",
         fix="0.1 spends a tenth of the forward passes.",
     )
     diagnose: int = setting(
         0,
         integer(),
-        "so many samples are scored before each drawn epoch, only to report how true the stored values are; workers that augment at random "
-        "move on by it (`SeededDataset` does not mind)",
+        "number of samples to score before each drawn epoch, only to report how accurate the stored values are; it "
+        "advances the random streams of workers that augment (except with `SeededDataset`)",
         unit="samples",
         fix="1000 are enough to see a trend.",
     )

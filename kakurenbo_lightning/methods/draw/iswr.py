@@ -34,7 +34,7 @@ class ISWR(DrawMethod):
     refresh: bool = setting(
         True,
         flag(),
-        "score the samples that the epoch before did not draw; `False`: their losses stay as they are",
+        "score the samples that the previous epoch did not draw; `False`: their losses are left as they are",
         fix="True scores those not drawn.",
     )
 

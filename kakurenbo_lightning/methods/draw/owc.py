@@ -32,7 +32,7 @@ class OWC(StreamMethod):
     alpha: float | None = setting(
         None,
         optional(number(0, above=True)),
-        "what a misclassified sample gains; `None`: 1 / N, which doubles the probability that all have at the start",
+        "what a misclassified sample's probability gains; `None`: 1 / N, which doubles the initial probability",
         fix="None is 1 / N.",
     )
 

@@ -43,7 +43,7 @@ class Weighted(DrawMethod):
     num_samples: int | None = setting(
         None,
         optional(integer(1)),
-        "draws of an epoch, of all ranks together, at most N; `None`: N",
+        "number of draws of an epoch, over all ranks, at most N; `None`: N",
         unit="samples",
         fix="None draws as many as there are.",
     )
