@@ -149,6 +149,6 @@ def check_guard(guarded: object, method: Method) -> SelectionGuard | None:
             "SelectionGuard('val_acc', max_drop=0.005)"
         )
     raise ConflictError(
-        f"guard is not possible with method {method.name}: an epoch that trains on everything takes the place of a plan that hides, "
-        f"which the {method.family} family does not make; leave it out, or use a method that hides, for example kakurenbo"
+        f"guard is not possible with method {method.name}: it replaces plans that hide samples by epochs that train on everything, "
+        f"and the {method.family} family makes no such plans; leave it out, or use a method that hides, for example kakurenbo"
     )

@@ -100,7 +100,7 @@ def plain_plan(plan: Plan, method: str) -> Plan:
     for name, value in metrics.items():
         if value is None:
             raise TypeError(
-                f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log what is none of them elsewhere"
+                f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log other values elsewhere"
             )
     if not isinstance(plan, EpochPlan):
         return replace(plan, metrics=metrics)

@@ -142,7 +142,7 @@ class StateKeeper:
         except StateError as error:
             raise StateError(
                 f"no run could resume from this checkpoint's selection state: {error}. What {self._method.name}.plan(...) returns is "
-                "saved as plan.*, and its columns as statistics.*; give them as said, or report this as a fault of kakurenbo-lightning"
+                "saved as plan.*, and its columns as statistics.*; correct these, or report this as a fault of kakurenbo-lightning"
             ) from None
 
     def _after_step(self, state: EpochState, done: int) -> EpochState:

@@ -49,7 +49,7 @@ class TrialReport:
     families: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = self.values.lines() if self.values is not None else ["the loss of each sample cannot be had, see below"]
+        lines = self.values.lines() if self.values is not None else ["the loss of each sample is not available, see below"]
         reasons = list(dict.fromkeys(reason for reason in self.methods.values() if reason))
         brief = [refusals.without_lines(reason, "see below") for reason in reasons]
         widths = [max(map(len, names)) for names in (["method", *self.methods], ["family", *self.families.values()])]

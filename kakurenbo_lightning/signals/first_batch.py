@@ -99,7 +99,7 @@ class Needs:
 
 
 RETURNED = "the dict that training_step returns"
-BY_THE_BATCH = "they would act on those that the batch lets count"
+BY_THE_BATCH = "they would act only on samples that count in their batch"
 FUNCTION = "sample_outputs(batch), one more forward pass per training batch (return the values from training_step to save it)"
 
 

@@ -91,9 +91,7 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--folder", type=Path, default=Path("outputs/arena"), help="keeps a file for each training")
     found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
     found.add_argument("--table", action="store_true", help="train nothing, print what there is")
-    found.add_argument(
-        "--rows", type=Path, help="result (--json) of an earlier arena whose trainings count too, to go on elsewhere"
-    )
+    found.add_argument("--rows", type=Path, help="result (--json) of an earlier arena, whose trainings are taken over")
     found.add_argument("--plot", type=Path, help="PNG of error against time to write")
     return found
 
@@ -153,7 +151,7 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     print(f"\n{title_of(settings)}")
     print("\n".join(table(found, terminal_width(140))))
     if missing:
-        print(f"{missing} trainings or more are missing: give the command again to go on")
+        print(f"{missing} trainings or more are missing: run the command again to continue")
     if settings.plot:
         print(f"picture: {settings.plot}. {draw(comparison, rows, settings.plot)}")
     common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}

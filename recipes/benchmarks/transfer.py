@@ -4,7 +4,7 @@ For each seed: pre-training with each of `--runs`, then fine-tuning with the bas
 nothing. The methods are those of the transfer table in KAKURENBO's paper (baseline, ISWR, FORGET, Selective-Backprop, KAKURENBO),
 and random hiding of KAKURENBO's share. Every run is a `kakurenbo-train` of its own, as a user would start it, in a folder of its
 own under `--runs-folder`. Fractals are made first (`kakurenbo-fractal`) unless they are there. A run of the same command that is
-there already is not made again, so what was killed goes on.
+there already is not made again, so a killed command continues.
 """
 
 import argparse

@@ -93,7 +93,7 @@ class DeepCam(L.LightningDataModule):
         class_weights: of the loss, as in the reference code: each class's share of the pixels to the power of -1 / 8.
 
     Raises:
-        FileNotFoundError: in `setup`, when something is not there.
+        FileNotFoundError: in `setup`, if a file or folder is missing.
     """
 
     num_classes = 3

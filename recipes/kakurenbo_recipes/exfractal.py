@@ -23,7 +23,7 @@ from kakurenbo_recipes.fractal import CANDIDATES, System, bounded, chaos, random
 
 PARAMETERS = 12
 POINTS, SIZE, VARIANCE = 10_000, 224, 0.05
-ROUGH = 500  # points of a quick look at a system
+ROUGH = 500  # points for a quick check of a system
 WEIGHTS = [tenths / 10 for tenths in range(4, 17) if tenths != 10]  # of one parameter in a variation
 VARIATIONS = np.array(
     [[1.0] * PARAMETERS] + [[w if i == p else 1.0 for i in range(PARAMETERS)] for p in range(PARAMETERS) for w in WEIGHTS]

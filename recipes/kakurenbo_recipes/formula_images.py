@@ -122,7 +122,7 @@ def checked(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the set, a contact sheet to look at, and what it was made from."""
+    """Write the images, a contact sheet for inspection, and the settings they were made from."""
     settings = checked(arguments)
     folder, each = settings.output, (settings.size, settings.instances, settings.seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,7 @@ class ParquetParts:
         """The training part.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         part = self._part("train", (self.train,))
         part.check_labels(part.num_classes)
@@ -104,7 +104,7 @@ class ParquetParts:
         """The part to test on, whose labels are known to the training part.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         part = self._part("test", self.test)
         part.check_labels(self.train_part.num_classes)

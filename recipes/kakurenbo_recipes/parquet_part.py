@@ -26,7 +26,7 @@ def part_files(root: Path, part: str) -> list[Path]:
     """Return the files of a part in their order: `part.parquet` or `part-00000-of-00005.parquet` and so on, in `root` or `root/data`.
 
     Returns:
-        The files; none when the part is not there.
+        The files; an empty list if the part does not exist.
 
     Raises:
         FileNotFoundError: some of several files are there, and some not.

@@ -51,7 +51,7 @@ def check_checkpoint(cfg: DictConfig) -> None:
     hint = (
         f"Its newest: ckpt_path={str(found[-1])!r}."
         if found
-        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME goes on with a run."
+        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME continues a run."
     )
     is_sharded = (Path(path) / "meta.pt").is_file()  # a sharded checkpoint is a folder with this file
     is_file = Path(path).is_file() and (is_zipfile(path) or is_old_format(Path(path)))

@@ -42,7 +42,7 @@ class OneRun(Callback):
             refuse(name, folder, "a folder that can be written to")
         restarted = any(os.environ.get(variable, "0") != "0" for variable in RESTARTS)
         if not (again or restarted) and any(next(folder.glob(runs + left), None) for left in LEFT):
-            refuse(name, folder, "a folder that holds no run yet", "delete it, or go on with its run by ckpt_path=last")
+            refuse(name, folder, "a folder that holds no run yet", "delete it, or continue its run with ckpt_path=last")
 
 
 def reserved(config: DictConfig, mode: str) -> Path:

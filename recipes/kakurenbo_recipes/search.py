@@ -5,7 +5,7 @@
 Settings are those of `kakurenbo-train`, and each run is one, in a process and a folder of its own. Values to search over are in Hydra's
 words: interval(a,b), int(interval(a,b)), tag(log,interval(a,b)), range(a,b,step), choice(a,b). A run is chosen by the scores of those
 before it. The score is that of a tenth of the training images, which are held out (data.held_out=0.1), because the test images must not
-choose: in the end train the best settings again with other seeds. The same command goes on with a search that was killed, and several
+choose: train the best settings again with other seeds in the end. The same command continues a search that was killed, and several
 processes and machines that see the folder search together. `kakurenbo-report FOLDER` makes tables and pictures of the runs.
 """
 
@@ -136,7 +136,7 @@ def search(study: optuna.Study, space: dict[str, BaseDistribution], fixed: dict[
             raise SystemExit(
                 f"run {trial.number} with {trial.params} failed or left no score, see above and {settings.folder / str(trial.number)}. The "
                 "search goes by the validation metric: leave trainer.limit_val_batches and trainer.check_val_every_n_epoch as they are. "
-                "The same command goes on; --failures N lets N runs fail."
+                "The same command continues; --failures N lets N runs fail."
             )
 
 

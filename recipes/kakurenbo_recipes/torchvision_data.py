@@ -74,7 +74,7 @@ class TorchvisionImages(ImageData):
     Args:
         name: one of `SOURCES`: cifar100, svhn, svhn_extra (train and extra), mnist, emnist (balanced).
         root: folder of torchvision's download.
-        download: fetch what is not there.
+        download: whether to download missing files.
         settings: those of `ImageData`.
 
     Raises:

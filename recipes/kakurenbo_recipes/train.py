@@ -185,7 +185,7 @@ def check_last(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
-            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so training starts from scratch. To continue a "
             "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
 
