@@ -30,7 +30,7 @@ KEYS = (
 
 
 class Chosen(L.Callback):
-    """Keeps what the selection chose: `share`, `every`, `forward`; comes after it."""
+    """Keeps what `save` has chosen: `share`, `every` and `forward`. Comes after the selection."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Read what the selection has chosen when the training is over."""

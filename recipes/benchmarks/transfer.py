@@ -48,7 +48,7 @@ def shared(settings: argparse.Namespace, seed: int, epochs: int, scoring: int = 
 
 
 def be_trained(words: list[str], spent: Path, threads: int | None) -> None:
-    """Be `kakurenbo-train` in a process of its own, and leave the seconds of the processor that it took; not those of its imports."""
+    """Run `kakurenbo-train` in this process, and write the CPU seconds that it took, without its imports."""
     if threads is not None:
         torch.set_num_threads(threads)
     sys.argv = ["kakurenbo-train", *words]
@@ -61,7 +61,7 @@ def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
     done, typed = folder / "row.json", " ".join(["kakurenbo-train", *overrides])
     if done.is_file() and (row := json.loads(done.read_text()))["command"] == typed:
         return row
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, or of other settings
+    shutil.rmtree(folder, ignore_errors=True)  # remains of a killed run, or of other settings
     folder.parent.mkdir(parents=True, exist_ok=True)
     log, spent = folder.with_suffix(".log"), folder / "cpu_s.json"
     words = [*overrides, f"hydra.run.dir={folder}"]
@@ -145,7 +145,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_fractals(settings: argparse.Namespace) -> None:
-    """Make the fractals unless they are there."""
+    """Generate the fractals if they do not exist."""
     made = {"categories": settings.categories, "instances": settings.instances, "size": NETWORK["img_size"], "format": "array"}
     description = settings.fractals / "fractal.json"
     there = json.loads(description.read_text()) if description.is_file() else {}
@@ -157,7 +157,7 @@ def make_fractals(settings: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Make the fractals and all runs."""
+    """Generate the fractals and do all runs."""
     settings = parse(arguments)
     multiprocessing.get_context("forkserver").set_forkserver_preload(["recipes.benchmarks.transfer"])
     make_fractals(settings)

@@ -46,7 +46,7 @@ class TakeTurns(L.Callback):
     fetching the next batch.
 
     Attributes:
-        seconds: of a step, mean of each turn.
+        seconds: seconds of a step, the mean over each turn.
     """
 
     def __init__(self, steps: int, clock: Callable[[], float], on_turn: Callable[[], Any] = lambda: None) -> None:
