@@ -42,6 +42,7 @@ def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator |
         ``bool[N]``.
     """
     infinity = float("inf")
+    # comparisons with infinity instead of isfinite: they are false for NaN too, and in-place ands save memory at large N
     eligible = (values < infinity).logical_and_(values > -infinity).logical_and_(eligible)
     count = min(count, int(eligible.count_nonzero()))
     if count <= 0:
@@ -49,6 +50,7 @@ def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator |
     threshold = _kth_smallest(torch.where(eligible, values, infinity), count)
     chosen = (values < threshold).logical_and_(eligible)
     missing = count - int(chosen.count_nonzero())
+    # several samples may equal the k-th value, of which only some are needed
     tied = (values == threshold).logical_and_(eligible).nonzero().squeeze(1)
     chosen[tied[:missing] if ties is None else some_of(tied, missing, ties)] = True
     return chosen

@@ -125,6 +125,7 @@ class Pending:
         self._trainer.should_stop = saved.get("stopped", False)
         if hook == "on_train_batch_end" and catch_up is not None:
             catch_up()
+        # without "unchecked" the state is of an older release, which does not say who was called
         if hook is None or "unchecked" not in saved:
             return
         unchecked = [callback for callback in self._stoppings if callback.state_key in saved["unchecked"]]
@@ -133,6 +134,7 @@ class Pending:
 
 
 def _has_stopped(callback: Any) -> bool:
+    # stopped_epoch alone does not tell: it stays 0 when training stops in epoch 0
     return callback.stopped_epoch > 0 or callback.wait_count >= callback.patience
 
 

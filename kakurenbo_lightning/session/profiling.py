@@ -203,9 +203,11 @@ class _Watch(pl.Callback):
         """Seconds of each phase of a step, without the first steps and the longest ones; the number of measured steps, and of those
         left out.
         """
+        # CUDA events are only recorded so far; their times can be read after a synchronisation
         if self._cuda:
             torch.cuda.synchronize()
         whole = [marks for marks in self._marks if len(marks) == len(PHASES) + 1]
+        # first steps pay for memory, kernels and workers that start
         kept = whole[min(5, len(whole) // 5) :]
         if not kept:
             raise ConflictError(

@@ -104,6 +104,7 @@ class StateKeeper:
             with collective("save a checkpoint", position):
                 streams, engines, pending = map(list, zip(*gather(mine), strict=True))
         else:
+            # an exception on one rank: the others do not come to a gather
             streams, engines, pending = ([part] for part in mine)
             if data.sampler.num_replicas > 1:
                 streams = []
@@ -129,6 +130,7 @@ class StateKeeper:
             )
         )
         if together and not self._checked:
+            # only once, because later states have the same form
             self._check(saved)
             self._checked = True
         return saved
@@ -168,6 +170,7 @@ class StateKeeper:
                 (``StateError``: it is damaged).
         """
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
+        # a checkpoint of an older release lacks newer settings, which then count as their defaults
         defaults = default_settings(self._method)
         identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed, defaults)
 

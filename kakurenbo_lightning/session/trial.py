@@ -165,6 +165,7 @@ def fit_aside(
     trainer = import_module(package).Trainer(**made, callbacks=callbacks)
     is_module = is_instance(data, pl.LightningDataModule)
     with isolate_rng(), _all_kept(module), _attributes_kept([data] if is_module else []), contextlib.suppress(stop):
+        # an instance attribute that hides the method; _all_kept removes it again
         module.configure_callbacks = list
         trainer.fit(module, **{"datamodule" if is_module else "train_dataloaders": data})
 
@@ -197,6 +198,7 @@ def _check_given(module: object, data: object) -> None:
             f"model={shown(module)} is an object of class {type(module).__name__}; it must be a LightningModule with a training_step"
         )
     if is_instance(data, pl.LightningDataModule):
+        # the hook that Lightning defines itself raises an error only when it is called
         if getattr(data.train_dataloader, "__module__", "").endswith("pytorch.core.hooks"):
             raise ConflictError(
                 f"data={shown(data)} has no train_dataloader; a LightningDataModule must return one DataLoader from it: define "
@@ -235,6 +237,7 @@ def _all_kept(module: pl.LightningModule) -> Iterator[None]:
             part._trainer = trainer
         with torch.no_grad():
             for tensor, memory, copy in tensors:
+                # into the original memory, because the Trainer may have moved the module, and others may share its tensors
                 memory.copy_(copy)
                 tensor.data = memory
             for parameter, gradient, copy in gradients:

@@ -68,6 +68,7 @@ def halve(batch: Any, size: int) -> Halved | str:
         part = slice_batch(batch, torch.arange(half), size)
     except (ValueError, TypeError) as error:
         return f"the batch cannot be sliced ({error})"
+    # slice_batch leaves unknown containers as they are, so check that the tensors have really become shorter
     before, after = ([len(leaf) for leaf in leaves(b) if leaf.dim()] for b in (batch, part))
     if after == before or size in after:
         return f"the batch, a {type(batch).__name__}, cannot be sliced"
@@ -88,6 +89,7 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
     """
     scale, first = whole.abs().nanmean(), whole[: len(half)]
     if _same(half, first, scale, tolerance):
+        # equal losses would agree whatever the order: they prove nothing about whose value is whose
         spread = (whole - whole.mean()).abs().max()
         if not spread <= 2 * tolerance * scale + 2e-6:
             return Verdict("verified")
@@ -98,8 +100,10 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
     if _same(once_more, whole, scale, 1e-4):
         return Verdict("permuted" if _all_among(half, whole) else "batch")
     ordered = once_more.sort().values, whole.sort().values
-    if _same(*ordered, scale, 1e-3) and not _same(once_more, whole, scale, 1e-2):  # else it is little noise, in the same order
+    # two passes that agree closely have the same order, only noise between them
+    if _same(*ordered, scale, 1e-3) and not _same(once_more, whole, scale, 1e-2):
         return Verdict("permuted")
+    # lazily, because each pass runs the user's step once more
     passes = (once_more if number == 1 else again(number) for number in range(1, NOISE_PASSES + 1))
     if any(other.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(other, whole) for other in passes):
         return NOISY
@@ -127,7 +131,8 @@ def _all_among(part: Tensor, whole: Tensor) -> bool:
     return bool((distance <= 1e-3 * spread / len(whole)).all())
 
 
-Run = Callable[[Any, int, int], tuple[Recording, Tensor]]  # of a batch, its size, and which other random numbers (0: the same)
+# of a batch, its size, and the number of another random seed (0: the same numbers)
+Run = Callable[[Any, int, int], tuple[Recording, Tensor]]
 
 
 @torch.no_grad()
@@ -151,7 +156,7 @@ def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved)
     outcomes = ("verified", "alike", "own", "permuted", "batch", "skipped")
     names = ("alike" if v.reason == ALIKE.reason else "own" if v.own else v.outcome for v in verdicts)
     ranks = [outcomes.index(name) for name in names]
-    # what adds up to the loss is its values also where all are alike, as of a clamp that all of the batch is above; what does not is none
+    # prefer parts that add up to the loss even if all values are equal (a clamp above the whole batch); others may be no losses at all
     likely = [n for n, cut in enumerate(cuts) if cut.exact and ranks[n] <= 1] or range(len(cuts))
     return verdicts[min(likely, key=ranks.__getitem__)]
 

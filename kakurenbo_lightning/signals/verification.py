@@ -56,6 +56,7 @@ def _rehearsing(rehearsal: Rehearsal, size: int, others: int) -> Iterator[None]:
         with (
             rehearsal.scoring(),
             rehearsal.kept(),
+            # a graph cannot be made from inference tensors, and Lightning validates in inference mode
             torch.inference_mode(False),
             torch.no_grad(),
             eagerly(),
@@ -157,6 +158,7 @@ class Rehearsal:
             with _rehearsing(self, size, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
                 recording.random = rng_state()
+                # half precision needs a larger tolerance in the comparison of values
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)
             recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)

@@ -72,6 +72,7 @@ class Katharopoulos(BackpropMethod):
         count = at_least_two(size // self.presample, size)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64).to(score.device, non_blocking=True)
         bounds = score.cumsum(0)
+        # clamp: rounding may leave the last bound below a number drawn just under 1
         rows = torch.searchsorted(bounds / bounds[-1], drawn, right=True).clamp(max=size - 1)
         return Picked(rows, count, weights=(1 / (size * score[rows])).float())
 
@@ -82,6 +83,7 @@ def _normalised(score: Tensor) -> Tensor:
     """
     score = score.double()
     finite = score.isfinite()
+    # tiny, so that scores that are all 0 do not divide 0 by 0
     largest = torch.where(finite, score, 0.0).amax().clamp(min=torch.finfo(torch.float64).tiny)
     score = torch.where(finite, score, largest)
     total = score.sum()

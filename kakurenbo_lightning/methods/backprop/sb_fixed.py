@@ -74,8 +74,10 @@ class FixedRate(BackpropMethod):
         """Draw without replacement by taking the k highest of ``U ** (1 / weight)``, where U is uniform in [0, 1)."""
         losses = hard(values["loss"])
         size = len(losses)
+        # the argsort of an argsort is the rank; stable, so that ties are ranked in batch order on every device
         rank = losses.argsort(stable=True).argsort()
         weight = ((rank + 0.5) / size) ** (1 / self.keep - 1)
+        # log(U) / weight orders like U ** (1 / weight) but does not underflow; tiny, because log(0) is -inf
         key = uniform(size, generator, losses.device).clamp(min=torch.finfo(torch.float32).tiny).log() / weight
         count = at_least_two(exact_floor(self.keep, size), size)
         return Picked(key.argsort(descending=True, stable=True), count)

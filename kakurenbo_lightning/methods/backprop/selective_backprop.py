@@ -90,10 +90,11 @@ class SelectiveBackprop(BackpropMethod):
             object.__setattr__(self, "reads", ("loss", "el2n"))
         if self.score in CONTROLS:
             object.__setattr__(self, "summary", CONTROLS[self.score])
+        # a frozen dataclass forbids plain assignment, and `pool=False` changes what the engine does
         object.__setattr__(self, "pooled", self.pool)
 
     def check_settings(self) -> None:
-        """Check that ``fraction`` is only given for the control that uses it."""
+        """Check that ``keep`` is only given for ``score="topk"``, which alone uses it."""
         super().check_settings()
         is_read = self.keep is None or self.score == "topk"
         checker(self)(is_read, "keep", f"None with score={self.score!r}", "Write score='topk', or beta for the expected share.")
@@ -117,7 +118,9 @@ class SelectiveBackprop(BackpropMethod):
             return Picked(order, max(1, count) if self.pool else at_least_two(count, size))
         share = self._share(values, losses, memory, generator)
         probability = (share**self.beta).clamp(min=self.floor)
+        # a loss that is NaN or infinite is always trained, so that it is seen
         probability = torch.where(losses.isfinite(), probability, 1.0)
+        # equal losses have percentile 0 each: train all, because no choice is possible; a tensor, so that the host does not wait
         whole = (probability <= 0).all()
         keep = uniform(len(losses), generator, losses.device) < probability
         return Picked.mask(keep | whole, whole)

@@ -106,6 +106,7 @@ class DrawMethod(Method):
         base = self.base(known[known.isfinite()]).numpy()
         if not len(base):
             return float("inf")
+        # as_decimal, because 0.07 * 100 is 7.000000000000001 in floating point, which ceil would make 8
         place = ceil(as_decimal(self.cap_quantile) * len(base)) - 1
         base.partition(place)
         return max(0.0, float(base[place]))
@@ -128,6 +129,7 @@ class DrawMethod(Method):
         values = self.values(self.known(statistics), self.cap(statistics))
         finite = values.isfinite()
         mean = float(values[finite].double().mean()) if finite.any() else 1.0
+        # all values are 0, or their sum overflows: draw uniformly
         if not 0 < mean < float("inf"):
             return torch.ones_like(values)
         return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))

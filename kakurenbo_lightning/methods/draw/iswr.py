@@ -78,4 +78,5 @@ def drawn_by(probability: Tensor, count: int, generator: torch.Generator) -> Ten
     ordered = gaps[:-1] / gaps[-1]
     sums = probability.cumsum(0).numpy()
     drawn = np.searchsorted(sums, ordered.numpy() * sums[-1], side="right")
+    # rounding may place the last draw behind the last sample with a probability above 0
     return torch.from_numpy(np.minimum(drawn, np.flatnonzero(probability.numpy())[-1]))
