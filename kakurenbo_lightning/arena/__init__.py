@@ -1,5 +1,5 @@
-"""Does a method pay? Every method beside two controls: a random choice of the same share, and a baseline of the same time.
+"""Does a method pay? Compares every method with two controls: a random choice of the same share, and a baseline of equal time.
 
-``runs`` says which trainings a comparison is made of and keeps their rows in a folder, ``verdict`` makes the table of them, ``compare``
-trains a module of the user's. Before that, ``advice`` says what each method would save.
+``runs`` lists the trainings of a comparison and keeps their results in a folder, ``verdict`` makes the table from them, and
+``compare`` trains the user's module. Before any of that, ``advice`` forecasts what each method would save.
 """

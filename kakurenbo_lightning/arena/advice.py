@@ -1,4 +1,4 @@
-""":func:`advise` profiles some steps of the user's own training, and says what each method would save in it."""
+""":func:`advise` profiles some steps of the user's training and forecasts what each method would save."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.profiling import Profile, profiled
 from kakurenbo_lightning.session.trial import run_trial
 
-PAYS = 0.01  # of the training time: what saves less does not pay
-EASY = 1000  # made-up samples
-NOT_SCORED = "no scoring pass, or no finite loss in it: what methods save that go by values is not known of now"
+PAYS = 0.01  # a method that saves less than this share of the training time does not pay
+EASY = 1000  # number of made-up easy samples
+NOT_SCORED = "no scoring pass, or no finite loss in it: what methods that select by values save now is not known"
 PLAYED = {"selective_backprop": [{"beta": 1}, {"beta": 2}], "stale_sb": [{"beta": 1}, {"beta": 2}]}
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What one method would do in a training.
+    """The forecast of what one method would save in a training.
 
     Attributes:
-        method: its name and settings.
-        family: of the method.
-        now: the share of the training time that it saves if samples stay as they are after the profiled steps; NaN where it cannot be used,
-            goes by values and no sample could be scored, or where that does not say it.
-        most: the share when every sample is right and sure, the most for methods that hide such samples; NaN where it cannot be used.
-        memory: bytes that each rank keeps of the samples.
+        method: name and settings of the method.
+        family: family of the method.
+        now: share of the training time that it saves if samples stay as they are after the profiled steps; NaN if it cannot be used,
+            if it selects by values and no sample could be scored, or if this cannot be forecast.
+        most: the share if every sample is predicted correctly and confidently, which is the most for methods that hide such samples;
+            NaN if it cannot be used.
+        memory: bytes that each rank keeps about the samples.
         traffic: bytes that each rank sends in an epoch; 0 on one rank.
-        why: it does not pay, cannot be used, or cannot be forecast; empty where it pays.
+        why: why it does not pay, cannot be used, or cannot be forecast; empty if it pays.
     """
 
     method: str
@@ -56,13 +57,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Advice:
-    """What each method would save; ``print`` it for a table.
+    """The forecast of what each method would save; ``print`` it for a table.
 
     Attributes:
-        profile: what it goes by.
-        max_epochs: of the training.
+        profile: the measured times that the forecast is based on.
+        max_epochs: epochs of the training.
         world_size: ranks of the training.
-        offers: of every method, those that save most first, then those that cannot be forecast, then those that cannot be used.
+        offers: one for every method: first those that save most, then those that cannot be forecast, then those that cannot be used.
     """
 
     profile: Profile
@@ -113,19 +114,19 @@ def advise(
     sample: int = 1000,
     world_size: int | None = None,
 ) -> Advice:
-    """Profile some steps of a training, score some samples, and say what each method would save, before anything is trained in earnest.
+    """Profile some steps of a training, score some samples, and forecast what each method would save.
 
-    The steps run in a Trainer of their own, on one device of the kind that ``trainer`` has, in its precision and as the first ones of a
-    training as long; the module and all random numbers are afterwards what they were (see
-    :func:`~kakurenbo_lightning.session.trial.fit_aside`). Callbacks are left out.
+    The steps run in a Trainer of their own, on one device of the kind that ``trainer`` has, in its precision, as the first steps of a
+    training of the same length. Afterwards the module and all random streams are as before (see
+    :func:`~kakurenbo_lightning.session.trial.fit_aside`). Callbacks are not run.
 
     Args:
-        trainer: of the training; its length, ranks, precision and accumulation count.
+        trainer: the Trainer of the training, from which length, ranks, precision and accumulation are read.
         model: the module.
         data: a LightningDataModule, or a train DataLoader.
-        steps: how many are profiled; at most those of an epoch.
-        sample: how many samples are scored.
-        world_size: ranks of the training; ``None``: those of ``trainer``.
+        steps: number of steps to profile; at most those of an epoch.
+        sample: number of samples to score.
+        world_size: ranks of the training; ``None`` for those of ``trainer``.
 
     Raises:
         ValueError: the module or the data cannot be used with sample selection at all, a number is no int >= 1, or the training is not
@@ -141,7 +142,7 @@ def advise(
         "max_epochs": max_epochs,
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of so short a training
+        warnings.simplefilter("ignore")  # warnings about such a short training would confuse
         trial = run_trial(SampleSelection("baseline"), model, data, None, settings)
         given = () if trial.values is None else trial.values.gives
         profile = profiled(SampleSelection("baseline"), model, data, settings, given, steps, sample)
@@ -159,7 +160,7 @@ def advise(
 
 
 def _checked_epochs(trainer: pl.Trainer, **counts: Any) -> int:
-    """How many epochs the training has.
+    """Return the number of epochs of the training.
 
     Raises:
         ConflictError: one of ``counts`` is no int >= 1, or the training is not counted in whole epochs.
@@ -181,15 +182,15 @@ def _checked_epochs(trainer: pl.Trainer, **counts: Any) -> int:
 
 
 def _best(offer: Offer) -> float:
-    """The most that is forecast."""
+    """The largest forecast saving of an offer, for sorting."""
     return max((share for share in (offer.now, offer.most) if not math.isnan(share)), default=0.0)
 
 
 def _settings(name: str) -> list[dict[str, Any]]:
-    """With which settings a method is played."""
+    """The settings with which a method is simulated; several if it is simulated more than once."""
     try:
         share = share_setting(get_method(name))
-    except (TypeError, ValueError):  # it needs settings of the user's
+    except (TypeError, ValueError):  # some settings have no default
         return [{}]
     return PLAYED.get(name) or ([{share: 0.3}, {share: 0.5}] if share else [{}])
 
@@ -219,18 +220,18 @@ def _offer(
 
 
 def _work(method: Method, max_epochs: int, values: Table, profile: Profile) -> Work:
-    """Of a data set as small as ``values``, in as many steps as the real one has, up to a few."""
+    """Simulate the training on a data set as small as ``values``, with the real number of steps per epoch, but at most 20."""
     steps = max(2, min(20, profile.num_samples // max(1, profile.batch_size)))
     count = len(values["loss"])
     batch_size = min(count, max(2, count // steps))
-    whole = {name: each[: count // batch_size * batch_size] for name, each in values.items()}  # full batches alone
+    whole = {name: each[: count // batch_size * batch_size] for name, each in values.items()}  # full batches only
     return play(method, max_epochs, whole, batch_size)
 
 
 def _why(method: Method, work: Work, cost: StepCost) -> str:
-    """Why a method saves nothing even of easy samples."""
+    """Explain why a method saves nothing even if all samples are easy."""
     if method.family == "draw":
-        return "its epochs are as long as before: it can pay in fewer epochs alone"
+        return "its epochs are as long as before: it can pay only by needing fewer of them"
     if work.extra:
         return f"its {work.extra} scoring epochs come on top"
     if sum(work.rated):

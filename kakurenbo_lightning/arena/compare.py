@@ -1,4 +1,4 @@
-"""Compare methods on a module and data of the user's: :func:`compare`."""
+""":func:`compare` compares methods on the user's module and data."""
 
 from __future__ import annotations
 
@@ -24,19 +24,21 @@ from kakurenbo_lightning.cli.text_table import terminal_width
 from kakurenbo_lightning.core.flavour import is_instance, package_of
 from kakurenbo_lightning.core.progress import bar_settings
 
-# arguments of the Trainer by which a training does not end, or is not scored, after its last whole epoch; with their defaults
+# arguments of the Trainer, with defaults, that would end a training, or validate it, elsewhere than after its last whole epoch
 ENDS = {"max_steps": -1, "max_time": None, "fast_dev_run": False, "check_val_every_n_epoch": 1}
-QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")  # off, unless the user sets them
+# switched off unless the user sets them
+QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 Method = str | tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a comparison came to; printed it is the table.
+    """The result of a comparison; ``print`` it for the table.
 
     Attributes:
-        comparison: what was compared.
-        rows: of all trainings, by name: ``score``, ``cost`` (seconds, see :attr:`Totals.steady_seconds`) and the counts of samples.
+        comparison: which trainings were compared.
+        rows: results of all trainings by name: ``score``, ``cost`` (seconds, see :attr:`Totals.steady_seconds`) and the counts of
+            samples.
         higher_is_better: whether a higher score is better.
     """
 
@@ -46,11 +48,11 @@ class Outcome:
 
     @cached_property
     def standings(self) -> list[Standing]:
-        """How each method did, the baseline first."""
+        """The result of each method, the baseline first."""
         return standings(self.comparison, self.rows, self.higher_is_better)
 
     def plot(self, target: str | Path) -> None:
-        """Write a picture of error against time, PNG; it needs ``pip install kakurenbo-lightning[report]``."""
+        """Write a picture of error against time as PNG; needs ``pip install kakurenbo-lightning[report]``."""
         from kakurenbo_lightning.arena.plot import draw
 
         draw(self.comparison, self.rows, Path(target), self.higher_is_better)
@@ -72,24 +74,25 @@ def compare(
     folder: str | Path | None = None,
     **trainer: Any,
 ) -> Outcome:
-    """Train a module with each method, and beside each with its two controls, and return the table of them.
+    """Train a module with each method and with each method's two controls, and return the table of results.
 
-    The controls are a random choice of the same share and a baseline that takes as long: its ``Trainer(max_epochs=...)`` is another one,
-    so let the learning rate's schedule end with the training (``trainer.max_epochs``, ``trainer.estimated_stepping_batches``).
+    The controls are a random choice of the same share, and a baseline that takes as long as the method. The latter has another
+    ``Trainer(max_epochs=...)``, so let the learning-rate schedule end with the training (use ``trainer.max_epochs`` or
+    ``trainer.estimated_stepping_batches``).
 
     Args:
-        make_model: makes an untrained module; the seed is set before.
-        make_data: makes a ``LightningDataModule``, the training and the validation ``DataLoader`` as a pair, or the training one alone
-            where the module has ``val_dataloader``.
-        methods: their names, or pairs of a name and settings, ``("kakurenbo", {"max_fraction": 0.5})``.
-        monitor: the logged metric that is the score, after the last validation.
-        mode: ``"max"`` when a higher score is better, ``"min"`` for a loss or an error.
-        seeds: how many, from 0 on, or which.
-        max_epochs: of a training that is not of equal time.
-        folder: keeps one file for each training, so that a comparison that was killed goes on when it is called again, and several
-            processes may share one; ``None`` for a temporary one. It is for one module and data: what ``make_model`` and ``make_data``
-            make is not compared.
-        trainer: further arguments of the ``Trainer``; each training has copies of them, so that callbacks begin as they were given.
+        make_model: returns an untrained module; the seed is set before it is called.
+        make_data: returns a ``LightningDataModule``, the training and the validation ``DataLoader`` as a pair, or the training one
+            alone if the module has a ``val_dataloader``.
+        methods: names of methods, or pairs of a name and settings, ``("kakurenbo", {"max_fraction": 0.5})``.
+        monitor: name of the logged metric that is the score, read after the last validation.
+        mode: ``"max"`` if a higher score is better, ``"min"`` for a loss or an error.
+        seeds: number of seeds, counted from 0, or the seeds themselves.
+        max_epochs: epochs of each training, except of those of equal time.
+        folder: keeps one file for each training, so that a comparison that was killed continues when it is called again, and several
+            processes can share the work; ``None`` for a temporary folder. Use one folder for one module and data set: whether
+            ``make_model`` and ``make_data`` are the same is not checked.
+        trainer: further arguments of the ``Trainer``. Each training gets copies, so that callbacks start in their original state.
 
     Raises:
         ValueError: a setting is not allowed, ``monitor`` was not logged, or the folder holds trainings of another comparison.
@@ -119,7 +122,7 @@ def compare(
 
 
 def _entries(methods: Sequence[Method]) -> list[Entry]:
-    """What ``compare`` was given as its methods."""
+    """Convert the ``methods`` argument of ``compare`` to entries."""
     if isinstance(methods, str):
         raise ValueError(f"compare: methods={methods!r} is not allowed; methods must be a list: [{methods!r}]")
     found = []
@@ -137,26 +140,24 @@ def _entries(methods: Sequence[Method]) -> list[Entry]:
 
 
 def _check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for arguments of the Trainer with which a comparison means nothing."""
+    """Raise ``ValueError`` for Trainer arguments that would make a comparison meaningless."""
     for name, usual in ENDS.items():
         if (given := trainer.get(name, usual)) != usual:
             raise ValueError(
                 f"compare: {name}={given!r} is not allowed; trainings end, and are scored, after max_epochs whole epochs: leave {name} out"
             )
     if any(isinstance(callback, SampleSelection) for callback in _callbacks(trainer)):
-        raise ValueError(
-            "compare: callbacks has a SampleSelection, which each training gets by itself; name its method in methods"
-        )
+        raise ValueError("compare: callbacks has a SampleSelection, but each training gets its own; name its method in methods")
 
 
 def _callbacks(trainer: Mapping[str, Any]) -> list[Any]:
-    """Those given to the Trainer, as a list, as one, or not at all."""
+    """Return the Trainer's ``callbacks`` argument as a list; it may be a list, one callback, or missing."""
     given = trainer.get("callbacks") or []
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _check_makes(name: str, given: object, made: str) -> None:
-    """Refuse what is made already, which all trainings would share; a module can be called, but that is its forward pass."""
+    """Refuse an object in place of a function that makes one, because all trainings would share it. (A module is callable, too.)"""
     if callable(given) and not isinstance(given, torch.nn.Module):
         return
     kind = type(given).__name__
@@ -167,7 +168,7 @@ def _check_makes(name: str, given: object, made: str) -> None:
 
 
 def _described(value: object) -> str:
-    """What tells an argument of the Trainer from another one, the same in each process: of an object its class and plain attributes."""
+    """Describe an argument of the Trainer the same way in every process: an object by its class and plain attributes."""
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_described, value))}]"
     if type(value).__repr__ is not object.__repr__:
@@ -177,8 +178,8 @@ def _described(value: object) -> str:
 
 
 def _with_bar(folder: Folder, comparison: Comparison, run: Callable[[Training], Row], bar: Mapping[str, Any]) -> dict[str, Row]:
-    """Train what is missing, with a bar that counts the trainings."""
-    from tqdm import tqdm  # Lightning needs it
+    """Train what is missing, with a progress bar that counts trainings."""
+    from tqdm import tqdm  # a dependency of Lightning
 
     with tqdm(**bar) as shown:
 
@@ -198,10 +199,11 @@ def _trained(
     monitor: str,
     options: Mapping[str, Any],
 ) -> Row:
-    """Train once."""
+    """Run one training and return its score, its cost and its counts of samples."""
     pl.seed_everything(training.seed, workers=True, verbose=False)
     selection = SampleSelection(training.entry.method, **training.entry.settings)
-    settings: dict[str, Any] = dict.fromkeys(QUIET, False) | deepcopy(dict(options))  # callbacks remember the training before
+    # a callback object may keep state from an earlier training
+    settings: dict[str, Any] = dict.fromkeys(QUIET, False) | deepcopy(dict(options))
     settings["callbacks"] = [*_callbacks(settings), selection]
     model, data = make_model(), make_data()
     trainer = import_module(package_of(model, "LightningModule")).Trainer(max_epochs=training.epochs, **settings)
@@ -219,7 +221,7 @@ def _trained(
         raise ValueError(
             f"compare: monitor={monitor!r} was not logged; logged were {logged}. Log it in validation_step: self.log(...)"
         )
-    score = float(trainer.callback_metrics[monitor])  # NaN, of a training that diverged, is a result too
+    score = float(trainer.callback_metrics[monitor])  # NaN is a valid result: the training diverged
     totals = selection.totals
     return {
         "score": score,

@@ -1,4 +1,4 @@
-"""The trainings of a comparison: what is to be trained, the two controls of each, and a folder that keeps one file for each of them."""
+"""The trainings of a comparison, the two controls of each method, and the folder that keeps one result file per training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout  # torch depends on it
+from filelock import FileLock, Timeout  # a dependency of torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -19,12 +19,12 @@ from yaml import YAMLError
 from kakurenbo_lightning.methods.registry import get_method
 
 BASELINE, RANDOM = "baseline", "random"
-ORDER = "comparison.json"  # what all trainings of a folder have in common
-LONGEST = 150  # characters of a method with its settings in the name of a file; file systems take 255
-NEEDED = ("method", "settings", "epochs", "seed", "score", "cost", "samples_trained")  # of a row
-SEEDS = range(2**32)  # that Lightning takes
-PATIENCE = 5.0  # seconds between two looks at what other processes have trained
-Row = dict[str, Any]  # of one training
+ORDER = "comparison.json"  # file that holds what all trainings of a folder have in common
+LONGEST = 150  # characters of method and settings in a file name; file systems allow 255 in all
+NEEDED = ("method", "settings", "epochs", "seed", "score", "cost", "samples_trained")  # keys that every row must have
+SEEDS = range(2**32)  # the range that Lightning accepts
+PATIENCE = 5.0  # seconds between two checks of what other processes have trained
+Row = dict[str, Any]  # the result of one training
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Entry:
     """A method with settings that takes part in a comparison.
 
     Attributes:
-        method: its name.
-        settings: of it; the others have their defaults.
+        method: name of the method.
+        settings: its settings; all others have their defaults.
 
     Raises:
         ValueError: there is no such method, or a setting is not allowed.
@@ -54,7 +54,7 @@ class Entry:
 
     @classmethod
     def of(cls, text: str) -> Entry:
-        """Read ``kakurenbo:max_fraction=0.5,tau=0.5``; values are YAML.
+        """Parse ``kakurenbo:max_fraction=0.5,tau=0.5``; values are YAML.
 
         Raises:
             ValueError: it cannot be read, there is no such method, or a setting is not allowed.
@@ -79,9 +79,9 @@ class Training:
     """One training of a comparison.
 
     Attributes:
-        entry: by what it chooses samples.
-        seed: of the weights and the order of samples.
-        epochs: how many.
+        entry: the method and settings that choose the samples.
+        seed: seed of the weights and of the order of samples.
+        epochs: number of epochs.
     """
 
     entry: Entry
@@ -90,22 +90,25 @@ class Training:
 
     @property
     def name(self) -> str:
-        """What tells it from the others of its comparison; also the name of its file, without what file systems refuse."""
+        """Name that is unique in the comparison. It is also the name of the file, so characters that file systems refuse are
+        replaced.
+        """
         entry, rest = self.entry.name, f"epochs={self.epochs}-seed={self.seed}"
         name = re.sub(r"[^A-Za-z0-9_.=-]+", "-", entry)
-        if name != entry.replace(" ", "-") or len(name) > LONGEST:  # then others may have that name too
+        # shortened or changed names may collide, so a checksum makes them unique
+        if name != entry.replace(" ", "-") or len(name) > LONGEST:
             name = f"{name[:LONGEST]}-{hashlib.blake2b(entry.encode(), digest_size=4).hexdigest()}"
         return f"{name}-{rest}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Which methods are compared, over which seeds.
+    """Which methods are compared, and over which seeds.
 
     Attributes:
-        entries: the methods, each once; the baseline is always there.
-        seeds: each method is trained once with each; one that is named twice counts once.
-        epochs: of a training that is not of equal time.
+        entries: the methods, each once; the baseline is always among them.
+        seeds: each method is trained once with each seed; a repeated seed counts once.
+        epochs: epochs of each training, except of those of equal time.
 
     Raises:
         ValueError: there is no seed, one is not allowed, or a training has no epoch.
@@ -124,18 +127,19 @@ class Comparison:
             raise ValueError(f"max_epochs={self.epochs!r} is not allowed; trainings are compared after whole epochs: an int >= 1")
 
     def baseline(self, seed: int, epochs: int | None = None) -> Training:
-        """The training on everything; ``epochs`` fewer or more than the others have, for one of equal time."""
+        """The training on all samples; ``epochs`` overrides the number of epochs, for a baseline of equal time."""
         return Training(Entry(BASELINE), seed, epochs or self.epochs)
 
     def of(self, entry: Entry, seed: int) -> Training:
-        """The training of a method."""
+        """The training of a method with a seed."""
         return Training(entry, seed, self.epochs)
 
     def controls(self, row: Row, baseline: Row) -> tuple[Training, Training]:
-        """What a method must beat: leaving out as much at random, and a baseline that takes as long.
+        """The controls that a method must beat: hiding the same share at random, and a baseline that takes the same time.
 
-        The share is what the method trained less than the baseline, in whole percent, so that methods share controls; a method that left
-        out nothing has the baseline as its control. Equal time is in whole epochs, so that a rate that follows the epochs is decayed.
+        The share is how much less the method trained than the baseline, rounded to whole percent so that methods share controls. A method
+        that hid nothing has the baseline as its control. Equal time is rounded to whole epochs, so that a learning rate that follows
+        the epochs decays completely.
         """
         share = min(0.99, round(1 - row["samples_trained"] / baseline["samples_trained"], 2))
         seed, epochs = row["seed"], max(1, round(self.epochs * row["cost"] / baseline["cost"]))
@@ -143,10 +147,10 @@ class Comparison:
         return alike, self.baseline(seed, epochs)
 
     def missing(self, rows: Mapping[str, Row]) -> Iterator[Training]:
-        """The trainings that can be done now, seed by seed, each once; those of equal time follow when it is known.
+        """Yield the trainings that can be done now, seed by seed, each once. Those of equal time follow when that time is known.
 
         Args:
-            rows: of what is trained, by name.
+            rows: results of finished trainings, by name.
         """
         found: dict[str, Training] = {}
         for seed in self.seeds:
@@ -160,11 +164,11 @@ class Comparison:
 
 
 class Folder:
-    """Keeps the rows of a comparison, one JSON file for each training; any number of processes may train into it at a time.
+    """Keeps the results of a comparison, one JSON file per training. Any number of processes may use it at the same time.
 
     Args:
-        path: of the folder, which is made.
-        common: what its trainings have in common, as JSON can hold it: a folder of others is refused.
+        path: path of the folder, which is created.
+        common: settings that all its trainings share, as JSON values. A folder with other settings is refused.
 
     Raises:
         ValueError: the folder holds trainings with other settings, or is a file.
@@ -185,14 +189,14 @@ class Folder:
             raise ValueError(f"folder={path} holds trainings that cannot be compared with these: {said}. Name another folder.")
 
     def take(self, rows: Iterable[Row], common: Mapping[str, Any]) -> None:
-        """Keep rows of another folder, as :meth:`rows` gave them there, except of trainings that are here.
+        """Copy rows of another folder (as its :meth:`rows` returned them), except of trainings that are here already.
 
         Args:
             rows: each with ``method``, ``settings``, ``epochs`` and ``seed``.
-            common: what their trainings have in common.
+            common: settings that their trainings share.
 
         Raises:
-            ValueError: that is something else than here.
+            ValueError: these settings differ from those of this folder.
         """
         Folder(self.path, common)
         for row in rows:
@@ -200,36 +204,36 @@ class Folder:
             self._trained(training, lambda _, row=row: row)
 
     def rows(self) -> dict[str, Row]:
-        """The rows of all finished trainings, by name.
+        """Results of all finished trainings, by name.
 
         Raises:
-            ValueError: a file is none.
+            ValueError: a file does not hold a result.
         """
         return {path.stem: _read(path) for path in sorted(self.path.glob("*seed=*.json"))}
 
     def train(self, comparison: Comparison, run: Callable[[Training], Row], until: float = float("inf")) -> dict[str, Row]:
-        """Train what is missing and nobody else is training, and return all rows.
+        """Run the trainings that are missing and that no other process is running, and return all rows.
 
-        A training that was interrupted leaves nothing behind and is begun again by the next call.
+        A training that was interrupted leaves nothing behind and is started again by the next call.
 
         Args:
-            comparison: what there is to train.
-            run: trains, and returns ``score``, ``cost``, ``samples_trained`` and what else is to be kept.
-            until: no training begins after this time of the clock ``time.monotonic``.
+            comparison: the trainings to do.
+            run: runs a training and returns ``score``, ``cost``, ``samples_trained`` and whatever else is to be kept.
+            until: no training starts after this time of ``time.monotonic()``, in seconds.
         """
         while time.monotonic() < until:
             missing = list(comparison.missing(self.rows()))
             if not missing:
                 break
             if not any(self._trained(training, run) for training in missing):
-                time.sleep(PATIENCE)  # others train what is left, and what follows from it
+                time.sleep(PATIENCE)  # other processes run what is left; more may become possible when they are done
         return self.rows()
 
     def _trained(self, training: Training, run: Callable[[Training], Row]) -> bool:
-        """Whether this process could take a training, and has done it."""
+        """Take a training and run it, unless another process has it; returns whether it was run."""
         file, lock = self.path / f"{training.name}.json", FileLock(self.path / f"{training.name}.lock")
         try:
-            lock.acquire(timeout=0)  # the system gives it back when the process is killed
+            lock.acquire(timeout=0)  # a file lock, which the system releases if the process is killed
         except Timeout:
             return False
         try:
@@ -245,15 +249,17 @@ def _read(file: Path) -> Row:
     try:
         row = json.loads(file.read_text())
         missing = ", ".join(name for name in NEEDED if name not in row)
-    except (ValueError, TypeError) as error:  # no JSON, or a number
+    except (ValueError, TypeError) as error:  # not JSON, or a bare number
         row, missing = None, str(error)
     if missing or not isinstance(row, dict):
-        raise ValueError(f"{file} is no row of a training ({missing or 'a list'}). Remove it; a training is then done again.")
+        raise ValueError(
+            f"{file} does not hold the result of a training ({missing or 'a list'}). Remove it; the training is then repeated."
+        )
     return row
 
 
 def _write(file: Path, text: str) -> None:
-    """A kill leaves the old file or the whole new one."""
+    """Write a file atomically, so that a kill leaves either the old file or the complete new one."""
     part = file.with_suffix(".part")
     part.write_text(text)
     part.replace(file)

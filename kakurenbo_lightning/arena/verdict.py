@@ -1,4 +1,4 @@
-"""What a comparison comes to: for each method the paired differences to the baseline and to its controls, and whether it survives them."""
+"""The verdict of a comparison: for each method the paired differences to the baseline and to its controls."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Row
 from kakurenbo_lightning.cli.text_table import aligned
 
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, the next smaller of these is close and on the safe side
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; above, the last is close and on the safe side
 STUDENT = (
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131),
     *(2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
-# what tells a machine that was busy with something else: times of a method that differ more than these
-LEAST_TIME = 0.9  # of what its trained and refreshed samples take
-FORWARD = 0.15  # of a trained sample's time is the least that a refreshed one takes
-SPREAD = 0.15  # standard deviation over the seeds of the time per trained sample, of its mean
+# limits beyond which a method's times mean that the machine was busy with something else
+LEAST_TIME = 0.9  # least time of a method, relative to what its trained and refreshed samples take
+FORWARD = 0.15  # least time of a refreshed sample, relative to a trained one
+SPREAD = 0.15  # largest relative standard deviation, over the seeds, of the time per trained sample
 UNRELIABLE = (
     "? time not resolved: below what the trained samples and scoring passes take, or its time per trained sample differs by more than "
     f"{SPREAD:.0%} between the seeds, so the machine was busy with something else and the baselines of equal time have the wrong length. "
@@ -34,10 +34,10 @@ FIGURES = ("score", "gain", "over_random", "over_time", "time", "trained", "refr
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of some figures; NaN where there are too few, or one is not finite.
+    """Mean and sample standard deviation of some figures; NaN if there are too few, or one is not finite.
 
     Attributes:
-        values: one for each seed.
+        values: one figure for each seed.
     """
 
     values: tuple[float, ...]
@@ -52,7 +52,7 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval of 95 % of the mean, by Student's t; NaN for fewer than two values."""
+        """The 95 % confidence interval of the mean by Student's t; NaN for fewer than two values."""
         count = len(self.values)
         if count < 2:
             return math.nan, math.nan
@@ -60,7 +60,7 @@ class Spread:
         return self.mean - half, self.mean + half
 
     def written(self, digits: int = 2, sign: str = "", scale: float = 1.0) -> str:
-        """Mean ± standard deviation, a dash without values."""
+        """Format as mean ± standard deviation; a dash if there are no values."""
         if not self.values:
             return "-"
         text = f"{self.mean * scale:{sign}.{digits}f}"
@@ -69,17 +69,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a method did.
+    """The result of one method over all seeds.
 
     Attributes:
-        name: of the method, with its settings.
-        score: of its trainings.
-        gain: its score over that of the baseline with the same seed; above 0 is better, whatever the score.
-        over_random: over leaving out as much at random.
-        over_time: over a baseline of equal time.
-        time: its cost, that of the baseline being 1.
-        trained: its trained samples, those of the baseline being 1.
-        refreshed: its samples in scoring passes over hidden ones, in the same unit.
+        name: name and settings of the method.
+        score: scores of its trainings.
+        gain: improvement of its score over the baseline of the same seed; positive is better for either kind of score.
+        over_random: improvement over hiding the same share at random.
+        over_time: improvement over a baseline of equal time.
+        time: its cost relative to the baseline's.
+        trained: its number of trained samples relative to the baseline's.
+        refreshed: its number of samples in scoring passes over hidden ones, relative to the baseline's trained samples.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Standing:
 
     @property
     def is_timed(self) -> bool:
-        """Whether its times can be what it takes, rather than what else the machine did meanwhile."""
+        """Whether its times are plausible, so that the machine was not busy with something else."""
         trained, refreshed = self.trained.values, self.refreshed.values or (0.0,) * len(self.trained.values)
         parts = [each for each in zip(self.time.values, trained, refreshed, strict=True) if each[1] > 0]
         ratios = Spread(tuple(time / share for time, share, _ in parts))
@@ -102,8 +102,9 @@ class Standing:
 
     @property
     def survives(self) -> str:
-        """``yes``: better than both controls by more than the interval of the differences; ``no``: worse than one, or a training of it
-        diverged; else ``not resolved``. Where its times are not reliable, what was to take as long did not."""
+        """``yes`` if it is better than both controls by more than the interval of the differences; ``no`` if it is worse than one, or
+        one of its trainings diverged; else ``not resolved``. Without reliable times the baseline of equal time had the wrong length.
+        """
         if not all(map(math.isfinite, self.score.values)):
             return "no"
         intervals = [self.over_random.interval, self.over_time.interval if self.is_timed else (math.nan, math.nan)]
@@ -113,11 +114,11 @@ class Standing:
 
 
 def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool = True) -> list[Standing]:
-    """How each method did, the baseline first; a figure is of the seeds whose trainings are all there.
+    """The result of each method, the baseline first. Only seeds whose trainings are all finished count.
 
     Args:
-        comparison: what was compared.
-        rows: of what is trained, by name.
+        comparison: which trainings were compared.
+        rows: results of finished trainings, by name.
         higher_is_better: whether a higher score is better, as for an accuracy; ``False`` for a loss or an error.
     """
     better = 1 if higher_is_better else -1
@@ -143,11 +144,11 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
 
 
 def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """A row for each method, setting and number of epochs that was trained, controls too: means and deviations over the seeds.
+    """One row for each method, setting and number of epochs that was trained, controls included: means and deviations over the seeds.
 
     Returns:
-        rows with ``group`` (what was trained), ``method``, ``time`` (those of the baseline of the seed being 1) and ``score``, each of
-        the two with its ``_std``; trainings of which the baseline is not there are left out.
+        rows with ``group`` (what was trained), ``method``, ``time`` (relative to the baseline of the same seed) and ``score``, the
+        latter two also with ``_std``. Trainings without a baseline of the same seed are left out.
     """
     found: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows.values():
@@ -166,7 +167,9 @@ def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, An
 
 
 def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[str]:
-    """The lines of the table; scores and differences in percent and points where they are shares. Below, what times are not reliable."""
+    """The lines of the table. ``percent`` shows scores in percent and differences in points. Unreliable times are explained below
+    it.
+    """
     scale = 100.0 if percent else 1.0
     cells = [
         (

@@ -1,4 +1,4 @@
-"""The console script ``kakurenbo-advise``: what each method would save in a training of the user's own, before it is trained."""
+"""The console script ``kakurenbo-advise``: forecasts what each method would save in the user's own training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from kakurenbo_lightning.cli.check import add_model_and_data, object_of, training_errors
 from kakurenbo_lightning.cli.text_table import show
 
-ABOUT = "Profile some steps of a training, and say for each method what it would save of its time, and where it will not pay."
+ABOUT = "Profile a few steps of a training and forecast for each method how much training time it would save, and where it will not pay."
 
 EXAMPLES = """\
 examples:
@@ -20,27 +20,29 @@ examples:
 A name is MODULE:NAME, as in an import: `from MODULE import NAME`. It may be an object, or a function or class that makes one without
 arguments. Modules of the current folder are found. MODEL is a LightningModule, DATA a LightningDataModule or a train DataLoader.
 
-Some steps are trained on one device and some samples scored; nothing is kept of it. What it prints:
-  saves now    the share of the training time, validation apart, if samples stay as they are after these steps
-  all sure     the share when every sample is right and sure, as most are late in a training
-  memory       what each rank keeps of the samples; sent an epoch: what it sends to the other ranks
+A few steps are trained and some samples scored on one device; nothing of that is kept. What it prints:
+  saves now    the share of the training time (without validation) if the samples stay as they are after these steps
+  all sure     the share if every sample is predicted correctly and confidently, as most are late in a training
+  memory       what each rank keeps about the samples; sent an epoch: what it sends to the other ranks
 What a method does to accuracy is not forecast; kakurenbo_lightning.compare and `kakurenbo-train sweep=arena` measure it.
 
 The same from Python: print(kakurenbo_lightning.advise(trainer, model, data))."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table; a MODEL or DATA that is none ends with one sentence and exit code 1."""
+    """Print the table. An unusable MODEL or DATA ends with a one-sentence error and exit code 1."""
     parser = argparse.ArgumentParser(
         "kakurenbo-advise", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_and_data(parser)
-    parser.add_argument("--max-epochs", type=_count, required=True, help="length of the training")
-    parser.add_argument("--devices", type=_count, default=1, help="ranks of the training; one is profiled (default: 1)")
-    parser.add_argument("--steps", type=_count, default=50, help="how many are profiled (default: 50)")
-    parser.add_argument("--sample", type=_count, default=1000, help="how many samples are scored (default: 1000)")
+    parser.add_argument("--max-epochs", type=_count, required=True, help="length of the training in epochs, for example 90")
+    parser.add_argument(
+        "--devices", type=_count, default=1, help="number of ranks of the training, for example 8; one is profiled (default: 1)"
+    )
+    parser.add_argument("--steps", type=_count, default=50, help="number of steps to profile (default: 50)")
+    parser.add_argument("--sample", type=_count, default=1000, help="number of samples to score (default: 1000)")
     asked = parser.parse_args(arguments)
-    sys.path.insert(0, "")  # as for python -m: modules of the current folder
+    sys.path.insert(0, "")  # as `python -m` does, so that modules of the current folder are found
     try:
         text = _advice(asked)
     except ValueError as error:
@@ -55,17 +57,17 @@ def _count(text: str) -> int:
 
 
 def _advice(asked: argparse.Namespace) -> str:
-    """The table for the model and data that were asked for.
+    """Return the table for the model and data named on the command line.
 
     Raises:
-        ValueError: one of them is not what it must be, or they do not fit each other.
+        ValueError: one of them is not usable, or they do not fit each other.
     """
     import lightning.pytorch as pl
 
     from kakurenbo_lightning import advise
 
     for name in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
+        logging.getLogger(name).setLevel(logging.WARNING)  # hide Lightning's lines about devices and strategies
     model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
     with training_errors(asked):
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)

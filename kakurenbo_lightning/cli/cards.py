@@ -1,4 +1,4 @@
-"""The settings tables of cards and lists: made from what the methods declare, between two comments of the Markdown file."""
+"""Settings tables of cards and lists, generated from the methods' declared settings between two comments of the Markdown file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ PROBED = {
     "fraction_schedule": [(1.0,)],
     "balance": ["class", "rcap"],
     "unbiased": ["epoch"],
-}  # values that some methods refuse by name
+}  # values of common settings that some methods refuse
 NAMES = re.compile(r"^(\| \[`(\w+)`\]\(\w+/\2\.md\) \|.*\| )[^|\n]*( \|)$", re.MULTILINE)
 
 
 def own_and_common(cls: type[Method]) -> tuple[list[list[str]], list[list[str]]]:
-    """Rows of :data:`HEAD`: of the settings that a method declares or changes, and of those that it has as its family has them."""
+    """Table rows of a method: of settings that it declares or changes, and of those that it takes unchanged from its family."""
     lines = cls.__mro__
     family = next((base for base in lines[1:] if base in FAMILIES.values()), Method)
     declared = [name for base in reversed(lines[: lines.index(family)]) for name in inspect.get_annotations(base)]
     rows = {field.name: [field.name, _default(field), *_said(cls, field.name)] for field in fields(cls)}
-    own = [rows.pop(name) for name in declared if name in rows]  # a name that comes twice is popped once
+    own = [rows.pop(name) for name in declared if name in rows]  # a name may be declared twice
     return own, [taken for row in rows.values() if (taken := _taken(cls, row))]
 
 
 def _taken(cls: type[Method], row: list[str]) -> list[str]:
-    """A row of a common setting, without the values that the method refuses by name; empty where it refuses all but the default."""
+    """Remove from the row of a common setting the values that the method refuses; empty if it accepts only the default."""
     name, default, allowed, meaning = row
     refused = [value for value in PROBED.get(name, ()) if _refuses(cls, **{name: value})]
     if refused and len(refused) == len(PROBED[name]):
@@ -53,7 +53,7 @@ def _taken(cls: type[Method], row: list[str]) -> list[str]:
 def _refuses(cls: type[Method], **setting: Any) -> bool:
     try:
         cls()
-    except (TypeError, ValueError):  # it needs settings of the user's
+    except (TypeError, ValueError):  # some settings have no default
         return False
     try:
         cls(**setting)
@@ -76,7 +76,7 @@ def _default(field: Field) -> str:
 
 
 def updated(text: str) -> str:
-    """A Markdown file with its settings tables as the code has them now, and the names of settings in the lists of methods."""
+    """Return a Markdown file's text with current settings tables, and current names of settings in lists of methods."""
 
     def table(block: re.Match) -> str:
         own, _ = own_and_common(FAMILIES.get(block[2]) or method_class(block[2]))
@@ -91,13 +91,13 @@ def updated(text: str) -> str:
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
-    """A table of :data:`HEAD`."""
+    """Format ``rows`` as a Markdown table with the columns :data:`HEAD`."""
     cells = [[f"`{name}`", f"`{default}`", *said] for name, default, *said in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [HEAD, *cells]).replace("\n", f"\n{'|---' * len(HEAD)}|\n", 1)
 
 
 def write_cards() -> list[Path]:
-    """Bring the tables in the cards of all methods and in the list beside them up to date; which files have changed."""
+    """Update the tables in the cards of all methods and in the list beside them; returns the files that have changed."""
     cards = [info.card for info in available_methods().values() if info.card]
     changed = []
     for path in [*cards, *filter(Path.is_file, [PACKAGE / "methods" / "README.md"])]:

@@ -1,4 +1,4 @@
-"""The console script ``kakurenbo-check``: what the first batch of a module and its data proves, and which methods could train it."""
+"""The console script ``kakurenbo-check``: what a module's first batch proves, and which methods could train it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.cli.text_table import show
 
-if TYPE_CHECKING:  # Lightning is loaded when there is something to check, and --help does not need it
+if TYPE_CHECKING:  # Lightning is imported only when there is something to check, so --help is fast
     from kakurenbo_lightning import SampleSelection
     from kakurenbo_lightning.session.trial import TrialReport
 
-ABOUT = "Say, without training, where the loss of each sample comes from, whether it is the loss that is trained, and which methods work."
+ABOUT = (
+    "Find out, without training, where the loss of each sample comes from, whether it is what is trained, and which methods work."
+)
 
 EXAMPLES = """\
 examples:
@@ -35,15 +37,15 @@ One batch is run forward, in every way that a method may need; nothing is traine
   attribution              verified: the value of a sample does not change with the other samples of its batch, in eval mode
   loss weights             exact: methods that weigh samples reach the gradient exactly
 
-The same from Python: print(SampleSelection.check(model, data)). The exit code is 1 where the loss of each sample cannot be had, and where
-MODEL or DATA is not what it must be."""
+The same from Python: print(SampleSelection.check(model, data)). The exit code is 1 if the loss of each sample is not available, or if
+MODEL or DATA is not usable."""
 
 
 def found(option: str, name: str) -> Any:
-    """The object ``MODULE:NAME`` that was given as ``option``.
+    """Import the object ``MODULE:NAME`` that was given as ``option``.
 
     Raises:
-        ValueError: there is none, with the reason.
+        ValueError: it cannot be imported; the message says why.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -52,7 +54,7 @@ def found(option: str, name: str) -> Any:
         made = import_module(module)
         for part in attribute.split("."):
             made = getattr(made, part)
-    except Exception as error:  # the user's module may fail in any way
+    except Exception as error:  # the import runs the user's code, which may fail in any way
         raise ValueError(
             f"{option}={name!r} cannot be imported: {in_words(error)}; it must be MODULE:NAME such that `from MODULE import NAME` works "
             "in this folder"
@@ -61,10 +63,10 @@ def found(option: str, name: str) -> Any:
 
 
 def object_of(option: str, name: str) -> Any:
-    """As :func:`found`; a class or a plain function is called.
+    """Import an object like :func:`found`, and call it if it is a class or a plain function.
 
     Raises:
-        ValueError: also when it needs arguments, or fails.
+        ValueError: it cannot be imported, needs arguments, or raises an error.
     """
     made = found(option, name)
     if not isinstance(made, type) and type(made).__name__ not in ("function", "method", "partial"):
@@ -87,44 +89,54 @@ def object_of(option: str, name: str) -> Any:
 
 
 def in_words(error: Exception) -> str:
-    """Class and message of an error in one line."""
+    """Class and message of an error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _needed(made: Any) -> list[str]:
-    """Names of the arguments that a class or function cannot do without."""
+    """Names of the required arguments of a class or function."""
     try:
         parameters = inspect.signature(made).parameters.values()
-    except (TypeError, ValueError):  # it has no signature
+    except (TypeError, ValueError):  # some built-in callables have no signature
         return []
     return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def add_model_and_data(parser: argparse.ArgumentParser) -> None:
-    """Add what says which module is tried on which data, and how."""
-    parser.add_argument("model", metavar="MODEL", help="MODULE:NAME of a LightningModule, or of what makes one")
+    """Add the options that name the module, the data and the Trainer's settings."""
     parser.add_argument(
-        "data", metavar="DATA", help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of what makes one"
+        "model",
+        metavar="MODEL",
+        help="MODULE:NAME of a LightningModule, or of a function or class that makes one, for example train:Net",
     )
-    parser.add_argument("--precision", default="32-true", help="of the Trainer (default: 32-true)")
-    parser.add_argument("--accelerator", default="auto", help="of the Trainer (default: auto)")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="MODULE:NAME of a LightningDataModule or a train DataLoader, or of a function that makes one, for example train:loader",
+    )
+    parser.add_argument(
+        "--precision", default="32-true", help="precision of the Trainer, for example bf16-mixed (default: 32-true)"
+    )
+    parser.add_argument("--accelerator", default="auto", help="accelerator of the Trainer, for example cpu (default: auto)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the first batch proves; a MODEL or DATA that is none ends with one sentence and exit code 1."""
+    """Print what the first batch proves. An unusable MODEL or DATA ends with a one-sentence error and exit code 1."""
     parser = argparse.ArgumentParser(
         "kakurenbo-check", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_model_and_data(parser)
     parser.add_argument(
-        "--sample-outputs", metavar="FUNCTION", help="MODULE:NAME of a function of a batch that returns a dict of values"
+        "--sample-outputs",
+        metavar="FUNCTION",
+        help="MODULE:NAME of a function that takes a batch and returns a dict of values, for example train:values_of",
     )
     asked = parser.parse_args(arguments)
     from kakurenbo_lightning import SampleSelection
 
-    sys.path.insert(0, "")  # as for python -m: modules of the current folder
+    sys.path.insert(0, "")  # as `python -m` does, so that modules of the current folder are found
     for name in ("lightning.pytorch", "pytorch_lightning"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # devices and strategies are of no interest
+        logging.getLogger(name).setLevel(logging.WARNING)  # hide Lightning's lines about devices and strategies
     try:
         report = _report(SampleSelection, asked)
     except ValueError as error:
@@ -135,16 +147,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def training_errors(asked: argparse.Namespace) -> Iterator[None]:
-    """What goes wrong within, in a training of ``asked.model`` on ``asked.data``, becomes one sentence.
+    """Turn any error inside this context, which trains ``asked.model`` on ``asked.data``, into one sentence.
 
     Raises:
-        ValueError: that sentence.
+        ValueError: with that sentence as its message.
     """
     try:
         yield
     except ValueError as error:
         raise ValueError(f"MODEL={asked.model!r}, DATA={asked.data!r}: {error}") from None
-    except Exception as error:  # of the user's step, of the data set, of the Trainer
+    except Exception as error:  # from the user's step, the data set or the Trainer
         raise ValueError(
             f"MODEL={asked.model!r} cannot train the first batch of DATA={asked.data!r}: {in_words(error)}; training_step must take what "
             "the train DataLoader gives. To see where it fails: Trainer(fast_dev_run=True).fit(MODEL, DATA) in Python"
@@ -152,10 +164,10 @@ def training_errors(asked: argparse.Namespace) -> Iterator[None]:
 
 
 def _report(selection: type[SampleSelection], asked: argparse.Namespace) -> TrialReport:
-    """What the first batch proves of the model and data that were asked for.
+    """Return what the first batch proves about the model and data named on the command line.
 
     Raises:
-        ValueError: one of them is not what it must be, or they do not fit each other.
+        ValueError: one of them is not usable, or they do not fit each other.
     """
     model, data = object_of("MODEL", asked.model), object_of("DATA", asked.data)
     function = found("--sample-outputs", asked.sample_outputs) if asked.sample_outputs else None

@@ -1,4 +1,4 @@
-"""The console script ``kakurenbo-inspect``: what a checkpoint holds of a selection."""
+"""The console script ``kakurenbo-inspect``: prints the selection state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
 from kakurenbo_lightning.session.totals import Totals
 
-if TYPE_CHECKING:  # torch is loaded when there is a checkpoint to read, and --help does not need it
+if TYPE_CHECKING:  # torch is imported only when there is a checkpoint to read, so --help is fast
     from torch import Tensor
 
     from kakurenbo_lightning.session.checkpoint import SessionState
@@ -32,35 +32,35 @@ examples:
   kakurenbo-inspect checkpoints/last.ckpt --most 100   more of the most hidden samples
   kakurenbo-inspect checkpoints/last.ckpt --json       the same for programs
 
-How often a sample was hidden is in the checkpoint of a training with a RunRecorder among its callbacks (kakurenbo-train has one); without
-it the samples that are hidden now are listed, those of lowest loss first. Indices are those of the data set."""
+A checkpoint says how often each sample was hidden if a RunRecorder was among the callbacks (kakurenbo-train adds one). Without it the
+samples that are hidden now are listed, lowest loss first. Indices are those of the data set."""
 
 
 def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[str, Any] | None, int | None]:
-    """What a checkpoint holds of a selection.
+    """Read the selection state of a checkpoint.
 
-    The state of the :class:`~kakurenbo_lightning.SampleSelection`, its ``RunRecorder``'s counts if there is one, and the steps of the
-    optimizers, which Lightning counts and puts into a file's name.
+    Returns the state of the :class:`~kakurenbo_lightning.SampleSelection`, the counts of the ``RunRecorder`` if there was one, and the
+    number of optimizer steps, which Lightning counts and puts into a file's name.
 
     Args:
-        path: of the checkpoint.
-        trust: load objects of any kind, which can run code.
+        path: path of the checkpoint.
+        trust: allow objects of any kind, whose loading can run code.
 
     Raises:
-        NoSelectionError: there is no such file, it is damaged or no checkpoint, or holds no selection of this version.
+        NoSelectionError: the file does not exist, is damaged, is not a checkpoint, or holds no selection state of this version.
     """
     from kakurenbo_lightning.session.checkpoint import from_state
 
     checkpoint = _checkpoint(path, trust)
     callbacks = checkpoint.get("callbacks", {}) if isinstance(checkpoint, Mapping) else None
     if not isinstance(callbacks, Mapping):
-        raise NoSelectionError(f"{path} is no checkpoint of Lightning; give a .ckpt that it saved")
+        raise NoSelectionError(f"{path} is not a Lightning checkpoint; give a .ckpt that it saved")
     states = [state for state in callbacks.values() if isinstance(state, Mapping)]
     found = next((state for state in states if {"statistics", "rng", "totals"} <= state.keys()), None)
     if found is None:
         raise NoSelectionError(
-            f"{path} holds no selection: it has the callbacks {', '.join(map(str, callbacks)) or 'none'}. One is saved when "
-            "SampleSelection is among the Trainer's callbacks and training has begun"
+            f"{path} holds no selection: it has the callbacks {', '.join(map(str, callbacks)) or 'none'}. It has one if "
+            "SampleSelection was among the Trainer's callbacks and training had begun"
         )
     try:
         selection = from_state(found)
@@ -72,14 +72,14 @@ def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[st
 
 
 def _checkpoint(path: Path, trust: bool) -> Any:
-    """The content of a file that Lightning may have saved."""
+    """Load a file that Lightning may have saved."""
     if not path.is_file():
         there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
         raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped and not is_old_format(path):
-        raise NoSelectionError(f"{path} is no checkpoint of Lightning (no zip file); give a .ckpt that it saved")
+        raise NoSelectionError(f"{path} is not a Lightning checkpoint (no zip file); give a .ckpt that it saved")
     try:
         check_whole(path)
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
@@ -87,21 +87,21 @@ def _checkpoint(path: Path, trust: bool) -> Any:
         raise NoSelectionError(str(error)) from None
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"an object of {named[1]}" if named else "objects that are no tensors or plain values"
+        what = f"an object of {named[1]}" if named else "objects other than tensors and plain values"
         raise NoSelectionError(
             f"{path} holds {what}. If you trust the file, add --trust: it loads them, which can run code"
         ) from None
-    except Exception as error:  # torch raises errors of many kinds for what it cannot read
+    except Exception as error:  # torch.load raises many kinds of errors for unreadable files
         raise NoSelectionError(f"{path} cannot be read ({error})") from None
 
 
 def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int | None, most: int) -> dict[str, Any]:
-    """What a state holds, as plain values.
+    """Return what a selection state holds, as plain Python values.
 
     Args:
-        state: of the selection.
-        counts: of a recorder: how often each sample was ``"trained"`` and ``"hidden"``; ``None`` without one.
-        steps: of the optimizers, since the training began.
+        state: the selection state.
+        counts: how often each sample was ``"trained"`` and ``"hidden"``, from a recorder; ``None`` without one.
+        steps: optimizer steps since training began.
         most: how many of the most hidden samples to list.
     """
     statistics, hidden, count = state.statistics, state.epoch.plan.hidden, state.num_samples
@@ -109,7 +109,7 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int
     judged = measured & (statistics["epoch_seen"] >= state.judged_since if state.judged_since is not None else False)
     loss = statistics["loss"]
     finite = loss[measured & loss.isfinite()]
-    some = finite[:: max(1, len(finite) // 1_000_000)]  # torch.quantile takes no more than 16 million
+    some = finite[:: max(1, len(finite) // 1_000_000)]  # torch.quantile takes at most 16 million values
     quantiles = torch.quantile(some, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() if len(some) else []
     times = counts if counts is not None and len(counts["hidden"]) == count else {}
     return {
@@ -137,9 +137,9 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int
 
 
 def _most_hidden(hidden: Tensor, loss: Tensor, times: Mapping[str, Tensor], most: int) -> list[dict[str, Any]]:
-    """Those hidden most often, but for those never hidden, of equal ones those trained least.
+    """The samples hidden most often, ties ordered by fewest times trained. Samples never hidden are left out.
 
-    Without counts, those hidden now, of lowest loss first.
+    Without counts, the samples that are hidden now, lowest loss first.
     """
     if not times:
         rows = hidden[loss[hidden].nan_to_num(nan=torch.inf).argsort(stable=True)[:most]].tolist()
@@ -152,13 +152,13 @@ def _most_hidden(hidden: Tensor, loss: Tensor, times: Mapping[str, Tensor], most
 
 
 def _waiting(engines: Any) -> int:
-    """Samples that a backprop method has chosen and not trained yet, on the ranks that saved."""
+    """Number of samples that a backprop method has chosen but not trained yet, over the ranks that saved."""
     pools = [state.get("pool", []) for state in engines or [] if isinstance(state, Mapping)]
     return sum(len(part["indices"]) for pool in pools for part in pool)
 
 
 def position(found: Mapping[str, Any]) -> str:
-    """Epoch and step as Lightning has them in a file's name, and where that is within the epoch."""
+    """Epoch and step as Lightning writes them in a file's name, and how far into the epoch that is."""
     step = "" if found["step"] is None else f", step {found['step']:,}"
     batches = found["epoch_batches"]
     return (
@@ -167,7 +167,7 @@ def position(found: Mapping[str, Any]) -> str:
 
 
 def page(found: Mapping[str, Any], family: str = "") -> str:
-    """The summary as text."""
+    """Format the summary as a page of text for the terminal."""
     from kakurenbo_lightning.session.plain_values import brief
 
     settings = ", ".join(f"{name}={brief(value)}" for name, value in found["settings"].items())
@@ -200,13 +200,17 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the command line asks for; a file without a selection ends with exit code 2."""
+    """Print what the command line asks for. A file without a selection ends with exit code 2."""
     parser = argparse.ArgumentParser(
         "kakurenbo-inspect", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file of Lightning")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file saved by Lightning, for example checkpoints/last.ckpt"
+    )
     parser.add_argument("--most", type=int, default=10, metavar="K", help="list K of the most hidden samples (default: 10)")
-    parser.add_argument("--trust", action="store_true", help="load objects of any kind, which can run code: only files you trust")
+    parser.add_argument(
+        "--trust", action="store_true", help="load objects of any kind, which can run code: use it only for files you trust"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     settings = parser.parse_args(arguments)
     if settings.most < 0:

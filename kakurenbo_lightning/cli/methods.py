@@ -1,4 +1,4 @@
-"""The console script ``kakurenbo-methods``: every method in a table, or one method with its settings and its card."""
+"""The console script ``kakurenbo-methods``: lists all methods, or shows one with its settings and its card."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EXAMPLES = f"""\
 examples:
   kakurenbo-methods               all methods: name, family, paper, memory, summary
   kakurenbo-methods kakurenbo     its settings, formula, cost, when not to use it
-  kakurenbo-methods --write-cards make the settings tables of all cards from the code
+  kakurenbo-methods --write-cards update the settings tables of all cards from the code
 
 A name and its settings go into the callback, or into the recipe:
   SampleSelection("kakurenbo", max_fraction=0.3, tau=0.7)
@@ -33,12 +33,14 @@ Methods of other installed packages are listed too. How to write one:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print what the command line asks for; an unknown method ends with exit code 2."""
+    """Print what the command line asks for. An unknown method ends with exit code 2."""
     parser = argparse.ArgumentParser(
         "kakurenbo-methods", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("method", nargs="?", metavar="NAME", help="explain this method; without it, list all")
-    parser.add_argument("--write-cards", action="store_true", help="make the settings tables of all cards from the code")
+    parser.add_argument(
+        "method", nargs="?", metavar="NAME", help="explain this method, for example kakurenbo; without it, all are listed"
+    )
+    parser.add_argument("--write-cards", action="store_true", help="update the settings tables of all cards from the code")
     asked = parser.parse_args(arguments)
     if asked.write_cards:
         print("\n".join(map(str, write_cards())) or "all cards are up to date")
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def list_of(methods: Iterable[MethodInfo], width: int) -> str:
-    """The table of all methods, in lines of at most ``width`` characters."""
+    """Return the table of all methods, in lines of at most ``width`` characters."""
     head = ["name", "family", "paper", "bytes", "summary"]
     rows = [[info.name, info.family, info.paper, str(info.bytes_per_sample), info.summary] for info in methods]
     note = "bytes: of state per sample, with default settings. One method: kakurenbo-methods NAME"
@@ -62,7 +64,7 @@ def list_of(methods: Iterable[MethodInfo], width: int) -> str:
 
 
 def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
-    """One method: what it is, its settings, and its card or else its docstring."""
+    """Describe one method: its facts, its settings, and its card, or its docstring if it has no card."""
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
     own, common = own_and_common(cls)
     text = BLOCK.sub("The table above.\n", info.card.read_text(encoding="utf-8")) if info.card else inspect.getdoc(cls) or ""
@@ -80,7 +82,7 @@ def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
 
 
 def reflowed(markdown: str, width: int) -> Iterator[str]:
-    """The lines of a card: paragraphs wrapped, tables aligned, headings and code as they are."""
+    """Yield the lines of a card for the terminal: paragraphs wrapped, tables aligned, headings and code unchanged."""
     code = r"^```.*?^```$"
     for block in re.split(rf"({code})|\n\n+", markdown.strip(), flags=re.MULTILINE | re.DOTALL):
         lines = (block or "").splitlines()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.core import extras
 
-if TYPE_CHECKING:  # pandas and matplotlib are loaded when there is something to report, and --help needs neither
+if TYPE_CHECKING:  # pandas and matplotlib are imported only when there is something to report, so --help is fast
     from kakurenbo_lightning.report import Group, Problem
 
 ABOUT = "Compare training runs: what was hidden, what that saved, and whether it was worth it."
@@ -28,13 +28,13 @@ examples:
   kakurenbo-report multirun/2026-01-31/12-00-00 --format markdown >> README.md
       the comparison table alone, for a README (csv: for a spreadsheet, terminal: to look at)
   kakurenbo-report outputs/2026-01-31/12-00-00 --export cleanlab.csv
-      of every sample of a run, how good its label is (fiftyone.json: as fields for FiftyOne's dataset.set_values)
+      the label quality of every sample of a run (fiftyone.json: as fields for FiftyOne's dataset.set_values)
 
-A run folder is one that kakurenbo-train or a RunRecorder leaves: it holds a run.json. Runs that differ in their seed only are averaged.
+A run folder is written by kakurenbo-train or a RunRecorder; it holds a run.json. Runs that differ only in their seed are averaged.
 Differences and savings need a run of method=baseline with the same seed."""
 
-FIRST = 5  # rows of the data doctor's tables in a terminal
-WIDTH, NARROW = 150, 133  # characters of a line that goes into a file or a pipe, and that all columns need
+FIRST = 5  # rows shown of each of the data doctor's tables
+WIDTH, NARROW = 150, 133  # line width in a file or a pipe; line width that all columns need
 NOTHING = """\
 kakurenbo-report: no run can be read in {names}. A run folder is one that kakurenbo-train or a RunRecorder among a Trainer's callbacks \
 leaves, with a run.json in it or below it. Make one and report it:
@@ -44,11 +44,17 @@ leaves, with a run.json in it or below it. Make one and report it:
 
 
 def parser_of_options() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Build the command line's parser, with the examples below the options."""
     parser = argparse.ArgumentParser(
         "kakurenbo-report", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="folder of a run or of a multirun")
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of a run or of a multirun, for example outputs/2026-01-31/12-00-00",
+    )
     output = "where the report goes (default: FOLDER/report; of several, beside them)"
     parser.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help=output)
     kinds = "html (default) writes the report and prints the comparison; the others print the comparison only"
@@ -61,7 +67,7 @@ def parser_of_options() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print or write what the command line asks for; without a run that can be read, end with exit code 2."""
+    """Print or write what the command line asks for. Without a readable run it ends with exit code 2."""
     parser = parser_of_options()
     options = parser.parse_args(arguments)
     extras.require_or_exit("kakurenbo-report", "report", *extras.REPORT)
@@ -72,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # names of folders and classes may be of any characters
+            stream.reconfigure(errors="replace")  # names of folders and classes may hold characters that the terminal cannot show
     runs, problems = report.read_runs(options.folders)
     if not runs:
         names = ", ".join(map(str, options.folders))
@@ -104,13 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def default_target(folders: list[Path]) -> Path:
-    """Where the report of these folders goes: into the only one, or where all of them lie."""
-    there = [folder if os.path.isdir(folder) else folder.parent for folder in folders]  # of a name too long, `Path.is_dir` raises
+    """Where the report of these folders goes by default: into the only folder, or beside several of them."""
+    # Path.is_dir raises for a name that is too long
+    there = [folder if os.path.isdir(folder) else folder.parent for folder in folders]
     return Path(os.path.commonpath([folder.absolute() for folder in there])) / "report"
 
 
 def comparison_lines(groups: list[Group], width: int) -> list[str]:
-    """The comparison as lines of a terminal, and what one must know to read it."""
+    """The comparison as lines for a terminal, followed by how to read it."""
     from kakurenbo_lightning.report.notes import notes
     from kakurenbo_lightning.report.tables import COUNTS, comparison_text
 
@@ -123,7 +130,7 @@ def comparison_lines(groups: list[Group], width: int) -> list[str]:
 
 
 def doctor_lines(groups: list[Group], width: int) -> list[str]:
-    """The first rows of what the data doctor finds, as lines of a terminal; the page has more and says how to read them."""
+    """The first rows of the data doctor's findings, as lines for a terminal. The HTML page has more and says how to read them."""
     from kakurenbo_lightning.report.doctor_section import doctor_sections
 
     lines: list[str] = []
@@ -136,7 +143,7 @@ def doctor_lines(groups: list[Group], width: int) -> list[str]:
 
 
 def problem_lines(problems: list[Problem]) -> list[str]:
-    """What was left out and why."""
+    """One line for each run that was left out, with the reason."""
     return ["left out:", *(f"  {problem.path}: {problem.reason}" for problem in problems)] if problems else []
 
 

@@ -11,22 +11,22 @@ from functools import cache
 from itertools import zip_longest
 
 GAP = "  "
-LEAST_WIDTH, PIPED_WIDTH = 60, 100  # characters of a line; the second where the output is a file or a pipe
+LEAST_WIDTH, PIPED_WIDTH = 60, 100  # line widths in characters; the second is for a file or a pipe
 
 
 def terminal_width(piped: int = PIPED_WIDTH) -> int:
-    """Characters of a line of the terminal; ``piped`` where there is none."""
+    """Line width of the terminal in characters, or ``piped`` if the output is not a terminal."""
     return max(LEAST_WIDTH, shutil.get_terminal_size((piped, 24)).columns)
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, figures: bool = False) -> Iterator[str]:
-    """Yield the lines of a table of at most ``width`` characters, where words allow it; cells are wrapped between words.
+    """Yield the lines of a table of at most ``width`` characters if its words allow it. Cells are wrapped between words.
 
     Args:
-        head: one heading per column.
-        rows: as many cells each.
-        width: of a line.
-        figures: align every column but the first to the right.
+        head: one heading for each column.
+        rows: as many cells in each row.
+        width: line width in characters.
+        figures: whether every column but the first is aligned to the right.
     """
     table = [list(head), *map(list, rows)]
     sizes = _sizes(table, width - len(GAP) * (len(head) - 1))
@@ -43,7 +43,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], width: int, figu
 
 
 def show(text: str) -> None:
-    """Print a text; a reader that has seen enough, such as ``head``, is no error."""
+    """Print a text. A reader that closes the pipe early, such as ``head``, is no error."""
     try:
         print(text)
         sys.stdout.flush()
@@ -52,7 +52,7 @@ def show(text: str) -> None:
 
 
 def _sizes(table: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Sizes of columns that add up to ``room``: narrowed one by one where it makes the table the least longer."""
+    """Column widths that add up to ``room``, found by narrowing one column at a time where that adds the fewest lines."""
     columns = list(zip(*table, strict=True))
     sizes = [max(map(len, column)) for column in columns]
     least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]

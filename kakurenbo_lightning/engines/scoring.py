@@ -1,4 +1,4 @@
-"""The scoring pass of a backprop method over a loaded batch, and ways to make it cheaper."""
+"""The scoring pass of a backprop method over the loaded batch, and ways to make it cheaper."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class ScoringPass:
     """Scores batches with the module, or with a small network in its place.
 
     Args:
-        adapter: of the Trainer.
-        method: says how to score.
-        scorer: scores in the module's place.
+        adapter: access to the Trainer.
+        method: the method, whose settings say how to score.
+        scorer: the small network that scores in place of the module; ``None`` if there is none.
     """
 
     def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: Scorer | None) -> None:
@@ -43,13 +43,14 @@ class ScoringPass:
             scaled_images(batch, self._method.scale)
 
     def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
-        """Values of the ``size`` samples of a batch; ``outputs`` is where the module's come from."""
+        """Return the values of the ``size`` samples of a batch. ``outputs`` computes them from the module's step."""
         module = self._trainer.lightning_module if self._scorer is None else self._scorer.module
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
         if self._scorer is not None:
             outputs = self._of_scorer = self._of_scorer or outputs.of_module(module)
-        same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()  # a scorer's are the same
+        # all ranks hold the same scorer, and so the same buffers
+        same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()
         of_scorer = contextlib.nullcontext() if self._scorer is None else self._scorer.explained()
         with same, self._context(module), of_scorer:
             return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
@@ -72,7 +73,7 @@ class ScoringPass:
 
     @contextlib.contextmanager
     def _compiling(self, module: pl.LightningModule) -> Iterator[None]:
-        """The parts of ``module`` that compute go through ``torch.compile`` inside; those the user compiled do anyway."""
+        """Run the trainable submodules of ``module`` through ``torch.compile`` inside. Those that the user compiled stay compiled."""
         parts = [part for part in module.children() if any(True for _ in part.parameters())]
         if not parts:
             raise ConflictError(
@@ -83,7 +84,8 @@ class ScoringPass:
         for part in parts:
             if part not in self._compiled:
                 self._compiled[part] = torch.compile(part._call_impl)
-            part._compiled_call_impl = self._compiled[part]  # what nn.Module.compile sets
+            # a private attribute that nn.Module.compile sets; it is removed afterwards
+            part._compiled_call_impl = self._compiled[part]
         try:
             yield
         finally:
@@ -92,10 +94,10 @@ class ScoringPass:
 
 
 def scaled_images(batch: Any, scale: float) -> Any:
-    """The batch with every image (float ``[B, C, H, W]``) at ``scale`` times its resolution.
+    """Return the batch with every image (float ``[B, C, H, W]``) at ``scale`` times its resolution.
 
     Raises:
-        ConflictError: it holds none.
+        ConflictError: the batch holds no image, or an image would have no pixel left.
     """
     found = False
 
@@ -105,7 +107,9 @@ def scaled_images(batch: Any, scale: float) -> Any:
             return tensor
         found = True
         if min(tensor.shape[2:]) * scale < 1:
-            raise ConflictError(f"scale={scale}: images of {list(tensor.shape[2:])} pixels have none left; use a larger scale")
+            raise ConflictError(
+                f"scale={scale}: images of {list(tensor.shape[2:])} pixels would have none left; use a larger scale"
+            )
         return F.interpolate(tensor, scale_factor=scale, mode="bilinear", antialias=scale < 1)
 
     scaled = like(batch, map_tensors(resize, plain(batch)))

@@ -1,8 +1,8 @@
 """A structured config for every registered method, made from its declared settings.
 
-The config of ``plb`` instantiates ``SampleSelection("plb", ...)``; it holds each setting with its type and default, so it composes alone,
-and a wrong name or type is refused when Hydra composes. Ranges are checked when the method is made. Beside the settings there are
-``guard``, ``values`` and ``bls_alpha`` of methods that hide, and ``save`` of those with a share to set, which is null then:
+The config of ``plb`` instantiates ``SampleSelection("plb", ...)``. It holds each setting with its type and default, so it composes on
+its own, and Hydra refuses a wrong name or type when it composes. Ranges are checked when the method is created. Methods that hide also
+have ``guard``, ``values`` and ``bls_alpha``, and those with a share to set have ``save``, with which that share is null:
 ``method.save=0.2 method.max_fraction=null``, or a node with ``_target_: kakurenbo_lightning.Saving``.
 """
 
@@ -26,7 +26,7 @@ TARGET = "kakurenbo_lightning.SampleSelection"
 
 
 def method_config(name: str) -> type:
-    """The structured config, a dataclass, of the method ``name``.
+    """Return the structured config, a dataclass, of the method ``name``.
 
     Raises:
         ValueError: unknown method.
@@ -35,7 +35,7 @@ def method_config(name: str) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """The config of the method ``name``, so that a config can be pickled by reference."""
+    """Return the config of the method ``name`` as an attribute of this module, because pickle looks classes up by module and name."""
     if not name.startswith("_"):
         try:
             return method_config(name)
@@ -60,9 +60,11 @@ def _config_of(cls: type[Method]) -> type:
 
 
 def _typed_settings(cls: type[Method]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, annotation and default of each setting; what OmegaConf cannot type is Any, and what it cannot hold is left out."""
+    """Yield name, annotation and default of each setting. Types that OmegaConf does not know become ``Any``; defaults that it cannot
+    hold are left out.
+    """
     try:
-        hints = get_type_hints(cls)  # of plain fields, where they can be resolved
+        hints = get_type_hints(cls)  # resolves annotations that are strings
     except Exception:
         hints = {}
     for name, declared in settings_of(cls).items():
@@ -78,13 +80,13 @@ def _typed_settings(cls: type[Method]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _without_listed_unions(annotation: Any) -> Any:
-    """``list`` for a list of unions, which OmegaConf hands over as its own nodes when a callable is instantiated."""
+    """Replace a list of unions by ``list``, because OmegaConf passes such lists to callables as its own nodes."""
     is_listed = get_origin(annotation) in (list, tuple)
     return list[Any] if is_listed and any(get_origin(item) in (Union, UnionType) for item in get_args(annotation)) else annotation
 
 
 def _default(declared: Field) -> Any:
-    """The default as OmegaConf holds it: a tuple becomes a list, and what must be given is "???"."""
+    """Return the default as OmegaConf holds it: a tuple becomes a list, and a required setting is ``"???"``."""
     value = declared.default if declared.default_factory is MISSING else declared.default_factory()
     if value is MISSING:
         return "???"

@@ -1,4 +1,4 @@
-"""Selection methods, one file each, and the registry that names them."""
+"""Selection methods, one file each, and the registry in which they are looked up by name."""
 
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod, Picked
 from kakurenbo_lightning.methods.backprop.katharopoulos import Katharopoulos

@@ -1,4 +1,4 @@
-"""What a selection method of any family is: frozen settings and a pure plan of each epoch."""
+"""What selection methods of all families share: frozen settings, and a pure function that plans each epoch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ RefreshMode = Literal["eval", "train"]
 
 @dataclass(frozen=True)
 class Epoch:
-    """Which epoch is planned.
+    """The epoch that is planned, with what a method may need to know about it.
 
     Attributes:
         index: counted from 0.
-        max_epochs: length of the run in epochs, or ``None`` when it has no end.
-        seed: of the run; the same on every rank.
-        part: which part of the data set is chosen from: 1 + the class where classes are balanced (0: unknown), else -1.
-        batch_size: samples of a step, per rank, where that is known.
-        fraction: the share of this part to hide, where ``balance="rcap"`` says it; ``None``: the method's own.
-        classes: how many classes the data set has, where the method needs classes; ``None``: not known.
-        scoring: how many epochs of the run come before a static method's restart; ``None``: as many as the method says.
+        max_epochs: length of the training in epochs, or ``None`` if it has no end.
+        seed: seed of the training; the same on every rank.
+        part: the part of the data set to choose from: 1 + the class if classes are balanced (0: class unknown), else -1.
+        batch_size: samples per step and rank; ``None`` if not known.
+        fraction: the share of this part to hide, as ``balance="rcap"`` assigns it; ``None`` for the method's own share.
+        classes: number of classes in the data set, if the method needs classes; ``None``: not known.
+        scoring: number of epochs before the restart of a static method; ``None`` for the method's own number.
     """
 
     index: int
@@ -46,30 +46,30 @@ class Epoch:
     classes: int | None = None
 
     def generator(self, number: int | None = None) -> torch.Generator:
-        """A random stream of the method's own, the same on every rank: of this epoch, or of ``number``, whatever that counts."""
+        """A random stream of the method's own, the same on every rank, for this epoch or for another ``number``."""
         stream = "method" if self.part < 0 else f"method:{self.part}"
         return stream_generator(self.seed, self.index if number is None else number, stream)
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What methods of every family have. A method is a frozen dataclass whose fields are its settings.
+    """Base class of all methods. A method is a frozen dataclass whose fields are its settings.
 
     Fields made by :func:`~kakurenbo_lightning.methods.settings.setting` are converted to plain Python values and checked; then
     :meth:`check_settings` is called.
 
     Attributes:
-        name: as registered.
+        name: name in the registry.
         family: ``"hide"``, ``"backprop"`` or ``"draw"``.
         summary: one line for tables and the log.
-        paper: where it is from.
-        reads: the values it needs of each sample: of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
-        columns: what it keeps of each sample beside them.
-        refresh_mode: mode of the forward-only pass over the hidden samples after the epoch, ``None`` for no pass.
+        paper: authors, venue and year of the paper it comes from.
+        reads: values that it needs of each sample, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
+        columns: further columns that it keeps for each sample.
+        refresh_mode: mode (train or eval) of the forward pass that scores hidden samples after an epoch; ``None`` for no pass.
         weighs: whether its steps may carry loss weights.
         needs_classes: whether the class of each sample must be known.
-        changes_batches: whether epochs have other batches than a loader without the selection would give.
-        unforeseen: why no values of one moment say how much it leaves out; empty where they do.
+        changes_batches: whether its batches differ from those that the loader gives without the selection.
+        unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
 
     name: ClassVar[str] = "unregistered"
@@ -78,13 +78,13 @@ class Method(ABC):
     paper: ClassVar[str] = "-"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
     columns: ClassVar[tuple[Column, ...]] = ()
-    refresh_mode = None  # a setting of some methods
+    refresh_mode = None  # some methods make it a setting
     weighs = False
     needs_classes = False
-    draws_ahead: ClassVar[int | None] = None  # how many batches may be drawn before they are trained; None: any number
+    draws_ahead: ClassVar[int | None] = None  # batches that may be drawn ahead of training; None: any number
     changes_batches: ClassVar[bool] = False
     unforeseen: ClassVar[str] = ""
-    ends_short = False  # whether an epoch ends with one more step, for what is left
+    ends_short = False  # whether an epoch ends with one more step, for samples that still wait
 
     def __post_init__(self) -> None:
         for name, declared in settings_of(type(self)).items():
@@ -93,31 +93,31 @@ class Method(ABC):
         self.check_settings()
 
     def check_settings(self) -> None:  # noqa: B027
-        """Raise ``ValueError`` when settings do not fit each other or the method; each of them alone is allowed already.
+        """Raise ``ValueError`` if settings do not fit each other or the method. Each setting alone has been checked before.
 
         Call ``super().check_settings()`` first.
         """
 
     @abstractmethod
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
-        """What ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
+        """Return what ``epoch`` trains. Pure: equal inputs give equal plans on every rank and device.
 
         Args:
-            statistics: of all N samples, the same on every rank.
-            epoch: which epoch.
-            previous: the plan of the epoch before, which some epochs keep.
+            statistics: statistics of all N samples, the same on every rank.
+            epoch: the epoch to plan.
+            previous: the plan of the epoch before, which some methods keep for several epochs.
         """
 
     def within(self, universe: Universe) -> Method:
-        """The same method for the samples of ``universe``, known by their place in it: settings that name samples are translated."""
+        """Return the same method for the samples of ``universe``, with settings that name samples translated to positions in it."""
         return self
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
-        """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``: the hidden ones, if it chooses.
+        """Samples (``int64[n]`` on the CPU, ascending) to score before ``epoch``: the hidden ones if the epoch makes a new choice.
 
         Args:
-            statistics: of all samples; where a sample may be trained more than once in an epoch, the same on every rank.
-            epoch: which epoch.
+            statistics: statistics of all samples; the same on every rank if a sample may be trained more than once in an epoch.
+            epoch: the epoch that comes next.
             previous: the plan of the epoch before, ``None`` before the first.
         """
         if previous is None or self.refresh_mode is None or not self.chooses_in(epoch):
@@ -125,49 +125,51 @@ class Method(ABC):
         return previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
-        """Whether the plan of ``epoch`` goes by what was last recorded of the samples, so that the hidden ones are scored before."""
+        """Whether the plan of ``epoch`` depends on the recorded values, so that hidden samples must be scored before it."""
         return False
 
     @final
     def record(self, statistics: SampleStatistics, indices: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
-        """Write what was measured of some samples, after :meth:`observe` has seen it; no device synchronisation.
+        """Store the measured values of some samples, after passing them to :meth:`observe`; no device synchronisation.
 
         Args:
-            statistics: of all samples, see :meth:`SampleStatistics.record`.
-            indices: ``int64[b]``, the samples.
-            values: of them, each ``[b]``: ``loss`` and what the method reads.
-            epoch: in which they were measured.
+            statistics: statistics of all samples, see :meth:`SampleStatistics.record`.
+            indices: ``int64[b]``, data set indices of the samples.
+            values: their values, each ``[b]``: ``loss`` and what the method reads.
+            epoch: the epoch in which they were measured.
         """
         self.observe(statistics, indices, values, epoch)
         statistics.record(indices, values, epoch.index)
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
-        """Bring :attr:`columns` up to date, before the last values in ``statistics`` are replaced; no device synchronisation.
+        """Update :attr:`columns` before ``statistics`` takes over the new values; no device synchronisation.
 
         Args:
-            statistics: of all samples; its ``extra`` holds the columns.
-            rows: ``int64[b]``, the samples that were recorded; of one that comes twice (draw family only) the last row counts.
-            values: of them, each ``[b]``: ``loss`` and what the method reads.
-            epoch: which epoch.
+            statistics: statistics of all samples; ``extra`` holds the columns.
+            rows: ``int64[b]``, the measured samples. If one comes twice (draw family only), its last row counts.
+            values: their values, each ``[b]``: ``loss`` and what the method reads.
+            epoch: the epoch in which they were measured.
         """
 
     def scoring_epochs(self, max_epochs: int | None) -> int:
-        """A static method trains so many epochs on everything, chooses once, and starts a training of ``max_epochs`` again; else 0."""
+        """Number of epochs that a static method trains on everything before it chooses once and starts ``max_epochs`` again; 0 for
+        other methods.
+        """
         return 0
 
     def stream_samples(self, num_samples: int, batch_size: int) -> int | None:
-        """How many draws an epoch has that is drawn while it is trained; ``None`` when every epoch is a fixed set."""
+        """Number of draws in an epoch that is drawn while it is trained; ``None`` if every epoch is a fixed set."""
         return None
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:  # noqa: B027
-        """Raise ``ValueError`` when the settings do not fit a run of this many epochs or a data set of this length."""
+        """Raise ``ValueError`` if the settings do not fit a training of this many epochs or a data set of this length."""
 
     def check_data(self, fingerprint: str) -> None:  # noqa: B027
-        """Raise ``ValueError`` when a setting is of another data set than the one with this fingerprint."""
+        """Raise ``ValueError`` if a setting belongs to another data set than the one with this fingerprint."""
 
     def contents(self) -> dict[str, str]:
-        """Hashes of what settings only name (files), by name; a resumed run compares them with the checkpoint's."""
+        """Hashes of what settings refer to by name (files), which a resumed session compares with those in the checkpoint."""
         return {}
 
     def check_classes(self, targets: Tensor) -> None:  # noqa: B027
-        """Warn when a setting names classes that are not among ``targets`` (``int64[N]``)."""
+        """Warn if a setting names classes that are not among ``targets`` (``int64[N]``)."""

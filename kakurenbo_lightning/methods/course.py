@@ -1,8 +1,8 @@
-"""What a training by a method costs: its epochs played on a table of sample values, without a network.
+"""Simulates the epochs of a training by a method on a table of sample values, without a network, to find out what they cost.
 
-Time is counted in epochs that train on everything; a sample of which costs 1: its share of waiting for data, and of the forward pass, the
-backward pass and the update. A sample that is scored within a step costs the forward pass more, and where it is then not trained the wait
-for data too; one that is scored in a pass of its own costs what that pass takes.
+The unit of time is an epoch that trains on everything, in which each sample costs 1: its share of the wait for data, the forward pass, the
+backward pass and the update. A sample that is scored within a step costs one more forward pass, and the wait for data too if it is then
+not trained. A sample in a scoring pass costs what that pass takes.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Table = Mapping[str, "torch.Tensor"]
 
 @dataclass(frozen=True)
 class StepCost:
-    """What parts of training a sample take, in shares of the whole.
+    """What the phases of training cost, as shares of the time of one trained sample.
 
     Attributes:
-        data: waiting for it.
+        data: the wait for its data.
         forward: the forward pass.
-        scored: a sample of a scoring pass, in eval mode and without gradients, its wait for data included.
+        scored: scoring it in a scoring pass (eval mode, without gradients), including the wait for data.
     """
 
     data: float
@@ -38,13 +38,13 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Work:
-    """What a training does, epoch by epoch, in shares of the samples.
+    """What a training does in each epoch, in shares of the samples.
 
     Attributes:
-        trained: how many are trained.
-        rated: how many are scored within steps, to choose among them.
-        refreshed: how many are scored in a pass before the epoch.
-        extra: how many of the epochs come on top of those that were asked for: the scoring epochs of a static method.
+        trained: share that is trained, for each epoch.
+        rated: share that is scored within steps to choose among them, for each epoch.
+        refreshed: share that is scored in a pass before the epoch, for each epoch.
+        extra: number of epochs in addition to ``max_epochs``: the scoring epochs of a static method.
     """
 
     trained: tuple[float, ...]
@@ -53,7 +53,7 @@ class Work:
     extra: int = 0
 
     def saving(self, cost: StepCost) -> float:
-        """The share of the training time that is saved; negative where the method costs more than it leaves out."""
+        """The share of the training time that is saved; negative if the method costs more than it saves."""
         asked = len(self.trained) - self.extra
         rejected = math.fsum(max(0.0, rated - trained) for rated, trained in zip(self.rated, self.trained, strict=True))
         spent = math.fsum(self.trained) + math.fsum(self.rated) * cost.forward + rejected * cost.data
@@ -61,9 +61,10 @@ class Work:
 
 
 def learned(count: int) -> Table:
-    """Values of samples that are all right and sure, their losses spread evenly on a logarithmic scale, all of one class.
+    """Values of ``count`` samples of one class, all predicted correctly and confidently, with losses evenly spread on a logarithmic
+    scale.
 
-    Three quarters of the losses are below their mean.
+    Three quarters of the losses lie below their mean.
     """
     spread = torch.logspace(-3, 1, count)
     ones = torch.ones(count)
@@ -74,22 +75,22 @@ def learned(count: int) -> Table:
 
 
 def play(method: Method, max_epochs: int, values: Table, batch_size: int, whole: int = 0) -> Work:
-    """The work of a training of ``max_epochs`` by ``method``, whose samples have ``values`` throughout.
+    """Simulate a training of ``max_epochs`` by ``method`` on samples whose ``values`` never change, and return its work.
 
     Args:
-        method: of any family.
-        max_epochs: that were asked for.
+        method: a method of any family.
+        max_epochs: epochs of the training.
         values: every value that methods read, each ``[n]``.
-        batch_size: samples of a step, of ``n``.
-        whole: the first so many epochs train on everything, whatever the method says.
+        batch_size: samples per step, out of ``n``.
+        whole: number of first epochs that train on everything, whatever the method plans.
     """
     count, scoring = len(values["loss"]), method.scoring_epochs(max_epochs)
     statistics = SampleStatistics(count, columns=(*method.columns, *([TARGET] if method.needs_classes else [])))
     if method.needs_classes:
         statistics.extra[TARGET.name].copy_(values["target"])
     plan, found = None, []
-    trains = torch.arange(count)  # what the epoch before did
-    chooser: Any = method  # the family's own methods
+    trains = torch.arange(count)  # what the previous epoch trained
+    chooser: Any = method  # untyped, because the families have different methods
     memory = chooser.memory() if method.family == "backprop" else {}
     for index in range(max_epochs + scoring):
         epoch = Epoch(index, max_epochs, scoring=scoring, batch_size=batch_size)
@@ -103,7 +104,7 @@ def play(method: Method, max_epochs: int, values: Table, batch_size: int, whole:
         method.record(statistics, scored, _of(values, scored), before)
         plan = method.plan(statistics, epoch, plan)
         found.append((*_played(method, epoch, plan, values, batch_size, memory), len(scored) / count))
-        # a stream's draws are not played: it scores what no epoch has seen, which is nothing once it has begun
+        # the draws of a stream are not simulated; it scores samples never seen, and there are none once it has started
         trains = torch.unique(plan.indices) if isinstance(plan, EpochPlan) else torch.arange(count)
     trained, rated, passes = map(tuple, zip(*found, strict=True))
     return Work(trained, rated, passes, scoring)
@@ -114,7 +115,7 @@ def _of(values: Table, rows: torch.Tensor) -> Table:
 
 
 def _played(method: Any, epoch: Epoch, plan: Plan, values: Table, batch_size: int, memory: Memory) -> tuple[float, float]:
-    """Which share of the samples ``epoch`` trains, and which it scores in its steps."""
+    """The share of the samples that ``epoch`` trains, and the share that it scores within its steps."""
     count = len(values["loss"])
     if isinstance(plan, StreamPlan):
         return plan.samples / count, 0.0

@@ -10,7 +10,7 @@ from kakurenbo_lightning.methods.settings import settings_of
 
 
 def keywords_of(classes: Iterable[type[Method]]) -> Any:
-    """A ``TypedDict`` of every setting of these methods, none of them required; its docstring says whose each one is."""
+    """Return a ``TypedDict`` of all settings of these methods, none required. Its docstring says to which methods each belongs."""
     kinds: dict[str, dict[Any, None]] = {}
     owners: dict[str, list[str]] = {}
     for cls in classes:

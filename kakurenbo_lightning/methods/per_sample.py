@@ -1,4 +1,4 @@
-"""A setting with one number for each sample: a table, a file with one, or a function of the epoch that gives one."""
+"""The kind of setting that holds one number per sample: an array, a file with one, or a function of the epoch that returns one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ALLOWED = (
 
 @dataclass(frozen=True, eq=False)
 class PerSample:
-    """Numbers that are compared, shown and saved by a hash: a checkpoint holds that, not the numbers.
+    """One number for each sample. It is compared, shown and saved by a hash, so that a checkpoint does not hold the numbers.
 
     Attributes:
-        given: ``float64[N]``, or ``given(epoch)`` that returns what :func:`numbers` takes.
-        rows: ``int64[n]``, the samples that are asked for; ``None`` for all N.
-        source: the file they are from; "" for none.
+        given: ``float64[N]``, or a function ``given(epoch)`` that returns anything that :func:`numbers` accepts.
+        rows: ``int64[n]``, the samples to return numbers of; ``None`` for all N.
+        source: path of the file they were read from; empty if there is none.
     """
 
     given: np.ndarray | Callable[[int], Any]
@@ -36,10 +36,10 @@ class PerSample:
     source: str = ""
 
     def at(self, epoch: int) -> np.ndarray:
-        """The numbers in ``epoch``, ``float64[n]``.
+        """The numbers for ``epoch``, ``float64[n]``.
 
         Raises:
-            ValueError: what the function has returned is not allowed.
+            ValueError: the function fails or returns numbers that are not allowed.
         """
         values = self.given
         if callable(values):
@@ -52,16 +52,16 @@ class PerSample:
         return values if self.rows is None else values[self.rows]
 
     def of(self, rows: Any) -> PerSample:
-        """The same of the samples ``rows``, ``int64[n]``."""
+        """Return the same numbers, restricted to the samples ``rows``, ``int64[n]``."""
         return replace(self, rows=np.asarray(rows))
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the numbers, of a function's in epoch 0."""
+        """A hash of the numbers; for a function, of those in epoch 0."""
         return hashlib.blake2b(np.ascontiguousarray(self.at(0)).tobytes(), digest_size=8).hexdigest()
 
     def as_setting(self) -> str:
-        """What a checkpoint holds; a function's numbers are compared beside it, see :meth:`Method.contents`."""
+        """The text that a checkpoint stores. The numbers of a function are compared separately, see :meth:`Method.contents`."""
         return "a function of the epoch" if callable(self.given) else f"{len(self.at(0))} numbers with the hash {self.digest}"
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class PerSample:
 
 
 def per_sample() -> Kind:
-    """Numbers >= 0, not all of them 0, one for each sample; becomes :class:`PerSample`."""
+    """The kind of setting for numbers >= 0, one per sample and not all 0; values become :class:`PerSample`."""
 
     def convert(value: Any) -> PerSample:
         if isinstance(value, PerSample):
@@ -90,11 +90,11 @@ def per_sample() -> Kind:
 
 
 def numbers(value: Any) -> np.ndarray:
-    """``value`` as ``float64[N]``, which nobody can write to.
+    """Convert ``value`` to ``float64[N]``, a read-only array.
 
     Raises:
-        TypeError: it is no array, tensor or list of numbers.
-        ValueError: it is empty, has a number that is not allowed, or only zeros; in words.
+        TypeError: it is not an array, tensor or list of numbers.
+        ValueError: it is empty, holds a number that is not allowed, or only zeros; the message says which.
     """
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
@@ -108,7 +108,7 @@ def numbers(value: Any) -> np.ndarray:
     items = value if hasattr(value, "__array__") else [plain(each) for each in value]
     try:
         array = np.asarray(items)
-    except ValueError:  # a list in a list
+    except ValueError:  # nested lists of different lengths
         array = np.fromiter(items, dtype=object, count=len(items))
     if array.dtype.kind not in "biuf":
         for place, each in enumerate(items if isinstance(items, list) else array.ravel().tolist()):
@@ -129,8 +129,8 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds."""
-    if not os.path.isfile(path):  # which no name is too long for
+    """Return what a ``.npy``, ``.pt`` or ``.csv`` file holds, as an array or tensor."""
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise ValueError(f"there is no file {shown(os.fspath(path))}")
     readers = {
         ".npy": np.load,
@@ -141,7 +141,7 @@ def _read(path: Path) -> Any:
         raise ValueError(f"files are read by their ending, which is {shown(path.suffix)}")
     try:
         found = cast("Any", readers[path.suffix])(path)
-    except Exception as error:  # whatever the bytes of another file make of it
+    except Exception as error:  # the readers raise many kinds of errors for other bytes
         raise ValueError(f"the file cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(found, (np.ndarray, torch.Tensor)):
         raise ValueError(f"the file holds a {type(found).__name__}, it must be one tensor")

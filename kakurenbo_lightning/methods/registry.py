@@ -1,4 +1,4 @@
-"""Methods by name: ours, and those of other packages that declare them as entry points."""
+"""Methods by name: those of this package, and those that other packages declare as entry points."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from kakurenbo_lightning.methods.settings import shown
 ENTRY_POINTS = "kakurenbo_lightning.methods"
 
 _METHODS: dict[str, type[Method]] = {}
-_ASKED: set[str] = set()  # entry points that were loaded, or could not be
+_ASKED: set[str] = set()  # entry points that were tried, whether they could be loaded or not
 M = TypeVar("M", bound=type[Method])
 
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """What :func:`available_methods` says of a method.
+    """The facts about a method that :func:`available_methods` lists.
 
     Attributes:
-        name: as registered.
+        name: name in the registry.
         family: ``"hide"``, ``"backprop"`` or ``"draw"``.
-        paper: where it is from; "-" when from none.
-        summary: one line.
-        bytes_per_sample: of state on the device, with default settings.
-        card: the file that explains it, or ``None``.
+        paper: authors, venue and year of its paper; "-" if there is none.
+        summary: one line that says what it does.
+        bytes_per_sample: state per sample on the device, with default settings.
+        card: path of the Markdown file that explains it, or ``None``.
     """
 
     name: str
@@ -44,17 +44,17 @@ class MethodInfo:
 
 
 def register_method(name: str) -> Callable[[M], M]:
-    """Class decorator: make a method's settings dataclass available by ``name``.
+    """Class decorator that makes a method's settings dataclass available under ``name``.
 
     Raises:
-        TypeError: the class derives from none of HideMethod, BackpropMethod, DrawMethod, StreamMethod.
+        TypeError: the class does not derive from HideMethod, BackpropMethod, DrawMethod or StreamMethod, or is not a dataclass itself.
         ValueError: the name is taken by another class.
     """
 
     def register(cls: M) -> M:
         if not is_dataclass(cls) or not issubclass(cls, Method):
             raise TypeError(
-                f"{cls.__qualname__} is no method; derive it from HideMethod, BackpropMethod, DrawMethod or StreamMethod, and put "
+                f"{cls.__qualname__} is not a method; derive it from HideMethod, BackpropMethod, DrawMethod or StreamMethod, and put "
                 f"@dataclass(frozen=True) below @register_method({name!r})"
             )
         if "__dataclass_params__" not in vars(cls):
@@ -74,18 +74,18 @@ def register_method(name: str) -> Callable[[M], M]:
 
 
 def available_methods() -> dict[str, MethodInfo]:
-    """Every registered method by name, in alphabetical order; those of installed packages too."""
+    """Every registered method by name, in alphabetical order, including those of installed packages."""
     _load_entry_points()
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
 def registered() -> list[type[Method]]:
-    """The settings dataclasses of the methods whose modules are imported: ours, and others so far."""
+    """The settings dataclasses of all methods whose modules have been imported so far."""
     return list(_METHODS.values())
 
 
 def method_class(name: str) -> type[Method]:
-    """The settings dataclass that is registered by ``name``.
+    """The settings dataclass that is registered as ``name``.
 
     Raises:
         ValueError: unknown method.
@@ -99,15 +99,16 @@ def method_class(name: str) -> type[Method]:
     return _METHODS[name]
 
 
-_SHARES = ("F", "max_fraction", "prune_ratio", "fraction")  # what methods, papers and the command line call how much is left out
+# names that methods, papers and the command line use for the hidden share
+_SHARES = ("F", "max_fraction", "prune_ratio", "fraction")
 
 
 def get_method(name: str, /, **settings: Any) -> Method:
-    """The method ``name`` with these settings.
+    """Create the method ``name`` with the given settings.
 
     Raises:
         ValueError: unknown method, or a setting out of range.
-        TypeError: a setting the method does not have.
+        TypeError: the method has no such setting.
     """
     cls = method_class(name)
     known = [field.name for field in fields(cls)]
@@ -122,7 +123,7 @@ def get_method(name: str, /, **settings: Any) -> Method:
 
 
 def check_method(method: Any) -> Method:
-    """``method`` when it is a method object.
+    """Return ``method`` if it is a method object.
 
     Raises:
         TypeError: it is something else.
@@ -138,16 +139,16 @@ def check_method(method: Any) -> Method:
 
 
 def _describe(name: str, cls: type[Method]) -> MethodInfo:
-    source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a notebook has none
+    source = getattr(sys.modules.get(cls.__module__), "__file__", None)  # a class of a notebook has no file
     beside = [Path(source).with_name(f"{name}.md"), Path(source).with_suffix(".md")] if source else []
     card = next((path for path in beside if path.is_file()), None)
-    columns = (*cls.columns, *[TARGET] * (cls.needs_classes is True))  # a property where settings decide
+    columns = (*cls.columns, *[TARGET] * (cls.needs_classes is True))  # it may be a property, if settings decide
     state = BYTES_PER_SAMPLE + sum(column.bytes_per_sample for column in columns) + 4 * (cls.family == "draw")
     return MethodInfo(name, cls.family, cls.paper, cls.summary, state, card)
 
 
 def _load_entry_points() -> None:
-    """Import what installed packages declare; one that fails is named and left out."""
+    """Import the methods that installed packages declare. One that fails is named in a warning and left out."""
     for point in entry_points(group=ENTRY_POINTS):
         if point.value in _ASKED:
             continue

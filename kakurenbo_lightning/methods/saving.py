@@ -1,8 +1,9 @@
-"""How much training time a hide method saves: a model of its epochs, and the share it must hide to save so much.
+"""How much training time a hide method saves: a model of its epochs, and the share it must hide for a given saving.
 
-Time is counted in epochs that train on everything, a sample of which costs 1. An epoch that leaves out the share h of the samples costs
+The unit of time is an epoch that trains on everything, in which each sample costs 1. An epoch that hides the share h of the samples costs
 1 - h; a refresh of a share s, forward only, costs phi * s, where phi is the cost of a sample's forward pass in that unit. A training of E
-epochs then saves ``(sum of h - phi * sum of s - extra) / E`` of its time; ``extra`` are epochs that come on top.
+epochs then saves ``(sum of h - phi * sum of s - extra) / E`` of its time; ``extra`` is the
+number of additional epochs.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from dataclasses import dataclass, fields, replace
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.course import learned, play
 
-SAMPLES = 400  # of the made-up data set on which a method plans a course
+SAMPLES = 400  # size of the made-up data set on which a course is planned
 
 
 @dataclass(frozen=True)
 class Course:
-    """What a training leaves out and refreshes, epoch by epoch.
+    """What a training hides and refreshes, epoch by epoch.
 
     Attributes:
-        hidden: share of the samples that each epoch leaves out.
+        hidden: share of the samples that each epoch hides.
         refreshed: share that is scored, forward only, before each epoch.
-        extra: how many of the epochs come on top of those that were asked for: the scoring epochs of a static method.
+        extra: number of epochs in addition to ``max_epochs``: the scoring epochs of a static method.
     """
 
     hidden: tuple[float, ...]
@@ -32,21 +33,21 @@ class Course:
 
     @property
     def epochs(self) -> int:
-        """E, how many were asked for."""
+        """E, the number of epochs that were asked for."""
         return len(self.hidden) - self.extra
 
     def spared(self, forward: float, start: int = 0) -> float:
-        """Epochs' worth of time that epoch ``start`` and those after it save, without what is scored before ``start``; ``forward``: phi."""
+        """Time saved from epoch ``start`` on, in epochs; the scoring pass before ``start`` is not counted. ``forward`` is phi."""
         return math.fsum(self.hidden[start:]) - forward * math.fsum(self.refreshed[start + 1 :])
 
     def saving(self, forward: float) -> float:
-        """Share of the training time that is saved; negative where refreshes and extra epochs cost more than hiding saves."""
+        """Share of the training time that is saved; negative if refreshes and extra epochs cost more than hiding saves."""
         return (self.spared(forward) - self.extra) / self.epochs
 
 
 @dataclass(frozen=True)
 class SavingModel:
-    """The saving of a method as a function of its share setting, in proportion to which it hides.
+    """The time a method saves, as a function of the setting to which its hidden share is proportional.
 
     Attributes:
         least: the course at a setting of 0.
@@ -59,26 +60,28 @@ class SavingModel:
     limit: float
 
     def hidden(self, share: float, epoch: int) -> float:
-        """Share of the samples that ``epoch`` leaves out when the setting is ``share`` and the samples allow it."""
+        """Share of the samples that ``epoch`` hides if the setting is ``share`` and enough samples may be hidden."""
         least, most = (course.hidden[epoch] for course in (self.least, self.most))
         return least + (most - least) * share / self.limit
 
     def saving(self, share: float, forward: float, done: float = 0.0, start: int = 0, rate: float = 1.0) -> float:
-        """The share of the training time that is saved. Never falls with ``share`` or ``rate``, never rises with ``forward``.
+        """The share of the training time that is saved. It never falls with ``share`` or ``rate``, and never rises with ``forward``.
 
         Args:
-            share: the setting, from epoch ``start`` on.
+            share: value of the setting from epoch ``start`` on.
             forward: phi, in [0, 1].
-            done: epochs' worth of time that the epochs before ``start`` have saved, less what is scored before ``start``.
-            start: the first epoch that is still to come.
-            rate: how much of what the setting allows is hidden; samples that are moved back make it less than 1.
+            done: time saved by the epochs before ``start``, in epochs, minus the scoring pass before ``start``.
+            start: the first epoch that has not been planned yet.
+            rate: how much of what the setting allows is really hidden; below 1 if samples are moved back.
         """
         least, most = (course.spared(forward, start) for course in (self.least, self.most))
         spared = least + (most - least) * share / self.limit
         return (done + rate * spared - self.most.extra) / self.most.epochs
 
     def share(self, save: float, forward: float, done: float = 0.0, start: int = 0, rate: float = 1.0) -> float:
-        """The setting whose :meth:`saving` is ``save``; beyond [0, ``limit``], even infinite, where there is none."""
+        """The setting for which :meth:`saving` is ``save``. It lies outside [0, ``limit``], or is infinite, if no allowed one
+        exists.
+        """
         none, all_of_it = (self.saving(share, forward, done, start, rate) for share in (0.0, self.limit))
         if all_of_it <= none:
             return math.inf if save > none else 0.0
@@ -86,26 +89,27 @@ class SavingModel:
 
 
 def share_setting(method: Method | type[Method]) -> str | None:
-    """The one setting that says how much a method hides; ``None`` for methods that have none, or hide by something else too."""
+    """Name of the one setting that says how much a method hides; ``None`` if there is none, or something else matters too."""
     name = getattr(method, "share_setting", None)
     return name if any(field.name == name for field in fields(method)) else None
 
 
 def with_share(method: Method, share: float, every: int | None = None) -> Method:
-    """The method with another share, and another number of epochs that keep a choice."""
+    """Return the method with another share, and another number of epochs for which a choice is kept."""
     return replace(method, **{str(share_setting(method)): share}, **({} if every is None else {"every_n_epochs": every}))
 
 
 def saving_model(method: Method, max_epochs: int, limit: float, every: int | None = None) -> SavingModel:
-    """The model of ``method`` in a training of ``max_epochs``, for shares up to ``limit``."""
+    """Build the model of ``method`` in a training of ``max_epochs``, for shares up to ``limit``."""
     least, most = (_course(with_share(method, share, every), max_epochs) for share in (0.0, limit))
     return SavingModel(least, most, limit)
 
 
 def _course(method: Method, max_epochs: int) -> Course:
-    """The plans of ``method`` on made-up samples that are all right and sure; the first epoch trains on everything.
+    """Plan all epochs of ``method`` on made-up samples that are all predicted correctly and confidently. The first epoch trains on
+    everything.
 
-    Classes and protected samples are left out of account.
+    Classes and protected samples are ignored.
     """
     method = replace(method, protected=(), protected_classes=(), balance=None)
     work = play(method, max_epochs, learned(SAMPLES), SAMPLES, whole=1)

@@ -1,11 +1,11 @@
-"""Settings of methods: declared once, as dataclass fields, from which checks, tables and Hydra configs are made.
+"""Settings of methods: each is declared once, as a dataclass field, from which checks, tables and Hydra configs are made.
 
-A field that is made by :func:`setting` says which values it takes (a :class:`Kind`), in which unit, and what it means::
+A field made by :func:`setting` says which values it takes (a :class:`Kind`), in which unit, and what it means::
 
     pool: float = setting(0.6, number(0, 1, below=True), "share of lowest mean loss, from which half is hidden", unit="share of N")
 
-A bad value gets an error with the setting, its value, what is allowed, and the fix. A good one becomes a plain Python value: scalars of
-NumPy and torch become int, float, bool or str; arrays, lists and OmegaConf's lists become tuples.
+A bad value raises an error with the setting, its value, what is allowed, and the fix. A good one is converted to a plain Python value:
+scalars of NumPy and torch become int, float, bool or str; arrays, lists and OmegaConf's lists become tuples.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from kakurenbo_lightning.core.lazy_torch import torch
 
 Check = Callable[[bool, str, str, str], None]
 SETTING = "setting"  # the key of a Setting in a field's metadata
-SHOWN = 80  # characters of a value in an error
+SHOWN = 80  # characters of a value to show in an error
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Which values a setting takes.
+    """Describes which values a setting takes.
 
     Attributes:
-        allowed: in words; an error says "must be" before it.
+        allowed: the allowed values in words, which follow "must be" in an error.
         type: annotation of the setting in a Hydra config, as OmegaConf knows it.
-        convert: the plain Python value of what a user gave; ``ValueError`` or ``TypeError`` when it is not allowed, with what is wrong
-            beyond :attr:`allowed`, if anything.
+        convert: converts what the user gave to a plain Python value. Raises ``ValueError`` or ``TypeError`` if it is not allowed; the
+            message, if any, says what is wrong beyond :attr:`allowed`.
     """
 
     allowed: str
@@ -44,13 +44,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is declared of a setting.
+    """The declaration of one setting.
 
     Attributes:
         kind: which values it takes.
-        meaning: what it does; tables show it.
-        unit: of its values, such as "epochs"; "" for none.
-        fix: a sentence that an error ends with.
+        meaning: what it does, for tables.
+        unit: unit of its values, such as "epochs"; "" if there is none.
+        fix: the sentence with which an error ends.
     """
 
     kind: Kind
@@ -59,38 +59,39 @@ class Setting:
     fix: str
 
     def checked(self, method: str, name: str, value: object) -> Any:
-        """``value`` as a plain Python value.
+        """Convert ``value`` to a plain Python value.
 
         Raises:
             ValueError: the kind does not allow it.
         """
         try:
             return self.kind.convert(value)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # tensors raise RuntimeError
+        # tensors with more than one element raise RuntimeError
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             wrong = f"; {error}" if str(error) and type(error) is ValueError else ""
         require(False, method, name, value, self.kind.allowed + wrong, self.fix)
 
 
 def setting(default: Any, kind: Kind, meaning: str, *, unit: str = "", fix: str = "") -> Any:
-    """A dataclass field that is a setting.
+    """Declare a dataclass field as a setting.
 
-    A subclass that only changes the default writes a plain field of the same name, ``start_epoch: int = 1``.
+    A subclass that only changes the default declares a plain field of the same name, ``start_epoch: int = 1``.
 
     Args:
         default: ``dataclasses.MISSING`` for a setting that must be given.
         kind: which values it takes.
         meaning: what it does, in a few words.
-        unit: of its values.
-        fix: a sentence that helps who gave a bad value; without it the default is the example.
+        unit: unit of its values.
+        fix: the sentence with which an error ends. Without it, the default is shown as an example.
     """
     fix = fix or ("" if default is MISSING else f"For example: {default!r}.")
     return field(default=default, metadata={SETTING: Setting(kind, meaning, unit, fix)})
 
 
 def settings_of(cls: type) -> dict[str, Setting | None]:
-    """What is declared of each field of a method class, by name, in the order of the fields; ``None`` for a plain field.
+    """The declaration of each field of a method class, by name and in the order of the fields; ``None`` for a plain field.
 
-    A plain field that only changes the default of an inherited setting is that setting.
+    A plain field that only changes the default of an inherited setting has the declaration of that setting.
     """
     declared: dict[str, Setting | None] = {}
     for each in fields(cls):
@@ -105,14 +106,14 @@ def settings_of(cls: type) -> dict[str, Setting | None]:
 def number(
     low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False, infinite: bool = False
 ) -> Kind:
-    """A float from ``low`` to ``high``; NaN never.
+    """The kind of a float from ``low`` to ``high``; NaN is never allowed.
 
     Args:
         low: least value.
         high: largest value.
-        above: ``low`` itself is not allowed.
-        below: ``high`` itself is not allowed.
-        infinite: infinity is allowed where the ends allow it.
+        above: exclude ``low`` itself.
+        below: exclude ``high`` itself.
+        infinite: allow infinity if the bounds allow it.
     """
 
     def convert(value: object) -> float:
@@ -134,12 +135,12 @@ def number(
 
 
 def proportion() -> Kind:
-    """A share that leaves something: a number in [0, 1)."""
+    """The kind of a share that leaves something: a number in [0, 1)."""
     return number(0, 1, below=True)
 
 
 def integer(least: int = 0) -> Kind:
-    """An int of at least ``least``; 2.0 is none."""
+    """The kind of an int of at least ``least``; the float 2.0 is not allowed."""
 
     def convert(value: object) -> int:
         value = plain(value)
@@ -153,7 +154,7 @@ def integer(least: int = 0) -> Kind:
 
 
 def flag() -> Kind:
-    """``True`` or ``False``; 1 is none."""
+    """The kind of ``True`` or ``False``; the int 1 is not allowed."""
 
     def convert(value: object) -> bool:
         value = plain(value)
@@ -165,7 +166,7 @@ def flag() -> Kind:
 
 
 def choice(*options: str) -> Kind:
-    """One of these strings."""
+    """The kind of a string that is one of ``options``."""
 
     def convert(value: object) -> str:
         value = plain(value)
@@ -177,7 +178,9 @@ def choice(*options: str) -> Kind:
 
 
 def flag_or_choice(*options: str) -> Kind:
-    """``True``, ``False``, or one of these strings; the first one is another name for ``True`` and becomes it."""
+    """The kind of ``True``, ``False`` or one of these strings. The first string is another name for ``True`` and is converted to
+    it.
+    """
     either, named = flag(), choice(*options)
 
     def convert(value: object) -> bool | str:
@@ -190,16 +193,16 @@ def flag_or_choice(*options: str) -> Kind:
 
 
 def optional(kind: Kind) -> Kind:
-    """``None``, or what ``kind`` allows."""
+    """The kind of ``None`` or anything that ``kind`` allows."""
     return Kind(f"None or {kind.allowed}", Optional[kind.type], lambda value: None if value is None else kind.convert(value))  # noqa: UP045
 
 
 def several(kind: Kind, allowed: str) -> Kind:
-    """A list, range, set, array or tensor of what ``kind`` allows; becomes a tuple.
+    """The kind of a list, range, set, array or tensor of what ``kind`` allows; it is converted to a tuple.
 
     Args:
-        kind: of each item.
-        allowed: in words, "a list of ...".
+        kind: the kind of each item.
+        allowed: the allowed values in words, "a list of ...".
     """
 
     def convert(values: object) -> tuple:
@@ -218,7 +221,7 @@ def several(kind: Kind, allowed: str) -> Kind:
 
 
 def epoch_or_share(least: int = 0) -> Kind:
-    """An int, so many epochs, or a float in (0, 1), a share of ``max_epochs``."""
+    """The kind of a number of epochs (an int) or a share of ``max_epochs`` (a float in (0, 1))."""
     epochs, share = integer(least), number(0, 1, above=True, below=True)
 
     def convert(value: object) -> int | float:
@@ -229,7 +232,7 @@ def epoch_or_share(least: int = 0) -> Kind:
 
 
 def path() -> Kind:
-    """The path of a file, as a str."""
+    """The kind of a path of a file, which is converted to a str."""
 
     def convert(value: object) -> str:
         value = os.fspath(plain(value))
@@ -241,17 +244,18 @@ def path() -> Kind:
 
 
 def plain(value: Any) -> Any:
-    """A scalar of NumPy or torch as Python's own, an array or tensor as (nested) tuples; anything else as it is.
+    """Convert scalars of NumPy and torch to Python's own, and arrays and tensors to (nested) tuples. Anything else is unchanged.
 
-    A float of fewer than 64 bits becomes the decimal it is written as: ``np.float32(0.29)`` is 0.29, not 0.28999999165534973.
+    A float of fewer than 64 bits becomes its shortest decimal: ``np.float32(0.29)`` becomes 0.29, not 0.28999999165534973.
     """
-    if "torch" in sys.modules and isinstance(value, torch.Tensor):  # a value is none where nothing has imported torch
+    # without torch imported it cannot be a tensor, and importing takes seconds
+    if "torch" in sys.modules and isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()  # NumPy has no bfloat16
     if isinstance(value, np.ndarray):
         return tuple(map(plain, value)) if value.ndim else plain(value[()])
     if type(value).__module__.startswith("omegaconf.") and type(value).__name__.endswith("Node"):
-        return plain(value._value())  # an item of OmegaConf's list of unions
+        return plain(value._value())  # the private node of an item in OmegaConf's list of unions
     if isinstance(value, np.floating):
         return float(str(value))
     return value.item() if isinstance(value, np.generic) else value
@@ -261,13 +265,13 @@ def plain(value: Any) -> Any:
 
 
 def require(condition: bool, method: str, name: str, value: object, allowed: str, fix: str) -> None:
-    """Raise ``ValueError`` unless ``condition``."""
+    """Raise a ``ValueError`` that names the setting, its value, what is allowed and the fix, unless ``condition`` is true."""
     if not condition:
         raise ValueError(f"{method}: {name}={shown(value)} is not allowed; {name} must be {allowed}. {fix}")
 
 
 def checker(method: Any) -> Check:
-    """``check(condition, setting, allowed, fix)`` for the settings of one method object."""
+    """Return ``check(condition, setting, allowed, fix)``, which calls :func:`require` with the settings of one method object."""
 
     def check(condition: bool, name: str, allowed: str, fix: str) -> None:
         require(condition, method.name, name, getattr(method, name), allowed, fix)
@@ -276,7 +280,7 @@ def checker(method: Any) -> Check:
 
 
 def require_epochs(check: Check, name: str, values: Sequence[int | float], max_epochs: int | None) -> None:
-    """``values`` are epochs of a run of ``max_epochs``, or shares of it."""
+    """Check that each of ``values`` is an epoch of a training of ``max_epochs``, or a share of it."""
     check(
         max_epochs is not None or not any(isinstance(value, float) for value in values),
         name,
@@ -292,6 +296,6 @@ def require_epochs(check: Check, name: str, values: Sequence[int | float], max_e
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` in one line of at most :data:`SHOWN` characters."""
+    """``repr(value)`` in one line, cut to at most :data:`SHOWN` characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 20]}...{text[-17:]}"

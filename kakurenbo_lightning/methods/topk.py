@@ -1,4 +1,4 @@
-"""Choosing some of many samples, in linear time."""
+"""Selection of some of many samples in linear time."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ if TYPE_CHECKING:
 
 
 def exact_floor(fraction: float | Fraction, count: int) -> int:
-    """``floor(fraction * count)`` with the fraction read as the decimal it is written as (0.29 of 100 is 29)."""
+    """``floor(fraction * count)``, with ``fraction`` taken as its shortest decimal, so that 0.29 of 100 is 29 and not 28."""
     return int(as_decimal(fraction) * count)
 
 
 @lru_cache(maxsize=256)
 def as_decimal(value: float | Fraction) -> Fraction:
-    """``value`` as the decimal it is written as: 0.3 is 3/10."""
+    """``value`` as an exact fraction of its shortest decimal: 0.3 becomes 3/10."""
     return value if isinstance(value, Fraction) else Fraction(str(value))
 
 
 def in_epochs(value: int | float, max_epochs: int | None) -> int:
-    """An epoch, or (a float) a share of ``max_epochs``, rounded down."""
+    """Convert an epoch (int), or a share of ``max_epochs`` (float, rounded down), to a number of epochs."""
     return exact_floor(value, max_epochs or 0) if isinstance(value, float) else value
 
 
 def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator | None = None) -> Tensor:
-    """Mask of the eligible samples of lowest finite values. Linear in N, no sort.
+    """Mask of the eligible samples with the lowest finite values. Linear in N, without a sort.
 
     Args:
         values: ``float[N]``.
-        count: how many to mark; fewer are when fewer are eligible.
-        eligible: ``bool[N]``.
-        ties: draws among equal values; without it the lower index comes first.
+        count: number of samples to mark; fewer are marked if fewer are eligible.
+        eligible: ``bool[N]``, samples that may be marked.
+        ties: random stream that decides among equal values; without it the lower index comes first.
 
     Returns:
         ``bool[N]``.
     """
     infinity = float("inf")
+    # comparisons with infinity instead of isfinite: they are false for NaN too, and in-place ands save memory at large N
     eligible = (values < infinity).logical_and_(values > -infinity).logical_and_(eligible)
     count = min(count, int(eligible.count_nonzero()))
     if count <= 0:
@@ -49,26 +50,27 @@ def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator |
     threshold = _kth_smallest(torch.where(eligible, values, infinity), count)
     chosen = (values < threshold).logical_and_(eligible)
     missing = count - int(chosen.count_nonzero())
+    # several samples may equal the k-th value, of which only some are needed
     tied = (values == threshold).logical_and_(eligible).nonzero().squeeze(1)
     chosen[tied[:missing] if ties is None else some_of(tied, missing, ties)] = True
     return chosen
 
 
 def some_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` of ``rows`` (``int64[n]``, any device), drawn uniformly without replacement."""
+    """Draw ``count`` of ``rows`` (``int64[n]``, any device) uniformly without replacement."""
     order = shuffled(torch.arange(len(rows)), generator)
     return rows[order[:count].to(rows.device)]
 
 
 def mask_of(rows: Tensor, size: int) -> Tensor:
-    """``bool[size]``, true at ``rows``."""
+    """Convert row numbers to a mask, ``bool[size]``, which is true at ``rows``."""
     return torch.zeros(size, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
 
 
 def _kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest of ``values``, counted from 1; may reorder them."""
+    """The k-th smallest of ``values``, counted from 1. May reorder ``values``."""
     if values.device.type == "cpu":  # NumPy's partition is 18 times as fast as torch.kthvalue there
         values.numpy().partition(k - 1)
         return values[k - 1].clone()
-    # not kthvalue, which torch 2.6 refuses on CUDA under deterministic algorithms
+    # topk, because torch 2.6 refuses kthvalue on CUDA under deterministic algorithms
     return values.topk(k, largest=False, sorted=False).values.max()

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a session: two pure functions, and whether it belongs to the session that loads it."""
+"""What a checkpoint holds of a session: conversion to and from plain values, and checks whether it fits the session that loads it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from kakurenbo_lightning.session.totals import Totals
 
 STATE_VERSION = 2
 READABLE = (1, STATE_VERSION)
-# names of version 1: of totals, of an epoch's counts, and of what is logged of it
+# names in states of version 1: of totals, of the counts of an epoch, and of its logged metrics
 _RENAMED = {"samples_looked": "samples_scored", "look_seconds": "score_seconds", "looked": "scored"}
 
 
 @dataclass(frozen=True)
 class SessionState:
-    """Everything a checkpoint holds of a session.
+    """Everything that a checkpoint holds of a session.
 
     Attributes:
         method: name and settings of the method, see :func:`describe_method`.
-        fingerprint: of the data set, and of the part of it that can be trained.
-        seed: of order and choice.
-        epoch: where the session is.
-        layout: ranks and batches that trained it; its rank says nothing.
-        full_batches: batches of a full epoch that schedules were built for.
-        schedules: where the schedulers stood when the epoch, or this layout of it, began.
+        fingerprint: hash of the data set, and of the part of it that can be trained.
+        seed: seed of the order and the choice of samples.
+        epoch: the state of the current epoch.
+        layout: ranks and batches of the epoch; its own rank number has no meaning.
+        full_batches: number of batches of a full epoch, for which the schedules were built.
+        schedules: positions of the schedulers when the epoch, or its current layout, began.
         statistics: columns by name, each ``[N]`` on the CPU.
-        judged_since: of the statistics.
+        judged_since: first epoch from which the statistics hold predictions.
         totals: sums over the epochs.
-        restart: of a static method.
-        rng: random streams by rank; none where ranks could not be asked.
-        engines: what the engine remembers, by rank; ``None`` for one that remembers nothing.
-        shared: what the engine remembers on every rank alike.
-        pending: what the Trainer had still to do and Lightning does not save, by rank; none in states of older releases.
-        control: what stands above the method (``save``, ``guard``) chose and has seen; empty without them.
+        restart: state of the restart of a static method.
+        rng: random streams by rank; empty if the ranks could not be asked.
+        engines: state of the engine by rank; ``None`` for an engine without state.
+        shared: state of the engine that is equal on every rank.
+        pending: by rank, what the Trainer had still to do and Lightning does not save; empty in states of older releases.
+        control: state of ``save`` and ``guard``; empty without them.
     """
 
     method: dict[str, Any]
@@ -68,15 +68,15 @@ class SessionState:
 
     @property
     def num_samples(self) -> int:
-        """Length of the data set."""
+        """Number of samples in the data set."""
         return len(self.statistics["loss"])
 
 
 def to_state(state: SessionState) -> dict[str, Any]:
-    """Plain tensors, numbers and strings, which load with ``weights_only=True``.
+    """Convert a state to plain tensors, numbers and strings, which load with ``weights_only=True``.
 
     Raises:
-        TypeError: something else is in the state; named by its place.
+        TypeError: the state holds anything else; the message names its place.
     """
     epoch, layout = state.epoch, state.layout
     plain = {
@@ -105,20 +105,20 @@ def to_state(state: SessionState) -> dict[str, Any]:
         "rng": state.rng,
         "engines": state.engines,
         "shared": state.shared,
-        **({"pending": state.pending} if state.pending else {}),  # one that was read of an older release has none
+        **({"pending": state.pending} if state.pending else {}),  # states of older releases have none
         **({"control": state.control} if state.control else {}),
         **({"order": state.order} if state.order else {}),
         **({} if epoch.kept is None else {"kept": _plan_state(epoch.kept, state.num_samples)}),
     }
-    # states of the user's own callbacks and optimizers are in the restart: Lightning saves them as they are, and so do we
+    # the restart holds states of the user's callbacks and optimizers, which are saved unchanged, as Lightning does
     return {**as_plain(plain, "selection"), "restart": state.restart}
 
 
 def from_state(state: Mapping[str, Any]) -> SessionState:
-    """Read a state of this release or of the one before.
+    """Read a state that this release or an earlier readable one has written.
 
     Raises:
-        MismatchError: it is of a release that this one does not read, or (``StateError``) it is damaged.
+        MismatchError: another release has written it in a form that cannot be read, or (``StateError``) it is damaged.
     """
     version = state.get("version")
     if version not in READABLE:
@@ -186,12 +186,14 @@ def _totals_of(state: Mapping[str, Any]) -> Totals:
 
 
 def _judged_since(statistics: Mapping[str, Tensor]) -> int | None:
-    """Of a state that does not say it: since the first epoch where any sample was right or had a confidence."""
+    """Reconstruct ``judged_since``, which older states do not hold: 0 if the statistics have any prediction, else ``None``."""
     return 0 if bool(statistics["correct"].any()) or not bool(statistics["confidence"].isnan().all()) else None
 
 
 def _phase_of(state: Mapping[str, Any]) -> Phase:
-    """A state without ``pending`` does not tell whether a validation was over; it is not run again."""
+    """Read the phase. Without ``pending`` a state does not tell whether a validation was over; it counts as over and is not
+    repeated.
+    """
     phase = Phase(state["phase"])
     return Phase.VALIDATED if phase is Phase.VALIDATING and "pending" not in state else phase
 
@@ -204,7 +206,7 @@ def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
         return {"samples": plan.samples, "metrics": dict(plan.metrics)}
     return {
         "hidden": plan.hidden.clone(),
-        # what is not hidden follows from what is, but for plans that draw
+        # trained samples follow from the hidden ones, except in plans that draw
         "indices": None if plan.is_complement(num_samples) else plan.indices.clone(),
         "weights": None if plan.weights is None else plan.weights.clone(),
         "lr_factor": plan.lr_factor,
@@ -225,10 +227,10 @@ def _plan_of(state: Mapping[str, Any], num_samples: int) -> Plan:
 
 
 def _from_version_1(old: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of release 0.1 in the words of this one."""
+    """Convert a state of release 0.1 to the names of this one."""
     started = Phase.TRAINED if old["ending"] else Phase.TRAINING if old["step"] else Phase.PLANNED
     plan = {name: old[name] for name in ("hidden", "indices", "weights", "lr_factor")} | {"metrics": old["plan_metrics"]}
-    if old["shared"] is not None:  # the tree of a stream that has started
+    if old["shared"] is not None:  # the sum tree of a stream that has started
         batches = old["settings"]["epoch_length"] or -(-old["num_samples"] // old["batch_size"])
         plan = {"samples": old["epoch_samples"] or batches * old["batch_size"], "metrics": old["plan_metrics"]}
     engines = old["driven"]
@@ -250,24 +252,24 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in values.items()}
 
 
-# --- whose it is
+# --- does it fit this session?
 
 
 def describe_method(method: Method, beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Name and settings of a method, and those ``beside`` it, as plain values."""
+    """Name and settings of a method, together with the settings ``beside`` it, as plain values."""
     return {"method": method.name, "settings": {**plain_settings(method), **method.contents(), **(beside or {})}}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint must share with the session that loads it.
+    """What a checkpoint must have in common with the session that loads it.
 
     Attributes:
         method: name and settings, see :func:`describe_method`.
-        num_samples: of the data set.
-        fingerprint: of the data set.
-        seed: that the user gave; ``None`` fits any.
-        defaults: of the method's settings: what a checkpoint has that is older than a setting.
+        num_samples: number of samples in the data set.
+        fingerprint: hash of the data set.
+        seed: the user's seed; ``None`` fits any.
+        defaults: default settings of the method, used for settings that did not exist when the checkpoint was saved.
     """
 
     method: dict[str, Any]
@@ -278,7 +280,7 @@ class Identity:
 
 
 def mismatches(saved: SessionState, current: Identity) -> list[str]:
-    """What differs between a saved session and the current one, in words."""
+    """Differences between a saved session and the current one, in words."""
     if saved.method["method"] != current.method["method"]:
         return [f"method={current.method['method']!r}, the checkpoint has {saved.method['method']!r}"]
     differing = []
@@ -307,16 +309,16 @@ def fitting_state(
     on_mismatch: Literal["error", "reset"],
     check: Callable[[SessionState], None] = lambda saved: None,
 ) -> SessionState | None:
-    """A checkpoint's state when it belongs to the current session; ``None`` when the user wants to forget one that does not.
+    """Return the state of a checkpoint if it fits the current session; ``None`` if it does not and the user wants to forget it.
 
     Args:
-        state: of the checkpoint.
-        current: of the session.
-        on_mismatch: what to do with one that does not.
-        check: raises ``StateError`` for what the session's parts cannot take over.
+        state: the loaded selection state.
+        current: what the current session requires.
+        on_mismatch: the user's setting for a state that does not fit.
+        check: raises ``StateError`` if a part of the session cannot load its part of the state.
 
     Raises:
-        MismatchError: it does not (``StateError``: because it is damaged), and the user did not say what to do then.
+        MismatchError: it does not fit (``StateError``: it is damaged), and ``on_mismatch`` does not say to forget it.
     """
     try:
         saved = from_state(state)
@@ -340,9 +342,9 @@ def fitting_state(
 
 
 def saved_schedules(state: Mapping[str, Any]) -> tuple[dict[str, Any], int] | None:
-    """Where the schedulers stood, and batches of the full epochs they were built for, of a state that is forgotten but for these.
+    """Read the positions of the schedulers, and the full epoch's number of batches, from a state that is otherwise forgotten.
 
-    ``None`` when it is damaged there.
+    ``None`` if that part is damaged.
     """
     found = {"schedules": state.get("schedules", state.get("paces")), "full_batches": state.get("full_batches")}
     try:
@@ -353,10 +355,10 @@ def saved_schedules(state: Mapping[str, Any]) -> tuple[dict[str, Any], int] | No
 
 
 def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str, Any] | None]:
-    """Where a session with ``layout`` goes on, and the random streams it goes on with.
+    """Return the epoch state and random streams with which a session of this ``layout`` continues.
 
-    With the ranks and batches that were saved it goes on exactly; with others, what is left of the epoch is sharded over these, and
-    random streams are none.
+    With the saved number of ranks and batch size it continues exactly. Otherwise the rest of the epoch is sharded over the new ranks,
+    and the random streams are ``None``.
     """
     before, epoch = saved.layout, saved.epoch
     begun = epoch.step > 0 and epoch.phase not in (Phase.TRAINED, Phase.ENDED)

@@ -1,4 +1,4 @@
-"""What stands above the method when an epoch is planned: how much of the training time to save, and a guard of what it must not cost."""
+"""What overrides the method when an epoch is planned: the share of training time to save, and a guard that watches a metric."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter, validation_metri
 
 
 class Control:
-    """Says by which settings the method plans an epoch, and which epochs train on everything in its place.
+    """Adjusts the method's settings for the epoch to plan, and decides which epochs train on everything instead.
 
     Args:
-        method: as the user set it.
-        save: how much training time to save; ``None`` leaves the method's settings as they are.
-        guarded: the user's guard; ``None`` for none.
-        totals: of the session.
+        method: the method with the user's settings.
+        save: the share of the training time to save; ``None`` leaves the method's settings unchanged.
+        guarded: the user's guard; ``None`` if there is none.
+        totals: sums over the session's epochs.
     """
 
     def __init__(self, method: Method, save: Saving | None, guarded: SelectionGuard | None, totals: Totals) -> None:
         self._method, self._save, self._guarded = method, save, guarded
         self._budget = None if save is None else Budget(method, save, totals)
         self._guard = None if guarded is None else GuardWatch(guarded)
-        self._held = -1  # the last epoch that trained on everything in place of the method's plan
+        self._held = -1  # the last epoch in which everything was trained instead of the method's plan
 
     @property
     def method(self) -> Method:
-        """The method as the epoch is planned by it."""
+        """The method with the settings by which the epoch is planned."""
         return self._method if self._budget is None else self._budget.method
 
     @property
     def largest(self) -> Method:
-        """The method when it hides most."""
+        """The method with the settings by which it hides most."""
         return self._method if self._budget is None else self._budget.largest
 
     def check(self, trainer: AnyTrainer, max_epochs: int | None) -> None:
-        """Raise ``ConflictError`` for a training that cannot be shortened as asked, or that the guard would never see validated."""
+        """Raise ``ConflictError`` if the training cannot be shortened as asked, or if the guard's metric is never validated."""
         if self._budget is not None and not trainer.fast_dev_run:
             counts_steps = trainer.max_steps >= 0 or type(trainer.limit_train_batches) is int
             self._budget.check(max_epochs, counts_steps)
@@ -55,17 +55,17 @@ class Control:
             self._guard.check(trainer.enable_validation, None if trainer.fast_dev_run else max_epochs)
 
     def begin(self, epoch: Epoch, before: EpochState, count: int, position: str) -> tuple[bool, Plan | None]:
-        """``epoch`` will be planned. Collective.
+        """Prepare the planning of ``epoch``. Collective.
 
         Args:
-            epoch: to be planned.
-            before: where the session is.
-            count: how many samples can be trained.
-            position: of this rank, for errors.
+            epoch: the epoch to plan.
+            before: the current state of the session.
+            count: number of samples that can be trained.
+            position: describes rank and step, for errors.
 
         Returns:
-            Whether it trains on everything: by the guard, or the first epoch, whose steps are measured. And the plan of the epoch before,
-            which the method may keep; ``None`` where it must choose.
+            Whether the epoch trains on everything, because of the guard or because it is the first, whose steps are timed; and the plan of
+            the epoch before, which the method may keep, or ``None`` if it must make a new choice.
         """
         index, first = epoch.index, before.phase is Phase.IDLE
         previous = None if first else before.kept if self._held == before.epoch else before.plan
@@ -79,23 +79,23 @@ class Control:
         return held, previous
 
     def planned(self, epoch: Epoch, plan: Plan, previous: Plan | None) -> None:
-        """``plan`` of ``epoch`` is the method's, which might keep that of the epoch before, ``previous``."""
+        """Take note of the method's ``plan`` for ``epoch``, which may be the plan of the epoch before, ``previous``."""
         if self._budget is not None and epoch.max_epochs is not None:
             chose = previous is None or self.method.chooses_in(epoch)
             self._budget.planned(epoch.index, plan, epoch.max_epochs, chose)
 
     def metrics(self, index: int) -> dict[str, float]:
-        """To log of epoch ``index``, when it is planned."""
+        """Metrics to log for epoch ``index`` once it is planned."""
         guarded = {} if self._guard is None else {"guard": float(self._guard.holds(index))}
         return guarded if self._budget is None else {**self._budget.metrics, **guarded}
 
     def validated(self, adapter: TrainerAdapter, epoch: int, position: Callable[[], str]) -> None:
-        """A validation is over, of ``epoch`` where the Trainer of ``adapter`` is training. Collective."""
+        """Take note of a finished validation, which belongs to ``epoch`` if the Trainer of ``adapter`` is training. Collective."""
         if self._guard is not None and adapter.is_fitting and not (adapter.trainer.sanity_checking or adapter.passive):
             self._guard.validated(validation_metrics(adapter.trainer), epoch, position())
 
     def summary(self, epochs: int, count: int) -> str:
-        """What it came to in ``epochs`` of ``count`` samples, in words; empty where nothing was asked for."""
+        """The result after ``epochs`` epochs of ``count`` samples, in words; empty without ``save`` and ``guard``."""
         saved = "" if self._budget is None else self._budget.summary(epochs, count, guarded=self._guarded_epochs > 0)
         return saved if self._guard is None else saved + self._guard.summary
 
@@ -106,18 +106,18 @@ class Control:
     # --- state
 
     def settings(self) -> dict[str, Any]:
-        """What a resumed training must share, beside the method's settings."""
+        """Settings, besides the method's, that a resumed training must share."""
         save = {} if self._save is None else {"save": dict(vars(self._save))}
         return save if self._guarded is None else {**save, "guard": self._guarded.described()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers; empty where nothing was asked for."""
+        """State as plain numbers; empty without ``save`` and ``guard``."""
         parts = {"saving": self._budget, "guard": self._guard}
         states = {name: part.state_dict() for name, part in parts.items() if part is not None}
         return {"held": self._held, **states} if states else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
+        """Restore what :meth:`state_dict` returned."""
         self._held = state.get("held", -1)
         if self._budget is not None:
             self._budget.load_state_dict(state.get("saving", {}))
@@ -136,10 +136,10 @@ STATE = table(
 
 
 def check_guard(guarded: object, method: Method) -> SelectionGuard | None:
-    """The ``guard`` that was given.
+    """Return the ``guard`` argument if it is valid.
 
     Raises:
-        ValueError: it is none, or the method hides nothing that an epoch could train.
+        ValueError: it is not a guard, or the method does not hide samples, so that the guard could not act.
     """
     if guarded is None or (isinstance(guarded, SelectionGuard) and method.family == "hide"):
         return guarded
@@ -149,6 +149,6 @@ def check_guard(guarded: object, method: Method) -> SelectionGuard | None:
             "SelectionGuard('val_acc', max_drop=0.005)"
         )
     raise ConflictError(
-        f"guard is not possible with method {method.name}: an epoch that trains on everything takes the place of a plan that hides, "
-        f"which the {method.family} family does not make; leave it out, or use a method that hides, for example kakurenbo"
+        f"guard is not possible with method {method.name}: it replaces plans that hide samples by epochs that train on everything, "
+        f"and the {method.family} family makes no such plans; leave it out, or use a method that hides, for example kakurenbo"
     )

@@ -1,4 +1,4 @@
-"""Where a session is within its epochs: explicit and frozen. A checkpoint holds it as a part of a ``SessionState``."""
+"""The state of a session's current epoch, explicit and frozen. A checkpoint holds it as a part of ``SessionState``."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Phase(Enum):
     `training`    batches are trained                         training, trained, validating, ended
     `trained`     the last batch is done                      training, validating, ended
     `validating`  a validation has begun since the last step  training, validated, ended
-    `validated`   and is over                                 training, validating, ended
+    `validated`   and has ended                                training, validating, ended
     `ended`       counted and logged                          planned
     ============  ==========================================  ==================================
 
-    A session that resumes takes over the phase of its checkpoint. `trained` may go on with `training` when the loader is longer than it
-    was; `planned` ends without a step when Lightning resumes at the last batch of its epoch.
+    A resumed session has the phase of its checkpoint. `trained` may be followed by `training` if the loader has become longer; `planned`
+    may end without a step if Lightning resumes at the last batch of its epoch.
     """
 
     IDLE = "idle"
@@ -50,17 +50,18 @@ TRANSITIONS: dict[Phase, set[Phase]] = {
 
 @dataclass(frozen=True)
 class EpochState:
-    """The epoch a session is in. It is replaced, never changed.
+    """The current epoch of a session. It is replaced, never changed.
 
     Attributes:
-        epoch: its number, -1 before the first.
-        step: batches of it that are done.
-        phase: what has happened to it.
-        plan: what it trains.
-        done: steps and samples of it that were trained with another layout (other ranks or batches).
-        metrics: what is logged of it, by name.
-        ended_metrics: what was logged of the last epoch that ended.
-        kept: a static method's choice, while an epoch trains on everything in its place; the losses that it went by are others then.
+        epoch: number of the epoch; -1 before the first.
+        step: number of its batches that are done.
+        phase: how far it has come.
+        plan: the samples that it trains.
+        done: steps and samples of it that were trained with another layout (other ranks or batch size).
+        metrics: its logged metrics, by name.
+        ended_metrics: metrics of the last epoch that has ended.
+        kept: the choice of a static method while an epoch trains on everything instead; it cannot be made again, because the losses
+            have changed.
     """
 
     epoch: int = -1
@@ -74,24 +75,26 @@ class EpochState:
 
     @property
     def shown(self) -> dict[str, float]:
-        """What the progress bar shows of it: the share of the data set that is hidden, where some is."""
+        """What the progress bar shows: the share of the data set that is hidden, if any is."""
         return {"hidden": self.plan.hidden_fraction} if len(self.plan.hidden) else {}
 
     def enter(self, phase: Phase, step: int | None = None) -> EpochState:
-        """The same epoch in another phase, and at ``step`` where it is given.
+        """Return this epoch in another phase, and at ``step`` if that is given.
 
         Raises:
-            RuntimeError: :data:`TRANSITIONS` do not know the way there.
+            RuntimeError: :data:`TRANSITIONS` does not allow this change of phase.
         """
         if phase not in TRANSITIONS[self.phase]:
             raise RuntimeError(f"epoch {self.epoch} is {self.phase.value}, which {phase.value} cannot follow")
         return replace(self, phase=phase, step=self.step if step is None else step)
 
     def after_step(self, done: int, batches: int) -> EpochState:
-        """The same epoch when the last of ``done`` steps is done, of ``batches`` that it has."""
+        """Return this epoch after ``done`` of its ``batches`` steps."""
         state = replace(self, step=done)
         return state.enter(Phase.TRAINED) if done == batches else state
 
     def validation(self, phase: Phase) -> EpochState:
-        """A validation begins or ends; the same state where that says nothing of the epoch: before its first step, and after its end."""
+        """Return this epoch as a validation begins or ends. Before its first step and after its end it is unchanged, because that
+        validation is not the epoch's.
+        """
         return self.enter(phase) if phase in TRANSITIONS[self.phase] else self

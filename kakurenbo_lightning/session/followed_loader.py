@@ -1,4 +1,4 @@
-"""What a session knows of the train loader it follows."""
+"""What a session knows about the train loader whose batches it determines."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from kakurenbo_lightning.trainer.loader_compatibility import check_length
 
 @dataclass(frozen=True)
 class FollowedLoader:
-    """What a session knows of the train loader.
+    """The train loader of a session, with its sampler, its statistics and the identity of its data set.
 
     Attributes:
-        loader: a copy of the user's, whose batches are the plan's.
-        sampler: of it.
-        public: it goes through Lightning's public API only (``SampleSelection.wrap``).
-        fingerprint: of its data set.
-        universe: the samples of it that the user's sampler yields.
-        statistics: one row per sample of its data set.
-        longest: batches of the longest epoch there will be.
+        loader: a copy of the user's loader, whose batches follow the plan.
+        sampler: the sampler of the copy.
+        public: only Lightning's public API is used (``SampleSelection.wrap``).
+        fingerprint: hash of its data set.
+        universe: the samples that the user's sampler yields.
+        statistics: statistics with one row per sample of its data set.
+        longest: number of batches of the longest epoch that may come.
     """
 
     loader: DataLoader
@@ -47,46 +47,50 @@ class FollowedLoader:
 
     @property
     def identity(self) -> str:
-        """What a checkpoint compares: the fingerprint, and which samples can be trained where not all can."""
+        """What a checkpoint compares: the fingerprint, and which samples can be trained if not all can."""
         return "/".join(filter(None, (self.fingerprint, self.universe.digest)))
 
     def check_length(self) -> None:
-        """Raise ``ConflictError`` when the data set has another length than before."""
+        """Raise ``ConflictError`` if the length of the data set has changed."""
         check_length(num_samples(self.loader.dataset), len(self.statistics))
 
     def seed_workers(self, epoch: int) -> None:
-        """Workers that are started from now on draw the random numbers of ``epoch``."""
+        """Seed the workers that are started from now on with the random numbers of ``epoch``."""
         seed_workers(self.loader, worker_seed(self.sampler, epoch))
 
     def arrive(self, device: torch.device, compare: bool, position: str) -> None:
-        """The device is known; ``compare``: the ranks compare their data sets (collective), ``position`` is for its errors."""
+        """Move to ``device``, once it is known. With ``compare`` the ranks compare their data sets (collective); ``position`` is for
+        errors.
+        """
         if compare and self.sampler.num_replicas > 1:
             check_same_data(len(self.statistics), self.identity, position)
         self.statistics.to(device)
 
     def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
-        """What ``epoch`` trains, chosen by ``method`` from the samples that can be trained; ``before``: the plan of the epoch before."""
+        """Let ``method`` choose what ``epoch`` trains from the samples that can be trained. ``before`` is the plan of the epoch
+        before.
+        """
         universe = self.universe
         return universe.outside(
             method.within(universe).plan(universe.statistics(self.statistics), epoch, universe.inside(before))
         )
 
     def rows_to_score(self, method: Method, epoch: Epoch, before: Plan | None) -> Tensor:
-        """Which samples ``method`` wants to be scored before ``epoch``, ``int64[n]`` data set indices, ascending."""
+        """Data set indices (``int64[n]``, ascending) that ``method`` wants to be scored before ``epoch``."""
         universe = self.universe
         rows = method.within(universe).rows_to_score(universe.statistics(self.statistics), epoch, universe.inside(before))
         return universe.samples(rows)
 
     def shard(self, state: EpochState, draws: DrawSource | None) -> Shard:
-        """This rank's part of the epoch, without what was trained with another layout."""
+        """This rank's part of the epoch, without the samples that were trained with another layout."""
         return state.plan.shard(self.sampler.layout(state.epoch, state.done), draws)
 
     def position(self, state: EpochState) -> str:
-        """Rank, epoch and step, for errors."""
+        """Rank, epoch and step in words, for errors."""
         steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
         return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step} of {steps},"
 
 
 def worker_seed(sampler: SelectionSampler, epoch: int) -> int:
-    """Of the workers that load ``epoch`` for this rank."""
+    """The seed of the workers that load ``epoch`` for this rank."""
     return stream_seed(sampler.seed, epoch, f"workers:{sampler.rank}")

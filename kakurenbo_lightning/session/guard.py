@@ -1,4 +1,4 @@
-"""``SampleSelection(..., guard=SelectionGuard(...))``: when a validated value falls too far, the next epochs train on everything."""
+"""``SampleSelection(..., guard=SelectionGuard(...))``: if a validated metric falls too far, the next epochs train on everything."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HIGHER = {
     "ssim",
 }
 LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "nll", "perplexity", "ppl"}
-RUN, EPOCHS = "run.json", "selection.parquet"  # of a run folder, see record/schema.py
+RUN, EPOCHS = "run.json", "selection.parquet"  # files of a run folder, see record/schema.py
 
 
 def _text(value: object) -> str:
@@ -57,19 +57,21 @@ def _reference(value: Any) -> str | tuple[float, ...]:
 
 @dataclass(frozen=True)
 class SelectionGuard:
-    """Compares a validated value with a reference after each epoch; when it is worse by more than ``max_drop``, epochs train on everything.
+    """Compares a validated metric with a reference after each epoch. If it is worse by more than ``max_drop``, the next epochs train
+    on everything.
 
-    An alarm holds for ``epochs`` epochs, and each validation may raise it again, so that everything is trained until the value is back.
-    The first epoch after that chooses from values that every sample has just got. A value that is NaN is worse than any.
+    An alarm holds for ``epochs`` epochs, and each validation may raise it again, so that everything is trained until the metric has
+    recovered. The first epoch after that makes a new choice, from values that every sample has just got. NaN is worse than any value.
 
     Attributes:
-        monitor: name of the value, as ``validation_step`` logs it. That of rank 0 counts.
-        max_drop: how much worse it may be, in its own unit: 0.5 of an accuracy in percent, 0.005 of one in [0, 1].
+        monitor: name of the metric, as ``validation_step`` logs it. The value of rank 0 counts.
+        max_drop: how much worse the metric may be, in its own unit: 0.5 for an accuracy in percent, 0.005 for one in [0, 1].
         reference: ``"own"``, the best value of this training so far; or a baseline's value after each epoch: as numbers, or as the folder
             of a run that a ``RunRecorder`` wrote (of several seeds of one method: their mean). Epochs are compared one by one, and after
             the last one its value stays; a baseline of another length or schedule is no fair reference.
-        mode: ``"max"`` where higher is better, ``"min"`` for a loss; a name that says otherwise (``acc``, ``loss``) gets a warning.
-        epochs: how many epochs train on everything after an alarm.
+        mode: ``"max"`` if higher is better, ``"min"`` for a loss. A metric whose name suggests the opposite (``acc``, ``loss``) causes
+            a warning.
+        epochs: number of epochs that train on everything after an alarm.
         curve: the reference by epoch, NaN where it has no value; empty for ``"own"``.
 
     Raises:
@@ -106,34 +108,37 @@ class SelectionGuard:
             )
 
     def described(self) -> dict[str, Any]:
-        """What a resumed training must share: the curve by its hash, as its folder may have moved."""
+        """Settings that a resumed training must share. The curve is given by its hash, because its folder may have moved."""
         digest = hashlib.blake2b(repr(self.curve).encode(), digest_size=8).hexdigest() if self.curve else OWN
         return {"monitor": self.monitor, "max_drop": self.max_drop, "reference": digest, "mode": self.mode, "epochs": self.epochs}
 
     def expected(self, epoch: int, best: float | None) -> float | None:
-        """What the value after ``epoch`` is compared with; ``best``: of the training so far. ``None`` for nothing."""
+        """The value that the one after ``epoch`` is compared with, ``None`` if there is none. ``best`` is the best of this training so
+        far.
+        """
         if self.reference == OWN:
             return best
         value = self.curve[min(epoch, len(self.curve) - 1)]
         return None if math.isnan(value) else value
 
     def drop(self, value: float, expected: float) -> float:
-        """By how much ``value`` is worse; infinite for NaN."""
+        """By how much ``value`` is worse than ``expected``; infinite for NaN."""
         worse = expected - value if self.mode == "max" else value - expected
         return math.inf if math.isnan(worse) else worse
 
     def better(self, one: float, other: float | None) -> float | None:
-        """The better of two values, without NaN."""
+        """The better of two values, ignoring NaN."""
         if math.isnan(one):
             return other
         return one if other is None else max(one, other) if self.mode == "max" else min(one, other)
 
 
 def read_curve(folder: Path, monitor: str) -> tuple[float, ...]:
-    """What runs of one method at and below ``folder`` logged as ``monitor``, by epoch: their mean, NaN where none has a value.
+    """Mean over the runs at and below ``folder`` (of one method) of what they logged as ``monitor``, by epoch; NaN where none has a
+    value.
 
     Raises:
-        ValueError: there is no such run, they are of several methods, or do not have that value.
+        ValueError: there is no such run, the runs belong to several methods, or they did not log that metric.
         MissingExtraError: pyarrow is missing.
     """
     require_extra("SelectionGuard(reference=FOLDER)", "report", "pyarrow")
@@ -154,7 +159,7 @@ def read_curve(folder: Path, monitor: str) -> tuple[float, ...]:
         )
     found: dict[int, list[float]] = {}
     for path in paths:
-        with path.open("rb") as opened:  # a path with = would be taken for a partition
+        with path.open("rb") as opened:  # opened here, because pyarrow reads a path with "=" as a partition
             columns = parquet.ParquetFile(opened).read().to_pydict()
         if monitor not in columns:
             there = sorted(name for name in columns if any(isinstance(value, float) for value in columns[name]))
@@ -176,19 +181,19 @@ def _method(path: Path) -> str:
 
 
 class GuardWatch:
-    """What a guard has seen, and how long its alarm holds.
+    """The values that a guard has seen, and how long its alarm holds.
 
     Args:
-        guard: as the user set it.
+        guard: the user's guard.
     """
 
     def __init__(self, guard: SelectionGuard) -> None:
         self._guard = guard
-        # the last value and after which epoch it came; the best one before; the last epoch that the alarm holds for; how many it held for
+        # the last value and its epoch; the best value before it; the last epoch of the alarm; number of epochs that alarms have held for
         self._seen: dict[str, Any] = {"value": None, "epoch": -1, "best": None, "until": -1, "held": 0}
 
     def check(self, validates: bool, max_epochs: int | None = None) -> None:
-        """Raise ``ConflictError`` where nothing is ever validated; warn of a reference of another length than ``max_epochs``."""
+        """Raise ``ConflictError`` if there is no validation; warn if the reference does not have ``max_epochs`` epochs."""
         known = len(self._guard.curve)
         if known > 1 and max_epochs is not None and known != max_epochs:
             rank_zero_warn(
@@ -202,10 +207,10 @@ class GuardWatch:
             )
 
     def validated(self, logged: Mapping[str, Any], epoch: int, position: str) -> None:
-        """A validation of ``epoch`` is over, and ``logged`` is there: keep the value of rank 0. Collective.
+        """Keep rank 0's value from ``logged`` after a validation of ``epoch``. Collective.
 
         Raises:
-            ConflictError: on every rank, when it is not among them. ``logged`` are those that the validation itself logged.
+            ConflictError: on every rank, if the metric is not in ``logged``, which holds only what the validation itself logged.
         """
         name = self._guard.monitor
         theirs = [each for each in sorted(logged) if not each.startswith("selection/")]
@@ -220,11 +225,11 @@ class GuardWatch:
         self._seen |= {"value": found, "epoch": epoch}
 
     def begin(self, index: int, scoring: int = 0) -> bool:
-        """Epoch ``index`` will be planned: whether it trains on everything.
+        """Decide whether epoch ``index``, which is about to be planned, trains on everything.
 
         Args:
-            index: of the epoch.
-            scoring: how many epochs come before a static method's restart. They hide nothing, and what they reach is of another training.
+            index: number of the epoch.
+            scoring: number of epochs before a static method's restart. They hide nothing, and their values belong to another training.
         """
         seen = self._seen
         if seen["value"] is not None and seen["epoch"] == index - 1:
@@ -235,7 +240,7 @@ class GuardWatch:
         return self.holds(index)
 
     def holds(self, index: int) -> bool:
-        """Whether epoch ``index`` trains on everything, once it is planned."""
+        """Whether epoch ``index`` trains on everything; valid once it is planned."""
         return index <= self._seen["until"]
 
     def _judge(self, index: int, value: float, scoring: int) -> None:
@@ -255,20 +260,20 @@ class GuardWatch:
 
     @property
     def held(self) -> int:
-        """How many epochs it let train on everything so far."""
+        """Number of epochs that it has made train on everything so far."""
         return self._seen["held"]
 
     @property
     def summary(self) -> str:
-        """How often it acted; empty where it did not."""
+        """How often it acted, in words; empty if it never did."""
         return f"; the guard let {self.held} epoch{'' if self.held == 1 else 's'} train on everything" if self.held else ""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has seen."""
+        """The values seen, and the state of the alarm, as plain numbers."""
         return dict(self._seen)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
+        """Restore what :meth:`state_dict` returned."""
         self._seen |= state
 
 

@@ -1,4 +1,4 @@
-"""What is logged of an epoch, as ``selection/<name>``."""
+"""The metrics that are logged for an epoch, as ``selection/<name>``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kakurenbo_lightning.core.plan import Plan
 
 
 def planned_metrics(plan: Plan, nonfinite: int, optimizers: Sequence[Optimizer]) -> dict[str, float]:
-    """What a plan says of its epoch; ``nonfinite`` samples have a loss that is not finite."""
+    """Metrics of an epoch's plan. ``nonfinite`` is the number of samples whose loss is not finite."""
     metrics = {
         "candidates": 0.0,
         "moved_back": 0.0,
@@ -28,8 +28,8 @@ def planned_metrics(plan: Plan, nonfinite: int, optimizers: Sequence[Optimizer])
 
 
 def log_directly(trainer: pl.Trainer, metrics: dict[str, float], epoch: int) -> None:
-    """Log the metrics of an epoch that Lightning does not end, because it resumed at its last batch."""
-    # float32, as Lightning logs
+    """Log the metrics of an epoch that Lightning itself never ends, because it has resumed at the epoch's last batch."""
+    # float32, because Lightning logs metrics as float32 tensors
     values = {f"selection/{name}": float(torch.tensor(value, dtype=torch.float32)) for name, value in metrics.items()}
     for logger in trainer.loggers:
         logger.log_metrics({**values, "epoch": epoch}, step=trainer.global_step - 1)

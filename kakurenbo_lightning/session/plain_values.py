@@ -1,4 +1,4 @@
-"""The border of a checkpoint: what users and their methods give becomes plain Python here, so that it loads with ``weights_only=True``."""
+"""Converts what users and their methods give to plain Python values, so that a checkpoint loads with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from kakurenbo_lightning.methods.settings import plain, shown
 
 
 def as_plain(value: Any, place: str) -> Any:
-    """``value`` with Python numbers and strings for NumPy's.
+    """Return ``value`` with NumPy's numbers and strings replaced by Python's.
 
     Args:
-        value: of dicts, lists, tuples, tensors, numbers, strings and ``None``.
-        place: where it is, for the error.
+        value: nested dicts, lists, tuples, tensors, numbers, strings and ``None``.
+        place: name of the value's place, for errors.
 
     Raises:
         TypeError: it holds something else.
@@ -35,7 +35,7 @@ def as_plain(value: Any, place: str) -> Any:
     if type(value) in (list, tuple):
         return type(value)(as_plain(part, f"{place}[{number}]") for number, part in enumerate(value))
     if isinstance(value, np.floating):
-        return float(value)  # `item()` of a longdouble is itself
+        return float(value)  # item() of a longdouble returns a longdouble again
     if isinstance(value, (np.integer, np.bool_, np.str_, np.bytes_)):
         return value.item()
     if value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor):
@@ -47,27 +47,27 @@ def as_plain(value: Any, place: str) -> Any:
 
 
 def plain_settings(method: Method) -> dict[str, Any]:
-    """The fields of a method: sequences, arrays and tensors as lists, paths as strings, functions by name; the method keeps what it has.
+    """The fields of a method as plain values: sequences, arrays and tensors as lists, paths as strings, functions by name.
 
     Raises:
-        TypeError: one holds what no checkpoint can; named.
+        TypeError: a field holds something that a checkpoint cannot; the message names it.
     """
     return {field.name: as_plain(_listed(getattr(method, field.name)), f"{method.name}.{field.name}") for field in fields(method)}
 
 
 def default_settings(method: Method) -> dict[str, Any]:
-    """The defaults of a method's fields, of those that have one, as :func:`is_same` compares them."""
+    """Defaults of those fields of a method that have one, in the form that :func:`is_same` compares."""
     return {field.name: field.default for field in fields(method) if field.default is not MISSING}
 
 
 def savable(method: Method) -> Method:
-    """The method; raises ``TypeError`` for one whose fields the first checkpoint could not hold."""
+    """Return the method; raise ``TypeError`` if its fields could not be saved in a checkpoint."""
     plain_settings(method)
     return method
 
 
 def is_same(old: Any, new: Any) -> bool:
-    """Whether two values of a setting are the same: a list is equal to a tuple or array of the same items, and NaN to NaN."""
+    """Whether two values of a setting are equal. A list equals a tuple or array of the same items, and NaN equals NaN."""
     old, new = _listed(old), _listed(new)
     return old == new or repr(old) == repr(new)
 
@@ -77,7 +77,7 @@ def _listed(value: Any) -> Any:
         return os.fspath(value)
     if isinstance(value, PerSample):
         return value.as_setting()
-    if inspect.isroutine(value):  # by its name, as pickle keeps it
+    if inspect.isroutine(value):  # a function is compared by its name, as in pickle
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (set, frozenset)):
         value = sorted(value, key=repr)
@@ -85,22 +85,22 @@ def _listed(value: Any) -> Any:
         value = plain(value)
     if isinstance(value, Mapping):
         return {key: _listed(part) for key, part in value.items()}
-    # a loaded list equals a list
+    # tuples have become lists in the checkpoint
     return [_listed(part) for part in value] if isinstance(value, (list, tuple, range)) else value
 
 
 def plain_plan(plan: Plan, method: str) -> Plan:
-    """The plan with metrics and learning-rate factor as Python's own numbers.
+    """Return the plan with metrics and learning-rate factor converted to Python numbers.
 
     Raises:
-        TypeError: a metric is no number.
-        ValueError: the factor is none that an optimizer can take.
+        TypeError: a metric is not a number.
+        ValueError: the factor is not a finite number above 0.
     """
     metrics = {str(name): _number(value) for name, value in plan.metrics.items()}
     for name, value in metrics.items():
         if value is None:
             raise TypeError(
-                f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log what is none of them elsewhere"
+                f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log other values elsewhere"
             )
     if not isinstance(plan, EpochPlan):
         return replace(plan, metrics=metrics)
@@ -113,13 +113,13 @@ def plain_plan(plan: Plan, method: str) -> Plan:
 
 
 def _number(value: Any) -> float | int | None:
-    """A number of Python, NumPy or torch as Python's own, True as 1.0; ``None`` when it is none."""
+    """Convert a number of Python, NumPy or torch to Python's own, ``True`` to 1.0; ``None`` if it is not a number."""
     value = plain(value)
     return float(value) if isinstance(value, bool) else value if isinstance(value, (int, float)) else None
 
 
 def brief(value: Any) -> str:
-    """``repr`` in one line of a message."""
+    """``repr`` of a value, cut to one line of a message."""
     text = repr(value)
     return (
         text if len(text) <= 80 else f"{text[:60]}... ({len(value)} values)" if hasattr(value, "__len__") else f"{text[:77]}..."

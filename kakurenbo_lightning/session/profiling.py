@@ -1,4 +1,4 @@
-"""Profiles some steps of a training, and scores some samples, without a trace: what :func:`~kakurenbo_lightning.advise` goes by."""
+"""Profiles some steps of a training and scores some samples, without side effects, for :func:`~kakurenbo_lightning.advise`."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from kakurenbo_lightning.session.trial import fit_aside
 from kakurenbo_lightning.signals.outputs import SampleOutputs, Values
 from kakurenbo_lightning.trainer.forward_pass import score_samples
 
-KNOWN = ("loss", "confidence", "correct")  # what is measured of samples
+KNOWN = ("loss", "confidence", "correct")  # values that are measured of samples
 PHASES = ("data", "forward", "backward", "update")
-LONGEST = 0.05  # share of the longest that counts for nothing: a machine that stood still
+LONGEST = 0.05  # share of the longest durations that is dropped, because the machine may have stalled
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What some steps of a training took.
+    """Measured times of some training steps, and values of some samples.
 
     Attributes:
-        seconds: of a step, by phase: waiting for data, forward pass, backward pass, update and what else a step does.
-        steps: how many were measured.
+        seconds: seconds of a step by phase: waiting for data, forward pass, backward pass, update, and the rest.
+        steps: number of measured steps.
         batch_size: samples of a step.
-        pass_seconds: of a scoring pass, per sample; 0 where none can be made.
-        values: what the pass measured of some samples, each ``[n]``; empty where it measured no finite loss, or none can be made.
-        num_samples: that can be trained.
-        asked: how many steps were to be run; 0 where that is not known.
-        left_out: how many first steps were run and not measured.
+        pass_seconds: seconds per sample of a scoring pass; 0 if none can be made.
+        values: values that the pass measured, each ``[n]``; empty if no pass can be made or no loss was finite.
+        num_samples: number of samples that can be trained.
+        asked: number of steps that were to be run; 0 if not known.
+        left_out: number of first steps that were run but not measured.
     """
 
     seconds: Mapping[str, float]
@@ -51,7 +51,7 @@ class Profile:
 
     @property
     def steps_said(self) -> str:
-        """How many steps were measured, and why they are fewer than were asked for."""
+        """How many steps were measured, in words, and why they are fewer than were asked for."""
         said = f"{self.steps} steps of {self.batch_size} samples"
         if self.steps >= self.asked:
             return said
@@ -62,12 +62,12 @@ class Profile:
 
     @property
     def step_seconds(self) -> float:
-        """Of a whole step."""
+        """Seconds of a whole step: the sum over its phases."""
         return sum(self.seconds.values())
 
     @property
     def cost(self) -> StepCost:
-        """The same as shares of a step."""
+        """The times as shares of a whole step."""
         step = self.step_seconds
         return StepCost(self.seconds["data"] / step, self.seconds["forward"] / step, self.pass_seconds * self.batch_size / step)
 
@@ -81,23 +81,24 @@ def profiled(
     steps: int,
     sample: int,
 ) -> Profile:
-    """Train some steps and score some samples; nothing is left of it in the module.
+    """Train some steps and score some samples. The module is as before afterwards.
 
     Args:
-        selection: a SampleSelection that only observes.
+        selection: a ``SampleSelection`` that only observes.
         model: the module.
         data: a LightningDataModule, or a train loader.
-        settings: of the Trainer.
-        given: the values that the module's step gives of each sample.
-        steps: how many are trained; at most those of an epoch.
-        sample: how many samples are scored.
+        settings: arguments of the Trainer.
+        given: values that the module's step gives for each sample.
+        steps: number of steps to train; at most those of an epoch.
+        sample: number of samples to score.
 
     Raises:
-        ConflictError: no step has one forward and one backward pass.
+        ConflictError: no step has exactly one forward and one backward pass.
     """
     known = tuple(name for name in KNOWN if name in given)
     function, manual = getattr(model, "sample_outputs", None), not model.automatic_optimization
-    can_score = known and (function is not None or not manual)  # else a step would step the optimizers
+    # under manual optimization a scoring step would step the optimizers
+    can_score = known and (function is not None or not manual)
     outputs = SampleOutputs(known, function, manual=manual) if can_score else None
     watch = _Watch(selection, steps, outputs, sample)
     fit_aside(model, data, [selection, watch], _Done, settings)
@@ -112,8 +113,7 @@ def spread(count: int, sample: int) -> torch.Tensor:
 
 
 def _filled(batches: Sequence[Values]) -> Table:
-    """The values of all samples with a finite loss; what was not measured is what is most like it: a sample of high loss is hard in every
-    sense."""
+    """The values of all samples with a finite loss. If ``el2n`` or ``entropy`` was not measured, the loss stands in for it."""
     values = {name: torch.cat([each[name] for each in batches]) for name in KNOWN if batches and name in batches[0]}
     values = {name: each[values["loss"].isfinite()] for name, each in values.items()}
     if not values or not len(values["loss"]):
@@ -124,23 +124,23 @@ def _filled(batches: Sequence[Values]) -> Table:
 
 
 class _Done(Exception):
-    """What is to be measured is measured."""
+    """Ends the fit: all measurements are made."""
 
 
 class _Watch(pl.Callback):
-    """Notes when the parts of each step begin; after some steps of the first epoch it makes a scoring pass and ends the training.
+    """Records when the phases of each step begin. After some steps of the first epoch it makes a scoring pass and ends the training.
 
-    The epoch does not end, as what is done then may need a validation.
+    The epoch is cut off before its end, because hooks of the epoch's end may need a validation.
 
     Args:
-        selection: that is before it in the Trainer's callbacks, and only observes.
-        steps: how many.
+        selection: a ``SampleSelection`` that comes before it in the Trainer's callbacks and only observes.
+        steps: number of steps to measure.
         outputs: measures the samples; ``None`` for no pass.
-        sample: how many samples are scored.
+        sample: number of samples to score.
 
     Attributes:
-        pass_seconds: of the pass, per sample.
-        values: of each of its batches.
+        pass_seconds: seconds per sample of the pass.
+        values: values of each batch of the pass.
     """
 
     def __init__(self, selection: Any, steps: int, outputs: SampleOutputs | None, sample: int) -> None:
@@ -148,33 +148,33 @@ class _Watch(pl.Callback):
         self.pass_seconds, self.values = 0.0, list[Values]()
         self._selection, self._steps, self._outputs, self._sample = selection, steps, outputs, sample
         self._cuda = False
-        self._marks: list[list[Any]] = []  # of each step: begin, backward, update, end
+        self._marks: list[list[Any]] = []  # for each step the marks of begin, backward, update and end
         self._ended: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The device is known."""
+        """Set up the clock, now that the device is known."""
         self._cuda = trainer.strategy.root_device.type == "cuda"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The wait for the first batch begins."""
+        """Start the wait for the first batch."""
         self._ended = moment(self._cuda)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """The wait for data is over."""
+        """End the wait for data."""
         self._marks.append([self._ended, moment(self._cuda)])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        """The forward pass is over."""
+        """End the forward pass."""
         self._marks[-1].append(moment(self._cuda))
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The backward pass is over."""
+        """End the backward pass."""
         self._marks[-1].append(moment(self._cuda))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is over."""
+        """End the step; after the last one, score the samples and end the fit."""
         self._ended = moment(self._cuda)
         self._marks[-1].append(self._ended)
         if batch_idx + 1 >= min(self._steps, trainer.num_training_batches):
@@ -184,11 +184,11 @@ class _Watch(pl.Callback):
 
     @property
     def followed(self) -> FollowedLoader:
-        """The train loader."""
+        """The train loader as the session follows it."""
         return self._selection.session.data
 
     def _score(self, outputs: SampleOutputs) -> None:
-        """The pass; first one over a single batch, which verifies what is measured and takes longer."""
+        """Make the scoring pass. A first batch is scored without timing, because it is verified, which takes longer."""
         outputs.device = self.followed.statistics.device
         rows = self.followed.universe.samples(spread(len(self.followed.universe), self._sample))
         for part in (rows[: self.followed.sampler.batch_size], rows):
@@ -200,10 +200,14 @@ class _Watch(pl.Callback):
         self.values.append({name: value.cpu().clone() for name, value in values.items()})
 
     def phases(self) -> tuple[dict[str, float], int, int]:
-        """Seconds of each phase of a step, without the first steps and the longest ones; of how many steps, and without how many."""
+        """Seconds of each phase of a step, without the first steps and the longest ones; the number of measured steps, and of those
+        left out.
+        """
+        # CUDA events are only recorded so far; their times can be read after a synchronisation
         if self._cuda:
             torch.cuda.synchronize()
         whole = [marks for marks in self._marks if len(marks) == len(PHASES) + 1]
+        # first steps pay for memory, kernels and workers that start
         kept = whole[min(5, len(whole) // 5) :]
         if not kept:
             raise ConflictError(
@@ -221,5 +225,5 @@ def _seconds(begun: Any, ended: Any) -> float:
 
 
 def _usual(seconds: tuple[float, ...]) -> float:
-    """The mean without the longest."""
+    """The mean of durations without the longest ones."""
     return fmean(sorted(seconds)[: max(1, round(len(seconds) * (1 - LONGEST)))])

@@ -1,4 +1,4 @@
-"""The global random streams of a process, as training sees them."""
+"""The global random streams of a process, as training uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from kakurenbo_lightning.core.random import rng_state, set_rng_state
 
 
 class RandomStreams:
-    """Keeps validation out of the streams that training draws from, and puts saved streams back when the resumed epoch is ready."""
+    """Keeps validation out of the random streams that training draws from, and restores saved streams when the resumed epoch is
+    ready.
+    """
 
     def __init__(self) -> None:
         self._set_aside: dict[str, Any] | None = None
@@ -19,7 +21,9 @@ class RandomStreams:
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Validation runs in here: it moves no random stream of training, so a resumed session that skips a pending one is the same."""
+        """Context of a validation, after which the streams are as before, so that a resumed session that skips a pending validation
+        draws the same numbers.
+        """
         self._set_aside = rng_state()
         try:
             yield
@@ -28,19 +32,21 @@ class RandomStreams:
             self._set_aside = None
 
     def begin_step(self) -> None:
-        """A step begins, with the loading of its batch."""
+        """Remember the streams before a batch is loaded for the next step."""
         self._of_step = rng_state()
 
     def of_training(self, in_step: bool = False) -> dict[str, Any]:
-        """The streams as training goes on with them; to be saved. ``in_step``: it goes on with the step that is under way, once more."""
+        """The streams to save, with which training continues. ``in_step``: the current step is repeated after resuming."""
         return self._set_aside or self._saved or (self._of_step if in_step else None) or rng_state()
 
     def restore_later(self, state: dict[str, Any] | None) -> None:
-        """:meth:`restore` puts ``state`` back; ``None``: nothing."""
+        """Let :meth:`restore` put ``state`` back; ``None`` cancels that."""
         self._saved = state
 
     def restore(self) -> None:
-        """Put back what waits, once: planning and scoring passes of the resumed epoch draw from the streams before."""
+        """Restore the waiting state, once. It waits because planning and scoring passes of the resumed epoch still draw from the
+        current streams.
+        """
         if self._saved is not None:
             set_rng_state(self._saved)
             self._saved = None

@@ -1,4 +1,4 @@
-"""The table of a session's saved state, key by key; ``to_state`` of ``checkpoint.py`` writes it, and nothing else is read."""
+"""The table of a session's saved state, key by key. ``to_state`` in ``checkpoint.py`` writes it, and nothing else is read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _TIMES = {
 
 
 def _total(name: str) -> Check:
-    """The check of one of the totals; older releases do not have all of them."""
+    """The check for one of the totals; it is optional where older releases did not have it."""
     check = number() if name.endswith("_seconds") else integer(-sys.maxsize) if name == "samples_spared" else _COUNT
     return absent(check) if name == "samples_spared" or name.startswith(("step_", "wait_", "steady_")) else check
 
@@ -120,14 +120,14 @@ STATE = {
             "correct": tensor(torch.bool, of_n=True),
             "epoch_seen": tensor(torch.int16, of_n=True),
         },
-        more=tensor(of_n=True),  # the method's own columns
+        more=tensor(of_n=True),  # further columns of the method
     ),
     "judged_since": absent(optional(_COUNT)),
     "totals": table({field.name: _total(field.name) for field in fields(Totals)}, closed=True),
     "times": absent(table(_TIMES, closed=True)),
     "restart": table({"epochs": _COUNT, "initial": optional(table(_RESTART))}),
     "rng": listed(table(_STREAMS)),
-    "engines": optional(listed(anything())),  # each engine has a table of its own
+    "engines": optional(listed(anything())),  # each engine checks its own state
     "shared": anything(),
     "pending": absent(listed(table(_PENDING))),
     "control": absent(control.STATE),
@@ -137,26 +137,26 @@ STATE = {
 
 
 def check_state(state: Mapping[str, Any]) -> None:
-    """Compare a state, in the words of this release, with the table.
+    """Compare a state, in the names of this release, with the table.
 
     Raises:
-        StateError: it has not all of the keys, or a value that it cannot have; naming the place and what is allowed.
+        StateError: a key is missing, or a value is not allowed; the message names its place and what is allowed.
     """
     count = state.get("num_samples")
     table(STATE)(state, "", count if type(count) is int else 0)
     for name in ("rng", "engines", "pending"):
         ranks, there = state["world_size"], state.get(name)
-        # one rank alone saves an exception's checkpoint: no streams, and its own engine and what is pending there
+        # after an exception one rank saves alone: without streams, and with only its own engine state and pending work
         if there is not None and len(there) not in {ranks, *([] if ranks == 1 else [0, 1])}:
             raise StateError(f"{name} has {len(there)} values, it must be one for each of {ranks} ranks")
 
 
 def check_parts(parts: Mapping[str, Any]) -> None:
-    """Raise ``StateError`` when one of some keys of a state has a value that it cannot have."""
+    """Raise ``StateError`` if the value of one of these keys of a state is not allowed."""
     table({name: STATE[name] for name in parts})(parts, "", 0)
 
 
 def check_columns(saved: Mapping[str, Any], statistics: SampleStatistics) -> None:
-    """Raise ``StateError`` when a column that ``statistics`` have is not among the ``saved`` ones, or of another dtype."""
+    """Raise ``StateError`` if a column of ``statistics`` is missing in ``saved`` or has another dtype."""
     for name, column in statistics.state_dict().items():
         table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", len(statistics))

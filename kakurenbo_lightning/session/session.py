@@ -38,25 +38,25 @@ from kakurenbo_lightning.trainer.step_view import StepView
 
 
 class Session:
-    """Turns the wheel once per epoch; within one the engine does the work.
+    """Plans and shards once per epoch, and lets the engine work within it.
 
     Args:
-        adapter: of the Trainer.
+        adapter: access to the Trainer.
         method: the selection method.
-        settings: of the user.
+        settings: the user's settings.
 
     Attributes:
-        state: where it is.
+        state: the current epoch.
         totals: sums over the epochs so far.
-        seed: of order and choice.
-        outputs: where sample values come from.
-        control: stands above the method when epochs are planned.
-        loader: the place of the train loader.
-        engine: of the method's family.
-        factor: of the learning rate, while the optimizer steps.
-        step: what the step under way began with.
-        requeue: by SLURM, between steps.
-        keeper: of what a checkpoint holds.
+        seed: seed of the order and the choice of samples.
+        outputs: source of the sample values.
+        control: overrides the method when epochs are planned (``save``, ``guard``).
+        loader: the replacement of the user's train loader.
+        engine: engine of the method's family.
+        factor: factor on the learning rate, applied only while the optimizer steps.
+        step: view of the current step.
+        requeue: handles SLURM's requeue signal between steps.
+        keeper: collects and restores what a checkpoint holds.
         on_trained: called in each training step with the indices that this rank trains in it, ``int64[b]`` on the device.
     """
 
@@ -75,44 +75,44 @@ class Session:
         parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step, self.control)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
-        self._arrived = False  # the device is known, and the ranks have compared their data sets
+        self._arrived = False  # whether the device is known and the ranks have compared their data sets
 
     # --- what it knows
 
     @property
     def data(self) -> FollowedLoader:
-        """The train loader that it follows, and what is known of its samples."""
+        """The train loader that it follows, with what is known about its samples."""
         return self.loader.data
 
     @property
     def has_state(self) -> bool:
-        """Whether it has begun, here or in a checkpoint."""
+        """Whether the session has begun, here or in a checkpoint."""
         return self.state.phase is not Phase.IDLE or self.keeper.loaded is not None
 
     @property
     def position(self) -> str:
-        """Rank, epoch and step, for errors."""
+        """Rank, epoch and step in words, for errors."""
         return self.data.position(self.state)
 
     def _epoch(self, index: int) -> Epoch:
         return self._planner.epoch(index, self.seed, self.data.sampler.batch_size if self.loader.is_known else None)
 
     def explain(self, exception: BaseException) -> None:
-        """Note on an exception of this fit how far this rank was; once, however often it is explained."""
+        """Add a note to an exception of this fit that says how far this rank was; only once per exception."""
         if self.adapter.is_fitting:
             self.loader.explain(exception, self.state)
 
     # --- the loader
 
     def begin_fit(self, outputs: SampleOutputs) -> None:
-        """The Trainer begins to fit, perhaps another module than before."""
+        """Prepare for a new fit, perhaps of another module than before."""
         self.outputs = outputs
         self.loader.expect()
 
     def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
-        """A copy of the user's ``loader`` whose batches are the plan's; ``public``: without Lightning's private attributes."""
+        """Return a copy of ``loader`` whose batches follow the plan. ``public``: do not touch Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
-        if public:  # Lightning takes the first batches before set_epoch(0)
+        if public:  # with the public API alone, Lightning fetches the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
         check_left(self.control.largest, len(data.universe), data.sampler)
         if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
@@ -121,13 +121,13 @@ class Session:
             (self._resume_publicly if public else self.keeper.pending.hold_open)()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:
             self.schedules.go_on()
-            self._shard(self.state.step)  # a new loader in mid-epoch, as the learning-rate finder leaves it
+            self._shard(self.state.step)  # a new loader in mid-epoch, which the learning-rate finder causes
         return data.loader
 
     # --- before each epoch
 
     def begin_epoch(self, epoch: int) -> None:
-        """Lightning sets the epoch, before anything reads the loader's length: end the one before, plan and shard this one."""
+        """End the epoch before, then plan and shard this one, before Lightning reads the loader's length."""
         data = self.data
         self.keeper.pending.release()
         data.sampler.extra = self._method.ends_short and not self.adapter.passive
@@ -136,7 +136,7 @@ class Session:
             return
         data.check_length()
         if data.public and epoch < self.state.epoch:
-            return  # Lightning completes the epoch a checkpoint was taken in; the next one is planned already
+            return  # Lightning still completes the epoch of the checkpoint, but the next one is planned already
         self._arrive()
         resumed = None if data.public else self.adapter.resumed_batches()
         if self.state.phase is not Phase.IDLE and epoch == self.state.epoch:
@@ -164,13 +164,13 @@ class Session:
         self.streams.restore()
 
     def _catch_up(self) -> None:
-        """The schedules, after a step that a checkpoint was saved in before they were moved."""
+        """Move the schedules, if a checkpoint was saved after a step but before they moved."""
         self.schedules.begin_batch(self.adapter.limited(len(self.data.sampler)), self.engine.skips)
         self.keeper.pending.move_schedulers()
         self.schedules.catch_up(self.state.step)
 
     def _arrive(self) -> None:
-        """The device is known, and with it where a loaded state goes."""
+        """Set up what needs the device, and apply a loaded state, once the device is known."""
         data, device, given = self.data, self._trainer.strategy.root_device, self._settings
         data.arrive(device, compare=not self._arrived, position=self.position)
         self.outputs.device = device
@@ -182,14 +182,14 @@ class Session:
             self._apply_loaded()
 
     def _plan(self, epoch: int) -> None:
-        """Count the epoch before, if Lightning did not end it, and plan ``epoch``."""
+        """Close the epoch before, if Lightning did not end it, and plan ``epoch``."""
         self._close_epoch()
         self.state = self._planner.plan(epoch, self.state, self.data, self.outputs, self.engine, self.position)
         if 0 < self.restart.epochs == epoch:
-            self.streams.restore_later(None)  # the restart has put back the first ones
+            self.streams.restore_later(None)  # the restart has restored the initial streams instead
 
     def _shard(self, start: int) -> None:
-        """Make the plan what the sampler, the optimizers, the schedules and the engine follow, from step ``start`` on."""
+        """Let the sampler, the optimizers, the schedules and the engine follow the plan from step ``start`` on."""
         state, sampler = self.state, self.data.sampler
         sampler.follow(self.data.shard(state, self.engine.draws), start=start)
         self.state = replace(state, step=start)
@@ -201,7 +201,7 @@ class Session:
     # --- the epoch
 
     def begin_training(self) -> None:
-        """Go on where a checkpoint was saved; take hold of optimizers, training step, and errors of loader workers, which are there."""
+        """Continue where a checkpoint was saved, and attach to optimizers, step and loader workers, which exist by now."""
         self.loader.check()
         if not self.has_state and (progress := self.adapter.foreign_progress()) is not None:
             check_public_foreign(self.data.public, self._trainer.current_epoch, progress.rest)
@@ -217,12 +217,12 @@ class Session:
         explain_worker_errors(self.explain)
 
     def begin_step(self) -> None:
-        """The next batch will be loaded: keep what a checkpoint needs that is saved before it is trained."""
+        """Remember, before a batch is loaded, what a checkpoint needs that is saved before it is trained."""
         self.streams.begin_step()
         self.step.begin()
 
     def begin_batch(self, batch_idx: int, batch: Any) -> None:
-        """Know the step; the first one of an epoch, or since it goes on, lets the schedules begin."""
+        """Note the step. The first one of an epoch, or after resuming, starts the schedules."""
         if self.data.public:
             self.begin_step()
         self.step.loaded()
@@ -231,7 +231,7 @@ class Session:
         self.engine.begin_batch(batch, batch_idx)
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> Any:
-        """In the place of the strategy's: the engine runs ``step`` on what the plan trains."""
+        """Replace the strategy's training step: the engine runs ``step`` on what the plan trains."""
         if self.adapter.passive:
             return step(*args)
         outputs, indices = self.engine.training_step(step, *args)
@@ -240,11 +240,11 @@ class Session:
         return outputs
 
     def loss_scale(self, accumulate: int) -> float:
-        """Of the current batch in a step of ``accumulate``; 1 in a validation, a scoring pass, or Lightning's learning-rate finder."""
+        """The scale of the current batch's loss in a step of ``accumulate`` batches; 1 in all passes that are no training."""
         return self.engine.loss_scale(accumulate) if self.state.phase is Phase.TRAINING and not self.adapter.passive else 1.0
 
     def end_batch(self, batch_idx: int) -> None:
-        """The step is done; the schedules catch up."""
+        """Finish the step and move the schedules."""
         self.state = self.state.after_step(batch_idx + 1, self.adapter.limited(len(self.data.sampler)))
         with collective("exchange what was observed", self.position):
             self.engine.end_batch(batch_idx)
@@ -252,7 +252,7 @@ class Session:
         self.step.end(self.engine.kind)
 
     def validate(self, phase: Phase) -> None:
-        """A validation begins or ends; the wait for the next batch is no wait for data."""
+        """Note that a validation begins or ends. Its time is not counted as waiting for data."""
         self.keeper.pending.expect_checks(phase)
         if phase is Phase.VALIDATED:
             self.control.validated(self.adapter, self.state.epoch, lambda: self.position)  # unknown in a sanity check
@@ -260,7 +260,7 @@ class Session:
         self.engine.timer.drop("data")
 
     def end_epoch(self, seconds: float) -> None:
-        """The epoch is over, after ``seconds`` of training: add what it counted to the totals."""
+        """End the epoch after ``seconds`` of training, and add its counts to the totals."""
         self.totals.train_seconds += seconds
         self.keeper.pending.expect_checks(Phase.ENDED)
         state = self.state
@@ -272,61 +272,61 @@ class Session:
         self.totals.add({"trained": self.data.sampler.shard.samples_until(state.step), **counts}, phases)
 
     def _close_epoch(self) -> None:
-        """Lightning never ends an epoch when it resumes at its last batch: count it and log its metrics all the same."""
+        """Count an epoch and log its metrics, if Lightning never ends it because it resumed at its last batch."""
         if self.state.phase not in (Phase.IDLE, Phase.ENDED):
             self.end_epoch(0.0)
             log_directly(self._trainer, self.state.metrics, self.state.epoch)
 
     def merge(self) -> None:
-        """Give every rank the statistics of all; collective."""
+        """Merge the statistics of all ranks, so that every rank has all of them; collective."""
         self._planner.merge(self.data.statistics, self.position)
 
     def release(self, exception: BaseException | None = None) -> None:
-        """Let go of the Trainer: optimizers, schedulers, training step, validation, loader, signals; ``exception``: that ends the fit."""
+        """Detach from the Trainer: optimizers, schedulers, step, validation, loader, signals. ``exception``: what ends the fit."""
         if exception is not None:
-            self.explain(exception)  # first: what follows may fail by the same fault
-            explain_worker_errors(self.explain)  # this one may have come before training began
+            self.explain(exception)  # first, because the rest may fail for the same reason
+            explain_worker_errors(self.explain)  # the exception may have come before training began
         for part in (self.factor, self.step, self.keeper.pending, self.requeue, self.engine, self.schedules, self.adapter):
             part.release()
 
     # --- state
 
     def state_dict(self, together: bool) -> dict[str, Any]:
-        """What a checkpoint holds; ``together``: every rank is here."""
+        """What a checkpoint holds. ``together``: all ranks are here, so that they can communicate."""
         if self.state.phase is Phase.IDLE:
-            return self.keeper.loaded or {}  # nothing has happened since it was loaded
+            return self.keeper.loaded or {}  # nothing has changed since it was loaded
         self.engine.save_step(not together, self.step.done_batches())
         if together:
             self.merge()
         return self.keeper.collect(self.state, self.seed, self.engine, together, self.position)
 
     def rewind(self, checkpoint: dict[str, Any]) -> None:
-        """Make a checkpoint that is saved within a step one that begins the step again, or in which it is done."""
+        """Change a checkpoint that is saved within a step to one that either repeats the step or comes after it."""
         self.factor.unscale(self._trainer.optimizers, checkpoint.get("optimizer_states", []))
         self.step.rewind(checkpoint)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the state until the data set is there; within a session (the learning-rate finder restores one) take it over at once."""
+        """Keep the state until the data set is known. Within a fit (learning-rate finder) apply it at once."""
         self.keeper.loaded = dict(state) or None
         if self.state.phase is not Phase.IDLE and self.loader.is_asked_for and state:
             self._apply_loaded()
-            self.streams.restore_later(None)  # Lightning does not turn back the random streams then
+            self.streams.restore_later(None)  # Lightning's learning-rate finder does not restore the random streams either
 
     def _apply_loaded(self) -> None:
-        """Take over a loaded state, when it is of this session's data, method and settings."""
+        """Apply a loaded state if it fits the data, method and settings of this session."""
         if (saved := self.keeper.take_over(self.engine)) is not None:
             self.state, self.seed = saved
             self.data.sampler.follow(self.data.shard(self.state, self.engine.draws), start=self.state.step)
 
     def take_over_rest(self) -> None:
-        """Apply a loaded state that no epoch came to use."""
+        """Apply a loaded state that no epoch has used."""
         if self.keeper.loaded is not None and self.loader.is_known:
             self._arrive()
             self._close_epoch()
         self.streams.restore()
 
     def _resume_publicly(self) -> None:
-        """Plan before Lightning takes the first batch of a resumed session, which it does not take again."""
+        """Plan before Lightning fetches the first batch of a resumed session, because it does not fetch it again."""
         self._arrive()
         if self.state.phase is Phase.IDLE:
             return

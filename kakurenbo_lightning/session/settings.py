@@ -1,4 +1,4 @@
-"""What the user set on the callback, as the session needs it."""
+"""The user's settings of the callback, in the form that the session needs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from kakurenbo_lightning.signals.outputs import SampleOutputs
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What the user set on the callback, see :class:`~kakurenbo_lightning.SampleSelection`.
+    """The user's settings of the callback, see :class:`~kakurenbo_lightning.SampleSelection`.
 
     Attributes:
-        seed: of order and choice; ``None`` for ``default_seed``, which gives way to a checkpoint's.
+        seed: seed of the order and the choice of samples; ``None`` for ``default_seed``, or the checkpoint's when resuming.
         default_seed: used when ``seed`` is ``None``.
         align_schedules: whether step schedules keep pace with shortened epochs.
         on_mismatch: what to do with a checkpoint of another data set, method or setting.
-        scorer: scores in the module's place.
-        check_attribution: whether a value that is not of its own sample alone is an error.
-        unweighted_rest: whether loss weights may leave a part of the loss as it is.
-        values: ``"sample_loss"``, or ``"bls"`` for the loss of batches, averaged over those that a sample was in.
-        bls_alpha: of that moving mean.
-        mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: where the
+        scorer: a small network that scores in place of the module.
+        check_attribution: whether a value that depends on other samples of the batch is an error.
+        unweighted_rest: whether loss weights may leave a part of the loss unweighted.
+        values: ``"sample_loss"``, or ``"bls"`` for a moving mean of the losses of the batches that a sample was in.
+        bls_alpha: decay of that moving mean.
+        mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: only if the
             method changes batches.
-        save: how much of the training time to save, by setting the method's share; ``None`` leaves it as it is.
-        guard: lets epochs train on everything when a validated value falls.
+        save: share of the training time to save by setting the method's share; ``None`` leaves the share unchanged.
+        guard: lets epochs train on everything if a validated metric falls.
     """
 
     seed: int | None = None
@@ -51,13 +51,13 @@ class SessionSettings:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What a checkpoint must share beside the method's settings; nothing where values are the samples' own."""
+        """Settings of sample values that a checkpoint must share; empty if the values are the samples' own losses."""
         return {"values": self.values, "bls_alpha": self.bls_alpha} if self.values == "bls" else {}
 
     def outputs_of(
         self, method: Method, function: Callable[[Any], Mapping[str, Tensor]] | None, module: pl.LightningModule
     ) -> SampleOutputs:
-        """Where the sample values of ``module`` come from; ``function`` is the user's ``sample_outputs``, or ``None``."""
+        """Create the source of sample values of ``module``. ``function`` is the user's ``sample_outputs``, or ``None``."""
         manual = not module.automatic_optimization
         if self.values == "bls":
             return BatchLoss(method.reads, function, method.weighs, manual, self.bls_alpha)

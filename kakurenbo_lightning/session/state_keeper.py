@@ -1,4 +1,4 @@
-"""The session's side of checkpoints: what is collected for one, and how a loaded one is given to the session's parts."""
+"""The session's side of checkpoints: collects its state, and distributes a loaded state to its parts."""
 
 from __future__ import annotations
 
@@ -33,23 +33,23 @@ from kakurenbo_lightning.trainer.step_view import StepView
 
 
 class StateKeeper:
-    """Collects what a checkpoint holds of a session, and keeps a loaded state until the data set is there to take it over.
+    """Collects what a checkpoint holds, and keeps a loaded state until the data set is known and it can be applied.
 
     Args:
-        adapter: of the Trainer.
+        adapter: access to the Trainer.
         method: the selection method.
-        settings: of the user.
-        loader: the session's, as the four below are.
-        schedules: of the learning rate.
-        restart: of a static method.
-        streams: of random numbers.
+        settings: the user's settings.
+        loader: the train loader of the session; the next four are the session's too.
+        schedules: the learning-rate schedules.
+        restart: the restart of a static method.
+        streams: the random streams.
         totals: sums over the epochs so far.
-        step: the one under way.
-        control: stands above the method.
+        step: view of the current step.
+        control: overrides the method (``save``, ``guard``).
 
     Attributes:
-        pending: what the Trainer had still to do.
-        loaded: the state of a checkpoint that is not taken over yet; ``None`` for none.
+        pending: what the Trainer has still to do.
+        loaded: a loaded state that has not been applied yet; ``None`` if there is none.
     """
 
     def __init__(
@@ -70,29 +70,30 @@ class StateKeeper:
         self._streams, self._totals, self._step, self._control = streams, totals, step, control
         self.pending = Pending(adapter, step)
         self.loaded: dict[str, Any] | None = None
-        self._checked = False  # a state that was saved, whether a resumed run can read it
+        self._checked = False  # whether a saved state has been checked to be readable
 
     @property
     def described(self) -> dict[str, Any]:
-        """Name and settings of the method, with those of where sample values come from and of what controls it, as plain values."""
+        """Name and settings of the method, of the source of sample values and of what overrides the method, as plain values."""
         return describe_method(self._method, {**self._settings.source, **self._control.settings()})
 
     @property
     def saved_restart(self) -> dict[str, Any] | None:
-        """What a loaded state says of the restart; ``None`` when it says nothing, or is of another method."""
+        """The restart's part of a loaded state; ``None`` if it has none, or belongs to another method."""
         if self.loaded is None or self.loaded.get("method") != self._method.name:
             return None
         saved = self.loaded.get("restart")
-        return saved if isinstance(saved, dict) and "epochs" in saved and "initial" in saved else None  # else refused later
+        # anything else is refused when the state is applied
+        return saved if isinstance(saved, dict) and "epochs" in saved and "initial" in saved else None
 
     def collect(self, state: EpochState, seed: int, engine: Engine, together: bool, position: str) -> dict[str, Any]:
-        """What a checkpoint holds: plain tensors, numbers and strings.
+        """Return what a checkpoint holds, as plain tensors, numbers and strings.
 
         Args:
-            state: where the session is.
-            seed: of order and choice.
-            engine: has written what the steps observed that are done.
-            together: every rank is here, so that ranks can be asked for their engine's state and random streams; collective then.
+            state: the current epoch.
+            seed: seed of the order and the choice of samples.
+            engine: the engine, which has already written the observations of all finished steps.
+            together: all ranks are here, so that their engine states and random streams can be gathered (collective).
             position: rank, epoch and step, for errors.
         """
         done, data = self._step.done_batches(), self._loader.data
@@ -103,6 +104,7 @@ class StateKeeper:
             with collective("save a checkpoint", position):
                 streams, engines, pending = map(list, zip(*gather(mine), strict=True))
         else:
+            # an exception on one rank: the others do not come to a gather
             streams, engines, pending = ([part] for part in mine)
             if data.sampler.num_replicas > 1:
                 streams = []
@@ -128,41 +130,47 @@ class StateKeeper:
             )
         )
         if together and not self._checked:
+            # only once, because later states have the same form
             self._check(saved)
             self._checked = True
         return saved
 
     def _check(self, saved: dict[str, Any]) -> None:
-        """Raise ``StateError`` at the first save when a resumed run would refuse it: a method's own ``plan`` may return anything."""
+        """Raise ``StateError`` at the first save if a resumed session would refuse the state, because a user's ``plan`` may return
+        anything.
+        """
         try:
             check_state(saved)
         except StateError as error:
             raise StateError(
                 f"no run could resume from this checkpoint's selection state: {error}. What {self._method.name}.plan(...) returns is "
-                "saved as plan.*, and its columns as statistics.*; give them as said, or report this as a fault of kakurenbo-lightning"
+                "saved as plan.*, and its columns as statistics.*; correct these, or report this as a fault of kakurenbo-lightning"
             ) from None
 
     def _after_step(self, state: EpochState, done: int) -> EpochState:
-        """Where a session is that is resumed from a checkpoint saved now: after step ``done``, which ``state`` may not know yet."""
+        """The epoch state with which a session resumes from a checkpoint saved now: after step ``done``, which ``state`` may not
+        include yet.
+        """
         if state.phase is not Phase.TRAINING or done != state.step + 1 or not self._step.in_batch:
             return state
         return state.after_step(done, self._adapter.limited(len(self._loader.data.sampler)))
 
     def take_over(self, engine: Engine) -> tuple[EpochState, int] | None:
-        """Give the loaded state to the parts of the session.
+        """Apply the loaded state to the parts of the session.
 
         Args:
-            engine: of the method's family; gets back what it remembered.
+            engine: engine of the method's family, whose state is restored.
 
         Returns:
-            Where the session is in the ranks and batches of now, and its seed; ``None`` when the state is of other data or another
+            The epoch state for the current ranks and batch size, and the seed; ``None`` if the state belongs to other data or another
             method and is forgotten (``on_mismatch="reset"``).
 
         Raises:
-            MismatchError: it is of other data, another method or setting, or of a release that cannot be read; ``StateError``: it is
-                damaged.
+            MismatchError: the state belongs to other data, another method or setting, or a release that cannot be read
+                (``StateError``: it is damaged).
         """
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
+        # a checkpoint of an older release lacks newer settings, which then count as their defaults
         defaults = default_settings(self._method)
         identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed, defaults)
 

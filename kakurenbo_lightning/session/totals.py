@@ -1,4 +1,4 @@
-"""What a run trained, hid and refreshed, the time it took, and what that can have saved at most."""
+"""How many samples a session trained, hid and refreshed, how long that took, and how much time it may have saved."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from kakurenbo_lightning.core.durations import StepTimes, time_factor
 
 @dataclass
 class Totals:
-    """Sums over the epochs of a run; counts are over all ranks, seconds are this rank's wall time.
+    """Sums over the epochs of a session. Counts are over all ranks; seconds are wall time of this rank.
 
     Attributes:
         samples_trained: samples that went through a training step.
-        samples_hidden: samples left out, summed over epochs.
-        samples_spared: by how many samples plain training is longer: fewer than were hidden where ``limit_train_batches`` or ``max_steps``
-            cuts it off, and less than none while a static method scores.
-        moved_back: candidates that stayed in training, summed over epochs.
-        samples_refreshed: samples that went through a forward-only pass.
+        samples_hidden: samples that were hidden, summed over epochs.
+        samples_spared: how many more samples plain training would have trained. Fewer than were hidden if ``limit_train_batches`` or
+            ``max_steps`` would have cut it off, and negative while a static method scores.
+        moved_back: hiding candidates that stayed in training, summed over epochs.
+        samples_refreshed: samples scored in forward-only passes.
         samples_scored: samples that a backprop method scored before it chose.
-        samples_rejected: of these, the ones it did not train.
-        scoring_epochs: epochs of a static method before it started again; their samples count as trained.
-        train_seconds: training batches, their loading and what hooks do, without validation.
-        refresh_seconds: the forward-only passes.
+        samples_rejected: those of ``samples_scored`` that it did not train.
+        scoring_epochs: epochs of a static method before its restart; their samples count as trained.
+        train_seconds: training steps with loading and hooks, without validation.
+        refresh_seconds: forward-only scoring passes.
         select_seconds: merging statistics, planning and sharding.
-        score_seconds: of ``train_seconds``, selecting forward passes and choices.
-        forward_seconds: of them, the forward passes of training steps (measured for backprop and streaming methods).
-        backward_seconds: of them, the backward passes (likewise).
-        data_seconds: of them, waiting for the next batch (likewise).
-        step_seconds: the median training step, without waiting for its batch; where steps do different things (some only score), the mean
-            of the medians. Like the next four 0 where it is not known: in a training resumed from a checkpoint that does not hold it.
-        wait_seconds: waiting for batches, without stalls.
-        steady_train_seconds: ``step_seconds`` times the number of steps, and ``wait_seconds``: what training would have taken on a machine
-            that is never busy with something else.
-        steady_error_seconds: standard error of it.
-        steady_refresh_seconds: the forward-only passes, by their median per sample.
-        times: the durations that the last five are made of; no sum, and in a checkpoint apart from these.
+        score_seconds: the part of ``train_seconds`` spent on selecting forward passes and choices.
+        forward_seconds: the part spent on forward passes of training steps (only measured for backprop and streaming methods).
+        backward_seconds: the part spent on backward passes (likewise).
+        data_seconds: the part spent waiting for the next batch (likewise).
+        step_seconds: median time of a training step, without the wait for its batch. If steps do different things (some only score),
+            the mean of the medians. This and the next four are 0 if not known: in a training resumed from a checkpoint that does not
+            hold them.
+        wait_seconds: waiting for batches, without stalls of the machine.
+        steady_train_seconds: ``step_seconds`` times the number of steps, plus ``wait_seconds``: what training would have taken on a
+            machine that is never busy with something else.
+        steady_error_seconds: standard error of ``steady_train_seconds``.
+        steady_refresh_seconds: forward-only passes, by their median time per sample.
+        times: the durations from which the last five are computed. It is no sum, and checkpoints store it separately.
     """
 
     samples_trained: int = 0
@@ -64,7 +65,7 @@ class Totals:
         self.times = StepTimes()
 
     def add(self, counts: Mapping[str, float], phases: Mapping[str, float]) -> None:
-        """Add an epoch: its counts of samples, and seconds of its phases."""
+        """Add the counts of samples and the seconds by phase of one epoch."""
         self.samples_trained += int(counts["trained"])
         self.samples_scored += int(counts.get("scored", 0))
         self.samples_rejected += int(counts.get("rejected", 0))
@@ -73,12 +74,12 @@ class Totals:
         vars(self).update(self.times.figures())
 
     def take_over(self, other: Totals) -> None:
-        """Go on from those of a checkpoint."""
+        """Continue from the totals of a checkpoint."""
         self.times.load_state_dict(other.times.state_dict())
         vars(self).update(vars(other) | {"times": self.times})
 
     def as_dict(self) -> dict[str, float]:
-        """The sums, and what follows from them."""
+        """The sums and the figures derived from them, by name."""
         return {**asdict(self), **{name: getattr(self, name) for name in ("steady_seconds", "saved_seconds", "ideal")}}
 
     @property
@@ -88,14 +89,14 @@ class Totals:
 
     @property
     def steady_seconds(self) -> float:
-        """The same on a machine that is never busy with something else; the wall time where steps were not timed."""
+        """:attr:`seconds` on a machine that is never busy with something else; the wall time if steps were not timed."""
         if not self.steady_train_seconds:
             return self.seconds
         return self.steady_train_seconds + self.steady_refresh_seconds + self.select_seconds
 
     @property
     def saved_seconds(self) -> float:
-        """Estimated: what hidden and rejected samples would have cost to train, less refreshing, scoring and selecting."""
+        """Estimate of the time saved: what hidden and rejected samples would have cost, minus refreshing, scoring and selecting."""
         if not self.samples_trained:
             return 0.0
         is_known = self.steady_train_seconds > 0
@@ -108,19 +109,21 @@ class Totals:
 
     @property
     def ideal(self) -> float:
-        """The share of time that could be saved at most: samples not trained, less what forward-only passes cost (:func:`time_factor`)."""
+        """The largest share of time that could be saved: samples not trained, minus the cost of forward-only passes
+        (:func:`time_factor`).
+        """
         plain = self.samples_trained + self.samples_spared + self.samples_rejected
         return 1 - self.samples_trained / plain * time_factor(asdict(self)) if self.samples_trained and plain > 0 else 0.0
 
     @property
     def summary_of_saving(self) -> str:
-        """What is estimated to be saved, beside the ideal."""
+        """The estimated and the ideal saving, in words."""
         saved, whole = self.saved_seconds, self.steady_seconds + self.saved_seconds
         share = f" ({saved / whole:.1%}, ideal {self.ideal:.1%})" if whole > 0 else ""
         return f"estimated saving {saved:.1f} s of {whole:.1f} s{share}"
 
     def summary(self, family: str = "") -> str:
-        """One line for the end of a run with a method of ``family``."""
+        """One line for the end of a session with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
         plural = "" if self.scoring_epochs == 1 else "s"
         scored = f" ({self.scoring_epochs} epoch{plural} of them before it started again)" if self.scoring_epochs else ""

@@ -1,4 +1,4 @@
-"""What can be known of a module and its data without training: what the first batch proves, and what each method could do with it."""
+"""Finds out, without training, what a module's first batch proves and which methods can be used with it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from kakurenbo_lightning.trainer.module_state import attributes_kept
 
 @dataclass(frozen=True)
 class TrialReport:
-    """What a trial has shown; ``print`` it for a table.
+    """The result of a trial; ``print`` it for a table.
 
     Attributes:
-        values: what was verified of the loss of each sample, and all the values that can be had beside it; ``None`` where it cannot be had.
-        problem: why it cannot, and what works; empty where it can.
-        methods: what stands against each registered method with its default settings, by name; empty where it works.
-        families: of the methods, by name.
+        values: what was verified of the loss of each sample, and the other values that are available; ``None`` if that loss is not.
+        problem: why the loss is not available, and what works instead; empty if it is.
+        methods: why each registered method cannot be used with its default settings, by name; empty if it can.
+        families: the family of each method, by name.
     """
 
     values: Report | None
@@ -49,7 +49,7 @@ class TrialReport:
     families: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = self.values.lines() if self.values is not None else ["the loss of each sample cannot be had, see below"]
+        lines = self.values.lines() if self.values is not None else ["the loss of each sample is not available, see below"]
         reasons = list(dict.fromkeys(reason for reason in self.methods.values() if reason))
         brief = [refusals.without_lines(reason, "see below") for reason in reasons]
         widths = [max(map(len, names)) for names in (["method", *self.methods], ["family", *self.families.values()])]
@@ -64,15 +64,15 @@ class TrialReport:
 
 
 class _Tried(Exception):
-    """The first batch has been tried; nothing of it is trained."""
+    """Ends the fit: the first batch has been tried and nothing was trained."""
 
 
 class _Trial(pl.Callback):
     """Runs the first batch in every way that a method may need, and stops the training before its first step.
 
     Args:
-        session: of the SampleSelection that comes before in the Trainer's callbacks.
-        function: ``sample_outputs``; ``None`` for none.
+        session: session of the ``SampleSelection`` that comes before in the Trainer's callbacks.
+        function: the user's ``sample_outputs``; ``None`` if there is none.
     """
 
     def __init__(self, session: Callable[[], Session], function: Callable[[Any], Any] | None) -> None:
@@ -82,7 +82,7 @@ class _Trial(pl.Callback):
         self._known: dict[tuple[tuple[str, ...], bool], tuple[Report | None, str]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stand in the place of the training step."""
+        """Replace the training step by the trial."""
         self._session().adapter.wrap_training_step(self._try)
 
     def _try(self, step: Callable[..., Any], *args: Any) -> Any:
@@ -90,7 +90,7 @@ class _Trial(pl.Callback):
         values, problem = self._outcome(("loss",), False)
         infos = available_methods()
         problems = {name: self._problem(name) for name in infos}
-        if values is not None:  # methods that read more have been given more
+        if values is not None:  # reports of methods that read more may name further values
             found = (report.gives for report, _ in self._known.values() if report is not None)
             values = replace(values, gives=tuple(dict.fromkeys(name for gives in (values.gives, *found) for name in gives)))
         self.report = TrialReport(values, problem, problems, {name: info.family for name, info in infos.items()})
@@ -101,7 +101,7 @@ class _Trial(pl.Callback):
         return self._session().data.sampler.shard.batch_length(0)
 
     def _problem(self, name: str) -> str:
-        """What stands against a method."""
+        """Why a method cannot be used; empty if it can."""
         try:
             method = get_method(name)
         except (TypeError, ValueError) as error:
@@ -110,14 +110,14 @@ class _Trial(pl.Callback):
         try:
             check_module(adapter.trainer, adapter.trainer.lightning_module, method, self._function)
             if method.family == "backprop":
-                chosen: Any = method  # the family's own settings
+                chosen: Any = method  # untyped, because the families have different settings
                 BatchCheck(name, chosen.pooled or chosen.batches_per_choice > 1)(self._batch, self._size)
         except (ConflictError, TypeError) as error:
             return str(error)
         return self._outcome(method.reads, method.weighs)[1]
 
     def _outcome(self, reads: tuple[str, ...], weighs: bool) -> tuple[Report | None, str]:
-        """What is verified for a method that reads these values, or why they cannot be had."""
+        """What is verified for a method that reads these values, or why they are not available."""
         if (reads, weighs) not in self._known:
             self._known[reads, weighs] = self._observed(reads, weighs)
         return self._known[reads, weighs]
@@ -144,40 +144,41 @@ class _Trial(pl.Callback):
 def fit_aside(
     module: pl.LightningModule, data: Any, callbacks: list[Any], stop: type[Exception], settings: dict[str, Any]
 ) -> None:
-    """Fit on one device, without a word or a file, until a callback raises ``stop``.
+    """Fit on one device, without output or files, until a callback raises ``stop``.
 
-    The module, the attributes of the data module, and all random numbers are afterwards what they were; what a data set or a loader keeps
-    inside, such as a generator of its own, is not put back. The module's own callbacks are left out: they may save files, or wait for a
-    validation.
+    Afterwards the module, the attributes of the data module and all global random streams are as before. State inside a data set or a
+    loader, such as a generator of its own, is not restored. The module's own callbacks are not run, because they may save files or wait
+    for a validation.
 
     Args:
-        module: the user's.
+        module: the user's module.
         data: a LightningDataModule, or a train loader.
-        callbacks: of the Trainer.
-        stop: what ends it.
-        settings: of the Trainer.
+        callbacks: callbacks of the Trainer.
+        stop: the exception that ends the fit.
+        settings: arguments of the Trainer.
     """
     package = package_of(module, "LightningModule")
     quiet = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    silent = import_module(f"{package}.loggers.logger").DummyLogger()  # takes whatever a step gives to its logger
+    silent = import_module(f"{package}.loggers.logger").DummyLogger()  # a logger that accepts any call of the user's step
     nothing = dict.fromkeys(("num_sanity_val_steps", "limit_val_batches", "log_every_n_steps"), 0)
     made = {"devices": 1, "logger": silent, **nothing, **quiet, **settings}
     trainer = import_module(package).Trainer(**made, callbacks=callbacks)
     is_module = is_instance(data, pl.LightningDataModule)
     with isolate_rng(), _all_kept(module), _attributes_kept([data] if is_module else []), contextlib.suppress(stop):
+        # an instance attribute that hides the method; _all_kept removes it again
         module.configure_callbacks = list
         trainer.fit(module, **{"datamodule" if is_module else "train_dataloaders": data})
 
 
 def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: Any, settings: dict[str, Any]) -> TrialReport:
-    """Try the first batch; the module, with what is attached to it, and all random numbers are afterwards what they were.
+    """Try the first batch. Afterwards the module, with all that is attached to it, and the global random streams are as before.
 
     Args:
-        selection: a SampleSelection that needs nothing of the step.
-        module: the user's.
+        selection: a ``SampleSelection`` that requires nothing from the step.
+        module: the user's module.
         data: a LightningDataModule, or a train loader.
-        function: ``sample_outputs``; ``None`` for none.
-        settings: of the Trainer, for example ``precision``.
+        function: the user's ``sample_outputs``; ``None`` if there is none.
+        settings: arguments of the Trainer, for example ``precision``.
 
     Raises:
         ValueError: the Trainer, module, loader or data set cannot be used with sample selection at all.
@@ -191,12 +192,13 @@ def run_trial(selection: Any, module: pl.LightningModule, data: Any, function: A
 
 
 def _check_given(module: object, data: object) -> None:
-    """Raise ``ConflictError`` unless there is a LightningModule, and a LightningDataModule or a train loader."""
+    """Raise ``ConflictError`` unless ``module`` is a LightningModule and ``data`` a LightningDataModule or a train loader."""
     if not is_instance(module, pl.LightningModule):
         raise ConflictError(
             f"model={shown(module)} is an object of class {type(module).__name__}; it must be a LightningModule with a training_step"
         )
     if is_instance(data, pl.LightningDataModule):
+        # the hook that Lightning defines itself raises an error only when it is called
         if getattr(data.train_dataloader, "__module__", "").endswith("pytorch.core.hooks"):
             raise ConflictError(
                 f"data={shown(data)} has no train_dataloader; a LightningDataModule must return one DataLoader from it: define "
@@ -211,7 +213,9 @@ def _check_given(module: object, data: object) -> None:
 
 @contextlib.contextmanager
 def _all_kept(module: pl.LightningModule) -> Iterator[None]:
-    """Put back all of a module: a Trainer attaches itself and converts it to its precision, and the step moves what it likes."""
+    """Restore all of a module: a Trainer attaches itself and converts the module to its precision, and the step may change
+    anything.
+    """
     parts = list(module.modules())
     plain = [part for part in parts if not isinstance(part, Metric | torch.jit.ScriptModule)]
     flags = [(part, part.training) for part in parts]
@@ -233,6 +237,7 @@ def _all_kept(module: pl.LightningModule) -> Iterator[None]:
             part._trainer = trainer
         with torch.no_grad():
             for tensor, memory, copy in tensors:
+                # into the original memory, because the Trainer may have moved the module, and others may share its tensors
                 memory.copy_(copy)
                 tensor.data = memory
             for parameter, gradient, copy in gradients:
@@ -249,7 +254,7 @@ def _all_kept(module: pl.LightningModule) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attributes_kept(parts: list[Any]) -> Iterator[None]:
-    """Put back the attributes of ``parts``, with the parameters, submodules and hooks of a module. A lazy module is one again."""
+    """Restore the attributes of ``parts``, with parameters, submodules and hooks. A lazy module becomes lazy again."""
     before = [(part, type(part), dict(vars(part))) for part in parts]
     mappings = [(value, value.copy()) for _, _, attributes in before for value in attributes.values() if isinstance(value, dict)]
     try:

@@ -1,4 +1,4 @@
-"""A test, made once: does row i of what is recorded depend on sample i alone?"""
+"""A test, made once: does row i of the recorded values depend on sample i alone?"""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from kakurenbo_lightning.signals.cut import Cut, Made, Part, Term, raw_of, terms
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.watching import LossCall, Recording
 
-MOST_NOISE = 5.0  # times the difference between equal passes is no proof that the rest of the batch matters
-NOISE_PASSES = 8  # at most: with dropout, two equal passes may happen to differ little where a third differs much
-CLOSE = 1e-2  # relative difference up to which the values of a sample are the same
-ROUNDING = 1e-4  # relative difference that says nothing
+MOST_NOISE = 5.0  # a difference up to this many times that of two equal passes may be noise
+NOISE_PASSES = 8  # repeat up to this often: with dropout two passes may agree by chance
+CLOSE = 1e-2  # relative difference up to which two values count as the same
+ROUNDING = 1e-4  # a smaller relative difference is floating-point rounding
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the test has shown.
+    """The outcome of the test.
 
     Attributes:
         outcome: ``"verified"``, ``"skipped"``, ``"permuted"`` (the same numbers in another order) or ``"batch"`` (a sample's value depends
             on the rest of its batch).
-        reason: why it was skipped.
-        cut: the first that passed.
-        own: it was skipped, but beside other samples values stay the same, if the same random numbers are drawn.
+        reason: why the test was skipped; empty otherwise.
+        cut: the first cut that passed, if cuts were tested.
+        own: the test was skipped, but with the same random numbers and other samples beside it a sample keeps its value.
     """
 
     outcome: str
@@ -48,11 +48,11 @@ ALIKE = Verdict("skipped", "all losses of the first batch are the same, or nearl
 
 @dataclass(frozen=True)
 class Halved:
-    """The first half of a batch.
+    """The first half of a batch, with its number of samples.
 
     Attributes:
-        batch: as the step takes it.
-        size: samples in it.
+        batch: in the form that the step takes.
+        size: number of samples in it.
     """
 
     batch: Any
@@ -60,7 +60,7 @@ class Halved:
 
 
 def halve(batch: Any, size: int) -> Halved | str:
-    """The first half of a batch, or why there is none."""
+    """Return the first half of a batch, or a text that says why it cannot be sliced."""
     if size < 2:
         return ONE_SAMPLE
     half = size // 2
@@ -68,6 +68,7 @@ def halve(batch: Any, size: int) -> Halved | str:
         part = slice_batch(batch, torch.arange(half), size)
     except (ValueError, TypeError) as error:
         return f"the batch cannot be sliced ({error})"
+    # slice_batch leaves unknown containers as they are, so check that the tensors have really become shorter
     before, after = ([len(leaf) for leaf in leaves(b) if leaf.dim()] for b in (batch, part))
     if after == before or size in after:
         return f"the batch, a {type(batch).__name__}, cannot be sliced"
@@ -75,19 +76,20 @@ def halve(batch: Any, size: int) -> Halved | str:
 
 
 def beside_others(batch: Any, size: int) -> Any:
-    """The batch with rows of its first half, one further, in the places of the second."""
+    """Return the batch with the rows of its second half replaced by rows of the first half, rotated by one."""
     half = size // 2
     return slice_batch(batch, torch.cat([torch.arange(half), torch.arange(1, size - half + 1) % half]), size)
 
 
 def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], tolerance: float = CLOSE) -> Verdict:
-    """Compare the values of a batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
+    """Compare the values of a whole batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
-    Where they differ by more than ``tolerance``, ``again(k)`` gives the values of the whole batch once more, with the k-th other random
-    numbers, k = 1, 2, ...
+    If they differ by more than ``tolerance``, ``again(k)`` is called for k = 1, 2, ...: it returns the values of the whole batch with the
+    k-th other set of random numbers, which tells the noise of dropout from a dependence on the batch.
     """
     scale, first = whole.abs().nanmean(), whole[: len(half)]
     if _same(half, first, scale, tolerance):
+        # equal losses would agree whatever the order: they prove nothing about whose value is whose
         spread = (whole - whole.mean()).abs().max()
         if not spread <= 2 * tolerance * scale + 2e-6:
             return Verdict("verified")
@@ -98,8 +100,10 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
     if _same(once_more, whole, scale, 1e-4):
         return Verdict("permuted" if _all_among(half, whole) else "batch")
     ordered = once_more.sort().values, whole.sort().values
-    if _same(*ordered, scale, 1e-3) and not _same(once_more, whole, scale, 1e-2):  # else it is little noise, in the same order
+    # two passes that agree closely have the same order, only noise between them
+    if _same(*ordered, scale, 1e-3) and not _same(once_more, whole, scale, 1e-2):
         return Verdict("permuted")
+    # lazily, because each pass runs the user's step once more
     passes = (once_more if number == 1 else again(number) for number in range(1, NOISE_PASSES + 1))
     if any(other.shape != whole.shape or _distance(half, first) <= MOST_NOISE * _distance(other, whole) for other in passes):
         return NOISY
@@ -107,7 +111,9 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
 
 
 def _same(one: Tensor, other: Tensor, scale: Tensor, tolerance: float) -> bool:
-    """Whether two tensors hold the same values, relative to the larger of each and ``scale``; less than 1e-6 is rounding."""
+    """Whether two tensors hold the same values, relative to their largest absolute value and to ``scale``; less than 1e-6 counts as
+    rounding.
+    """
     if one.shape != other.shape:
         return False
     near = (one - other).abs() <= tolerance * torch.maximum(other.abs(), scale) + 1e-6
@@ -125,19 +131,20 @@ def _all_among(part: Tensor, whole: Tensor) -> bool:
     return bool((distance <= 1e-3 * spread / len(whole)).all())
 
 
-Run = Callable[[Any, int, int], tuple[Recording, Tensor]]  # of a batch, its size, and which other random numbers (0: the same)
+# of a batch, its size, and the number of another random seed (0: the same numbers)
+Run = Callable[[Any, int, int], tuple[Recording, Tensor]]
 
 
 @torch.no_grad()
 def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved) -> Verdict:
-    """Test ways to make a loss of parts until one passes.
+    """Test the possible cuts one after the other until one passes.
 
     Args:
-        cuts: the best first.
-        run: runs the step forward only and returns what was seen and the loss.
-        batch: the first.
-        size: B.
-        half: of it.
+        cuts: ways to split the loss into parts, the best first.
+        run: runs the step forward only and returns the recorded calls and the loss.
+        batch: the first batch.
+        size: B, its number of samples.
+        half: the first half of the batch.
     """
     runs = [Tried(*run(batch, size, 0), size), Tried(*run(half.batch, half.size, 0), half.size)]
     if any(tried.recording.batch_statistics for tried in runs):
@@ -149,20 +156,20 @@ def try_cuts(cuts: Sequence[Cut], run: Run, batch: Any, size: int, half: Halved)
     outcomes = ("verified", "alike", "own", "permuted", "batch", "skipped")
     names = ("alike" if v.reason == ALIKE.reason else "own" if v.own else v.outcome for v in verdicts)
     ranks = [outcomes.index(name) for name in names]
-    # what adds up to the loss is its values also where all are alike, as of a clamp that all of the batch is above; what does not is none
+    # prefer parts that add up to the loss even if all values are equal (a clamp above the whole batch); others may be no losses at all
     likely = [n for n, cut in enumerate(cuts) if cut.exact and ranks[n] <= 1] or range(len(cuts))
     return verdicts[min(likely, key=ranks.__getitem__)]
 
 
 class Tried(NamedTuple):
-    """A run of the step: what was seen, the loss, and how many samples there were."""
+    """One run of the step: the recorded calls, the loss, and the number of samples."""
 
     recording: Recording
     loss: Tensor
     size: int
 
 
-Again = Callable[["int | None"], Tried]  # with which other random numbers; None: with the same ones, beside other samples
+Again = Callable[["int | None"], Tried]  # number of another random seed; None: the same random numbers, beside other samples
 
 
 def _tried(cut: Cut, runs: Sequence[Tried], again: Again) -> Verdict:
@@ -192,19 +199,19 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Again) -> Verdict:
         if verdict.outcome != "verified" and verdict is not ALIKE and not verdict.own:
             return verdict
         verdicts.append(verdict)
-    if any(verdict.own for verdict in verdicts):  # how a part scales cannot be told by other random numbers
+    if any(verdict.own for verdict in verdicts):  # other random numbers cannot tell how a part scales
         return replace(NOISY, own=True, cut=cut)
     counts = _counts(*runs)
     parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]
-    # of what equal losses leave open the likeliest is taken
+    # equal losses cannot decide between cuts: take the likeliest
     made = replace(cut, parts=tuple(parts), guess="", constant=_constant(found, runs) if cut.constant else "")
     return replace(ALIKE if all(verdict is ALIKE for verdict in verdicts) else Verdict("verified"), cut=made)
 
 
 def _with_the_same_numbers(whole: Tensor, once_more: Callable[[int | None], Tensor], again: Again, tolerance: float) -> Verdict:
-    """What is known of values with random numbers, by a run that draws the same ones, in which the second half is of other samples.
+    """Judge values of a step with random numbers by a run that draws the same numbers but has other samples in the second half.
 
-    A step that draws as many as its samples make it, or from a generator of its own, is not known by it.
+    This says nothing about a step whose number of draws depends on its samples, or which draws from a generator of its own.
     """
     same, other = once_more(0), once_more(None)
     scale, half = whole.abs().nanmean(), len(whole) // 2
@@ -217,7 +224,7 @@ def _with_the_same_numbers(whole: Tensor, once_more: Callable[[int | None], Tens
 
 
 def _constant(found: Sequence[Made | None], runs: Sequence[Tried]) -> str:
-    """Of whom it is what a loss has beside its parts, by what it is in the whole batch and in its half."""
+    """Compare the batch with its half: does the constant of a loss beside its parts belong to each sample or to the batch?"""
     rests = [float(made.rest) for made in found if made is not None and made.rest is not None]
     rounding = 10 * CLOSE if any(tried.recording.low_precision for tried in runs) else 1e-5
     error = rounding * max(abs(float(tried.loss)) for tried in runs)
@@ -229,20 +236,20 @@ def _constant(found: Sequence[Made | None], runs: Sequence[Tried]) -> str:
 
 
 def _are_no_samples(whole: Term, half: Term) -> bool:
-    """Whether there are as many rows for half of the samples: they are classes, or what else the batch has the same number of."""
+    """Whether half of the samples gave as many rows as all of them, so that rows are not samples but, for example, classes."""
     rows = [term.call.rows for term in (whole, half)]
     return rows[0] is not None and rows[1] is not None and rows[0].dim() > 0 and len(rows[0]) == len(rows[1])
 
 
 def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence[tuple[LossCall, LossCall]]) -> Part:
-    """The part with the scale by which a sample's value does not depend on which others there are.
+    """Return the part with the scale by which a sample's value does not depend on which other samples are in the batch.
 
     Args:
-        whole: in the whole batch.
-        half: in its first half.
-        size: B.
-        half_size: B // 2.
-        counts: what the loss may have been divided by, in both.
+        whole: the part in the whole batch.
+        half: the part in the first half.
+        size: B, samples in the batch.
+        half_size: B // 2, samples in the half.
+        counts: pairs of calls whose result the loss may have been divided by, in the batch and in its half.
     """
     part = whole.part
     if part.plain:
@@ -258,18 +265,20 @@ def _scaled(whole: Term, half: Term, size: int, half_size: int, counts: Sequence
     errors = {scale: error(scale) for scale in dict.fromkeys((part.scale, *scales))}
     best = min(errors.values())
     takes_some = part.picked and whole.gradient is not None and bool((whole.gradient == 0).any())
-    if best <= CLOSE and not takes_some:  # what it takes may all be in the first half
+    if best <= CLOSE and not takes_some:  # agreement proves nothing if all picked samples are in the first half
         scale = next(scale for scale, e in errors.items() if e <= 2 * best + 1e-5)
         return replace(part, picked=False, **({} if scale == part.scale else {"scale": scale, "weight_sum": None}))
     for one, other in counts if part.has_rows else ():
         if error("count", one.rows, other.rows) <= 1e-4:
             return replace(part, scale="count", weight_sum=None, count=one.key, picked=False)
-    # which count, the batch decides: hard examples
+    # the batch decides which samples count, as in hard-example mining
     return replace(part, scale="mean" if part.has_rows else part.scale, weight_sum=None, picked=part.picked or best > 10 * CLOSE)
 
 
 def _counts(whole: Tried, half: Tried) -> list[tuple[LossCall, LossCall]]:
-    """Sums over samples of what has no graph, in the whole batch and its half."""
+    """Pair the sums over samples that have no graph (numbers of valid positions, for example) in the whole batch with those in its
+    half.
+    """
     known = {call.key: call for call in half.recording.calls}
     found = [call for call in whole.recording.calls if call.kind == "reduction" and call.edge is None and call.key in known]
     pairs = [(call, known[call.key]) for call in found if call.result.dim() == 0]

@@ -1,7 +1,7 @@
-"""The loss of whole batches as the values of their samples, for losses that have none by sample (BLS).
+"""Batch loss score (BLS): the loss of whole batches as the values of their samples, for losses that have no value per sample.
 
-Qing Zhou, Bingxuan Zhao, Tao Yang, Hongyuan Zhang, Junyu Gao, Qi Wang: "Batch Loss Score for Dynamic Data Pruning", CVPR 2026. What is
-known of it, and what to expect, is in batch_loss.md beside this file.
+Qing Zhou, Bingxuan Zhao, Tao Yang, Hongyuan Zhang, Junyu Gao, Qi Wang: "Batch Loss Score for Dynamic Data Pruning", CVPR 2026. What it
+does, and what to expect of it, is in batch_loss.md beside this file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kakurenbo_lightning.signals.returned import check_ranges, from_returned, lo
 
 
 class BatchLoss(SampleOutputs):
-    """Gives every sample of a batch the loss L of the batch, and keeps for each sample a moving mean of them.
+    """Gives every sample of a batch the batch's loss L, and keeps a moving mean of these for each sample.
 
     ``score_i = alpha * score_i + (1 - alpha) * L`` each time that sample i is in a batch, from 0 on. Nothing is seen inside of the step,
     which may make its loss as it likes; nothing claims that a score is the loss of its sample. What a method reads beside the loss comes
@@ -36,7 +36,7 @@ class BatchLoss(SampleOutputs):
             pass takes its ``loss`` too.
         weighs: there may be loss weights; a batch's loss is multiplied by the mean of those of its samples.
         manual: the module optimizes by itself.
-        alpha: of the moving mean, in [0, 1).
+        alpha: decay of the moving mean, in [0, 1).
     """
 
     def __init__(
@@ -86,12 +86,12 @@ class BatchLoss(SampleOutputs):
         kept: Scoring = nullcontext,
         frozen: Scoring = nullcontext,
     ) -> Values:
-        """Values of a batch that is not trained; see :meth:`SampleOutputs.score`.
+        """Values of a batch in a scoring pass, which is not trained; see :meth:`SampleOutputs.score`.
 
         Raises:
             OutputsError: there is no loss, or what the method reads beside it is missing.
         """
-        function = self._sample_outputs if self._needs.manual else None  # the step would train
+        function = self._sample_outputs if self._needs.manual else None  # training_step would train
         outputs: Any = step() if function is None else function(batch)
         loss = loss_of(outputs)
         if loss is None and isinstance(outputs, Mapping):
@@ -101,10 +101,10 @@ class BatchLoss(SampleOutputs):
         return self._values(loss, outputs, batch, size, nullcontext)
 
     def averaged(self, statistics: SampleStatistics, rows: Tensor, values: Values) -> Values:
-        """The scores of ``rows`` (``int64[b]``) after this batch; no device synchronisation.
+        """The scores of the samples ``rows`` (``int64[b]``) after this batch; no device synchronisation.
 
-        A score that is not finite, because a batch's loss was none, begins again with the next loss itself: begun at 0 it would make the
-        sample look easier than all others.
+        A score that is not finite, because a batch's loss was not, starts again at the next loss itself: started at 0, the sample would
+        look easier than all others.
         """
         loss, seen = values["loss"], statistics.epoch_seen[rows] >= 0
         before = torch.where(seen, statistics.loss[rows], 0.0)
@@ -112,8 +112,8 @@ class BatchLoss(SampleOutputs):
         return {**values, "loss": torch.where(before.isfinite(), score, loss)}
 
     def _values(self, loss: Tensor, outputs: Any, batch: Any, size: int, scoring: Scoring) -> Values:
-        """The loss of the batch for each of its samples, and what is returned beside it; verified on the first batch."""
-        rows = loss.detach().float().mean().expand(size)  # of a loss that the user has not averaged the mean counts
+        """The batch's loss for each of its samples, and what is returned beside it; verified on the first batch."""
+        rows = loss.detach().float().mean().expand(size)  # mean: the user may return a loss per sample
         given = outputs if isinstance(outputs, Mapping) else {}
         values = from_returned({**given, "sample_loss": rows}, size, reads=self._needs.reads)
         if self._sample_outputs is not None and not set(self._needs.reads) <= set(values):

@@ -1,4 +1,4 @@
-"""Values of a step that returns none: read from the calls that made its loss."""
+"""Sample values of a step that returns none, read from the criterion calls that made its loss."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _PREDICTIONS = frozenset({"confidence", "correct", "el2n", "entropy", "target"})
 
 @dataclass(frozen=True)
 class Prediction:
-    """The call that says how sure a sample is, and whether it is right.
+    """The criterion call from which confidence and correctness are read.
 
     Attributes:
-        key: of the call.
-        order: of its rows.
-        by_sample: each of its rows is a sample; where it has many for each, predictions are worked out only when they are read.
-        module: what was found out, of a loss module.
-        alike: how many calls of its name the step made.
-        used: how many of these have a graph.
-        before: how many of those come before it.
+        key: identifies the call among those of the step.
+        order: how the call's rows are ordered, see :func:`grouped`.
+        by_sample: each row is one sample. Where a sample has many rows, predictions are computed only when they are read.
+        module: findings about a loss module; ``None`` for a functional criterion.
+        alike: number of calls with the same name in the step.
+        used: how many of those calls have a graph.
+        before: how many of the calls with a graph come before this one.
     """
 
     key: Key
@@ -50,23 +50,23 @@ class Prediction:
 
     @classmethod
     def of(cls, call: LossCall, recording: Recording, order: str, by_sample: bool, module: Findings | None = None) -> Prediction:
-        """The call in the step that is verified."""
+        """Describe ``call`` of the step that is being verified, so that :meth:`found` can find it in later steps."""
         alike = [other for other in recording.calls if other.key[:2] == call.key[:2]]
         used = [other for other in alike if other.edge is not None]
         return cls(call.key, order, by_sample, module, len(alike), len(used), used.index(call) if call in used else 0)
 
     def found(self, recording: Recording, terms: Sequence[Term], cut: Cut) -> LossCall | None:
-        """The same call in a later step; ``None`` where nothing tells which.
+        """Find the same call in a later step; ``None`` if it cannot be told which one it is.
 
         Args:
-            recording: of that step.
-            terms: of its loss.
-            cut: that was verified first.
+            recording: the calls of that step.
+            terms: the parts of its loss.
+            cut: the parts that were verified first.
         """
         parts = [term for term in terms if term.call.key[:2] == self.key[:2]]
-        if {term.part.key for term in terms} != {part.key for part in cut.parts}:  # another way to make the loss
+        if {term.part.key for term in terms} != {part.key for part in cut.parts}:  # this step makes its loss in another way
             if parts:
-                return max(parts, key=_weight).call  # of equal ones the first
+                return max(parts, key=_weight).call  # max returns the first of equal ones
         elif one := next((term.call for term in parts if term.part.key == self.key), None):
             return one
         alike = [call for call in recording.calls if call.key[:2] == self.key[:2]]
@@ -79,13 +79,14 @@ class Prediction:
 
 
 class CapturedLoss:
-    """How the loss of a step is made, decided on the first batch; later steps are read by that.
+    """Knows how a step makes its loss: decided on the first batch, used to read the sample values of every later step.
 
     Attributes:
-        known: its parts; ``None`` before the first batch.
-        calls: names of the parts.
-        clone: the step changes rows in place, so copies are kept.
-        throughout: a scoring pass has gradients on from its beginning, not from the first part of the loss; ``None``: none was made yet.
+        known: the verified parts of the loss; ``None`` before the first batch.
+        calls: names of the calls that are the parts.
+        clone: whether rows are copied, because the step changes them in place.
+        throughout: whether a scoring pass enables gradients from its beginning instead of from the first part of the loss; ``None``
+            before the first scoring pass.
     """
 
     def __init__(self) -> None:
@@ -95,23 +96,23 @@ class CapturedLoss:
         self.calls: tuple[str, ...] = ()
         self.clone = True
         self.throughout: bool | None = None
-        self._ways: list[tuple[Cut, set[Form]]] = []  # what was verified: parts, and the forms in which they make the loss
+        self._ways: list[tuple[Cut, set[Form]]] = []  # verified parts, each with the forms in which they have made the loss
         self._prediction: Prediction | None = None
 
     @property
     def cut(self) -> Cut:
-        """Its parts."""
+        """The verified parts of the loss. Only valid after the first batch."""
         assert self.known is not None, "the first batch comes before"
         return self.known
 
     @property
     def source(self) -> str:
-        """One line for the log."""
+        """One line for the log that says where the values come from."""
         return f"the step's call of {' + '.join(self.calls)}, seen {self.manner}"
 
     @property
     def sight(self) -> Sight:
-        """What to watch in the next step."""
+        """Which calls have to be watched in the next step."""
         if not self._modules:
             return self._sight
         modules = [reference() for reference in self._modules]
@@ -119,7 +120,7 @@ class CapturedLoss:
 
     @property
     def manner(self) -> str:
-        """How calls are seen, for the log."""
+        """How the calls are intercepted, in words for the log."""
         ways = [
             *(["by its name in torch.nn.functional"] if self._sight.criteria and not self._sight.mode else []),
             *(["by its name among the methods of tensors"] if self._sight.reductions and not self._sight.mode else []),
@@ -131,14 +132,14 @@ class CapturedLoss:
     # --- the first batch
 
     def decide(self, recording: Recording, loss: Any, batch: Any, provable: bool, manual: bool = False) -> list[Cut]:
-        """The ways in which the loss is made of parts with values for each sample, the best first; waits for the device.
+        """Find the ways to split the loss into parts with one value per sample, the best first; waits for the device.
 
         Args:
-            recording: of the step.
-            loss: that it returned.
-            batch: that it was given.
-            provable: a test of attribution follows.
-            manual: the step has made its backward pass itself, so the graph of the loss is gone.
+            recording: the calls of the step.
+            loss: the loss that the step returned.
+            batch: the batch that the step was given.
+            provable: whether a test of attribution follows, which can prove a guess.
+            manual: the step has run its own backward pass, so the graph of the loss is gone.
 
         Raises:
             OutputsError: there is none.
@@ -155,7 +156,7 @@ class CapturedLoss:
         return [self._unmixed(cut, recording.calls, provable) for cut in finding.cuts]
 
     def decide_freely(self, recording: Recording, loss: Any) -> bool:
-        """Whether the loss is nothing but one criterion's result, so that its values cost nothing; then they are read."""
+        """Use captured values where they cost nothing: the loss is one criterion's result. Returns whether it is."""
         if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion",))):
             call, plain = found[0]
             if len(_rows(call)) == recording.size:
@@ -165,7 +166,7 @@ class CapturedLoss:
         return False
 
     def again(self, before: Cut, cuts: Sequence[Cut], attribution: str) -> Verdict:
-        """What a scoring pass has shown of the parts of ``before`` holds in training where one of ``cuts`` has the same."""
+        """Keep what a scoring pass has proved about ``before`` if one of the training step's ``cuts`` has the same parts."""
         for cut in cuts:
             known = {part.key: part for part in before.parts}
             if known.keys() == {part.key for part in cut.parts}:
@@ -174,7 +175,7 @@ class CapturedLoss:
         return Verdict("skipped", "in training the step makes its loss in another way than in a scoring pass")
 
     def _without_graph(self, recording: Recording, loss: Any) -> Cut:
-        """By identity, or the one criterion there is."""
+        """Find the part of a loss that has no graph: the call that returned this very tensor, or the only criterion call."""
         if isinstance(loss, Tensor) and (found := _plain_calls(recording, loss, ("criterion", "reduction"))):
             call, plain = found[0]
             return Cut((Part(call.key, call.rows is not None, plain),), True, True)
@@ -192,7 +193,9 @@ class CapturedLoss:
         return Cut((part,), False, False, verified=False, numbers=numbers_of(recording.calls))
 
     def _unmixed(self, cut: Cut, calls: Sequence[LossCall], provable: bool) -> Cut:
-        """Refuse several criteria of one prediction, unless a test can show that a sample's value is its own."""
+        """Refuse several criterion calls on one prediction (mixup), unless a test of attribution can prove that the values are the
+        samples' own.
+        """
         keys = {part.key for part in cut.parts}
         parts = [call for call in calls if call.key in keys and isinstance(call.arguments, CriterionCall)]
         for number, one in enumerate(parts):
@@ -204,7 +207,7 @@ class CapturedLoss:
         return cut
 
     def settle(self, cuts: Sequence[Cut], recording: Recording, loss: Tensor, verdict: Verdict) -> None:
-        """Choose among the ways, now that attribution is tested, and what to watch from now on.
+        """Choose one of the possible cuts after the test of attribution, and what to watch from now on.
 
         Raises:
             OutputsError: the test has failed, or could not be made where only it can prove the way.
@@ -232,7 +235,7 @@ class CapturedLoss:
         self.calls = tuple(dict.fromkeys(call.described for call in needed if call.key in parts))
 
     def _predicting(self, recording: Recording, loss: Tensor) -> Prediction | None:
-        """The call that is likeliest the task: of those that the loss depends on."""
+        """Find the call that most likely belongs to the task's prediction, among those that the loss depends on."""
         orders = {part.key: part.order for part in self.cut.parts}
         order = self.cut.parts[0].order
         share = {part.key: abs(part.share) for part in self.cut.parts}
@@ -258,16 +261,16 @@ class CapturedLoss:
     # --- each step
 
     def recording(self, size: int, graph: bool = False, scoring: bool = False) -> Recording:
-        """For one run of the step; ``graph``: to be weighted; ``scoring``: it makes no graph."""
+        """Return an empty :class:`Recording` for one run of the step."""
         return Recording(size, graph, self._leaves if scoring else frozenset(), self.clone)
 
     @property
     def _leaves(self) -> frozenset[Key]:
-        """Calls at which a graph must begin in a run that makes none: none where the loss was always a call's result."""
+        """Calls at which a scoring pass starts a graph. Empty if the loss has always been the plain result of one call."""
         return frozenset().union(*(cut.leaves for cut, _ in self._ways))
 
     def made(self, recording: Recording, loss: Any, batch: Any) -> Made:
-        """How the loss was made. It is verified once for every form in which a step makes its loss, which waits for the device.
+        """Find how this step made its loss. Each new form of the loss is verified once, which waits for the device.
 
         Raises:
             OutputsError: it was made of something else than the first one.
@@ -285,7 +288,7 @@ class CapturedLoss:
         raise OutputsError(refusals.changed(" + ".join(self.calls)))
 
     def _only_call(self, recording: Recording) -> LossCall | None:
-        """The one criterion of a step of which nothing is proved."""
+        """The only criterion call of a step whose loss could not be proved to be made of it."""
         part = self.cut.parts[0]
         alike = [call for call in recording.calls if call.key[:2] == part.key[:2]]
         with_graph = [call for call in alike if call.edge is not None]
@@ -294,15 +297,15 @@ class CapturedLoss:
         return next(iter(with_graph), None) or next((call for call in alike if call.key == part.key), None)
 
     def _verified_once_more(self, recording: Recording, loss: Tensor, batch: Any) -> Made | None:
-        """The parts of a loss that is made in a new form: of the same calls, or it cannot be known."""
+        """Find the parts of a loss that has a new form. They must be the verified calls; ``None`` otherwise."""
         for known, forms in self._ways:
             made = terms_of(known, recording, loss)
-            if made is not None:  # the same parts: it is enough that the loss is a linear function of them still
+            if made is not None:  # the parts are known, so only linearity has to be shown again
                 calls = [term.call for term in made.terms]
                 if why_not_linear(loss, [c.known_edge for c in calls], [c.values for c in calls], recording.size):
                     return None
                 if any(t.gradient is not None and sign_of(t.gradient) * t.part.sign < 0 for t in made.terms):
-                    return None  # it has turned, as by flooding: what is hard for the network would look easy
+                    return None  # the sign has flipped, as in flooding: hard samples would look easy
                 forms.add(made.form)
                 return made
         parts = [part for known, _ in self._ways for part in known.parts]
@@ -317,9 +320,10 @@ class CapturedLoss:
 
     @contextlib.contextmanager
     def scoring(self, frozen: Callable[[], Any]) -> Iterator[None]:
-        """Around a run that makes no graph; where the loss has more than one part or a tail, the graph of that is made all the same.
+        """Context of a scoring pass. A loss with several parts, or with operations after them, needs a graph of that last stretch even
+        there.
 
-        ``frozen`` makes a context in which the network has nothing that asks for a gradient.
+        ``frozen`` makes a context in which no parameter of the network requires a gradient.
         """
         if self._leaves:
             with torch.inference_mode(False), from_the_beginning(frozen) if self.throughout else torch.no_grad():
@@ -328,7 +332,7 @@ class CapturedLoss:
             yield
 
     def values(self, made: Made, recording: Recording, reads: Reads) -> Values:
-        """The values of the samples, each ``[B]``, detached; no host synchronisation, but where the loss has got other parts."""
+        """The values of the samples, each ``[B]``, detached. Synchronises with the host only if the loss has got other parts."""
         wanted, size = self._prediction, recording.size
         with torch.no_grad():
             values = {"loss": made.values(size)}
@@ -342,18 +346,18 @@ class CapturedLoss:
             return {**values, **call.given.predictions(size, wanted.order, reads)}
 
     def weighted(self, made: Made, loss: Tensor, weights: Tensor) -> Tensor:
-        """The loss in which what sample i adds counts ``weights[i]`` times, in value and gradient."""
+        """The loss in which the share of sample i counts ``weights[i]`` times, in value and in gradient."""
         shares = made.shares(len(weights))
         return loss + ((weights.to(shares.dtype) - 1) * shares).sum().to(loss.dtype)
 
 
 def _weight(term: Term) -> float:
-    """How much a part counts in the loss, whatever its values are; waits for the device."""
+    """How much a part counts in the loss, independent of its values; waits for the device."""
     return 1.0 if term.gradient is None else round(float(term.gradient.abs().sum()), 4)
 
 
 def _plain_calls(recording: Recording, loss: Tensor, kinds: tuple[str, ...]) -> list[tuple[LossCall, str]]:
-    """The calls whose result, or the mean or sum of whose rows, is the loss, and which of these; criteria first."""
+    """Calls whose result is the loss itself, or the mean or sum of whose rows is; each with which of these it is, criteria first."""
     root, found = root_of(loss), []
     how = None if root is None else reduced_by(root)
     for call in sorted(recording.calls, key=lambda call: call.kind):

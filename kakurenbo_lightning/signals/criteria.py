@@ -1,4 +1,4 @@
-"""The criteria of ``torch.nn.functional``: what a call of one says about each sample."""
+"""The criteria of ``torch.nn.functional``, and what one call of them says about each sample."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def _functions() -> dict[Function, tuple[str, ...]]:
 CRITERIA = _functions()
 # named here, because torch.nn.functional holds other functions by these names while a step runs
 _CTC, _KL_DIV, _GAUSSIAN, _LINEAR = F.ctc_loss, F.kl_div, F.gaussian_nll_loss, getattr(F, "linear_cross_entropy", None)
-_CLASSES = {F.cross_entropy, F.nll_loss, _LINEAR}  # with ignore_index and a weight for each class
-_WEIGHTED_MEAN = {F.mse_loss, F.l1_loss, F.huber_loss}  # whose mean is divided by the sum of the weights
+_CLASSES = {F.cross_entropy, F.nll_loss, _LINEAR}  # these take ignore_index and class weights
+_WEIGHTED_MEAN = {F.mse_loss, F.l1_loss, F.huber_loss}  # torch divides their mean by the sum of the weights
 
 
 class CriterionCall:
-    """The arguments of one call, and what they say.
+    """The arguments of one criterion call, from which values per sample are computed.
 
     Args:
-        function: of :data:`CRITERIA`.
-        args: of the call.
-        kwargs: of the call.
+        function: one of :data:`CRITERIA`.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
 
     Attributes:
-        name: for messages.
+        name: name of the function, for messages.
         reduction: ``"mean"``, ``"sum"``, ``"batchmean"`` or ``"none"``, whichever way it was given.
         predicts: whether the call is a classification, so that it has confidence and correctness.
     """
@@ -60,18 +60,19 @@ class CriterionCall:
         self.predicts = function in _PREDICTIONS and (function is not _KL_DIV or options["input"].dim() == 2)
 
     def elements(self) -> Tensor:
-        """The call with ``reduction="none"``: one number for each row and position, ``[n, ...]``."""
+        """Repeat the call with ``reduction="none"``, which gives one number for each row and position, ``[n, ...]``."""
         if self.function is _GAUSSIAN:
             return _gaussian_elements(**self.options)
         return self.function(**self.options, reduction="none")
 
     def values(self, elements: Tensor, size: int, order: str) -> Tensor:
-        """What the call would have given for each sample alone, ``[size]``: averaged or summed, as its reduction does.
+        """What the call would have returned for each sample alone, ``[size]``: the mean or sum of its positions, as its reduction
+        says.
 
-        Positions that are ignored do not count; the weight of a sample's class does, as with ``reduction="none"``.
+        Ignored positions do not count. The weight of a sample's class does, as with ``reduction="none"``.
 
         Args:
-            elements: as :meth:`elements`.
+            elements: the result of :meth:`elements`.
             size: B.
             order: see :func:`grouped`.
         """
@@ -99,14 +100,14 @@ class CriterionCall:
         return share / (elements.numel() if weights is None else weights.sum())
 
     def _normalised(self, elements: Tensor) -> Tensor:
-        """``ctc_loss`` divides the mean by the length of each target."""
+        """Divide the losses of ``ctc_loss`` by the length of each target, as torch does for its mean."""
         if self.function is not _CTC or self.reduction != "mean":
             return elements
         lengths = torch.as_tensor(self.options["target_lengths"], device=elements.device)
         return elements / lengths.clamp(min=1)
 
     def _counts(self, elements: Tensor) -> Tensor | None:
-        """How much each element counts in a mean over a sample's positions; ``None``: all alike."""
+        """How much each element counts in the mean over a sample's positions; ``None`` if all count alike."""
         if self.function in _CLASSES and self.options["target"].shape == elements.shape:
             return (self.options["target"] != self.options.get("ignore_index", IGNORE_INDEX)).to(elements.dtype)
         if self.function in _WEIGHTED_MEAN and self.options.get("weight") is not None:
@@ -114,12 +115,12 @@ class CriterionCall:
         return None
 
     def counted(self, elements: Tensor) -> Tensor | None:
-        """Which elements have a class that is not ignored, 1 or 0; ``None`` where nothing is ignored."""
+        """1 for each element whose class is not ignored, else 0; ``None`` if nothing is ignored."""
         counts = self._counts(elements) if self.function in _CLASSES else None
         return None if counts is None else counts.float()
 
     def _class_weights(self, elements: Tensor) -> Tensor | None:
-        """How much each element counts in the mean over all, where classes have weights."""
+        """The class weight of each element in the mean over the batch; ``None`` if classes have no weights."""
         counts = self._counts(elements) if self.function in _CLASSES else None
         if counts is None or self.options.get("weight") is None:
             return None
@@ -127,25 +128,25 @@ class CriterionCall:
         return self.options["weight"][target] * counts
 
     def predictions(self, size: int, order: str, reads: Reads) -> Values:
-        """Confidence, correctness and what else is read of ``size`` samples; detached."""
+        """Confidence, correctness and whatever else ``reads`` names, of ``size`` samples; detached."""
         return _PREDICTIONS[self.function](self.options, size, order, reads)
 
 
 def _gaussian_elements(input: Tensor, target: Tensor, var: Any, full: bool = False, eps: float = 1e-6) -> Tensor:
-    """``gaussian_nll_loss`` by element, without its test for negative variances, which waits for the device."""
+    """``gaussian_nll_loss`` by element. The library's own check for negative variances waits for the device, so it is left out."""
     var = torch.as_tensor(var, dtype=input.dtype, device=input.device)
     if var.dim() and var.shape == input.shape[:-1]:
         var = var.unsqueeze(-1)
-    var = var + (var.clamp(min=eps) - var).detach()  # as the function itself, whose clamp has no gradient
+    var = var + (var.clamp(min=eps) - var).detach()  # as in torch, where clamping does not change the gradient
     loss = 0.5 * (var.log() + (input - target) ** 2 / var)
     return loss + 0.5 * math.log(2 * math.pi) if full else loss
 
 
 def grouped(rows: Tensor, size: int, order: str) -> Tensor:
-    """Rows of a loss by sample.
+    """Group the rows of a loss by sample.
 
     Args:
-        rows: ``[n, ...]``, where n is ``size`` or a multiple of it.
+        rows: float ``[n, ...]``, where n is ``size`` or a multiple of it.
         size: B.
         order: of ``k * B`` rows: ``"samples"``: k rows of the first sample, then k of the second; ``"positions"``: the first row of
             every sample, then the second of every sample.
@@ -168,7 +169,7 @@ def grouped(rows: Tensor, size: int, order: str) -> Tensor:
 
 
 def total(per_sample: Tensor) -> Tensor:
-    """Sum over all axes but the first, ``[B]``; of half precision in float32."""
+    """Sum over all axes but the first, ``[B]``. Half precision is summed in float32."""
     if per_sample.dim() == 1:
         return per_sample
     half = per_sample.dtype in (torch.float16, torch.bfloat16)
@@ -176,7 +177,7 @@ def total(per_sample: Tensor) -> Tensor:
 
 
 def mean(per_sample: Tensor) -> Tensor:
-    """Mean over all axes but the first, ``[B]``; of half precision in float32."""
+    """Mean over all axes but the first, ``[B]``. Half precision is averaged in float32."""
     if per_sample.dim() == 1:
         return per_sample
     half = per_sample.dtype in (torch.float16, torch.bfloat16)
@@ -184,9 +185,9 @@ def mean(per_sample: Tensor) -> Tensor:
 
 
 def of_classes(scores: Tensor, target: Tensor, ignore_index: int, size: int, order: str, reads: Reads) -> Values:
-    """:func:`class_values` of rows ``[n, C, ...]`` that are grouped by sample."""
+    """:func:`class_values` of rows ``[n, C, ...]``, which are first grouped by sample."""
     scores, target = scores.detach(), target.detach()
-    if len(scores) != size:  # positions go behind the classes
+    if len(scores) != size:  # move the positions behind the classes
         with_classes = target.shape == scores.shape and target.is_floating_point()
         scores, target = grouped(scores, size, order).transpose(1, 2), grouped(target, size, order)
         target = target.transpose(1, 2) if with_classes else target
@@ -194,8 +195,8 @@ def of_classes(scores: Tensor, target: Tensor, ignore_index: int, size: int, ord
 
 
 def of_labels(probability: Tensor, target: Tensor, size: int, order: str, reads: Reads) -> Values:
-    """:func:`binary_values` of rows ``[n, ...]`` that are grouped by sample."""
-    if len(probability) != size:  # positions go behind the labels
+    """:func:`binary_values` of rows ``[n, ...]``, which are first grouped by sample."""
+    if len(probability) != size:  # move the positions behind the labels
         probability, target = grouped(probability, size, order), grouped(target, size, order)
         if probability.dim() == 2:
             probability, target = probability.unsqueeze(1), target.unsqueeze(1)
@@ -205,7 +206,7 @@ def of_labels(probability: Tensor, target: Tensor, size: int, order: str, reads:
 
 
 def _classes(options: dict[str, Any], size: int, order: str, reads: Reads) -> Values:
-    # log-probabilities are logits whose softmax is themselves, so nll_loss reads as cross_entropy does
+    # log-probabilities are logits: their softmax gives back the probabilities, so nll_loss is read as cross_entropy
     ignore_index = options.get("ignore_index", IGNORE_INDEX)
     return of_classes(options["input"], options["target"], ignore_index, size, order, reads)
 
@@ -231,7 +232,7 @@ def _divergence(options: dict[str, Any], size: int, order: str, reads: Reads) ->
     return of_classes(options["input"], target, IGNORE_INDEX, size, order, reads)
 
 
-# the classifications, the likeliest to be the task first
+# classifications; those most likely to be the task come first
 _PREDICTIONS: dict[Function | None, Callable[..., Values]] = {
     F.cross_entropy: _classes,
     F.nll_loss: _classes,
@@ -247,7 +248,7 @@ PRIORITY = {function: place for place, function in enumerate(_PREDICTIONS)}
 
 
 def evaluate_per_sample(criterion: Function, args: tuple[Any, ...], kwargs: dict[str, Any], reads: Reads = ()) -> Values:
-    """The values of each sample of one criterion call of which every row is a sample; the call itself cannot be changed by it."""
+    """The values of each sample for one criterion call whose rows are the samples. The arguments are not changed."""
     call = CriterionCall(criterion, args, kwargs)
     with torch.no_grad():
         elements = call.elements()

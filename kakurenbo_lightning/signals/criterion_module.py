@@ -1,4 +1,4 @@
-"""Loss modules that nothing else sees into: their values by row."""
+"""Losses of ``nn.Module`` classes that cannot be seen into: their values row by row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from kakurenbo_lightning.signals.criteria import grouped, mean, of_classes, of_l
 from kakurenbo_lightning.signals.graph import leaves
 from kakurenbo_lightning.signals.predictions import IGNORE_INDEX, Reads, Values
 
-MOST_LOOPED = 32  # rows of a batch that are evaluated one after the other in every step, where torch.vmap refuses
-TESTED_ROWS = 64  # at most, of which torch.vmap is compared with a plain loop
-GRADIENT, HALF_GRADIENT = 1e-3, 3e-2  # relative difference up to which gradients are the same
+MOST_LOOPED = 32  # largest number of rows to evaluate one by one in every step if torch.vmap refuses
+TESTED_ROWS = 64  # at most so many rows are compared between torch.vmap and a plain loop
+GRADIENT, HALF_GRADIENT = 1e-3, 3e-2  # relative difference up to which gradients count as equal
 
 
 @dataclass
@@ -25,10 +25,10 @@ class Findings:
     """What the first call of a loss module has shown.
 
     Attributes:
-        reduction: how its result is made of what it gives for each row, ``"mean"`` or ``"sum"``.
-        looped: rows go through a plain loop.
-        target: what predictions are compared with, ``"classes"``, ``"probabilities"`` or ``"labels"``; ``None``: with none of these.
-        logits: its predictions are logits, not probabilities.
+        reduction: how its result is made from the values of the rows, ``"mean"`` or ``"sum"``.
+        looped: rows are evaluated in a plain loop, not by ``torch.vmap``.
+        target: what its target holds: ``"classes"``, ``"probabilities"`` or ``"labels"``; ``None`` if none of these.
+        logits: whether its predictions are logits instead of probabilities.
     """
 
     reduction: str = "mean"
@@ -38,18 +38,18 @@ class Findings:
 
 
 class ModuleCall:
-    """The arguments of a call of a loss module, and what they say.
+    """The arguments of one call of a loss module, from which values per sample are computed.
 
     Args:
-        module: that was called.
-        args: of the call.
-        kwargs: of the call.
-        size: B.
+        module: the loss module.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        size: B, samples in the batch.
 
     Attributes:
-        name: of its class.
-        rows: how many the call was given, n: B or a multiple.
-        findings: of :meth:`verify` and :meth:`read_target`, or of an earlier call.
+        name: name of the module's class.
+        rows: n, the number of rows that the call was given: B or a multiple.
+        findings: what :meth:`verify` and :meth:`read_target` found, in this call or an earlier one.
     """
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> None:
@@ -63,9 +63,9 @@ class ModuleCall:
 
     @staticmethod
     def may_be_loss(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, size: int, graph: bool = True) -> bool:
-        """Whether a module was given predictions of B rows (or a multiple), and gave one number, or one for each sample.
+        """Whether a module got predictions of B rows (or a multiple) and returned one number, or one per sample.
 
-        ``graph``: where there is a graph, predictions have one too, and data have none.
+        ``graph``: if the output has a graph, at least one floating-point argument must have one too: that tells predictions from data.
         """
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape not in ((), (size,)):
             return False
@@ -75,13 +75,13 @@ class ModuleCall:
 
     @property
     def reduction(self) -> str:
-        """As :class:`Findings`."""
+        """How the result is made from the rows, ``"mean"`` or ``"sum"``, see :class:`Findings`."""
         return self.findings.reduction
 
     # --- its loss
 
     def elements(self) -> Tensor:
-        """The module's result for each row alone, ``[n]``, in the precision of the call."""
+        """Call the module for each row alone, ``[n]``, in the precision of the original call."""
         device, dtype, enabled = self._precision
         with torch.autocast(device, dtype, enabled), _attributes_kept(self.module):
             if self.findings.looped:
@@ -91,7 +91,7 @@ class ModuleCall:
             return torch.vmap(self._of_one, in_dims, randomness="error")(*self._given)
 
     def _of_one(self, *given: Any) -> Tensor:
-        """The module's result for one row of each mapped argument."""
+        """Call the module with one row of each mapped argument."""
         row = [a.unsqueeze(0) if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
         first = len(row) - len(self._names)
         return self.module.forward(*row[:first], **dict(zip(self._names, row[first:], strict=True))).reshape(())
@@ -101,14 +101,14 @@ class ModuleCall:
         return torch.stack([self._of_one(*(a[i] if is_mapped else a for a, is_mapped in pairs)) for i in rows])
 
     def verify(self, result: Tensor, tolerance: float) -> str | None:
-        """Find out whether ``result`` is the mean or the sum of what each row gives alone; waits for the device.
+        """Check that ``result`` is the mean or the sum of what each row gives alone; waits for the device.
 
         Args:
-            result: of the call.
-            tolerance: relative.
+            result: what the call returned.
+            tolerance: relative tolerance.
 
         Returns:
-            ``None``, or why it is not. The module is as it was, either way.
+            ``None``, or a text that says why not. Buffers and attributes of the module are restored either way.
         """
         others = (a for a, is_mapped in zip(self._given, self._mapped, strict=True) if not is_mapped)
         if any(tensor.requires_grad for other in others for tensor in leaves(other)):
@@ -138,7 +138,7 @@ class ModuleCall:
         return "gives neither the mean nor the sum of what it gives for each row alone"
 
     def _verify_gradient(self, some: Sequence[int]) -> str | None:
-        """Find out whether predictions change the result as they change the mean or sum of the rows.
+        """Check that predictions change the result as they change the mean or sum of the rows.
 
         The numbers alone may agree by coincidence: an untrained network predicts nearly the same of every sample.
         """
@@ -146,10 +146,10 @@ class ModuleCall:
         given = [a.detach() if isinstance(a, Tensor) else a for a in self._given]
         full = [a.float() if isinstance(a, Tensor) and a.dtype in half else a for a in given]
         device, dtype, enabled = self._precision
-        try:  # half precision says less
+        try:  # in float32, because half precision needs a larger tolerance
             with torch.autocast(device, enabled=False):
                 differ, most = self._gradients_differ(full, some), GRADIENT
-        except Exception:  # of a module that has weights in half precision
+        except Exception:  # the module has weights in half precision
             with torch.autocast(device, dtype, enabled):
                 differ, most = self._gradients_differ(given, some), HALF_GRADIENT
         if differ <= most:
@@ -160,15 +160,18 @@ class ModuleCall:
         )
 
     def _gradients_differ(self, given: Sequence[Any], some: Sequence[int]) -> float:
-        """How far the gradient of the whole is from that of some rows alone, relative to the largest of it; ``given``: detached."""
+        """Largest difference between the gradient of the whole batch and that of single rows, relative to the largest gradient.
+        ``given`` is detached.
+        """
         learned = [m and a.requires_grad for a, m in zip(self._given, self._mapped, strict=True)]
-        if not any(learned):  # the module alone is trained
+        if not any(learned):  # only the loss module itself is trained
             return 0.0
 
         def gradients(rows: slice) -> tuple[Tensor, ...]:
             part = [a[rows] if is_mapped else a for a, is_mapped in zip(given, self._mapped, strict=True)]
             inputs = [a.requires_grad_() for a, is_learned in zip(part, learned, strict=True) if is_learned]
-            part = [a.clone() if is_learned else a for a, is_learned in zip(part, learned, strict=True)]  # a leaf stays as it is
+            # clone: the module may change its input in place, which a leaf forbids
+            part = [a.clone() if is_learned else a for a, is_learned in zip(part, learned, strict=True)]
             first = len(part) - len(self._names)
             result = self.module.forward(*part[:first], **dict(zip(self._names, part[first:], strict=True)))
             return torch.autograd.grad(result.sum(), inputs, materialize_grads=True)
@@ -186,7 +189,7 @@ class ModuleCall:
         return float(torch.stack(far).nan_to_num().max()) / max(largest, 1e-30)
 
     def values(self, elements: Tensor, size: int, order: str) -> Tensor:
-        """What the module gives for each sample alone, ``[size]``."""
+        """The module's loss for each sample alone, ``[size]``."""
         per_sample = grouped(elements, size, order)
         return mean(per_sample) if self.findings.reduction == "mean" else total(per_sample)
 
@@ -197,10 +200,10 @@ class ModuleCall:
     # --- its predictions
 
     def read_target(self, result: Tensor) -> bool:
-        """Find out what the arguments say about predictions, and whether they do; waits for the device.
+        """Find out what the target argument holds, and whether the predictions are scores of it; waits for the device.
 
-        A module with parameters of its own makes its logits itself, and labels beside embeddings are no classes of them: more of what the
-        target names must lower the loss.
+        A module with parameters of its own computes its logits inside, and labels given with embeddings are no classes of them. So it
+        is required that the loss falls as the score of the target rises.
         """
         pair = self._scores_and_target()
         if pair is None or not (pair[0].requires_grad and result.requires_grad) or any(True for _ in self.module.parameters()):
@@ -221,7 +224,7 @@ class ModuleCall:
         return gradient is not None and _lowered_by(gradient, scores, target, self.findings.target)
 
     def _scores_and_target(self) -> tuple[Tensor, Tensor] | None:
-        """The first two arguments that have rows; a channel of one in a target of classes is left out."""
+        """The first two arguments that have rows; a channel axis of size 1 is removed from a target of classes."""
         given = [a for a, is_mapped in zip(self._given, self._mapped, strict=True) if is_mapped]
         if len(given) < 2 or not given[0].is_floating_point():
             return None
@@ -231,13 +234,13 @@ class ModuleCall:
         return scores, target
 
     def predictions(self, size: int, order: str, reads: Reads) -> Values:
-        """Confidence, correctness and what else is read of ``size`` samples; detached."""
+        """Confidence, correctness and whatever else ``reads`` names, of ``size`` samples; detached."""
         pair = self._scores_and_target()
         assert pair is not None, "read_target has found them"
         scores, target = (a.detach() for a in pair)
         if self.findings.target == "labels":
             return of_labels(scores.sigmoid() if self.findings.logits else scores, target, size, order, reads)
-        scores = scores if self.findings.logits else scores.log()  # the softmax of a distribution's logarithm is itself
+        scores = scores if self.findings.logits else scores.log()  # softmax(log p) = p
         target = target.long() if self.findings.target == "classes" else target
         return of_classes(scores, target, IGNORE_INDEX, size, order, reads)
 
@@ -247,7 +250,7 @@ def _has_rows(value: Any, size: int) -> bool:
 
 
 def _lowered_by(gradient: Tensor, scores: Tensor, target: Tensor, what: str) -> bool:
-    """Whether the loss falls, for most samples, where scores go to where the target says."""
+    """Whether the loss falls, for most samples, when the scores move towards the target."""
     if what == "labels":
         towards = ((gradient <= 0) == (target > 0.5)).float().mean()
     elif what == "probabilities":
@@ -264,7 +267,7 @@ def _are_distributions(values: Tensor) -> bool:
 
 @contextlib.contextmanager
 def _buffers_kept(module: nn.Module, changed: list[str]) -> Iterator[None]:
-    """Put back the buffers of ``module`` that change inside, and name them in ``changed``."""
+    """Restore buffers of ``module`` that change inside this context, and add their names to ``changed``."""
     before = {name: (buffer, buffer._version, buffer.clone()) for name, buffer in module.named_buffers()}
     try:
         yield
@@ -277,7 +280,7 @@ def _buffers_kept(module: nn.Module, changed: list[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _attributes_kept(module: nn.Module) -> Iterator[None]:
-    """Put back the attributes of ``module`` that are set inside."""
+    """Restore attributes of ``module`` that are set inside this context."""
     before = [(part, dict(vars(part))) for part in module.modules()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a loss is made of: parts that have one value for each sample, and how the loss adds them up."""
+"""The parts of a loss that have one value per sample, and how the loss adds them up."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kakurenbo_lightning.signals.watching import Key, LossCall, Recording
 
 @dataclass(frozen=True)
 class Part:
-    """A call that makes the loss, or a part of it.
+    """One call that makes the loss or a part of it, and how its rows enter the loss.
 
     Attributes:
-        key: of the call.
-        has_rows: see :class:`LossCall`: the call has rows; else it gave one number.
+        key: identifies the call among those of the step.
+        has_rows: the call has one row or more per sample; otherwise it gave one number (see :class:`LossCall`).
         plain: the loss is nothing but the call's result (``"result"``), or the ``"mean"`` or ``"sum"`` of its rows; ``None``: there is
             more between them, a weight, a mask, a sign, another part.
         scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
@@ -31,14 +31,14 @@ class Part:
             what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
             (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``); or times the number of the batch's targets that are not
             ignored, and divided by that of the sample's (``"counted"``).
-        order: of the rows, see :func:`grouped`.
-        weight_sum: of all weights, in the batch that was verified; ``None``: not compared.
-        count: the call that made what the loss was divided by.
-        divided: the largest gradient times that, in the batch that was verified.
-        module: of a loss module: what was found out about it.
-        share: of the loss, in the batch that was verified.
-        sign: of the loss's gradient there, in the batch that was verified: 1, -1, or 0 where some rows have the one, some the other.
-        picked: which others are in the batch decides how much a sample counts, as where the hardest of it are taken.
+        order: how the rows are ordered, see :func:`grouped`.
+        weight_sum: sum of all weights in the batch that was verified; ``None``: not compared.
+        count: key of the call whose result the loss was divided by.
+        divided: the largest gradient times that divisor, in the batch that was verified.
+        module: findings about the loss module, if the call is of one.
+        share: fraction of the loss that the part made up in the batch that was verified.
+        sign: sign of the loss's gradient at the part in the batch that was verified: 1, -1, or 0 if rows differ in it.
+        picked: the other samples of the batch decide how much a sample counts, as in hard-example mining.
     """
 
     key: Key
@@ -55,11 +55,13 @@ class Part:
     sign: int = 1
 
 
-Numbers = frozenset[tuple[tuple[str, str], int, int]]  # kind and name, how many calls of these, and how many have a graph
+Numbers = frozenset[tuple[tuple[str, str], int, int]]  # (kind, name), number of such calls, and how many of them have a graph
 
 
 def numbers_of(calls: Sequence[LossCall], names: Collection[tuple[str, str]] | None = None) -> Numbers:
-    """How many calls of each name a step has made; ``names``: of these. Where it has made others, the number of a call says nothing."""
+    """Count the calls of each name in a step (only of ``names``, if given). If the counts have changed, the number of a call no longer
+    identifies it.
+    """
     names = {call.key[:2] for call in calls} if names is None else names
     alike = {name: [call for call in calls if call.key[:2] == name] for name in names}
     return frozenset((name, len(found), sum(call.edge is not None for call in found)) for name, found in alike.items() if found)
@@ -67,19 +69,20 @@ def numbers_of(calls: Sequence[LossCall], names: Collection[tuple[str, str]] | N
 
 @dataclass(frozen=True)
 class Cut:
-    """Parts that together make the loss.
+    """One way to split a loss into parts.
 
     Attributes:
-        parts: at least one.
-        complete: the loss depends on parameters through them alone.
-        exact: what they add up to is the loss.
-        constant: what the loss has beside that, without a gradient, is a number that each sample alone has too (``"each"``, as in
-            ``1 - cos.mean()``), or that samples have a share of (``"divided"``, as in ``len(cos) - cos.sum()``); empty: there is none, or
-            every batch has another. Where attribution was not tested it is a guess.
-        ignored: calls of the same kinds that are no parts.
-        verified: there was a graph of the loss to prove it by.
-        guess: what to say unless a test of attribution proves that the values of a sample are its own; empty: nothing is guessed.
-        numbers: of the calls of the step that was verified, see :func:`numbers_of`; ``None``: not known.
+        parts: one or more parts.
+        complete: whether the loss depends on parameters through the parts alone.
+        exact: whether the parts add up to the loss.
+        constant: what the loss contains besides the parts, without a gradient: ``"each"``, a number that each sample alone has too, as
+            in ``1 - cos.mean()``; ``"divided"``, a number of which each sample has a share, as in ``len(cos) - cos.sum()``; empty,
+            nothing, or another number in every batch. Only a guess if attribution was not tested.
+        ignored: keys of calls of the same kinds that are no parts.
+        verified: whether there was a graph of the loss to prove the cut by.
+        guess: the error to raise unless a test of attribution proves that the values belong to their samples; empty if nothing is
+            guessed.
+        numbers: how many calls the verified step made, see :func:`numbers_of`; ``None``: not known.
     """
 
     parts: tuple[Part, ...]
@@ -97,7 +100,7 @@ class Cut:
 
     @property
     def share(self) -> float:
-        """Of the loss, that its parts are, with what is constant."""
+        """Fraction of the loss that the parts, together with the constant, make up."""
         return 1.0 if self.constant else sum(part.share for part in self.parts)
 
     @cached_property
@@ -105,29 +108,29 @@ class Cut:
         return frozenset(part.key[0] for part in self.parts)
 
     def is_numbered(self, recording: Recording, names: Collection[tuple[str, str]], graphs: bool = False) -> bool:
-        """Whether a step has made as many calls of ``names`` as the one that was verified, and, with ``graphs``, as many with a graph."""
+        """Whether a step made as many calls of ``names`` as the verified one, and, with ``graphs``, as many with a graph."""
         if self.numbers is None:
             return True
         known = {entry for entry in self.numbers if entry[0] in names}
         found = numbers_of(recording.calls, names)
-        if not graphs or recording.leaves:  # without a network's graph, that of the loss begins at its leaves
+        if not graphs or recording.leaves:  # in a scoring pass a graph starts at the leaves only, so counts of graphs differ
             return {entry[:2] for entry in known} == {entry[:2] for entry in found}
         return known == found
 
     @property
     def leaves(self) -> frozenset[Key]:
-        """Calls at which a graph must begin in a run that makes none."""
+        """Keys of the calls at which a scoring pass must start a graph."""
         return frozenset() if self.plain else frozenset(part.key for part in self.parts)
 
 
 class Term(NamedTuple):
-    """A part of one step's loss.
+    """A part of the loss of one step.
 
     Attributes:
-        part: which.
-        call: that made it.
-        gradient: of the loss, there; ``None`` where the part is plain.
-        counts: what the loss was divided by, as rows.
+        part: the part.
+        call: the call of this step that made it.
+        gradient: gradient of the loss with respect to the part; ``None`` if the part is plain.
+        counts: rows of the call whose result the loss was divided by; ``None`` if there is none.
     """
 
     part: Part
@@ -139,17 +142,17 @@ class Term(NamedTuple):
 # --- finding the parts again
 
 
-Form = tuple[str, ...]  # names of the operations between parts and the loss; (): none, a plain mean or sum, or not looked for
+Form = tuple[str, ...]  # names of the operations between the parts and the loss; (): a plain mean or sum, or not searched
 
 
 class Made(NamedTuple):
-    """How one step's loss was made of its parts.
+    """How the loss of one step was made from its parts.
 
     Attributes:
-        terms: the parts.
-        form: of the function that it is of them.
-        rest: what it has beside them, ``[]``; ``None`` where that is nothing, or no sample's.
-        constant: of whom that is, see :class:`Cut`.
+        terms: the parts of this step.
+        form: names of the operations between the parts and the loss.
+        rest: what the loss contains besides the parts, ``[]``; ``None`` if that is nothing or belongs to no sample.
+        constant: whose the rest is, see :class:`Cut`.
     """
 
     terms: list[Term]
@@ -158,7 +161,7 @@ class Made(NamedTuple):
     constant: str = ""
 
     def values(self, size: int) -> Tensor:
-        """The loss of each sample alone, ``[size]``, detached; to be called without a graph."""
+        """The loss of each sample alone, ``[size]``, detached; to be called without gradients."""
         values = values_of(self.terms, size)
         if self.rest is None:
             return values
@@ -171,16 +174,16 @@ class Made(NamedTuple):
 
 
 def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[Form] | None = None) -> Made | None:
-    """The parts of the loss that a step has returned; no host synchronisation, but where it has made more calls or fewer.
+    """Find the parts of the loss that a step has returned. Synchronises with the host only if the number of calls has changed.
 
     Args:
-        cut: which.
-        recording: of the step.
-        loss: that it returned.
-        forms: those that were verified; ``None``: any.
+        cut: the verified parts.
+        recording: the calls of the step.
+        loss: the loss that the step returned.
+        forms: forms of the loss that were verified; ``None`` accepts any.
 
     Returns:
-        ``None`` where the loss was made in another way.
+        How the loss was made; ``None`` if it was made in another way.
     """
     names = {part.key[:2] for part in cut.parts}
     numbered = cut.is_numbered(recording, names | {key[:2] for key in cut.ignored})
@@ -192,15 +195,15 @@ def terms_of(cut: Cut, recording: Recording, loss: Tensor, forms: Collection[For
             if _is_plain(part, call, loss, root):
                 return Made([Term(part, _with_findings(part, call), None)], ())
         if root is None and part.plain != "result" and (call := _by_key(part.key, calls)) is not None:
-            return Made([Term(part, _with_findings(part, call), None)], ())  # nothing tells, without a graph
+            return Made([Term(part, _with_findings(part, call), None)], ())  # without a graph the key is all there is to go by
         return None
     if root is None:
         return None
     numbered = numbered and cut.is_numbered(recording, names, graphs=True)
     chosen, form = _by_keys(cut, calls) if numbered else None, ()
-    if cut.complete or chosen is None:  # else the way down to parameters is long
+    if cut.complete or chosen is None:  # else the search would go far down towards the parameters
         known = by_edge(calls)
-        limit = None  # the first time; afterwards the way is as long as it was, or it would lead far down into the network
+        limit = None  # no limit the first time; later searches stay about as long, so as not to walk the whole network
         if forms is not None and (numbered or cut.complete):
             limit = FEW_NODES + max(map(len, forms), default=0)
         edges, _, form = frontier(root, known.keys(), limit)
@@ -227,7 +230,7 @@ def _rest_of(terms: Sequence[Term], loss: Tensor, size: int) -> Tensor:
 
 
 def _divisor(cut: Cut, term: Term, recording: Recording) -> LossCall | None:
-    """The call that made what the loss was divided by: by its number, or, where the step has made others too, by its value."""
+    """Find the call whose result the loss was divided by: by its number, or by its value if the number of calls has changed."""
     part = term.part
     assert part.count is not None and term.gradient is not None
     if part.divided is None or cut.is_numbered(recording, {part.count[:2]}):
@@ -244,7 +247,7 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def with_divisors(cut: Cut, terms: Sequence[Term]) -> Cut:
-    """The cut that knows how what its loss was divided by makes its gradient; waits for the device."""
+    """Return the cut with the value of each divisor, by which later steps find it again; waits for the device."""
     known = {
         term.part.key: float(term.gradient.abs().max() * term.counts.sum())
         for term in terms
@@ -254,7 +257,7 @@ def with_divisors(cut: Cut, terms: Sequence[Term]) -> Cut:
 
 
 def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
-    """The calls that a loss was found to be made of in the order of a cut's parts, if they are of the same kind."""
+    """Sort the calls that a loss was found to be made of like the parts of ``cut``; ``None`` if they are of other kinds."""
     found, parts = sorted(found, key=lambda call: call.key), sorted(cut.parts, key=lambda part: part.key)
     if [(call.key[:2], call.rows is not None) for call in found] != [(part.key[:2], part.has_rows) for part in parts]:
         return None
@@ -263,14 +266,14 @@ def _in_order(cut: Cut, found: Sequence[LossCall]) -> list[LossCall] | None:
 
 
 def _by_keys(cut: Cut, calls: Sequence[LossCall]) -> list[LossCall] | None:
-    """The calls of a cut's parts by their number, if they are of the same kind."""
+    """Find the calls of a cut's parts by their keys; ``None`` if they are missing or of other kinds."""
     pairs = [(_by_key(part.key, calls), part) for part in cut.parts]
     chosen = [call for call, part in pairs if call and call.edge is not None and (call.rows is not None) == part.has_rows]
     return chosen if len(chosen) == len(pairs) else None
 
 
 def _only_one(cut: Cut, calls: Sequence[LossCall], root: Edge) -> Made | None:
-    """The one part that the loss has in eval mode, where it has auxiliary ones in training."""
+    """Find the single part that the loss has in eval mode, if it has auxiliary losses only in training."""
     for part in cut.parts:
         call = _by_key(part.key, calls)
         if call is not None and not part.has_rows and call.edge == root:
@@ -284,12 +287,12 @@ def _is_plain(part: Part, call: LossCall, loss: Tensor, root: Any) -> bool:
     if root is None or call.edge is None:
         return call.gave(loss) and (not part.has_rows or call.kind == "reduction")
     if not part.has_rows:
-        return call.edge == root or call.gave(loss)  # the latter in a compiled step
+        return call.edge == root or call.gave(loss)  # the second case is a compiled step
     return reduced_by(root) == (part.plain, call.edge)
 
 
 def by_edge(calls: Sequence[LossCall]) -> dict[Edge, LossCall]:
-    """Calls by their edge; where a criterion's result is what a reduction was given, or a module gave, the criterion."""
+    """Calls by their edge. If a reduction or module has the edge of a criterion's result, the criterion is taken."""
     return {call.edge: call for call in sorted(calls, key=lambda call: call.kind, reverse=True) if call.edge is not None}
 
 
@@ -307,7 +310,7 @@ def _with_findings(part: Part, call: LossCall) -> LossCall:
 
 
 def values_of(terms: Sequence[Term], size: int) -> Tensor:
-    """The loss of each sample alone, ``[size]``, detached; to be called without a graph."""
+    """The loss of each sample alone, ``[size]``, detached; to be called without gradients."""
     parts = [_values(term, size) for term in terms]
     return parts[0].detach() if len(parts) == 1 else torch.stack(parts).sum(0)
 
@@ -319,7 +322,7 @@ def shares_of(terms: Sequence[Term], size: int) -> Tensor:
 
 
 def raw_of(term: Term, size: int) -> Tensor:
-    """What a part's call gave for each sample, whatever the loss makes of it, ``[size]``."""
+    """What a part's call gave for each sample, before the loss scales it, ``[size]``."""
     part, call = term.part, term.call
     with torch.no_grad():
         if part.has_rows:
@@ -328,7 +331,7 @@ def raw_of(term: Term, size: int) -> Tensor:
 
 
 def weights_of(term: Term, size: int) -> Tensor:
-    """How much the rows of each sample count in the loss, ``[size]``."""
+    """How much the rows of each sample count in the loss, ``[size]``: the sum of their gradients."""
     assert term.gradient is not None, "it is plain: all count alike"
     return total(grouped(term.gradient, size, term.part.order))
 
@@ -343,7 +346,7 @@ def _rows(call: LossCall) -> Tensor:
 
 
 def counts_of(call: LossCall) -> Tensor | None:
-    """Which elements count in a sum over classes that ignores some; ``None``: all, or it is another criterion."""
+    """Which elements count in a sum over classes with an ignored one; ``None`` if all do, or for another criterion."""
     return call.criterion.counted(call.evaluate()) if call.kind == "criterion" and call.given.reduction == "sum" else None
 
 
@@ -373,7 +376,7 @@ def _values(term: Term, size: int) -> Tensor:
     alone = share / torch.where(weight == 0, 1.0, weight) * together
     if part.scale != "mean":
         return alone
-    # a weighted mean, as it may have been in the first batch, where all weights were equal
+    # all weights were equal in the first batch, so it may be a weighted mean: that keeps the sum of the weights
     assert part.weight_sum is not None
     same = (together - part.weight_sum).abs() <= 1e-4 * abs(part.weight_sum)
     return torch.where(same, alone, share * size)
@@ -389,5 +392,5 @@ def _shares(term: Term, size: int) -> Tensor:
         return total(grouped(rows, size, part.order)) / (rows.numel() if part.plain == "mean" else 1)
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows, gradient = rows.float(), gradient.float()
-    weighted = torch.where(gradient == 0, 0.0, gradient * rows)  # what does not count may be NaN
+    weighted = torch.where(gradient == 0, 0.0, gradient * rows)  # masked elements may be NaN, and 0 * NaN is NaN
     return total(grouped(weighted, size, part.order))

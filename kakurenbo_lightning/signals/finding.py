@@ -1,4 +1,4 @@
-"""The first batch: which calls of the step made the loss, proved by what they add up to."""
+"""The first batch: which calls of the step made the loss, proved by adding them up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kakurenbo_lightning.signals.graph import (
 from kakurenbo_lightning.signals.linearity import KINKED, Kinks, kinks, why_not_linear
 from kakurenbo_lightning.signals.watching import Key, LossCall
 
-# what parts may be: the cheapest to see in later steps first
+# kinds of calls to try as parts, cheapest to watch in later steps first
 LEVELS = (("criterion",), ("criterion", "reduction"), ("criterion", "reduction", "module"))
 
 
@@ -33,9 +33,9 @@ class Finding:
     """What was found out about the loss of a step.
 
     Attributes:
-        cuts: ways to make the loss of parts that have values for each sample, the best first.
-        reasons: why calls are no such parts.
-        partial: how many rows criteria were called on that are no multiple of B, by their name and key.
+        cuts: ways to split the loss into parts with values per sample, the best first.
+        reasons: why calls are no such parts, in words.
+        partial: for criteria whose number of rows is no multiple of B: that number, by name and key of the call.
     """
 
     cuts: list[Cut] = field(default_factory=list)
@@ -56,11 +56,11 @@ def find(calls: Sequence[LossCall], loss: Tensor, batch: Any, size: int, provabl
     """Find the parts of a loss; waits for the device.
 
     Args:
-        calls: that the step made.
-        loss: that it returned.
-        batch: that it was given.
-        size: B.
-        provable: a test of attribution follows, so rows may be grouped by a guess.
+        calls: the calls that the step made.
+        loss: the loss that it returned.
+        batch: the batch that it was given.
+        size: B, samples in the batch.
+        provable: whether a test of attribution follows, so that rows may be grouped by a guess.
     """
     finding = Finding()
     root = root_of(loss)
@@ -72,7 +72,7 @@ def find(calls: Sequence[LossCall], loss: Tensor, batch: Any, size: int, provabl
     for level in LEVELS:
         cuts += [cut for cut in search.cuts(level) if cut not in cuts]
         full = [cut for cut in cuts if cut.complete]
-        # nearer to the loss nothing is made of samples, once the batch as a whole has made it turn
+        # a kink (abs, clamp) of the whole batch's loss: no other calls nearer to the loss can have values per sample
         if any(cut.plain for cut in full) or (full and "reduction" in level) or search.kinked:
             break
     if full:
@@ -94,7 +94,7 @@ class _Search:
     kinked: bool = False
 
     def cuts(self, kinds: tuple[str, ...]) -> Iterator[Cut]:
-        """What the loss is made of, of calls of these kinds."""
+        """Yield ways to split the loss into calls of these kinds."""
         calls = [call for call in self.calls if call.kind in kinds]
         ignored: set[Key] = set()
         while True:
@@ -141,12 +141,12 @@ class _Search:
                 return None
         try:
             return call.evaluate()
-        except Exception as error:  # of the user's arguments, where each element is asked for
+        except Exception as error:  # the user's arguments may not allow reduction="none"
             self.finding.add(f"{call.name} has no values by element ({type(error).__name__}: {error})")
             return None
 
     def _adds_up(self, call: LossCall) -> bool:
-        """Whether the values of one number's samples make the number."""
+        """Whether the samples' values of a call that gave one number add up to that number."""
         shares = call.given.shares(call.evaluate(), self.size, "samples").detach()
         if _close(shares.double().sum(), call.values.detach().double(), tolerance_of(call.values)):
             return True
@@ -154,13 +154,13 @@ class _Search:
         return False
 
     def _is_of_the_batch(self, call: LossCall) -> bool:
-        """Whether everything in ``call.rows`` has gone through a sum over samples before: its rows are something else."""
+        """Whether all of ``call.rows`` was summed over samples before, so that its rows are something else."""
         sums = {edge_of(c.result) for c in self.calls if c.kind == "reduction" and c is not call and c.result.dim()}
         found = frontier(call.known_edge, {edge for edge in sums if edge is not None})
         return bool(found.edges) and found.complete
 
     def _orders(self, calls: Sequence[LossCall]) -> list[tuple[str, str]]:
-        """How rows may be grouped by sample, and what to say if that is a guess and wrong."""
+        """Possible orders of the rows, each with the error to raise if it is a guess that turns out to be wrong."""
         if self.size == 1:
             return [("samples", "")]
         counts = {call.described: len(call.evaluate() if call.rows is None else call.rows) // self.size for call in calls}
@@ -186,7 +186,7 @@ class _Search:
             return None
         plain = parts[0].plain is not None
         values = [call.values for call in calls]
-        finite = bool(self.loss.isfinite())  # else nothing can be shown but where it comes from
+        finite = bool(self.loss.isfinite())  # NaN or infinity: only the graph can be checked, no numbers
         if not plain and finite and (reason := why_not_linear(self.loss, edges, values, self.size)):
             self.kinked |= KINKED in reason
             self.finding.add(f"the loss is made of {_names(calls)}, but does not add up from them sample by sample ({reason})")
@@ -214,7 +214,7 @@ class _Search:
 
 
 def _described(term: Term, share: float, size: int) -> Part:
-    """The part with what its gradient says about a sample alone, as long as nothing else is known."""
+    """Return the part with the scale that its gradient suggests, until a test of attribution shows more."""
     part, call, gradient = term.part, term.call, term.gradient
     part = replace(part, share=share, module=call.module.findings if call.kind == "module" else None)
     if gradient is None:
@@ -233,12 +233,12 @@ def _described(term: Term, share: float, size: int) -> Part:
 
 
 def sign_of(gradient: Tensor) -> int:
-    """The sign that all elements have that are not 0; 0 where there are both, or none; waits for the device."""
+    """The common sign of all elements that are not 0; 0 if both signs occur or all are 0; waits for the device."""
     return int((gradient > 0).any()) - int((gradient < 0).any())
 
 
 def _divided_by(call: LossCall, gradient: float, size: int) -> str:
-    """What a number of all samples was divided by, as a scale: a sum by B, or by the number of its targets that are not ignored."""
+    """The scale of a part that gave one number: a sum may have been divided by B, or by the number of targets that are not ignored."""
     if call.given.reduction != "sum":
         return "alone"
     if abs(gradient * size - 1) < 1e-4:
@@ -256,11 +256,12 @@ def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
 
 
 def _shapes(batch: Any, size: int, k: int) -> Iterator[str]:
-    """In which orders a tensor of the batch has ``k`` positions for each sample."""
+    """Orders in which a tensor of the batch has ``k`` positions for each sample."""
     for leaf in leaves(batch):
         if leaf.dim() > 1 and len(leaf) == size:
             positions = leaf.numel() // size
-            if positions == k or (positions == k + 1 and leaf.dim() == 2 and not leaf.is_floating_point()):  # shifted by one
+            # language models shift targets by one position
+            if positions == k or (positions == k + 1 and leaf.dim() == 2 and not leaf.is_floating_point()):
                 yield "samples"
         elif leaf.dim() > 1 and len(leaf) == k and leaf.shape[1] == size:
             yield "positions"

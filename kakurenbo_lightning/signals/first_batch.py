@@ -1,4 +1,4 @@
-"""The first batch: what each way of getting values gives is verified to be the loss that is trained, and each sample's own."""
+"""The first batch: verifies that recorded values are the loss that is trained, and that each value belongs to its sample."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from kakurenbo_lightning.signals.watching import Recording, Watcher
 
 Function = Callable[[Any], Mapping[str, Tensor]]
 logger = logging.getLogger(__name__)
-LEAST_SHARE = 0.5  # of the loss; less of it is not what is trained
+LEAST_SHARE = 0.5  # of the loss: a smaller part does not stand for what is trained
 
 
 @dataclass
 class Needs:
-    """What a method needs of a step.
+    """What the method needs from a training step.
 
     Attributes:
-        reads: the values, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
-        weighs: there may be loss weights.
-        unweighted_rest: what else is in the loss is no sample's.
-        manual: the module optimizes by itself, so the graph of its loss is gone when the step returns.
-        device: where values must be.
-        classes: what is said where the class of each sample, ``target``, is read for want of a data set that gives it; else "".
+        reads: names of the values that it reads, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
+        weighs: whether there may be loss weights.
+        unweighted_rest: whether the rest of the loss belongs to no sample (a weight penalty, for example) and is left unweighted.
+        manual: manual optimization: the graph of the loss is gone when the step returns.
+        device: the device on which values must be.
+        classes: the message for when ``target``, each sample's class, is read from the step because the data set does not give it, and
+            the step does not either; empty if classes are not needed from the step.
     """
 
     reads: Reads
@@ -49,11 +50,13 @@ class Needs:
 
     @property
     def nothing(self) -> bool:
-        """Nothing is required of the step."""
+        """Whether the method requires nothing from the step."""
         return not self.reads and not self.weighs
 
     def check(self, values: Values, size: int, source: str) -> None:
-        """Raise ``OutputsError`` unless ``values`` from ``source`` are all that is read, each ``[size]`` on the device."""
+        """Raise ``OutputsError`` unless ``values`` from ``source`` hold all that is read, each ``[size]`` and on the module's
+        device.
+        """
         for name, value in values.items():
             if value.shape != (size,):
                 raise OutputsError(
@@ -68,18 +71,18 @@ class Needs:
         self.check_all(values, lambda names: refusals.missing_values(names, list(values), source, size))
 
     def check_all(self, values: Values, said: Callable[[list[str]], str]) -> None:
-        """Raise ``OutputsError`` unless ``values`` are all that is read; ``said`` of the names of those that are missing."""
+        """Raise ``OutputsError`` unless ``values`` hold all that is read. ``said`` makes the message from the missing names."""
         missing = [name for name in self.reads if name not in values]
         if missing:
             own = [name for name in missing if name != TARGET.name or not self.classes]
             raise OutputsError(self.with_classes(said(own) if own else ""))
 
     def named(self, verify: Callable[[Rehearsal], Any], given: bool, rehearsal: Rehearsal) -> Any:
-        """What ``verify`` gives; an error names what needs the classes, where they were to come from the step.
+        """Call ``verify(rehearsal)``. If it fails while classes are needed from the step, the error says so too.
 
         Args:
-            verify: is given ``rehearsal``.
-            given: the user returns values; else the step is asked for nothing but the classes where they alone are read.
+            verify: is called with ``rehearsal``.
+            given: the user returns values. Otherwise, if classes are all that is read, the error speaks of them alone.
             rehearsal: runs the step.
         """
         try:
@@ -91,12 +94,12 @@ class Needs:
             raise OutputsError(self.with_classes("" if alone else str(error))) from error
 
     def with_classes(self, text: str) -> str:
-        """``text``, and that the classes are not known, which it would be followed by next."""
+        """Append to ``text`` that the classes are not known, because that would be the next error."""
         return "\n".join(part for part in (text, self.classes) if part)
 
 
 RETURNED = "the dict that training_step returns"
-BY_THE_BATCH = "they would act on those that the batch lets count"
+BY_THE_BATCH = "they would act only on samples that count in their batch"
 FUNCTION = "sample_outputs(batch), one more forward pass per training batch (return the values from training_step to save it)"
 
 
@@ -125,7 +128,7 @@ def verified_returned(needs: Needs, outputs: Mapping[str, Any], batch: Any, size
 
 
 def verified_function(needs: Needs, function: Function, batch: Any, size: int, rehearsal: Rehearsal) -> tuple[Values, Report]:
-    """Verify what ``sample_outputs(batch)`` gives; the values of the batch, each ``[size]``, and the report.
+    """Verify what ``sample_outputs(batch)`` returns. Returns the batch's values, each ``[size]``, and the report.
 
     Raises:
         OutputsError: something is missing or out of range, there may be weights, or a value is another sample's.
@@ -153,23 +156,23 @@ def verified_captured(
     rehearsal: Rehearsal,
     before: Report | None,
 ) -> Report:
-    """Verify what the calls seen in a step say of its loss; ``captured`` knows afterwards how to read later steps.
+    """Verify what the recorded calls say about the loss. Afterwards ``captured`` can read later steps.
 
     Args:
-        needs: of the method.
-        captured: decides.
-        outputs: of the step.
-        recording: of the step.
-        batch: that it was given.
+        needs: what the method needs.
+        captured: decides how the loss is split, and keeps it.
+        outputs: what the step returned.
+        recording: the calls of the step.
+        batch: the batch that it was given.
         rehearsal: runs the step again.
-        before: what a scoring pass, or an earlier batch, has shown; ``None`` where there was none.
+        before: the report of a scoring pass or an earlier batch; ``None`` if there was none.
 
     Raises:
         OutputsError: the loss is not made of values of samples, one depends on other samples, or weights would act on a part of the loss.
     """
     loss, size, known = loss_of(outputs), recording.size, captured.known
     cuts = captured.decide(recording, loss, batch, rehearsal.possible, needs.manual)
-    if known is not None and before is not None and not before.is_open:  # what was proved then holds of the same parts
+    if known is not None and before is not None and not before.is_open:  # the same parts were proved before
         verdict = captured.again(known, cuts, before.attribution)
     else:
         leaves = frozenset[Any]().union(*(cut.leaves for cut in cuts))
@@ -207,13 +210,13 @@ def verified_captured(
 
 
 def _refuse_permuted(verdict: Verdict) -> None:
-    """What a user returns on purpose may depend on its batch, but not be another sample's."""
+    """Refuse values in another order. Returned values may depend on their batch, but never belong to another sample."""
     if verdict.outcome == "permuted":
         raise OutputsError(refusals.attribution(verdict.outcome))
 
 
 def said(verdict: Verdict) -> str:
-    """The outcome in words, which the log gets too where nothing was proved."""
+    """The outcome in words. Anything but "verified" is logged too."""
     words = f"skipped: {verdict.reason}" if verdict.outcome == "skipped" else verdict.outcome
     if verdict.outcome != "verified":
         logger.info(

@@ -1,4 +1,4 @@
-"""Questions to the autograd graph of a loss: what is it made of, and how does it depend on it."""
+"""Questions to the autograd graph of a loss: what it is made of, and how it depends on that."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-Edge = tuple[Any, int]  # a node of the graph, and which of its outputs
-FEW_NODES = 512  # between a loss and what it is made of, where nothing leads past that into the network
+Edge = tuple[Any, int]  # a node of the graph, and the number of one of its outputs
+FEW_NODES = 512  # nodes to visit between a loss and its parts before the search is given up
 
-# nodes in which parameters hide: their own graph is not to be seen from outside
+# nodes that may hide parameters, because their inner graph is invisible from outside
 _OPAQUE = ("Checkpoint", "Compiled")
 _ELEMENTWISE = ("Pow", "Mul", "Abs", "Sub", "Add", "Div", "Neg", "Exp", "View", "Reshape", "ToCopy", "Clone", "Unsafe", "Alias")
 
 
 def edge_of(tensor: Tensor) -> Edge | None:
-    """Where ``tensor`` comes from, as it is now: a change in place moves it on to another edge. ``None`` for a leaf, or without a graph."""
+    """The edge that ``tensor`` comes from now (a change in place moves it to another edge); ``None`` for a leaf or without a graph."""
     node = tensor.grad_fn
     return None if node is None else (node, tensor.output_nr)
 
 
 def root_of(loss: Tensor) -> Edge | None:
-    """The edge of a returned loss; DistributedDataParallel's own node around the outputs is left out."""
+    """The edge of a returned loss, below the node that DistributedDataParallel puts around a step's outputs."""
     edge = edge_of(loss)
     while edge is not None and "DDPSink" in edge[0].name():
         following = edge[0].next_functions
@@ -35,12 +35,12 @@ def root_of(loss: Tensor) -> Edge | None:
 
 
 def is_hidden(root: Edge) -> bool:
-    """Whether what a loss was made of cannot be seen, because ``torch.compile`` made it."""
+    """Whether the graph of the loss is invisible because ``torch.compile`` made it."""
     return "Compiled" in root[0].name()
 
 
 def reduced_by(root: Edge) -> tuple[str, Edge] | None:
-    """``("mean" or "sum", edge of the rows)`` where the loss is nothing but that of all elements of one tensor."""
+    """``("mean" or "sum", edge of the rows)`` if the loss is exactly that of all elements of one tensor, else ``None``."""
     name = root[0].name()
     if name.startswith(("MeanBackward", "SumBackward")):
         return name[: name.index("B")].lower(), root[0].next_functions[0]
@@ -48,12 +48,12 @@ def reduced_by(root: Edge) -> tuple[str, Edge] | None:
 
 
 class Frontier(NamedTuple):
-    """What a loss was made of.
+    """The result of a search down the graph from a loss.
 
     Attributes:
-        edges: that were found, the nearest first.
-        complete: no way leads past all of them to a parameter.
-        passed: names of the nodes between the loss and them: the form of the function that the loss is of them.
+        edges: candidates that were found, the nearest first.
+        complete: whether no path leads past all of them to a parameter.
+        passed: names of the nodes between the loss and the edges, which describe the form of the function.
     """
 
     edges: list[Edge]
@@ -62,7 +62,7 @@ class Frontier(NamedTuple):
 
 
 def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None) -> Frontier:
-    """The first of ``candidates`` on every way from ``root`` down, of which at most ``limit`` nodes are visited."""
+    """Find the first of ``candidates`` on every path down from ``root``, visiting at most ``limit`` nodes."""
     found: dict[Edge, None] = {}
     complete, waiting, visited, passed = True, deque([root]), set(), []
     while waiting:
@@ -85,14 +85,14 @@ def frontier(root: Edge, candidates: Collection[Edge], limit: int | None = None)
 
 
 def depends_on_parameters_alone(rows: Tensor) -> bool:
-    """Whether ``rows`` is an elementwise function of one parameter of its size, as in a penalty on weights: its rows are no samples."""
+    """Whether ``rows`` is an elementwise function of one parameter (a weight penalty), so that its rows are no samples."""
     waiting, visited, leaves = [rows.grad_fn], 0, set()
     while waiting:
         node = waiting.pop()
         if node is None:
             continue
         visited += 1
-        variable = getattr(node, "variable", None)  # of a leaf
+        variable = getattr(node, "variable", None)  # only leaves of the graph have it
         if variable is not None:
             leaves.add(variable)
         elif visited > 32 or not node.name().startswith(_ELEMENTWISE):
@@ -102,17 +102,17 @@ def depends_on_parameters_alone(rows: Tensor) -> bool:
 
 
 def gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
-    """As ``torch.autograd.grad`` takes them."""
+    """Convert ``edges`` to the ``GradientEdge`` objects that ``torch.autograd.grad`` accepts as inputs."""
     return [GradientEdge(*edge) for edge in edges]
 
 
 def gradients(loss: Tensor, edges: Sequence[Edge], create_graph: bool = False) -> list[Tensor | None]:
-    """The gradient of ``loss`` as a function of what is at ``edges``, by a backward pass over what lies between.
+    """The gradient of ``loss`` with respect to each of ``edges``, by a backward pass over the nodes between.
 
-    Where one edge was made of another, as in ``(losses * exp(-a)).mean() + a.mean()``, its gradient does not go on to the other.
+    If one edge was made from another, as in ``(losses * exp(-a)).mean() + a.mean()``, its gradient does not flow on to that other one.
 
     Returns:
-        For each edge; ``None`` where the loss does not depend on it.
+        One gradient per edge; ``None`` where the loss does not depend on it.
     """
     with contextlib.ExitStack() as stopped:
         for node, output in dict.fromkeys(edges) if len(edges) > 1 else ():
@@ -125,13 +125,13 @@ def gradients(loss: Tensor, edges: Sequence[Edge], create_graph: bool = False) -
 
 @contextlib.contextmanager
 def from_the_beginning(frozen: Callable[[], Any]) -> Iterator[None]:
-    """Gradients are on, but the network, which is ``frozen`` inside, makes no graph: that of the loss begins at its parts."""
+    """Enable gradients, but freeze the network, so that a graph starts only at the parts of the loss."""
     with torch.enable_grad(), frozen():
         yield
 
 
 def leaves(parts: Any, depth: int = 4) -> Iterator[Tensor]:
-    """The tensors in dicts, lists, tuples and attributes of objects."""
+    """Yield the tensors in nested dicts, lists, tuples and attributes of objects, down to ``depth`` levels."""
     if isinstance(parts, Tensor):
         yield parts
     elif depth and isinstance(parts, Mapping):

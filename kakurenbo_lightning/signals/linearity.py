@@ -1,4 +1,4 @@
-"""Is a loss, as a function of what it is made of, the sum of what samples add to it?"""
+"""Checks that a loss, as a function of its parts, is a sum of what the samples add to it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ KINKED = (
     ", so what a sample adds has another sign or size in another batch: return the loss that each sample has before that as "
     "sample_loss, or apply it to each sample's loss"
 )
-# functions of Python that are linear: those of torch's own that strategies put around tensors
+# custom autograd functions of torch itself, by which strategies wrap tensors; all are linear
 _KNOWN = ("_DDPSink", "_AllReduce", "_AllGather", "_Reduce_Scatter", "_ToTorchTensor", "_FromTorchTensor", "Redistribute")
-# that take some of what they are given; that turn at a point; and that make one number of several
+# operations that pick some of their inputs; that have a kink; and that make one number from several
 _PICKS = ("Max", "Min", "Amax", "Amin", "Median", "Nanmedian", "Kthvalue", "Topk", "Sort")
 _KINKS = (*_PICKS, "Abs", "Relu", "Clamp", "Hardtanh", "Threshold", "LeakyRelu", "Fmax", "Fmin")
-_ROW_BY_ROW = ("Where", "MaskedFill")  # that may turn too, but are given the decision
+_ROW_BY_ROW = ("Where", "MaskedFill")  # piecewise too, but another tensor decides the branch
 _MIXES = (
     *("Sum", "Mean", "Nansum", "Dot", "Mv", "Mm", "Bmm", "Addmm", "Addmv"),
     *("Norm", "Linalg", "Var", "Std", "Logsumexp", "Cumsum"),
@@ -27,7 +27,7 @@ _MIXES = (
 
 
 def ways(root: Edge, edges: Collection[Edge]) -> list[Any]:
-    """The nodes on the ways from ``root`` down to ``edges``, each once; those that lead elsewhere are left out."""
+    """The nodes on the paths from ``root`` down to ``edges``, each once. Nodes that lead elsewhere are left out."""
     above: dict[Any, list[Any]] = {root[0]: []}
     waiting, last = [] if root in edges else [root[0]], []
     while waiting:
@@ -50,12 +50,13 @@ def ways(root: Edge, edges: Collection[Edge]) -> list[Any]:
 
 
 class Kinks(NamedTuple):
-    """Where a loss that is linear is so up to a point only.
+    """Where an otherwise linear loss has a kink.
 
     Attributes:
-        of_batch: the operation by which the loss turns at a number that is made of several samples, as ``abs`` in flooding; empty: none.
-        picks: the operation that takes some of the samples of a batch, as ``topk``; empty: none.
-        anywhere: there is such an operation, or one that turns for each sample alone.
+        of_batch: name of an operation with a kink in a number that is made from several samples, like ``abs`` in flooding; empty if
+            none.
+        picks: name of an operation that picks some samples of a batch, like ``topk``; empty if none.
+        anywhere: whether there is such an operation, or one with a kink for each sample alone.
     """
 
     of_batch: str = ""
@@ -64,13 +65,13 @@ class Kinks(NamedTuple):
 
 
 def kinks(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor], size: int) -> Kinks:
-    """Find them on the ways between ``loss`` and ``edges``, by name and by the shapes of what operations gave.
+    """Find kinks on the paths between ``loss`` and ``edges``, by names of operations and shapes of their results.
 
     Args:
         loss: the returned loss.
-        edges: what it is a function of.
-        values: the tensors that are there: rows of samples, or one number of all of them.
-        size: B; of one sample nothing is known.
+        edges: edges of the parts that it is a function of.
+        values: the tensors at these edges: rows of samples, or one number for all of them.
+        size: B; with one sample nothing can be found.
     """
     root, found = edge_of(loss), Kinks()
     if root is None or size == 1:
@@ -93,32 +94,32 @@ def kinks(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor], size: i
 
 
 def _is_by_sample(node: Any, size: int) -> bool:
-    """Whether an operation gave rows of samples, or nothing tells what it gave."""
+    """Whether an operation gave one row per sample, or nothing is known of what it gave."""
     shapes = [made.shape for made in getattr(node, "_input_metadata", ())]
     return not shapes or any(len(shape) and int(shape[0]) % size == 0 for shape in shapes)
 
 
 def _sorts_samples(node: Any, name: str) -> bool:
-    """Whether rows of samples have been put into the order of their values."""
+    """Whether the operation sorted the samples by their values."""
     dims = len(node._input_metadata[0].shape) if name == "Sort" and getattr(node, "_input_metadata", ()) else 0
     return bool(dims) and (dims == 1 or getattr(node, "_saved_dim", 1) % 2**64 in (0, 2**64 - dims))
 
 
 def why_not_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor], size: int) -> str:
-    """Why ``loss`` is not a linear function of what it depends on through ``edges``; empty where it is one.
+    """Say why ``loss`` is not a linear function of the tensors at ``edges``; empty if it is.
 
-    What turns for each sample alone may do so: a sample is on the same side in every batch.
+    A kink in each sample's own loss is allowed, because a sample is on the same side of it in every batch.
 
     Args:
         loss: the returned loss.
-        edges: what it is taken to be a function of.
-        values: the tensors that are there.
-        size: B.
+        edges: edges of the parts that it should be a linear function of.
+        values: the tensors at these edges.
+        size: B, samples in the batch.
     """
     root = edge_of(loss)
     for node in [] if root is None else ways(root, set(edges)):
-        # torch's own operations have numbers behind their names, and say how their gradient changes. Any other is a function of Python or
-        # C++, or compiled, which may be differentiable once, or keep what it depends on where no graph leads
+        # The names of torch's own operations end in a number, and they support a second derivative. Anything else is a custom function
+        # (Python, C++ or compiled), which may be differentiable only once or hide what it depends on from the graph
         name = node.name()
         if not (name[-1].isdigit() or name.endswith("CopySlices") or name.startswith(_KNOWN)):
             return f"it goes through {name.removesuffix('Backward')}, of which nothing shows that it is linear"
@@ -130,7 +131,7 @@ def why_not_linear(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]
 
 @torch.enable_grad()
 def _has_no_curvature(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tensor]) -> bool:
-    """Whether the gradient at ``edges`` does not change with ``values``: a second derivative in a random direction is zero."""
+    """Whether the gradient at ``edges`` is independent of ``values``: the second derivative in a random direction is zero."""
     inputs = gradient_edges(edges)
     try:
         first = gradients(loss, edges, create_graph=True)
@@ -139,13 +140,13 @@ def _has_no_curvature(loss: Tensor, edges: Sequence[Edge], values: Sequence[Tens
             return True
         generator = torch.Generator().manual_seed(0)
         steps = [value.detach().nan_to_num(0, 0, 0) for _, value in curved]
-        # from zero on, a step of zero would lead nowhere
+        # where all values are 0 the step must not be 0
         steps = [step if step.any() else torch.ones_like(step) for step in steps]
         directions = [step * torch.rand(step.shape, generator=generator).to(step) for step in steps]
         terms = ((g * direction).sum() for (g, _), direction in zip(curved, directions, strict=True))
         along = sum(terms, start=torch.zeros((), device=loss.device))
         second = torch.autograd.grad(along, inputs, retain_graph=True, allow_unused=True)
-    except RuntimeError:  # an operation that cannot be differentiated twice: its gradient depends on what it is given
+    except RuntimeError:  # not twice differentiable, so the gradient does depend on the input
         return False
     size = max(float(g.detach().abs().max()) for g, _ in curved)
     return all(g is None or float(g.abs().max()) <= 1e-4 * size for g in second)

@@ -1,4 +1,4 @@
-"""On which batches values are verified: the first, and later ones as long as none has shown whose a value is."""
+"""Which batches are verified: the first, and later ones until one shows that each value belongs to its sample."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from kakurenbo_lightning.signals.report import Report
 from kakurenbo_lightning.signals.turns import together
 from kakurenbo_lightning.signals.verification import Rehearsal
 
-LAST = 1024  # number of the last batch that is tried, where the losses of all before were alike
+LAST = 1024  # number of the last batch to try if all losses before were equal
 
 Verify = Callable[[Rehearsal], tuple[Values | None, Report]]
 
 
 class Occasions:
-    """The first batch of a phase, to which all ranks come together, and trained batches 1, 2, 4, ... while a question is open on any rank.
+    """Schedules verification: the first batch of each phase, on all ranks together, then trained batches 1, 2, 4, ... while any rank
+    has an open question.
 
-    A rank whose first batch had one sample verifies its first batch of more at once, without the others where they do not come.
+    A rank whose first batch had one sample verifies its next batch with more of them at once, if need be without the other ranks.
     """
 
     def __init__(self) -> None:
-        self._met: set[str] = set()  # of "scoring" and "training", the phases in which ranks have come together
-        self._number = -1  # of the batch that is trained
-        self._open = False  # on any rank
+        self._met: set[str] = set()  # phases ("scoring", "training") in which the ranks have verified together
+        self._number = -1  # of the current training batch
+        self._open = False  # whether any rank has an open question
 
     def is_due(self, size: int, report: Report | None) -> bool:
-        """Whether the next batch to be trained, of ``size`` samples, is tried once more; to be asked for every one of them."""
+        """Whether the next training batch, of ``size`` samples, is verified again. Must be called once for every training batch."""
         self._number += 1
         if not self._open or not self._number:
             return False
@@ -46,21 +47,23 @@ class Occasions:
     def verify(
         self, phase: str, rehearsal: Rehearsal, batch: Any, size: int, device: torch.device | None, verify: Verify | None
     ) -> tuple[Values | None, Report] | None:
-        """What ``verify`` gives, with other ranks where they come.
+        """Call ``verify``, together with the other ranks if they verify this batch too.
 
         Args:
             phase: ``"scoring"`` or ``"training"``.
             rehearsal: runs the step.
-            batch: that is tried.
-            size: of it.
-            device: where ranks exchange numbers; ``None``: they do not, because nothing is required of the step.
-            verify: is given the rehearsal to use; ``None``: this rank has nothing to verify, and comes for the sake of the others.
+            batch: the batch to verify.
+            size: its number of samples.
+            device: on which ranks exchange numbers; ``None`` if they do not, because nothing is required of the step.
+            verify: is called with the rehearsal to use; ``None`` if this rank has nothing to verify and takes part only for the
+                others.
         """
         alone, meets = world_size() == 1 or device is None, phase not in self._met
         self._met |= {phase, "scoring"}
         with isolated_rng():
             if alone or device is None or not meets:
-                if not alone:  # the others do not come: this rank had nothing to verify when they did
+                # the other ranks have verified before, when this one could not: no replay, because a run could wait for them
+                if not alone:
                     rehearsal = replace(rehearsal, replay=None)
                 made = None if verify is None else verify(rehearsal)
                 if alone and made is not None:

@@ -4,10 +4,10 @@ The first of these that applies, decided on the first batch:
 
 1. ``training_step`` returns them in its dict;
 2. ``sample_outputs(batch) -> dict``, a method of the module or a function given to the callback;
-3. the calls that made the loss are seen, and say what each sample has of it.
+3. the criterion calls that made the loss, from which the value of each sample is computed.
 
-What is recorded is verified on that batch to be the loss that is trained, and each sample's own. Where the user says that the loss has no
-value by sample, ``batch_loss.py`` takes this class's place.
+On that batch it is verified that the values are the loss that is trained, and that each belongs to its own sample. With
+``values="bls"`` (the loss has no value per sample) ``batch_loss.py`` takes the place of this class.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ NOWHERE = "nowhere (the method needs none)"
 
 
 class SampleOutputs:
-    """Observes training steps and returns what each sample's loss, confidence and correctness were.
+    """Runs training steps and returns the loss, confidence and correctness of each sample.
 
     Args:
-        reads: the values the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``. Nothing is required
-            where it is empty: values are then recorded where they cost nothing.
+        reads: names of the values that the method needs, of ``loss``, ``confidence``, ``correct``, ``el2n``, ``entropy``, ``target``.
+            If empty, nothing is required, and values are recorded only where they cost nothing.
         sample_outputs: ``sample_outputs(batch) -> dict`` (way 2), or ``None``.
-        weighs: there may be loss weights later; that they cannot be applied is then said on the first batch, not hours later.
-        manual: the module optimizes by itself, so a step that returns nothing has trained all the same.
-        check_attribution: a loss whose rows are permuted, or depend on their batch, is an error.
-        unweighted_rest: what else is in the loss is no sample's (a penalty on weights), and loss weights leave it as it is.
+        weighs: whether there may be loss weights. If these cannot be applied, the first batch already raises the error.
+        manual: whether the module uses manual optimization, so that a step that returns nothing may have trained.
+        check_attribution: whether a loss whose rows are permuted, or depend on their batch, is an error.
+        unweighted_rest: whether the rest of the loss belongs to no sample (a weight penalty), so that loss weights leave it as it is.
 
     Attributes:
         report: what was verified; ``None`` before the first batch.
@@ -72,14 +72,14 @@ class SampleOutputs:
         self._sample_outputs, self._check_attribution = sample_outputs, check_attribution
         self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
-        self._weighs = False  # weights wait for the backward pass
+        self._weighs = False  # weights are registered and wait for the backward pass
         self._in_training = False  # the way was decided in a training step, not in a scoring pass
         self._occasions = Occasions()
         self.report: Report | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the module is and values must be."""
+        """Device of the module, on which values must be."""
         return self._needs.device
 
     @device.setter
@@ -87,7 +87,7 @@ class SampleOutputs:
         self._needs.device = device
 
     def of_module(self, module: nn.Module) -> SampleOutputs:
-        """The same values of another module's steps, checked in the same way; loss weights do not enter there."""
+        """Return the same for the steps of another module, with the same checks but without loss weights."""
         other = SampleOutputs(
             self._needs.reads, getattr(module, "sample_outputs", None), check_attribution=self._check_attribution
         )
@@ -95,16 +95,16 @@ class SampleOutputs:
         return other
 
     def need_classes(self, said: str) -> None:
-        """The class of each sample must come from the step, because the data set does not give it; ``said`` where neither does."""
+        """Read each sample's class from the step, as the data set does not give it. ``said``: the error if neither does."""
         self._needs.reads, self._needs.classes = (*self._needs.reads, TARGET.name), said
 
     @property
     def source(self) -> str | None:
-        """One line saying where values come from; ``None`` before the first batch."""
+        """One line that says where values come from; ``None`` before the first batch."""
         return None if self.report is None else self.report.source
 
     def averaged(self, statistics: SampleStatistics, rows: Tensor, values: Values) -> Values:
-        """What is recorded of the samples ``rows`` (``int64[b]``) whose ``values`` a step gave: here these, as they are."""
+        """Return the values to record for the samples ``rows`` (``int64[b]``) of a step: here ``values`` unchanged."""
         return values
 
     # --- a training step
@@ -124,14 +124,14 @@ class SampleOutputs:
 
         Args:
             step: runs the training step.
-            batch: what the step is given.
+            batch: the batch that the step is given.
             size: number of samples in the batch.
             scoring: makes the context in which the module may run without changing the training.
-            weights: ``float32[size]``, how often each sample counts in the step's loss; ``None`` for once.
-            replay: runs the step of the module itself, outside of any wrapper, on another batch; by default ``step`` is given the other
-                batch, where it is a ``functools.partial`` that holds this one.
-            kept: makes the context in which it is run again, which puts back what else it changes.
-            frozen: makes a context in which no parameter asks for a gradient.
+            weights: ``float32[size]``, how often each sample counts in the step's loss; ``None`` if each counts once.
+            replay: runs the module's own step, outside of any wrapper, on another batch. By default ``step`` is used, if it is a
+                ``functools.partial`` that holds this batch.
+            kept: makes a context around such a second run that restores what else it changes.
+            frozen: makes a context in which no parameter requires a gradient.
 
         Returns:
             The step's outputs, unchanged but for the weights, and the values (each ``[size]``, detached), or ``None`` when there are none.
@@ -154,7 +154,8 @@ class SampleOutputs:
             ):  # a strategy's wrapper must not run on its own
                 replay = replayed(step, batch)
             rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen)
-            idle = skips or (self._in_training and size == 1)  # it comes because other ranks may have more
+            # one sample proves nothing, but other ranks may have more and need this one
+            idle = skips or (self._in_training and size == 1)
             values = self._decide(None if idle else outputs, recording, batch, rehearsal, "training", idle) or values
             self._captured = captured if idle else self._captured
             self._in_training |= not idle
@@ -170,7 +171,7 @@ class SampleOutputs:
         return outputs, values
 
     def _sight(self, decides: bool) -> Sight:
-        """What to watch in the next training step."""
+        """Which calls to watch in the next training step."""
         if not decides:
             return self._captured.sight if self._way == "captured" else NOTHING
         return CRITERIA_BY_NAME if self._needs.nothing else EVERYTHING
@@ -180,18 +181,18 @@ class SampleOutputs:
         return self._check_attribution and not self._needs.nothing and not (self._needs.manual and self._sample_outputs is None)
 
     def _skips(self, outputs: Any) -> bool:
-        """Whether the user skips this batch: nothing is returned, or a loss that is made of nothing."""
+        """Whether the user skips this batch: the step returns nothing, or a loss that was made from nothing (a leaf)."""
         if isinstance(outputs, Mapping) and "sample_loss" in outputs:
             return False
         loss = loss_of(outputs)
         return not isinstance(loss, Tensor) or (loss.requires_grad and loss.is_leaf)
 
     def _trained(self, values: Values | None, recording: Recording) -> bool:
-        """Whether a step that returned nothing has trained: one that optimizes by itself, and whose values are there all the same."""
+        """Whether a step that returned nothing has trained: with manual optimization, if its values are known nevertheless."""
         return self._needs.manual and (values is not None or bool(recording.calls))
 
     def _read(self, outputs: Any, recording: Recording, batch: Any, made: Any = None) -> Values:
-        """The values of a step that was run."""
+        """Return the values of a step that has run."""
         if self._way == "returned":
             return from_returned(outputs, recording.size, reads=self._needs.reads)
         if self._way == "none":
@@ -205,7 +206,7 @@ class SampleOutputs:
             return from_returned(self._sample_outputs(batch), size, "sample_outputs", self._needs.reads)
 
     def _free_values(self, outputs: Any, recording: Recording) -> Values | None:
-        """Values of a step of which nothing is required: those that are there, right, and cost nothing."""
+        """Return the values of a step that need not give any, if they are there, valid, and cost nothing."""
         if self._way not in ("returned", "captured"):
             return None
         try:
@@ -230,10 +231,10 @@ class SampleOutputs:
         return loss_of(outputs)
 
     def check_weighed(self) -> None:
-        """The backward pass is over: did it come through the ``sample_loss`` that carries the weights?
+        """Check, after the backward pass, that it went through the ``sample_loss`` that carries the weights.
 
         Raises:
-            OutputsError: it did not.
+            OutputsError: it did not, so the weights have had no effect.
         """
         if self._weighs:
             self._weighs = False
@@ -250,10 +251,10 @@ class SampleOutputs:
         kept: Scoring = nullcontext,
         frozen: Scoring = nullcontext,
     ) -> Values:
-        """Values of a batch that is not trained; the caller provides the no-grad context.
+        """Return the values of a batch that is not trained. The caller provides the no-grad context.
 
         Args:
-            step: runs ``training_step`` on the batch; not called when way 2 is there.
+            step: runs ``training_step`` on the batch; not called if ``sample_outputs`` is given.
             batch: the batch.
             size: number of samples in it.
             replay: as for :meth:`observe`.
@@ -267,7 +268,7 @@ class SampleOutputs:
             values = self._call_function(batch, size, nullcontext)
         else:
             again = not self._in_training and size > 1 and self.report is not None and self.report.had_one_sample
-            if self._way is None or again:  # a resumed run scores before it trains
+            if self._way is None or again:  # a resumed session scores before it trains
                 replay = replay or replayed(step, batch)
                 self._decide_scoring(step, batch, size, Rehearsal(nullcontext, replay, self._tests_attribution, kept, frozen))
             values = self._read(*self._run_scoring(step, size, frozen), batch)
@@ -275,7 +276,7 @@ class SampleOutputs:
         return values
 
     def _run_scoring(self, step: Callable[[], Any], size: int, frozen: Scoring) -> tuple[Any, Recording]:
-        """The outputs of a step that is not trained, and what was seen of it."""
+        """Run a step that is not trained; returns its outputs and the recorded calls."""
         captured = self._captured
         before = rng_state() if captured.throughout is None else None
 
@@ -287,14 +288,14 @@ class SampleOutputs:
         outputs, recording = run()
         if not captured.throughout:
             captured.throughout = recording.lost(loss_of(outputs))
-            if captured.throughout:  # once for all: the next passes are made so
+            if captured.throughout:  # repeat with gradients on throughout; later scoring passes start this way
                 if before is not None:
                     set_rng_state(before)
                 outputs, recording = run()
         return outputs, recording
 
     def _decide_scoring(self, step: Callable[[], Any], batch: Any, size: int, rehearsal: Rehearsal) -> None:
-        """Choose the way by a run with a graph, of which nothing is left; the scoring pass itself makes none."""
+        """Choose the way by a discarded run with a graph, because the scoring pass itself makes none."""
         recording = self._captured.recording(size)
         with torch.inference_mode(False), torch.no_grad():
             with (
@@ -316,18 +317,18 @@ class SampleOutputs:
     def _decide(
         self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal, phase: str, idle: bool = False
     ) -> Values | None:
-        """Choose the way, and verify what it gives; the values, where a function gave them. ``idle``: for the sake of other ranks."""
+        """Choose the way and verify it; returns the values if a function gave them. ``idle``: only other ranks need this."""
         returned = isinstance(outputs, Mapping) and "sample_loss" in outputs
         function = None if returned else self._sample_outputs
         runs, given = rehearsal if function is None else replace(rehearsal, replay=function), returned or function is not None
         device, inner = None if self._needs.nothing else self.device, partial(self._verify, outputs, recording, batch)
         verify = None if idle else partial(self._needs.named, inner, given)
-        with worker_errors_wait():  # what fails in there is taken for the step's
+        with worker_errors_wait():  # a failed DataLoader worker would else be reported as an error of the step
             made = self._occasions.verify(phase, runs, batch, recording.size, device, verify)
         return None if made is None else made[0]
 
     def _verify(self, outputs: Any, recording: Recording, batch: Any, rehearsal: Rehearsal) -> tuple[Values | None, Report]:
-        """As :meth:`_decide`, on this rank."""
+        """Do the work of :meth:`_decide` on this rank."""
         needs, values = self._needs, None
         if isinstance(outputs, Mapping) and "sample_loss" in outputs:
             self.report = verified_returned(needs, outputs, batch, recording.size, rehearsal)

@@ -1,4 +1,4 @@
-"""How sure a prediction is, and whether it is right: of classes, of binary labels, at positions."""
+"""Confidence and correctness of predictions: of classes, of binary labels, at positions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
             averaged over those whose target is not ``ignore_index``.
         target: ``int64[B, ...]`` class indices, or float ``[B, C, ...]`` class probabilities.
         ignore_index: target of positions that do not count.
-        reads: what is wanted beside confidence and correct.
+        reads: values that are wanted in addition to confidence and correctness.
 
     Returns:
         ``confidence`` (``float32[B]``, mean of the largest softmax probability) and ``correct`` (``bool[B]``, at least half
@@ -46,15 +46,16 @@ def class_values(scores: Tensor, target: Tensor, ignore_index: int = IGNORE_INDE
 
 
 def _error_norm(probability: Tensor, target: Tensor, ignore_index: int) -> Tensor:
-    """Length of ``probability`` minus the target's distribution along axis 1; ``[B, ...]``."""
+    """Euclidean distance between ``probability`` and the target's distribution along axis 1; ``[B, ...]``."""
     if target.shape == probability.shape and target.is_floating_point():
         return (probability - target).norm(dim=1)
-    here = torch.where(target == ignore_index, 0, target).unsqueeze(1)  # positions that are ignored count nowhere
+    # class 0 stands in for ignored positions, which are not averaged
+    here = torch.where(target == ignore_index, 0, target).unsqueeze(1)
     return probability.scatter_add(1, here, torch.full_like(probability[:, :1], -1.0)).norm(dim=1)
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over all axes but the first, of the positions that count; ``[B]``."""
+    """Mean over all axes but the first of the positions where ``counted`` is true; ``[B]``."""
     values, counted = values.flatten(1), counted.flatten(1)
     return (values * counted).sum(1) / counted.sum(1).clamp(min=1)
 
@@ -65,12 +66,12 @@ def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Val
     Args:
         probability: float ``[B]``, ``[B, L]`` (labels), ``[B, H, W]`` (positions) or ``[B, L, ...]`` (labels at positions).
         target: the same shape, 0 to 1.
-        reads: what is wanted beside confidence and correct: ``entropy``.
+        reads: values that are wanted in addition to confidence and correctness: ``entropy``.
 
     Returns:
-        As :func:`class_values`. A sample, or a position, is right when all of its labels are, and as sure as the least sure one; its
-        entropy is the mean of its labels'. So it is of one-hot targets too, because the criterion trains each column as a label of its
-        own and a row with one label may be of multi-label data: right is then more than the arg max being the class, never less.
+        As :func:`class_values`. A sample, or a position, is correct if all of its labels are. Its confidence is that of the least
+        confident label, its entropy the mean over the labels. One-hot targets are no exception, because the criterion trains each
+        column as a label of its own, and a row with one label may come from multi-label data. Correct is then stricter than arg max.
     """
     confidence = torch.maximum(probability, 1 - probability).float()
     right = (probability > 0.5) == (target > 0.5)
@@ -86,17 +87,18 @@ def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Val
 
 
 def predictions(logits: Tensor, target: Tensor, reads: Reads = (), distributions: bool = True) -> Values | None:
-    """Confidence and correctness of ``logits`` and ``target`` of which nothing but their shapes is known; ``None`` where they do not fit.
+    """Confidence and correctness of ``logits`` and ``target``, judged by their shapes alone; ``None`` if these do not fit.
 
     Args:
-        logits: ``[B, C, ...]``, or ``[B]`` or ``[B, 1, ...]``, which means binary labels.
+        logits: float ``[B, C, ...]``; or ``[B]`` or ``[B, 1, ...]``, which means binary labels.
         target: classes ``[B, ...]``, probabilities ``[B, C, ...]``, or labels ``[B]``.
         reads: as :func:`class_values`.
-        distributions: a target like the logits holds class probabilities; else each of its numbers is a label of its own.
+        distributions: whether a target of the logits' shape holds class probabilities; else each number is a label of its own.
     """
     if logits.dim() == 1 or logits.shape[1] == 1:
         if logits.numel() == target.numel():
-            shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)  # positions, or one label
+            # labels at positions, or one label per sample
+            shape = (len(logits), 1, -1) if logits.dim() > 2 else (len(logits), -1)
             return binary_values(logits.reshape(shape).sigmoid(), target.reshape(shape), reads)
     elif target.shape == logits.shape and not (distributions and target.is_floating_point()):
         return binary_values(logits.sigmoid(), target, reads)

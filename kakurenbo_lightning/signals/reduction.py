@@ -1,4 +1,4 @@
-"""The reduction of a loss itself: a mean or sum over a tensor whose first axis is the samples."""
+"""Detects the reduction of a loss: a mean or sum over a tensor whose first axis is the samples."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ REDUCTIONS = {function: name for name, function in OF_TENSOR.items()} | {getattr
 
 
 def rows_reduced(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Tensor | None:
-    """The tensor of which a call of a reduction takes the mean or sum over the samples; ``None`` where it does not.
+    """Return the tensor whose mean or sum over the samples a call takes; ``None`` if it does not reduce over samples.
 
     Args:
-        args: of the call.
-        kwargs: of the call.
-        size: B; the first axis must have B rows or a multiple of it, and be among those that are reduced.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        size: B. The first axis must have B rows or a multiple, and must be among the reduced axes.
     """
     rows = args[0] if args else kwargs.get("input")
     if not isinstance(rows, Tensor) or rows.is_complex():
         return None
-    if not rows.dim():  # of a batch of one, whose axis the step has squeezed away
+    if not rows.dim():  # a batch of one sample, whose axis the step has squeezed away
         return rows if size == 1 else None
     if not len(rows) or len(rows) % size:
         return None
@@ -39,11 +39,11 @@ def rows_reduced(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Te
 
 @contextlib.contextmanager
 def methods_replaced(replacements: Mapping[str, Any]) -> Iterator[None]:
-    """Within this context these methods of tensors are ``replacements``.
+    """Replace these methods of ``Tensor`` inside this context.
 
-    ``torch.mean`` and ``torch.sum`` are left alone, because Lightning keeps them as ``reduce_fx`` of what a step logs, and compares them.
+    ``torch.mean`` and ``torch.sum`` are left alone, because Lightning compares the ``reduce_fx`` of ``self.log`` with them by identity.
     """
-    mine = [name for name in replacements if name not in vars(Tensor)]  # they are inherited
+    mine = [name for name in replacements if name not in vars(Tensor)]  # inherited ones are set on Tensor and deleted again
     for name in mine:
         setattr(Tensor, name, replacements[name])
     try:

@@ -1,17 +1,17 @@
-"""What is said when values cannot be had: why, and what works."""
+"""Errors and warnings about sample values: why they are not available, and what works instead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-# methods by what they need of a step; signals know no methods, so a test compares these with what is registered
+# methods by what they need from a step; this folder must not import methods, so a test compares these names with the registry
 NO_VALUES = ("random", "random_cycle", "weighted", "baseline")
-BY_LOSS = ("infobatch", "seta", "orderdp", "ies")  # of the hide family, for which values="bls" is
+BY_LOSS = ("infobatch", "seta", "orderdp", "ies")  # hide methods that read only the loss, so that values="bls" is enough for them
 BY_LOSS_AND_CLASSES = ("rcap",)
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """Names as a sentence has them."""
+    """Join names for a sentence: "a, b and c"."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
 
@@ -38,7 +38,7 @@ WAYS = f"Return the values from training_step:{EXAMPLE}{OTHERS}"
 
 
 def without_lines(text: str, instead: str) -> str:
-    """A refusal that names ``instead`` where it shows what training_step can return, for a page that shows these lines once."""
+    """Replace the example lines in an error by a reference to ``instead``, for a page that shows these lines only once."""
     for lines in (EXAMPLE + OTHERS, EXAMPLE):
         text = text.replace(f":{lines}", f" ({instead})").replace(lines, f" ({instead})")
     return text
@@ -62,23 +62,24 @@ GRAPHS = "; of nodes return what each graph has as sample_loss, torch_geometric.
 
 
 def partial_calls(counts: Mapping[str, Sequence[int]], size: int) -> str:
-    """Criteria that were called on another number of rows than the ``size`` samples of the batch; ``counts``: of rows, by name."""
+    """Error: criteria were called on numbers of rows other than the batch's ``size``. ``counts``: numbers of rows by name."""
     said = []
     for name, rows in counts.items():
         times = f"{len(rows)} times, " if len(rows) > 1 else ""
         few, many = min(rows), max(rows)
         said.append(f"{name} was called {times}on {few if few == many else f'{few} to {many}'} row{'s' if many > 1 else ''}")
-    more = all(min(rows) > size for rows in counts.values())  # than samples
-    joined, of_joined = (", and of the nodes of joined graphs", GRAPHS) if more else ("", "")
+    more = all(min(rows) > size for rows in counts.values())  # more rows than samples
+    joined, of_joined = (", or the nodes of joined graphs", GRAPHS) if more else ("", "")
     return (
-        f"{' and '.join(said)}, and the batch has {size} samples: of what a mask, a loop or chunks take of a batch{joined}, nothing tells "
-        "which samples it is. Call the criterion once on the whole batch with reduction='none', and leave out what does not count "
+        f"{' and '.join(said)}, and the batch has {size} samples: nothing tells to which samples the rows belong that "
+        f"a mask, a loop or chunks take from a batch{joined}. Call the criterion once on the whole batch with "
+        f"reduction='none', and leave out what does not count "
         f"afterwards, (sample_loss * mask).sum() / mask.sum(), or tokens by ignore_index{of_joined}"
     )
 
 
 def none_found(calls: Sequence[str], reasons: Sequence[str], partial: bool = False) -> str:
-    """Nothing in the step makes its loss of values of samples; ``partial``: because calls saw a part of the batch."""
+    """Error: nothing in the step makes its loss from values per sample. ``partial``: calls saw only a part of the batch."""
     if not calls and not reasons:
         what = (
             "no call of a criterion that is known (F.cross_entropy, F.nll_loss, F.mse_loss, ...), and no mean or sum over samples, "
@@ -91,7 +92,7 @@ def none_found(calls: Sequence[str], reasons: Sequence[str], partial: bool = Fal
 
 
 def mixed(calls: Sequence[str]) -> str:
-    """Two criterion calls on one prediction, as mixup makes them."""
+    """Error: two criterion calls on one prediction, as in mixup."""
     return (
         f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}) on one prediction with different "
         "targets, exactly one is needed. Return the values from training_step instead (mixup: sample_loss = lam * loss_a + (1 - lam) * "
@@ -101,7 +102,7 @@ def mixed(calls: Sequence[str]) -> str:
 
 
 def ambiguous(calls: Sequence[str]) -> str:
-    """Several criterion calls, and no graph that tells which made the loss."""
+    """Error: several criterion calls, and no graph that shows which made the loss."""
     return (
         f"per-sample values: training_step made {len(calls)} criterion calls ({', '.join(calls)}), and without a graph of the loss "
         f"exactly one is needed. {WAYS}"
@@ -109,7 +110,7 @@ def ambiguous(calls: Sequence[str]) -> str:
 
 
 def changed(call: str) -> str:
-    """A later step makes its loss in another way."""
+    """Error: a later step makes its loss in another way."""
     return (
         f"per-sample values: this step makes its loss in another way than the first one did ({call}), so its values cannot be known. "
         "Let every step, in train and in eval mode, make its loss in the same way, or return the values from training_step:"
@@ -118,11 +119,12 @@ def changed(call: str) -> str:
 
 
 def attribution(outcome: str) -> str:
-    """The test of attribution has failed."""
+    """Error: the test of attribution has failed."""
     if outcome == "permuted":
         what = (
             "training_step puts the samples into another order (the first half of the batch alone gives the same numbers in other "
-            "places): what is recorded for a sample would be another one's. Keep the order of the batch (shuffle in the DataLoader), "
+            "places): the value recorded for a sample would belong to another one. Keep the order of the batch "
+            "(shuffle in the DataLoader), "
             "or return sample_loss in the order of the batch"
         )
     else:
@@ -131,15 +133,15 @@ def attribution(outcome: str) -> str:
             "as in a contrastive loss, with mixup, or in a loss normalised over the batch (Dice, Jaccard): it is not the sample's own. "
             f"{BY_THE_BATCH[0].upper()}{BY_THE_BATCH[1:]}"
         )
-    return f"attribution: {what}; SampleSelection(..., check_attribution=False) goes on all the same.{EXAMPLE}{OTHERS}"
+    return f"attribution: {what}; SampleSelection(..., check_attribution=False) trains anyway.{EXAMPLE}{OTHERS}"
 
 
 def _of_it(share: float, complete: bool = False) -> str:
-    """How much of the loss a part of it is; a percentage alone misleads where the rest is about 0 or has the other sign.
+    """How much of the loss a part is. A bare percentage would mislead if the rest is about 0 or has the other sign.
 
     Args:
-        share: of the loss of the first batch.
-        complete: the rest trains nothing.
+        share: fraction of the loss of the first batch.
+        complete: whether the rest has no gradient.
     """
     if f"{share:.1%}" == "100.0%":
         rest = "the rest of which is about 0 in the first batch but has a gradient of its own"
@@ -149,14 +151,15 @@ def _of_it(share: float, complete: bool = False) -> str:
 
 
 _OF_THE_REST = (
-    "If the rest is no sample's, the same whichever are trained (a penalty on weights), say so: SampleSelection(..., unweighted_rest=True) "
-    "goes by that part, and weights leave the rest as it is. If the rest is made of the whole batch (Dice over the batch, contrastive), "
-    'that is not so: SampleSelection(..., values="bls"), of a hide method, chooses by the whole losses of the batches that a sample was in'
+    "If the rest belongs to no sample, the same whichever are trained (a penalty on weights), declare it: "
+    "SampleSelection(..., unweighted_rest=True) "
+    "then chooses by that part alone, and weights leave the rest as it is. If the rest depends on the whole batch (Dice over the batch, "
+    'contrastive), use SampleSelection(..., values="bls") with a hide method: it chooses by the losses of the batches that a sample was in'
 )
 
 
 def part_of_loss(calls: str, share: float, complete: bool) -> str:
-    """A warning: values are of a part of the loss; ``complete``: the rest trains nothing."""
+    """Warning: the values are only a part of the loss. ``complete``: the rest has no gradient."""
     rest = ", and the rest, which has no gradient, is another number in another batch" if complete else ""
     return (
         f"SampleSelection: {calls} is a part of the loss, {_of_it(share, complete)}{rest}. Samples are chosen by that part "
@@ -166,7 +169,7 @@ def part_of_loss(calls: str, share: float, complete: bool) -> str:
 
 
 def small_part(calls: str, share: float, parts: int) -> str:
-    """What is found is too little of the loss to stand for it."""
+    """Error: the part that was found is too small to stand for the loss."""
     are = "is" if parts == 1 else "are together"
     little = (
         f"only {share:.1%} of the loss of the first batch"
@@ -183,16 +186,17 @@ def small_part(calls: str, share: float, parts: int) -> str:
 
 
 def not_verified(calls: str) -> str:
-    """A warning: nothing tells whether values are the loss."""
+    """Warning: nothing shows whether the values are the loss."""
     return (
-        f"SampleSelection: that the loss is made of {calls} alone cannot be seen, because torch.compile made it, it has no gradient, "
-        "or the step has made its own backward pass. The values are taken to be the loss; to be sure, return sample_loss from "
+        f"SampleSelection: it cannot be verified that the loss is made of {calls} alone, because torch.compile made it, "
+        "it has no gradient, or the step has made its own backward pass. The values are taken to be the loss; to be "
+        "sure, return sample_loss from "
         "training_step"
     )
 
 
 def rest_unweighted(what: str, share: float) -> str:
-    """Loss weights that would act on a part of the loss."""
+    """Error: loss weights would act on a part of the loss only."""
     return (
         f"loss weights: {what} is only a part of the loss, {_of_it(share)}, and weights would not reach the rest. {_OF_THE_REST}, and the "
         "whole loss of a batch is multiplied by the mean weight of its samples. Else return the whole loss of each sample from "
@@ -202,13 +206,13 @@ def rest_unweighted(what: str, share: float) -> str:
 
 
 _PICKED = (
-    "how much a sample counts in the loss, which is made of {calls}, depends on which others are in its batch, as where only the hardest "
+    "how much a sample counts in the loss, which is made of {calls}, depends on which others are in its batch, as when only the hardest "
     "of a batch are trained (top-k, OHEM)"
 )
 
 
 def picked(calls: str) -> str:
-    """A warning: which others are in the batch decides what a sample's value is."""
+    """Warning: the other samples of the batch decide a sample's value."""
     return (
         f"SampleSelection: {_PICKED.format(calls=calls)}. A sample's value is B times what it added to the loss of its last batch: 0 where "
         "it was not taken. To choose by each sample's own loss, return sample_loss from training_step as it is before some are taken"
@@ -216,25 +220,26 @@ def picked(calls: str) -> str:
 
 
 def picked_unweighted(calls: str) -> str:
-    """Loss weights in a loss in which the batch decides how much a sample counts."""
+    """Error: loss weights in a loss in which the batch decides how much a sample counts."""
     return (
-        f"loss weights: {_PICKED.format(calls=calls)}: of a batch from which samples are left out others are taken, which no weight makes "
-        "up for. Train the mean of all losses, use a method or setting without weights (unbiased=False), or go on all the same with "
+        f"loss weights: {_PICKED.format(calls=calls)}: if samples are left out of a batch, others are picked instead, which no weight can "
+        "compensate. Train the mean of all losses, use a method or setting without weights (unbiased=False), or train anyway with "
         "SampleSelection(..., check_attribution=False)"
     )
 
 
 def unverified(what: str) -> str:
-    """Loss weights that would act on a call of which nothing is proved."""
+    """Error: loss weights would act on a call about which nothing is proved."""
     return (
-        f"loss weights: that the loss is made of {what} alone cannot be seen, because torch.compile made it, it has no gradient, or the "
+        f"loss weights: it cannot be verified that the loss is made of {what} alone, because torch.compile made it, it has no "
+        "gradient, or the "
         "step has made its own backward pass. Compile the network instead of the loss (self.network = torch.compile(self.network)), "
         f"return sample_loss from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
     )
 
 
 def not_weighable(source: str) -> str:
-    """Loss weights that have no way into the loss."""
+    """Error: loss weights cannot enter the loss this way."""
     return (
         f"loss weights: they cannot enter the loss of this training_step, because values come from {source}. Return them "
         f"from training_step, or use a method or setting without weights (unbiased=False):{EXAMPLE}"
@@ -242,7 +247,7 @@ def not_weighable(source: str) -> str:
 
 
 def missing_values(names: Sequence[str], given: Sequence[str], source: str, size: int) -> str:
-    """The method reads what the step does not give."""
+    """Error: the method reads values that the step does not give."""
     return (
         f"per-sample values: the method reads {', '.join(names)}, but {source} gives only "
         f"{', '.join(given)}. A regression has none: use a method that reads only the loss ({', '.join(BY_LOSS)}, selective_backprop, "
@@ -251,7 +256,7 @@ def missing_values(names: Sequence[str], given: Sequence[str], source: str, size
     )
 
 
-# --- the loss of batches in the place of samples' (values="bls")
+# --- losses of batches instead of samples (values="bls")
 
 NO_BATCH_LOSS = (
     "values='bls': the loss of each batch is needed, and training_step returned none; end it with `return loss` (a number, or a dict with "
@@ -261,15 +266,15 @@ NO_BATCH_LOSS = (
 
 WEIGHED_BY_THE_BATCH = (
     "SampleSelection(values='bls'): a batch has one loss, so it is multiplied by the mean of the loss weights of its samples, as the "
-    "authors of BLS do. The steps of an epoch keep their weight together, but what was left out of an epoch is not made up for as weights "
-    "of samples would; unbiased=False leaves the loss as it is"
+    "authors of BLS do. The total weight of an epoch's steps is preserved, but samples left out of an epoch are not compensated as by "
+    "weights per sample; unbiased=False leaves the loss as it is"
 )
 
 
 def missing_beside_batch_loss(names: Sequence[str], size: int) -> str:
-    """The method reads more than a loss, and the step gives only that."""
+    """Error: the method reads more than a loss, and the step gives only that."""
     return (
-        f"values='bls': the method reads {', '.join(names)} too, which the loss of a batch does not say. Return logits and target beside "
+        f"values='bls': the method reads {', '.join(names)} too, which the loss of a batch does not give. Return logits and target beside "
         'it from training_step, return {"loss": loss, "logits": logits, "target": target}, or confidence (float in [0, 1]), correct (bool) '
         f"or entropy (float) of your own, each [{size}]; or use a method that reads only the loss, "
         f'SampleSelection("infobatch", values="bls"), {listed(BY_LOSS[1:], "or")}, or nothing: random'

@@ -1,4 +1,4 @@
-"""What was verified of the values, on the first batch."""
+"""What was verified about the sample values on the first batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from kakurenbo_lightning.signals.attribution import ALIKE, ONE_SAMPLE
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of the values that are recorded.
+    """What is known about the values that are recorded.
 
     Attributes:
-        way: ``"returned"``, ``"function"``, ``"captured"``, ``"batch"`` (the loss of batches, see ``batch_loss.py``) or ``"none"``.
-        source: one line saying where values come from.
-        calls: that the loss was found to be made of, where it is captured.
+        way: where values come from: ``"returned"``, ``"function"``, ``"captured"``, ``"batch"`` (the loss of batches, see
+            ``batch_loss.py``) or ``"none"``.
+        source: one line for the log that says where values come from.
+        calls: the calls that the loss was found to be made of, if it is captured.
         gives: names of the values, ``loss`` first.
-        share: of the returned loss that the values make up; ``None``: not known.
-        complete: the loss depends on parameters through the values alone; ``None``: not known.
+        share: fraction of the returned loss that the values make up; ``None``: not known.
+        complete: whether the loss depends on parameters through the values alone; ``None``: not known.
         attribution: ``"verified"``, ``"off"``, ``"skipped: ..."`` or ``"not tested: ..."`` with the reason, or ``"batch"``: returned values
             that depend on the rest of the batch.
-        weights: ``"exact"``: loss weights reach the gradient exactly; else why they do not.
+        weights: ``"exact"`` if loss weights reach the gradient exactly, else a text that says why not.
     """
 
     way: str
@@ -34,12 +35,12 @@ class Report:
 
     @property
     def had_one_sample(self) -> bool:
-        """It is of a batch of one sample, of which nobody can tell how a loss is made of several."""
+        """Whether the batch had one sample, which cannot show how a loss is made from several."""
         return self.attribution == f"skipped: {ONE_SAMPLE}"
 
     @property
     def is_open(self) -> bool:
-        """Another batch may show whose a value is."""
+        """Whether a later batch may still show whose value is whose."""
         return self.had_one_sample or self.attribution == f"skipped: {ALIKE.reason}"
 
     @property
@@ -48,7 +49,7 @@ class Report:
         return None if self.share is None or self.complete is None else self.complete
 
     def lines(self) -> list[str]:
-        """The report as text, one fact in each line."""
+        """The report as text, one fact per line."""
         shown = {True: "yes", False: "no", None: "not known"}
         return [
             f"values come from: {self.source}",

@@ -1,4 +1,4 @@
-"""Values that the user returns, from ``training_step`` or ``sample_outputs``."""
+"""Sample values that the user returns from ``training_step`` or ``sample_outputs``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ NAMES = ("sample_loss", "logits", "target", "confidence", "correct", "entropy")
 
 
 def from_returned(outputs: Any, size: int, source: str = "training_step", reads: Reads = ()) -> Values:
-    """Read the values out of a dict returned by ``training_step`` or ``sample_outputs``.
+    """Read the sample values from a dict returned by ``training_step`` or ``sample_outputs``.
 
     Args:
         outputs: ``sample_loss`` (float ``[B]``), and either ``logits`` (``[B, C, ...]``) with ``target`` or any of ``confidence``
             (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
         size: B.
-        source: named in errors.
-        reads: what is wanted beside confidence and correct.
+        source: name of the function, for errors.
+        reads: values that are wanted in addition to confidence and correctness.
 
     Raises:
         OutputsError: there is no ``sample_loss``, or something is not a tensor of B samples.
@@ -50,7 +50,7 @@ def from_returned(outputs: Any, size: int, source: str = "training_step", reads:
 
 
 def _checked(name: str, value: Any, size: int, source: str) -> Tensor:
-    """One returned value, detached, with B rows and a dtype that it may have; no host synchronisation."""
+    """Return one value, detached, after checking that it has B rows and an allowed dtype; no host synchronisation."""
     if not isinstance(value, Tensor):
         raise OutputsError(f"per-sample values: {name} from {source} is a {type(value).__name__}, it must be a tensor")
     if value.dim() == 0 or len(value) != size:
@@ -77,7 +77,7 @@ _MEANT = {
 
 
 def check_ranges(outputs: Mapping[str, Any], source: str) -> None:
-    """Check what was returned for the first batch; waits for the device.
+    """Check the ranges of what was returned for the first batch; waits for the device.
 
     Raises:
         OutputsError: a confidence outside [0, 1], a NaN among logits, a target that is no class.
@@ -104,17 +104,17 @@ def check_ranges(outputs: Mapping[str, Any], source: str) -> None:
 
 
 def scaled(outputs: Any, scale: float) -> Any:
-    """A training step's outputs with the loss times ``scale``."""
+    """Return a training step's outputs with the loss multiplied by ``scale``."""
     if scale == 1.0 or outputs is None:
         return outputs
     return with_loss(outputs, loss_of(outputs) * scale)
 
 
 def loss_of(outputs: Any) -> Any:
-    """The loss among a training step's outputs; ``None`` where there is none."""
+    """The loss among a training step's outputs; ``None`` if there is none."""
     return outputs.get("loss") if isinstance(outputs, Mapping) else outputs
 
 
 def with_loss(outputs: Any, loss: Tensor) -> Any:
-    """A training step's outputs with another loss."""
+    """Return a training step's outputs with another loss in them."""
     return {**outputs, "loss": loss} if isinstance(outputs, Mapping) else loss

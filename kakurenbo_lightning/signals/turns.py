@@ -1,4 +1,6 @@
-"""The first batch on several ranks: each runs the step equally often, for a step may wait for the other ranks, and fails with them."""
+"""The first batch on several ranks: all ranks run the step equally often, because a step may wait for the others, and fail
+together.
+"""
 
 from __future__ import annotations
 
@@ -14,34 +16,38 @@ from kakurenbo_lightning.errors import OutputsError
 from kakurenbo_lightning.signals.attribution import halve
 from kakurenbo_lightning.signals.verification import Rehearsal
 
-NONE, OTHER_NUMBERS, HALF, WHOLE = range(4)  # the run that a rank wants next; the largest is made by every rank
+NONE, OTHER_NUMBERS, HALF, WHOLE = range(4)  # the run that a rank wants next; all ranks make the one with the largest number
 
 
 class Turns:
-    """Before each run of the step every rank says which one it wants, and all make the largest; who wants another one makes it in vain.
+    """Lets all ranks make the same runs of the step. Before each run every rank says which one it wants, and all make the one with the
+    largest number; a rank that wanted another one discards the result.
 
     Args:
         rehearsal: runs the step.
-        batch: the first.
-        size: of it.
-        device: where ranks exchange numbers.
+        batch: the first batch.
+        size: its number of samples.
+        device: on which ranks exchange numbers.
     """
 
     def __init__(self, rehearsal: Rehearsal, batch: Any, size: int, device: torch.device) -> None:
         self._rehearsal, self._batch, self._size, self._device = rehearsal, batch, size, device
 
     def take(self, size: int, others: int) -> None:
-        """Wait until every rank makes a run of ``size`` samples; ``others``: which other random numbers, 0: the same."""
+        """Wait until every rank makes a run of ``size`` samples. ``others`` numbers another set of random numbers; 0 means the same
+        ones.
+        """
         mine = OTHER_NUMBERS if others else HALF if size < self._size else WHOLE
         while (agreed := largest(mine, self._device)) != mine:
             self._run_in_vain(agreed)
 
     def end(self) -> None:
-        """Take part until no rank wants another run."""
+        """Take part in the runs of other ranks until no rank wants another one."""
         while agreed := largest(NONE, self._device):
             self._run_in_vain(agreed)
 
     def _run_in_vain(self, kind: int) -> None:
+        """Make a run that only other ranks need."""
         half = halve(self._batch, self._size) if kind == HALF else ""
         batch, size = (self._batch, self._size) if isinstance(half, str) else (half.batch, half.size)
         self._rehearsal.run_in_vain(batch, size)
@@ -49,10 +55,10 @@ class Turns:
 
 @contextlib.contextmanager
 def together(rehearsal: Rehearsal, batch: Any, size: int, device: torch.device) -> Iterator[Rehearsal]:
-    """Ranks verify their first batch inside, with the rehearsal that this gives; all of them must come. Collective.
+    """Context in which all ranks verify their first batch, with the rehearsal that this yields. Collective: every rank must enter it.
 
     Raises:
-        OutputsError: of another rank, with its number; an error of this rank is raised as it is.
+        OutputsError: another rank has failed; the message names it. An error of this rank is raised unchanged.
     """
     turns = Turns(rehearsal, batch, size, device)
     failure: Exception | None = None

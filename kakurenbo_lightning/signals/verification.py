@@ -1,4 +1,4 @@
-"""What is proved on the first batch, and what loss weights need."""
+"""Runs of the step that train nothing, by which values are proved on the first batch, and what loss weights need."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from kakurenbo_lightning.signals.graph import edge_of, from_the_beginning, front
 from kakurenbo_lightning.signals.returned import loss_of
 from kakurenbo_lightning.signals.watching import EVERYTHING, Recording, Watcher
 
-OTHER_NUMBERS = 0x5EED  # and what follows seed the runs that shall draw other random numbers
+OTHER_NUMBERS = 0x5EED  # runs that must draw other random numbers are seeded with this and the next numbers
 
 
 @contextlib.contextmanager
 def eagerly() -> Iterator[None]:
-    """What the user compiled runs uncompiled inside: its calls are seen, and a batch of another size compiles nothing."""
+    """Run the user's compiled code uncompiled inside, so that its calls are seen and a new batch size compiles nothing."""
     if "torch._dynamo" in sys.modules:
         with torch.compiler.set_stance("force_eager"):
             yield
@@ -36,24 +36,27 @@ def eagerly() -> Iterator[None]:
 
 
 def replayed(step: Callable[[], Any], batch: Any) -> Callable[[Any], Any] | None:
-    """The step as a function of its batch, where it is a ``functools.partial`` that holds the batch."""
+    """Return the step as a function of its batch, if it is a ``functools.partial`` that holds ``batch``; else ``None``."""
     if not isinstance(step, partial) or not any(argument is batch for argument in step.args):
         return None
     return lambda other: step.func(*(other if argument is batch else argument for argument in step.args), **step.keywords)
 
 
 class StepFailed(Exception):
-    """The user's step, or function, has failed in a run that trains nothing."""
+    """The user's step, or function, failed in a run that trains nothing."""
 
 
 @contextlib.contextmanager
 def _rehearsing(rehearsal: Rehearsal, size: int, others: int) -> Iterator[None]:
-    """A run of ``size`` samples without a trace; ``others``: which other random numbers it draws, 0 for the same."""
+    """Context of one run of ``size`` samples that leaves no trace. ``others`` numbers another set of random numbers; 0 draws the same
+    ones.
+    """
     rehearsal.turn(size, others)
     try:
         with (
             rehearsal.scoring(),
             rehearsal.kept(),
+            # a graph cannot be made from inference tensors, and Lightning validates in inference mode
             torch.inference_mode(False),
             torch.no_grad(),
             eagerly(),
@@ -68,16 +71,16 @@ def _rehearsing(rehearsal: Rehearsal, size: int, others: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Runs of the step that train nothing.
+    """Runs the step without training anything.
 
     Attributes:
-        scoring: makes the context in which the module may run without a trace.
-        replay: runs the step on a batch; ``None`` where it cannot be given another one.
-        wanted: whether attribution shall be tested.
-        kept: makes the context of a run beside ``scoring``, which puts back what else it changes.
-        frozen: makes a context in which the network has nothing that asks for a gradient.
-        turn: called before each run with its size and which other random numbers it draws (0: the same); other ranks may
-            have to come along.
+        scoring: makes the context in which the module may run without leaving a trace.
+        replay: runs the step on a given batch; ``None`` if the step cannot be given another batch.
+        wanted: whether attribution is to be tested.
+        kept: makes a further context around the run, which restores what else it changes.
+        frozen: makes a context in which no parameter of the network requires a gradient.
+        turn: called before each run with its size and the number of its set of random numbers (0: the same), because other ranks may
+            have to run the step at the same time.
     """
 
     scoring: Callable[[], Any]
@@ -88,27 +91,28 @@ class Rehearsal:
     turn: Callable[[int, int], None] = lambda size, others: None
 
     def run(self, batch: Any, size: int) -> Any:
-        """What the step returns for a copy of ``batch``: one that changes its batch in place must not change what training saw."""
+        """Run the step on a copy of ``batch``, because a step that changes its batch in place must not change what training sees."""
         assert self.replay is not None, "it is not possible"
         try:
             copied = slice_batch(batch, torch.arange(size), size)
-        except (ValueError, TypeError):  # it is no batch of rows, so attribution is not tested
+        except (ValueError, TypeError):  # not a batch of rows: attribution is not tested
             copied = batch
         return self.replay(copied)
 
     def run_in_vain(self, batch: Any, size: int) -> None:
-        """Run the step because another rank does, and may wait for this one in it."""
+        """Run the step only because another rank does, whose step may wait for this one in a collective operation."""
         if self.replay is not None:
             with contextlib.suppress(StepFailed), _rehearsing(replace(self, turn=lambda size, others: None), size, 0):
                 self.run(batch, size)
 
     @property
     def possible(self) -> bool:
-        """Whether a test of attribution may follow."""
+        """Whether attribution is to be tested and can be."""
         return self.wanted and self.replay is not None
 
     def test(self, batch: Any, size: int, tried: Callable[[Any], Verdict]) -> Verdict:
-        """Test attribution; ``tried`` is given the first half of the batch. What the step cannot do is a reason to skip it.
+        """Test attribution: ``tried`` is called with the first half of the batch. If the step cannot run on it, the test is skipped
+        with the reason.
 
         Raises:
             OutputsError: by ``tried``.
@@ -126,7 +130,7 @@ class Rehearsal:
             return Verdict("skipped", str(error))
 
     def values(self, batch: Any, size: int, values: Callable[[Any, int], Tensor]) -> Verdict:
-        """Test values that a function of (batch, size) gives, ``[size]``."""
+        """Test the attribution of ``values(batch, size)``, a function that returns ``[size]``."""
 
         def run(part: Any, count: int, others: int) -> Tensor:
             with _rehearsing(self, count, others):
@@ -139,7 +143,9 @@ class Rehearsal:
         )
 
     def recorded(self, watcher: Watcher, make: Callable[[int], Recording]) -> Callable[[Any, int, int], tuple[Recording, Tensor]]:
-        """A function that runs the step on (batch, size, which other random numbers) and gives its recording and loss."""
+        """Return a function of (batch, size, number of the set of random numbers) that runs the step and returns its recording and
+        loss.
+        """
 
         def run(batch: Any, size: int, others: int) -> tuple[Recording, Tensor]:
             recording, loss = once(batch, size, others, torch.no_grad())
@@ -152,6 +158,7 @@ class Rehearsal:
             with _rehearsing(self, size, others), gradients, watcher.watching(EVERYTHING, recording):
                 loss = loss_of(self.run(batch, size))
                 recording.random = rng_state()
+                # half precision needs a larger tolerance in the comparison of values
                 recording.low_precision = torch.is_autocast_enabled(str(getattr(loss, "device", "cpu")).partition(":")[0])
             halves = (torch.float16, torch.bfloat16)
             recording.low_precision |= any(call.values.dtype in halves for call in recording.calls)
@@ -167,11 +174,11 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Returned:
-    """How a returned loss was made of the ``sample_loss`` beside it.
+    """How a returned loss depends on the ``sample_loss`` returned beside it.
 
     Attributes:
-        share: of the loss; ``None``: not made of it, or nothing tells.
-        complete: the loss depends on parameters through it alone.
+        share: of the loss that ``sample_loss`` makes up; ``None`` if it is not made of it, or nothing tells.
+        complete: the loss depends on parameters through ``sample_loss`` alone; ``None``: not known.
     """
 
     share: float | None = None
@@ -179,13 +186,13 @@ class Returned:
 
 
 def verify_returned(outputs: Mapping[str, Any]) -> Returned:
-    """Look at the graph between a returned loss and its ``sample_loss``; waits for the device."""
+    """Read the autograd graph between a returned loss and its ``sample_loss``; waits for the device."""
     loss, sample_loss = outputs.get("loss"), outputs["sample_loss"]
     if not isinstance(loss, Tensor) or (root := root_of(loss)) is None or (edge := edge_of(sample_loss)) is None:
         return Returned()
     try:
         (gradient,) = gradients(loss, [edge])
-    except RuntimeError:  # a manual step has freed it
+    except RuntimeError:  # manual optimization has freed the graph already
         return Returned()
     if gradient is None:
         return Returned(complete=False)
@@ -195,10 +202,10 @@ def verify_returned(outputs: Mapping[str, Any]) -> Returned:
 
 
 def weighable(outputs: Mapping[str, Any], size: int) -> Tensor:
-    """The returned ``sample_loss``, at which weights can act on the gradient.
+    """Return the ``sample_loss`` of ``outputs``, on whose gradient weights can act.
 
     Raises:
-        OutputsError: it has no graph, or is not there.
+        OutputsError: it is missing or has no graph.
     """
     sample_loss = outputs["sample_loss"]
     if "loss" not in outputs or not (

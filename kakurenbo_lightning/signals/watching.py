@@ -1,4 +1,4 @@
-"""The calls of a step that may have made its loss, seen while it runs."""
+"""Sees the calls of a step that may have made its loss while the step runs."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from kakurenbo_lightning.signals.criterion_module import ModuleCall
 from kakurenbo_lightning.signals.graph import Edge, edge_of, gradients, root_of
 from kakurenbo_lightning.signals.reduction import OF_TENSOR, REDUCTIONS, methods_replaced, rows_reduced
 
-Key = tuple[str, str, int]  # kind, name, and which of these calls of the step
+Key = tuple[str, str, int]  # kind, name, and number of the call among those of this kind and name
 
 
 @dataclass(eq=False, slots=True)
 class LossCall:
-    """A call whose result may be the loss, or a part of it.
+    """One call whose result may be the loss or a part of it.
 
     Attributes:
         key: kind (``"criterion"``, ``"module"`` or ``"reduction"``), name, and which call of these it was, from 0.
-        named: replacing functions by name is enough to see it.
-        result: what the step got.
+        named: the call can be seen by replacing functions by name, which is the cheapest way.
+        result: what the call returned to the step.
         rows: ``[n, ...]``, where there is one number or more for each row: an unreduced result, or what was reduced; else ``None``.
-        edge: of ``rows``, else of ``result``, at the time of the call; ``None`` without a graph.
-        arguments: of a criterion or module.
+        edge: autograd edge of ``rows``, or of ``result`` if there are no rows, at the time of the call; ``None`` without a graph.
+        arguments: arguments of the criterion or loss module.
         elements: of a criterion or module that gave one number: what that is the mean or sum of, ``[n, ...]``, as far as evaluated.
-        original: of ``rows``, where they are a copy.
-        version: of it, at the time of the call.
-        number: a copy of ``result``, where that is one number and copies are kept: the step may add to it in place.
-        result_version: of ``result``, at the time of the call.
-        graph: ``elements`` keep their graph.
+        original: the tensor that ``rows`` is a copy of, or ``rows`` itself.
+        version: how often ``original`` had been changed in place at the time of the call.
+        number: a copy of a scalar ``result``, if copies are kept, because the step may add to it in place.
+        result_version: how often ``result`` had been changed in place at the time of the call.
+        graph: whether ``elements`` keep their graph.
     """
 
     key: Key
@@ -67,59 +67,59 @@ class LossCall:
 
     @property
     def described(self) -> str:
-        """For messages."""
+        """Name and shape of the call, for messages."""
         return f"a {self.name} of {list(self.known_rows.shape)}" if self.kind == "reduction" else self.name
 
     @property
     def known_rows(self) -> Tensor:
-        """:attr:`rows` of a call that has some."""
+        """The :attr:`rows` of a call that is known to have some."""
         assert self.rows is not None
         return self.rows
 
     @property
     def values(self) -> Tensor:
-        """What is at :attr:`edge`."""
+        """The tensor at :attr:`edge`: the rows, or else the result."""
         if self.rows is not None:
             return self.rows
         return self.result if self.number is None else self.number
 
     @property
     def known_edge(self) -> Edge:
-        """:attr:`edge` of a call that has a graph."""
+        """The :attr:`edge` of a call that is known to have a graph."""
         assert self.edge is not None
         return self.edge
 
     @property
     def criterion(self) -> CriterionCall:
-        """:attr:`arguments` of a criterion."""
+        """The :attr:`arguments` of a call that is known to be of a functional criterion."""
         assert isinstance(self.arguments, CriterionCall)
         return self.arguments
 
     @property
     def module(self) -> ModuleCall:
-        """:attr:`arguments` of a module."""
+        """The :attr:`arguments` of a call that is known to be of a loss module."""
         assert isinstance(self.arguments, ModuleCall)
         return self.arguments
 
     @property
     def given(self) -> CriterionCall | ModuleCall:
-        """:attr:`arguments` of a criterion or module."""
+        """The :attr:`arguments` of a call that is not a reduction."""
         assert self.arguments is not None
         return self.arguments
 
     @property
     def changed_in_place(self) -> bool:
-        """The step has changed what it reduced, or was given, since."""
+        """Whether the step has changed the rows in place since the call."""
         if self.rows is None:
             return _version(self.result) != self.result_version
         return self.original is not None and _version(self.original) != self.version
 
     def gave(self, loss: Any) -> bool:
-        """Whether ``loss`` is the result, and nothing was added to it in place."""
+        """Whether ``loss`` is the result of this call, with nothing added to it in place."""
         return self.result is loss and _version(self.result) == self.result_version
 
     def evaluate(self) -> Tensor:
-        """:attr:`elements`, evaluated now if they were not."""
+        """Return :attr:`elements`, which are computed on the first call."""
         if self.elements is None:
             with torch.enable_grad() if self.graph else torch.no_grad():
                 self.elements = self.given.elements()
@@ -128,12 +128,12 @@ class LossCall:
 
 @dataclass(frozen=True)
 class Sight:
-    """What to watch.
+    """What to watch during a step.
 
     Attributes:
-        criteria: names of functions of torch.nn.functional.
-        reductions: means and sums.
-        mode: see functions whatever name they are called by, through a ``TorchFunctionMode``: about a microsecond for each torch call.
+        criteria: names of functions of ``torch.nn.functional`` to replace.
+        reductions: whether the mean and sum methods of tensors are replaced.
+        mode: see functions by whatever name they are called, by a ``TorchFunctionMode`` (about a microsecond for each torch call).
         modules: loss modules: all that are called, or these.
     """
 
@@ -144,14 +144,14 @@ class Sight:
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; not counted in inference mode."""
+    """How often a tensor was changed in place; 0 for tensors of inference mode, which does not count."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 _FUNCTIONS = {function.__name__: function for function in CRITERIA}
 _FUNCTIONALS = {
     name: f for name, f in vars(F).items() if isinstance(f, FunctionType)
-}  # as torch has them: imported before a step runs
+}  # torch's own functions, taken at import, before any step could patch them
 _TORCHS = frozenset(_FUNCTIONALS.values())
 NOTHING = Sight()
 CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))
@@ -163,17 +163,18 @@ class Recording:
     """The calls of one run of the step.
 
     Attributes:
-        size: B.
-        graph: what is evaluated again keeps its graph, so that it can be weighted.
-        leaves: calls at which a graph begins, in a run that makes none.
-        enclosed: it has begun where the step itself has gradients on, and may end with that (a torchmetrics metric has, in ``update``).
+        size: B, samples in the batch.
+        graph: recomputed elements keep their graph, so that loss weights can act on them.
+        leaves: calls at which a graph starts in a run that otherwise makes none.
+        enclosed: such a graph has started inside a block of the step that enables gradients itself and may end with that block, as the
+            ``update`` of a torchmetrics metric does.
         clone: rows are copied, because the step changes them in place.
-        calls: in order.
-        batch_statistics: a BatchNorm has used the batch's.
-        low_precision: the step computes in half precision, at least in part; noticed where attribution is tested.
-        random: the state of all random streams behind the run, where attribution is tested.
-        busy: a call is being made or evaluated; what it calls itself is not of interest.
-        traced: calls within ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
+        calls: the calls, in order.
+        batch_statistics: a BatchNorm layer has used the statistics of the batch.
+        low_precision: at least a part of the step computes in half precision; only recorded while attribution is tested.
+        random: states of all random streams after the run; only recorded while attribution is tested.
+        busy: a call is being made or evaluated, so calls inside it are ignored.
+        traced: calls made inside ``torch.compile``: the function, its arguments, its result, and the elements of a criterion.
     """
 
     size: int
@@ -196,7 +197,7 @@ class Recording:
         return kind, name, number
 
     def _leaf(self, tensor: Tensor, key: Key) -> Tensor:
-        """``tensor``, or its values as the beginning of a graph: gradients are made from here on."""
+        """Return ``tensor``, or, for a call among :attr:`leaves`, a copy that starts a graph; gradients then stay on."""
         if key not in self.leaves:
             return tensor
         self.enclosed |= torch.is_grad_enabled() and not self._begun
@@ -204,10 +205,10 @@ class Recording:
             return tensor
         self._begun = True
         torch.set_grad_enabled(True)
-        return tensor.detach().requires_grad_().clone()  # a leaf could not be changed in place
+        return tensor.detach().requires_grad_().clone()  # clone: autograd forbids in-place changes of a leaf
 
     def lost(self, loss: Any) -> bool:
-        """Whether ``loss`` has no graph, or not all of it, because that has ended where it had begun."""
+        """Whether ``loss`` lacks its graph, or a part of it, because gradients were switched off after the graph had started."""
         if not self.enclosed or not isinstance(loss, Tensor):
             return False
         edges = [call.known_edge for call in self.calls if call.key in self.leaves and call.edge is not None]
@@ -225,7 +226,7 @@ class Recording:
         return call
 
     def criterion(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Make the call of a criterion, and evaluate it by element now, in its precision and before its inputs change."""
+        """Make a criterion call, and compute its elements at once, in the call's precision and before its inputs can change."""
         if torch.compiler.is_dynamo_compiling():
             return self._trace(function, named, args, kwargs)
         if _compiler_works():
@@ -233,7 +234,7 @@ class Recording:
         self.busy = True
         try:
             result = function(*args, **kwargs)
-            if _is_wrapped(result):  # one row of a function that the step runs under torch.vmap
+            if _is_wrapped(result):  # a tensor inside torch.vmap exists only there and cannot be kept
                 return result
             arguments = CriterionCall(function, args, kwargs)
             key = self._key("criterion", arguments.name)
@@ -242,14 +243,14 @@ class Recording:
             rows = result if result.dim() or arguments.reduction == "none" else None
             call = self._add(key, named, result, rows, arguments)
             if rows is None and (result.requires_grad or not making_graph):
-                with contextlib.suppress(Exception):  # of a call that may be no part of the loss
+                with contextlib.suppress(Exception):  # the call may be no part of the loss: its error must not stop the step
                     call.evaluate()
             return result
         finally:
             self.busy = False
 
     def reduction(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Make the call of a mean or sum."""
+        """Make a call of a mean or sum, and record it if it reduces over the samples."""
         rows = None if _compiler_works() else rows_reduced(args, kwargs, self.size)
         if rows is None or _is_wrapped(rows):
             return function(*args, **kwargs)
@@ -265,7 +266,7 @@ class Recording:
         return result
 
     def _trace(self, function: Callable[..., Tensor], named: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Make the call of a criterion within ``torch.compile``, which follows what this does: as little as possible."""
+        """Make a criterion call inside ``torch.compile``. Dynamo traces this function, so it does as little as possible."""
         result, elements = function(*args, **kwargs), None
         if not result.dim():
             with nullcontext() if self.graph else torch.no_grad():
@@ -274,7 +275,7 @@ class Recording:
         return result
 
     def take_traced(self) -> None:
-        """Add the calls that were made within ``torch.compile``; a backend that runs them as they are has shown some already."""
+        """Add the calls made inside ``torch.compile``, replacing those that an uncompiled backend has recorded already."""
         known = [tensor for *_, result, elements in self.traced for tensor in (result, elements)]
         self.calls = [call for call in self.calls if not any(call.result is tensor for tensor in known)]
         self._counts = {names: number for names, number in self._counts.items() if names[0] != "criterion"}
@@ -286,7 +287,7 @@ class Recording:
             call.elements = elements
 
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
-        """A module has been called; what it shall return in place of ``output``."""
+        """Record the call of a module; returns the tensor to hand to the step in place of ``output``, or ``None`` to keep it."""
         if self.busy or not ModuleCall.may_be_loss(args, kwargs, output, self.size, graph=not self.leaves):
             return None
         key = self._key("module", type(module).__name__)
@@ -299,17 +300,17 @@ _FUNCTORCH: Any = vars(torch._C)["_functorch"]
 
 
 def _is_wrapped(tensor: Tensor) -> bool:
-    """Whether a tensor exists within a transform of torch.func only."""
+    """Whether a tensor exists only inside a ``torch.func`` transform."""
     return _FUNCTORCH.is_functorch_wrapped_tensor(tensor)
 
 
 def _compiler_works() -> bool:
-    """Whether a call is not the step's, but that of the compiler, which tries out what it has made; torch 2.6 knows the latter only."""
+    """Whether this call is the compiler trying out its own code. In torch 2.6 only the tracing context shows that."""
     return torch.compiler.is_compiling() or TracingContext.try_get() is not None
 
 
 class Watcher:
-    """Replaces functions by name, enters function modes and hooks modules while a step runs, and takes all of it back."""
+    """Replaces functions by name, enters function modes and hooks modules while a step runs, and undoes all of it afterwards."""
 
     def __init__(self) -> None:
         self._recording: Recording | None = None
@@ -318,7 +319,7 @@ class Watcher:
 
     @contextlib.contextmanager
     def watching(self, sight: Sight, recording: Recording) -> Iterator[Recording]:
-        """What is called inside is in ``recording`` afterwards."""
+        """Record the calls that are made inside this context in ``recording``."""
         self._recording = recording
         before = self._replace_functionals(sight.criteria)
         try:
@@ -332,21 +333,21 @@ class Watcher:
                 recording.take_traced()
         finally:
             for name, function in before.items():
-                if F.__dict__.get(name) is self._criteria[name]:  # a patch that the step has made stays
+                if F.__dict__.get(name) is self._criteria[name]:  # do not undo a patch that the step itself has made
                     F.__dict__[name] = function
             self._recording = None
 
     def _replace_functionals(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Let ``torch.nn.functional`` hold our functions; what it held."""
+        """Put our functions into ``torch.nn.functional`` and return what was there."""
         functional = F.__dict__
-        # another library's patch stays: what it trains on is the user's choice
+        # keep another library's patch: the user chose to train with it
         before = {name: functional[name] for name in names if functional[name] is _FUNCTIONS[name]}
         for name in before:
             functional[name] = self._criteria[name]
         return before
 
     def _enter(self, sight: Sight, recording: Recording, stack: contextlib.ExitStack) -> None:
-        """What is not as cheap."""
+        """Enter the more expensive ways to watch: tensor methods, a function mode, module hooks."""
         if recording.leaves:
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         if sight.reductions:
@@ -392,7 +393,7 @@ class _Mode(TorchFunctionMode):
 
 
 def _original(func: Any) -> Any:
-    """The function that was called: those of torch.nn.functional hand themselves over by name, under which there may be a patch by now."""
+    """The unpatched function. Functions of ``torch.nn.functional`` pass themselves on by name, and that name may be patched by now."""
     if isinstance(func, (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType)) or func in _TORCHS:
         return func
     return next((function for name, function in _FUNCTIONALS.items() if F.__dict__.get(name) is func), func)

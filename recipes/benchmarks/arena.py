@@ -41,7 +41,7 @@ SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible lo
 }
 
 
-ALIKE = ("task", "samples", "batch_size", "learning_rate", "epochs", "network")  # in all trainings of a folder
+ALIKE = ("task", "samples", "batch_size", "learning_rate", "epochs", "network")  # settings that all trainings of a folder share
 
 
 class QuickNet(nn.Sequential):
@@ -68,7 +68,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "narrow": partial(QuickNet, 16),
     "resnet8": CifarResNet,
     "resnet20": partial(CifarResNet, 20),
-    "resnet20x4": partial(CifarResNet, 20, 64),  # about the work of a ResNet-18 on such images
+    "resnet20x4": partial(CifarResNet, 20, 64),  # costs about as much as a ResNet-18 on such images
 }
 
 
@@ -81,7 +81,7 @@ def entry(text: str) -> Entry:
 
 
 def options() -> argparse.ArgumentParser:
-    """Return the parser."""
+    """Build the command line's parser, with one option for each property of a comparison."""
     found = parser("arena", __doc__, needs_files=False, devices=("cpu", "cuda"))
     found.set_defaults(samples=50_000, epochs=15)
     found.add_argument("--task", choices=list(TASKS), default="cifar10", help="what is trained on; cifar10 needs --data-root")
@@ -91,26 +91,24 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--folder", type=Path, default=Path("outputs/arena"), help="keeps a file for each training")
     found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
     found.add_argument("--table", action="store_true", help="train nothing, print what there is")
-    found.add_argument(
-        "--rows", type=Path, help="result (--json) of an earlier arena whose trainings count too, to go on elsewhere"
-    )
+    found.add_argument("--rows", type=Path, help="result (--json) of an earlier arena, whose trainings are taken over")
     found.add_argument("--plot", type=Path, help="PNG of error against time to write")
     return found
 
 
 def comparison_of(settings: argparse.Namespace) -> Comparison:
-    """Return what the command line asks for."""
+    """Return the comparison that the command line describes."""
     entries = settings.methods or [entry(text) for text in SETS[settings.set]]
     return Comparison(entries, range(settings.seed, settings.seed + settings.seeds), settings.epochs)
 
 
 def folder_of(settings: argparse.Namespace) -> Folder:
-    """Return where its trainings are kept; other methods and seeds may be added to it, other trainings not."""
+    """Return the folder of results. Other methods and seeds may be added to it, but not trainings with other settings."""
     return Folder(settings.folder, {name: getattr(settings, name) for name in ALIKE})
 
 
 def train(settings: argparse.Namespace, until: float) -> None:
-    """Train what is missing, in this process, until nothing is or time is up."""
+    """Train what is missing in this process, until nothing is missing or time is up."""
     prepare()
     torch.set_num_threads(settings.threads)
     task = TASKS[settings.task]
@@ -124,21 +122,21 @@ def train(settings: argparse.Namespace, until: float) -> None:
 
 
 def main(arguments: list[str] | None = None) -> list[Standing]:
-    """Train what is missing, and print the table of what there is."""
+    """Train what is missing, and print the table of all results."""
     words = options()
     words.set_defaults(**TASKS[words.parse_known_args(arguments)[0].task].defaults)
     settings = report.parse(words, arguments)
     if TASKS[settings.task].network:
         settings.network = "its own"
     if not settings.table:
-        TASKS[settings.task].data(settings)  # makes what is made once, or ends here
+        TASKS[settings.task].data(settings)  # generates data that are made once, or ends with an error
     comparison = comparison_of(settings)
     try:
         folder = folder_of(settings)
         if settings.rows:
             earlier = json.loads(settings.rows.read_text())
             folder.take(earlier["rows"], {name: earlier[name] for name in ALIKE})
-    except ValueError as error:  # other trainings
+    except ValueError as error:  # the folder holds trainings with other settings
         words.error(str(error))
     until = time.monotonic() + 60 * settings.minutes
     if not settings.table and settings.processes == 1:
@@ -153,7 +151,7 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     print(f"\n{title_of(settings)}")
     print("\n".join(table(found, terminal_width(140))))
     if missing:
-        print(f"{missing} trainings or more are missing: give the command again to go on")
+        print(f"{missing} trainings or more are missing: run the command again to continue")
     if settings.plot:
         print(f"picture: {settings.plot}. {draw(comparison, rows, settings.plot)}")
     common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}
@@ -169,18 +167,18 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
 
 
 def title_of(settings: argparse.Namespace) -> str:
-    """Return what is above the table."""
+    """Return the heading of the table."""
     size = f"{settings.samples:,} training samples, {settings.epochs} epochs, {settings.seeds} seeds"
     return f"Task {settings.task}, network {settings.network}, {size}"
 
 
 def number(value: float) -> float | None:
-    """Return a figure as JSON has it: None where there is none."""
+    """Return a figure as a JSON value; None if it is not finite."""
     return value if math.isfinite(value) else None
 
 
 def as_row(one: Standing) -> Row:
-    """Return what is written down of a standing."""
+    """Return the row of a standing for the JSON file."""
     spreads = {name: getattr(one, name) for name in ("score", "gain", "over_random", "over_time", "time", "trained")}
     shown = {
         name: {"mean": number(each.mean), "std": number(each.std), "interval": list(map(number, each.interval))}

@@ -33,8 +33,8 @@ from recipes.benchmarks.report import Row, in_units, interval, seconds_of, verdi
 from recipes.benchmarks.training import Classifier, described, image_options, images, prepare, trainer
 from recipes.benchmarks.turns import TakeEpochs, take_turns
 
-OVERHEAD, PERCENTILE_SECONDS, HISTORY = 0.03, 1e-4, 1024  # targets, and of how many of the last losses
-SMALLEST = 2  # samples of a short batch, as in the engine
+OVERHEAD, PERCENTILE_SECONDS, HISTORY = 0.03, 1e-4, 1024  # largest overhead and time allowed; number of losses in the history
+SMALLEST = 2  # the engine trains no batch of fewer samples, because of BatchNorm
 PHASES = ("score", "forward", "backward")
 
 
@@ -43,10 +43,10 @@ class Variant:
     """Something to measure.
 
     Attributes:
-        method: its name.
-        settings: of it; a value that is a `partial` is called for each fit, which gets a network of its own.
+        method: name of the method.
+        settings: its settings. A value that is a `partial` is called for each fit, so that each gets a network of its own.
         target: largest ratio to the baseline, for the network of the issue.
-        cycle: epochs that belong together.
+        cycle: number of epochs that belong together.
         keep: share of each batch that a loop by hand chooses, to compare with; None for no such loop.
     """
 
@@ -107,7 +107,7 @@ class Loop:
         self._pool: list[tuple[Tensor, Tensor]] = []
 
     def fit(self, timer: TakeEpochs, epochs: int) -> None:
-        """Train."""
+        """Train for ``epochs`` epochs, and time each with ``timer``."""
         loader, size = self._data.train_dataloader(), self._data.batch_size
         for _ in range(epochs):
             timer.on_train_epoch_start()
@@ -174,7 +174,7 @@ class Arms:
         self.loops: dict[str, Loop] = {}
 
     def train(self) -> None:
-        """Train all of them."""
+        """Train all arms, in turns of one epoch."""
         settings = self._settings
         torch.manual_seed(settings.seed)
         data = images(settings)
@@ -248,7 +248,7 @@ def row_of(name: str, arms: Arms, samples: int) -> Row:
 
 
 def percentile_seconds(repeats: int, seed: int) -> dict[str, float]:
-    """Return the median time of the percentiles of `HISTORY` losses in as many, and its interval."""
+    """Return the median time to compute the percentiles of `HISTORY` losses among as many others, and its interval."""
     losses, history = torch.rand(2, HISTORY, generator=torch.Generator().manual_seed(seed))
     seconds = [seconds_of(time.perf_counter, percentile, losses, history)[0] for _ in range(repeats + repeats // 10 + 1)]
     return report.median_of(seconds[-repeats:])
@@ -288,7 +288,7 @@ def show(result: Row) -> None:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen variants."""
+    """Measure the chosen variants, print a table and write the rows to the JSON file."""
     options = report.parser("backprop", __doc__, devices=["cpu"])  # which the targets, and the loops by hand, are for
     image_options(options, samples=2048, depth=20)
     options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="which; baseline always")

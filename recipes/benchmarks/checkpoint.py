@@ -28,7 +28,7 @@ BATCH_SIZE = 256
 
 
 class Line(L.LightningModule):
-    """Next to nothing."""
+    """A linear model that costs next to nothing, because only the checkpoint is measured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ class Line(L.LightningModule):
         return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return SGD."""
+        """Return plain SGD."""
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Measure(L.Callback):
-    """Makes statistics up after the first epoch, and saves and loads in the second one. Comes before the selection.
+    """Fills the statistics with random values after the first epoch; saves and loads in the second. Comes before the selection.
 
     Attributes:
         row: what was measured.
@@ -56,11 +56,11 @@ class Measure(L.Callback):
         self.row: Row = {}
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After epoch 0 make up, after epoch 1 measure."""
+        """Fill the statistics after epoch 0, measure after epoch 1."""
         statistics = self.selection.statistics
         if trainer.current_epoch == 0:
             statistics.load_state_dict(made_up(len(statistics), self.settings.seed).state_dict())
-            statistics.loss.nan_to_num_()  # they would only be warned of
+            statistics.loss.nan_to_num_()  # losses that are not finite would only cause warnings
         else:
             self.row = self._measure()
 
@@ -81,7 +81,7 @@ class Measure(L.Callback):
                 for name, value in zip(seconds, (making + writing, reading + taking, to_file, from_file), strict=True):
                     seconds[name].append(value)
         total = len(self.selection.statistics)
-        # the first time is slower: memory is fetched from the system, a few samples are read for the fingerprint
+        # warm up: the first time fetches memory from the system and reads a few samples for the fingerprint
         return {
             "samples": total,
             "hidden": len(self.selection.plan.hidden),
@@ -101,7 +101,7 @@ def measure(total: int, settings: argparse.Namespace) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen sizes."""
+    """Measure the chosen sizes of data sets, print a table and write the JSON file."""
     options = report.parser("checkpoint", __doc__)
     options.add_argument("--sizes", type=report.count, nargs="+", default=[50_000, 1_280_000], help="samples of the data set")
     options.add_argument("--max-fraction", type=report.share, default=0.3, help="share that may be hidden")

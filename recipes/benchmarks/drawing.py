@@ -19,22 +19,22 @@ from recipes.benchmarks.report import Row, in_units, seconds_of, verdict
 SIZES = (50_000, 1_280_000, 10_000_000, 100_000_000)
 TARGETS = {1_280_000: 0.35e-3, 100_000_000: 0.8e-3}  # seconds of a draw and an update
 FASTER, BYTES = 5.0, 2.0  # than multinomial at 1.28 million; per sample beyond the values
-MOST = 1 << 24  # what multinomial takes
+MOST = 1 << 24  # torch.multinomial takes no more categories
 
 
 class Dense:
-    """The same by one array: a draw and an update are O(N)."""
+    """The same operations on one plain array: a draw and an update cost O(N)."""
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self.probability = values / values.sum()
 
     def draw(self, count: int) -> Tensor:
-        """Draw with replacement."""
+        """Draw ``count`` indices with replacement."""
         return torch.multinomial(self.probability, count, replacement=True)
 
     def update(self, indices: Tensor, values: Tensor) -> None:
-        """Write values and normalise again."""
+        """Write new values of some indices and normalise all of them."""
         self.values[indices] = values
         torch.div(self.values, self.values.sum(), out=self.probability)
 
@@ -76,7 +76,7 @@ def measure(size: int, settings: argparse.Namespace, bar: tqdm) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the sizes."""
+    """Measure the chosen sizes, print a table and write the JSON file."""
     options = report.parser("drawing", __doc__, devices=["cpu"], threads=1)  # where the stream keeps its table
     options.add_argument("--sizes", nargs="+", type=report.count, default=list(SIZES), help="numbers of samples")
     options.add_argument("--draws", type=report.count, default=256, help="of a batch")

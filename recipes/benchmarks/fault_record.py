@@ -1,4 +1,4 @@
-"""What a training that may be killed writes down, and the moments of a run in which it can be killed."""
+"""The record that a training writes before it is killed, and the moments of a training at which it can be killed."""
 
 import json
 import os
@@ -28,13 +28,13 @@ Event = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Kill:
-    """When one rank kills itself, or what the prefix of the moment says: the first time it comes at or after batch `tick` of the run.
+    """When and how one rank ends itself: at the first occurrence of a moment at or after batch `tick` of the run.
 
     Attributes:
         moment: one of `MOMENTS`.
-        tick: batches begun since the run began.
-        index: how often the moment came since that batch began, before this time.
-        rank: who.
+        tick: number of batches begun since the run began.
+        index: number of earlier occurrences of the moment since that batch began.
+        rank: the rank that ends itself.
     """
 
     moment: str
@@ -44,7 +44,7 @@ class Kill:
 
     @property
     def how(self) -> str:
-        """`""`, or the prefix of the moment."""
+        """The prefix of the moment, which says how to end; empty for a plain kill."""
         return self.moment.rpartition(":")[0]
 
     @property
@@ -55,11 +55,11 @@ class Kill:
 
 @dataclass
 class Record(L.Callback):
-    """What happened, and at what moments; kills this process at one of them. Comes after the selection.
+    """Records what happens and at which moments, and kills this process at one of them. Comes after the selection.
 
     Attributes:
         folder: gets `killed.json` before a kill.
-        kill: when, if at all.
+        kill: when to kill this process; `None` for never.
         events: (moment, tick, index) of every moment on this rank, without `WRITES`.
     """
 
@@ -76,7 +76,7 @@ class Record(L.Callback):
     _times: Counter[str] = field(default_factory=Counter)
 
     def reach(self, moment: str) -> None:
-        """Write a moment down, or die in it."""
+        """Record a moment, or end the process in it."""
         if not self.due(moment) or self.kill is None:
             return
         if self.kill.how == "save":
@@ -89,20 +89,20 @@ class Record(L.Callback):
             self.die()
 
     def due(self, moment: str) -> bool:
-        """Whether this is the moment to die in."""
+        """Whether this is the moment to end in."""
         now, kill = (self._tick, self._times[moment]), self.kill
         self._times[moment] += 1
         self.events.append((moment, *now))
         return kill is not None and moment == kill.event and now >= (kill.tick, kill.index)
 
     def signal(self, number: signal.Signals) -> None:
-        """Say where, and get the signal that ends this process, now or later."""
+        """Write where the process is, then send it the signal that ends it now or later."""
         self.kill = None
         (self.folder / "killed.json").write_text(json.dumps(self.position))
         os.kill(os.getpid(), number)
 
     def die(self) -> None:
-        """End without a word to anybody."""
+        """End the process at once, without any cleanup."""
         self.signal(signal.SIGKILL)
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -112,7 +112,7 @@ class Record(L.Callback):
             self.kill = None
 
         def score(*_: Any) -> None:
-            if trainer.validating and not self._validating:  # as in a scoring pass
+            if trainer.validating and not self._validating:  # a scoring pass sets trainer.validating too
                 self.reach("forward-only pass")
 
         pl_module.network.register_forward_pre_hook(score)
@@ -134,19 +134,19 @@ class Record(L.Callback):
             self.reach(WRITES[2])
             return renamed
 
-        os.fsync, Path.replace = half, rename  # of this process, which ends soon
+        os.fsync, Path.replace = half, rename  # patched for the whole process, which ends soon
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A resumed run has some batches behind it; the hook comes after the selection's."""
+        """Take note of the batches that a resumed run has behind it. The hook comes after the selection's."""
         trainer.optimizers[0].register_step_post_hook(lambda *_: self.reach("after the update"))
         self._tick = trainer.fit_loop.epoch_loop.batch_progress.total.processed
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A plan is there."""
+        """Record the moment at which a plan has been made."""
         self.reach("epoch start")
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Write down what is loaded."""
+        """Record the batch that was loaded."""
         self._tick, self._times = self._tick + 1, Counter()
         epoch = trainer.current_epoch
         self.position = {"epoch": epoch, "batch": batch_idx, "of": trainer.num_training_batches}
@@ -157,43 +157,43 @@ class Record(L.Callback):
         self.reach("batch start")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Buffers and random streams have moved."""
+        """Record the moment at which buffers and random streams have changed."""
         self.reach("after forward")
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gradients are there, also of the batches before."""
+        """Record the moment at which gradients exist, including those accumulated over earlier batches."""
         self.reach("after backward")
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        """Gradients are as the optimizer gets them."""
+        """Record the moment at which the gradients are as the optimizer gets them."""
         self.reach("inside a step")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """A batch is trained; checkpoints come after this."""
+        """Record that a batch is trained. Checkpoints are saved after this hook."""
         self.reach("last batch" if trainer.is_last_batch else "batch end")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forward passes are no scoring passes now."""
+        """Note that the following forward passes belong to a validation, not to a scoring pass."""
         self._validating = True
 
     def on_validation_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Validation is on its way."""
+        """Record a moment within a validation."""
         self.reach("validation")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Validation is over; its value belongs to the last batch."""
+        """Record the validated value, which belongs to the last batch."""
         self._validating = False
         value = float(trainer.callback_metrics["val_loss"])
         self.validations.setdefault(trainer.current_epoch, {})[trainer.fit_loop.batch_idx] = value
         self.reach("validation end")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Checkpoints come after this."""
+        """Record the end of an epoch. Checkpoints are saved after this hook."""
         self.reach("epoch end")
 
 
 class MemoryLogger(Logger):
-    """Keeps what the selection logged, by epoch, without seconds."""
+    """Keeps the metrics that the selection logged, by epoch, except those in seconds."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,21 +201,21 @@ class MemoryLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Any will do."""
+        """The logger's name, which nothing reads."""
         return "memory"
 
     @property
     def version(self) -> int:
-        """Any will do."""
+        """The logger's version, which nothing reads."""
         return 0
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """There are none."""
+        """Ignore hyperparameters, because the test compares metrics only."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keep them."""
+        """Keep the metrics of the selection under their epoch."""
         kept = {name: value for name, value in metrics.items() if name.startswith("selection/") and not name.endswith("seconds")}
         if kept:
             self.epochs.setdefault(int(metrics["epoch"]), {}).update(kept)

@@ -35,7 +35,7 @@ from recipes.benchmarks.report import Row
 
 EVERY = (1, 5)  # steps between checkpoints
 LIVES = (1, 2, 3, 4)  # kills of one training
-ACCUMULATE = (1, 1, 2, 3)  # batches of a step, of methods that leave out no steps
+ACCUMULATE = (1, 1, 2, 3)  # batches accumulated per step; backprop methods, which skip steps, always have 1
 STOPPING = 0.4  # share of the trainings that may stop early
 LIMIT_SECONDS = 150  # of one life
 Results = list[Row]
@@ -246,7 +246,7 @@ def numbers(text: str) -> list[int]:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Kill, resume, compare."""
+    """Kill and resume random trainings, compare them with uninterrupted ones, and print the outcome."""
     options = report.parser("faults", __doc__, devices=["cpu"])
     options.add_argument("--kills", type=report.count, default=100, help="how many")
     options.add_argument("--world-sizes", type=numbers, default=[1, 2, 3], help="numbers of ranks, separated by commas")

@@ -33,7 +33,7 @@ from recipes.benchmarks import report
 from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import prepare, trainer
 
-STEPS_BETWEEN = 16  # reference steps
+STEPS_BETWEEN = 16  # training steps between two reference steps
 CLOCKS = {"wall_s": time.perf_counter, "cpu_s": time.process_time}
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
 OfASeed = Callable[[argparse.Namespace, int], list[Row]]
@@ -41,20 +41,21 @@ SETTINGS = ("samples", "batch_size", "learning_rate", "epochs", "seeds")
 
 
 def now() -> dict[str, float]:
-    """Read the clocks."""
+    """Read wall time and CPU time, in seconds by clock."""
     return {name: clock() for name, clock in CLOCKS.items()}
 
 
 class Reference(L.Callback):
-    """Shows how fast the machine is while a run goes on: trains a step of a network of its own every `STEPS_BETWEEN` steps.
+    """Shows how fast the machine is during a run: it trains a reference network for one step every `STEPS_BETWEEN` steps.
 
     Args:
-        samples: of its step, float [B, 3, H, W] or int64 [B, L]; their labels are drawn.
-        network: makes that network; one like what the run trains keeps the cost of measuring in proportion.
+        samples: samples of a reference step, float [B, 3, H, W] or int64 [B, L]; labels are drawn.
+        network: makes the reference network. It should resemble the network of the run, so that the cost of measuring stays in
+            proportion.
 
     Attributes:
-        seconds: of all its steps, by clock.
-        steps: how many.
+        seconds: seconds of all reference steps, by clock.
+        steps: number of reference steps.
     """
 
     def __init__(self, samples: torch.Tensor, network: Callable[[], nn.Module] = CifarResNet) -> None:
@@ -77,14 +78,14 @@ class Reference(L.Callback):
 
 
 class Curve(L.Callback):
-    """Writes down the test error and the time so far at each validation within `fit`, and how long that took.
+    """Records the test error and the time so far at each validation within `fit`, and how long validating took.
 
     Args:
-        reference: its steps are not time of the run.
+        reference: its steps are not counted as time of the run.
 
     Attributes:
         points: one per validation.
-        seconds: of all validations, by clock.
+        seconds: seconds of all validations, by clock.
     """
 
     def __init__(self, reference: Reference) -> None:
@@ -93,15 +94,15 @@ class Curve(L.Callback):
         self._reference = reference
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The clocks run from here."""
+        """Start the clocks."""
         self._started = now()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clocks."""
+        """Stop the clocks, because validation does not count as training."""
         self._stopped = now()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write down the error, and let the clocks go on."""
+        """Record the test error, and start the clocks again."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         aside = {name: self.seconds[name] + self._reference.seconds[name] for name in CLOCKS}
@@ -140,23 +141,23 @@ class Fits:
         self.data = data(subset=settings.samples, batch_size=settings.batch_size, **options)
         self.data.prepare_data()
         self.data.setup("fit")
-        few = copy.copy(self)  # the first run must not pay for imports and for the first call of each operation
+        few = copy.copy(self)  # a short run first, so that no measured run pays for imports and first calls
         few.data = copy.copy(self.data)
         few.data.train_images = few.data.test_images = self.data.train_images.part(torch.arange(2 * settings.batch_size))
         few.run("warm-up", 0, "baseline", epochs=1)
 
     @property
     def flipped(self) -> torch.Tensor:
-        """Which training labels were replaced by wrong ones (`label_noise`), bool [N]."""
+        """Which training labels were replaced by wrong ones (`label_noise`); bool [N]."""
         return self.data.train_images.labels != self.data.clean_labels
 
     def model(self, seed: int) -> ImageClassifier:
-        """Return what a run of a seed trains; the random numbers are those of that seed then."""
+        """Return the model of a run with this seed, and seed the random numbers."""
         L.seed_everything(seed, verbose=False)
         return ImageClassifier(self._network().to(memory_format=torch.channels_last), self._optimizer, num_classes=10)
 
     def _samples(self) -> torch.Tensor:
-        """Return what the reference network trains on: text as it is, or random images of the same size."""
+        """Return what the reference network trains on: the text itself, or random images of the same size."""
         few = self.data.train_images.part(torch.arange(min(self._settings.batch_size, len(self.data.train_images)))).images
         return torch.randn(few.shape) if few.dtype == torch.uint8 else few
 
@@ -170,16 +171,16 @@ class Fits:
         scorer: Callable[[], nn.Module] | None = None,
         **options: Any,
     ) -> Row:
-        """Train, with `callbacks` after the selection, validate, and return what is written down of a run.
+        """Train and validate one run, with `callbacks` after the selection, and return its row of the table.
 
         Args:
-            name: of the run.
-            seed: of the weights and the order of samples.
-            method: how samples are chosen.
-            epochs: how many; None for those of the command line.
-            callbacks: of the Trainer, after the selection.
+            name: name of the run.
+            seed: seed of the weights and the order of samples.
+            method: name of the method, or a method object.
+            epochs: number of epochs; None for that of the command line.
+            callbacks: further callbacks of the Trainer.
             scorer: makes the network of the method's scorer, which has an optimizer and a schedule like the model's.
-            options: of the method.
+            options: settings of the method.
         """
         settings, reference = self._settings, Reference(self._samples(), self._network)
         epochs, curve = epochs or settings.epochs, Curve(reference)
@@ -234,13 +235,13 @@ def parser(
 
 
 def measured(settings: argparse.Namespace, of_a_seed: OfASeed, keys: Sequence[str], **more: Any) -> tuple[list[Row], list[Row]]:
-    """Train the runs of all seeds, write what there is after each seed, and return the rows and their summary.
+    """Train the runs of all seeds, write the results after each seed, and return the rows and their summary.
 
     Args:
         settings: the command line.
         of_a_seed: a function of the settings and a seed that a new process can import; returns the rows of its runs.
-        keys: what to summarise of them.
-        more: what to write beside the summary.
+        keys: figures of the rows to summarise.
+        more: further entries for the JSON file.
     """
     rows, started = [], time.perf_counter()
     seeds = range(settings.seed, settings.seed + settings.seeds)
@@ -263,17 +264,17 @@ def _prepared(of_a_seed: OfASeed, settings: argparse.Namespace, seed: int) -> li
 
 
 def compared(row: Row, baseline: Row) -> Row:
-    """Return a row with its accuracy and its cost against those of the baseline of its seed."""
+    """Return a row with accuracy and cost relative to the baseline of its seed."""
     return row | {"difference": row["accuracy"] - baseline["accuracy"], "time_ratio": row["cost"] / baseline["cost"]}
 
 
 def shorter(epochs: int, row: Row, baseline: Row) -> int:
-    """Return how many whole epochs of the baseline cost as much as a run did, at least one."""
+    """Return the number of whole baseline epochs that cost as much as a run, at least one."""
     return max(1, round(epochs * row["cost"] / baseline["cost"]))
 
 
 def summarise(rows: Iterable[Row], *keys: str) -> list[Row]:
-    """Return mean and deviation over the seeds of each run, of what all of its rows have."""
+    """Return mean and standard deviation over the seeds of each run, for figures that all its rows have."""
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(row["run"], []).append(row)
@@ -285,12 +286,12 @@ def summarise(rows: Iterable[Row], *keys: str) -> list[Row]:
 
 
 def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return mean and sample standard deviation; there is none of one value."""
+    """Return mean and sample standard deviation; the latter is None for a single value."""
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None}
 
 
 def written(value: dict[str, float | None] | None, form: str, scale: float = 1) -> str:
-    """Write mean and deviation, as 1.2 +- 0.3; a dash for None."""
+    """Format mean and deviation as 1.2 +- 0.3; a dash for None."""
     if value is None:
         return "-"
     middle, deviation = value["mean"] * scale, value["std"]
@@ -298,11 +299,11 @@ def written(value: dict[str, float | None] | None, form: str, scale: float = 1) 
 
 
 def cell(key: str, form: str, scale: float = 1) -> Callable[[Row], str]:
-    """Return what writes a figure of `summarise` in a table."""
+    """Return a function that formats a figure of `summarise` for the table."""
     return lambda row: written(row[key], form, scale)
 
 
 def title(settings: argparse.Namespace) -> str:
-    """Return what is above the table."""
+    """Return the heading of the table."""
     data = "digits" if settings.data_root is None else "CIFAR-10"
     return f"CIFAR ResNet-8, {settings.samples:,} images of {data}, {settings.epochs} epochs, {settings.seeds} seeds"

@@ -14,27 +14,27 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-GRACE_SECONDS = 10  # after its time limit a rank prints where it is and ends itself; then it is killed
+GRACE_SECONDS = 10  # time between a rank's own end at its limit, when it prints its stack, and the kill
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["recipes.benchmarks.fault_run"])
 
 
 class TimeLimitError(RuntimeError):
-    """A rank was still running when its time was over."""
+    """A rank was still running at its time limit."""
 
 
 def run_ranks(
     function: Callable[..., Any], args: tuple, world_size: int = 1, *, log: Path, seconds: float = 60, all_alone: bool = False
 ) -> list[int]:
-    """Run `function(*args)` in `world_size` new processes that are set up as by `torchrun`, and wait for them.
+    """Run `function(*args)` in `world_size` new processes, set up as by `torchrun`, and wait for them.
 
     Args:
         function: importable by name, as are the types of `args`.
-        args: its arguments.
+        args: arguments of the function.
         world_size: number of ranks.
-        log: what rank r prints goes to `<log>.<r>.log`.
-        seconds: limit; a rank that takes longer prints its stack and is killed.
-        all_alone: a rank that fails leaves the others alone. Else they are killed, as a cluster does.
+        log: output of rank r goes to `<log>.<r>.log`.
+        seconds: time limit; a rank that takes longer prints its stack and is killed.
+        all_alone: let the other ranks run on if one fails; otherwise they are killed, as on a cluster.
 
     Returns:
         Exit codes by rank, negative for a signal. Every process of every rank, also its data loader workers, has ended.
@@ -48,7 +48,7 @@ def run_ranks(
         ranks.append(_context.Process(target=_run_rank, args=arguments))
     try:
         for process in ranks:
-            process.start()  # the first of all waits until the server has imported, however long that takes on a busy machine
+            process.start()  # the first start waits until the server has imported everything, which is slow on a busy machine
         running, deadline = list(ranks), time.monotonic() + seconds + GRACE_SECONDS
         while running:
             wait([process.sentinel for process in running], max(0.0, deadline - time.monotonic()))
@@ -71,12 +71,12 @@ def printed(log: Path, world_size: int, characters: int = 4000) -> str:
 
 
 def _kill_group(process: multiprocessing.Process) -> None:
-    """End a rank and what it started; Lightning traps SIGTERM."""
+    """Kill a rank and all processes it started. SIGKILL, because Lightning traps SIGTERM."""
     if process.pid is None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.kill()  # it may not have become the leader of its group yet
+    process.kill()  # also by pid, because it may not lead its process group yet
     process.join()
 
 
@@ -87,9 +87,9 @@ def _free_port() -> int:
 
 
 def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: int, port: int, log: str, seconds: float) -> None:
-    """Be one rank: leader of a process group, with its own log and a limit to its life; does not return."""
+    """Run as one rank: leader of a process group, with a log and a time limit of its own. Never returns."""
     os.setsid()
-    multiprocessing.set_start_method("fork", force=True)  # of data loader workers
+    multiprocessing.set_start_method("fork", force=True)  # the start method of data loader workers
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -106,4 +106,4 @@ def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: 
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # at once: the other ranks see the connection close instead of waiting
+    os._exit(code)  # exit at once, so that other ranks see a closed connection instead of waiting

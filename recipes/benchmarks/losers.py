@@ -13,8 +13,8 @@ from typing import Any
 from recipes.benchmarks import report
 from recipes.benchmarks.fits import Fits, Row, cell, compared, measured, parser, shorter, title
 
-THERE = 1.4  # times the baseline's last error
-SHARES = (0.25, 0.5, 0.75, 1.0)  # of the baseline's time
+THERE = 1.4  # a run has arrived at this multiple of the baseline's last error
+SHARES = (0.25, 0.5, 0.75, 1.0)  # shares of the baseline's time at which errors are compared
 RUNS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "selective_backprop, beta 1": ("selective_backprop", {"beta": 1.0}),
     "selective_backprop, beta 3": ("selective_backprop", {"beta": 3.0}),
@@ -49,7 +49,7 @@ def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
 
 
 def against(row: Row, baseline: Row) -> Row:
-    """Return a row with what it is in comparison with the baseline of its seed; costs here are in units of the baseline's."""
+    """Return a row compared with the baseline of its seed; costs become multiples of the baseline's."""
     whole = baseline["curve"][-1]
     there, own = (arrival(one["curve"], THERE * whole["error"]) for one in (row, baseline))
     by_then = {share: [point for point in row["curve"] if point["cost"] <= share * whole["cost"]] for share in SHARES}
@@ -63,7 +63,7 @@ def against(row: Row, baseline: Row) -> Row:
 
 
 def arrival(curve: Sequence[Row], error: float) -> Row | None:
-    """Return the first point with at most this error, if there is one."""
+    """Return the first point of the curve with at most this error; None if there is none."""
     return next((point for point in curve if point["error"] <= error), None)
 
 

@@ -22,7 +22,7 @@ from recipes.benchmarks import report
 from recipes.benchmarks.fits import Row, cell, summarise
 from recipes.benchmarks.training import prepare, trainer
 
-RAREST = 0.05  # share that the last class keeps
+RAREST = 0.05  # share of its samples that the last class keeps
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,7 +36,7 @@ CRITERIA: dict[str, Criterion] = {"cross entropy": F.cross_entropy, "Dice": dice
 
 
 class Perceptron(L.LightningModule):
-    """A network of one hidden layer, trained by SGD at a rate that falls to 0.
+    """A network with one hidden layer, trained by SGD at a rate that decays to 0.
 
     Args:
         criterion: a function of logits and targets.
@@ -52,13 +52,13 @@ class Perceptron(L.LightningModule):
         return self.criterion(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Any:
-        """Return SGD and its schedule."""
+        """Return SGD and a schedule that decays to 0."""
         optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.max_epochs or 1))]
 
 
 def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """Return four fifths of the digits for training and the rest, the same share of each class."""
+    """Return four fifths of the digits for training and the rest for testing, stratified by class."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -69,7 +69,7 @@ def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
 
 
 def fewer_of_each(data: TensorDataset) -> TensorDataset:
-    """Return the samples without more and more of each class, down to a share of :data:`RAREST` of the last."""
+    """Return the data with more and more samples removed per class, down to the share :data:`RAREST` of the last class."""
     x, y = data.tensors
     kept = [(y == c).nonzero().squeeze(1) for c in range(10)]
     rows = torch.cat([rows[: round(len(rows) * RAREST ** (c / 9))] for c, rows in enumerate(kept)])
@@ -77,7 +77,7 @@ def fewer_of_each(data: TensorDataset) -> TensorDataset:
 
 
 def run(settings: argparse.Namespace, seed: int, name: str, data: Any, criterion: Criterion, method: str, **options: Any) -> Row:
-    """Train and return what is written down of a run."""
+    """Train one run and return its row of the table."""
     train, test = data
     L.seed_everything(seed, verbose=False)
     module, weights = Perceptron(criterion), options.pop("sampler", None)
@@ -101,13 +101,13 @@ def run(settings: argparse.Namespace, seed: int, name: str, data: Any, criterion
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Return Spearman's."""
+    """Return Spearman's rank correlation of two figures."""
     ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 def of_bls(settings: argparse.Namespace, seed: int) -> list[Row]:
-    """Return the rows of a seed."""
+    """Return the rows of a seed for the comparison of losses of batches."""
     rows, data = [], digits(seed)
     for loss, criterion in CRITERIA.items():
         rows.append(run(settings, seed, f"{loss}, baseline", data, criterion, "baseline"))
@@ -122,7 +122,7 @@ def of_bls(settings: argparse.Namespace, seed: int) -> list[Row]:
 
 
 def of_weighted(settings: argparse.Namespace, seed: int) -> list[Row]:
-    """Return the rows of a seed."""
+    """Return the rows of a seed for the comparison of weighted draws."""
     train, test = digits(seed)
     data = fewer_of_each(train), test
     y = data[0].tensors[1]

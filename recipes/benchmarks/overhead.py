@@ -29,12 +29,12 @@ METHODS = {
     "peb": {},
 }  # the first one reads everything and hides nothing
 ARMS = ("plain", "baseline", "control")
-WARM_UP = 2  # turns that are not counted: in the first one the callback decides where values come from
-EPOCH = 200  # steps, so that few turns meet an epoch's end
+WARM_UP = 2  # turns that are not counted, because in the first one the callback verifies where values come from
+EPOCH = 200  # steps per epoch, so many that few turns contain an epoch's end
 
 
 def tiny() -> nn.Module:
-    """Return one linear layer: next to nothing but overhead."""
+    """Return one linear layer, so that nearly all of a step is overhead."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
 
 
@@ -43,11 +43,11 @@ class Case:
     """One network to measure with.
 
     Attributes:
-        name: for the table.
-        network: makes it.
+        name: name in the table.
+        network: makes the network.
         batch_size: samples of a step.
         by_name: whether the step calls its criterion as `F.cross_entropy`, see `Classifier`.
-        speed: turns, relative to the others.
+        speed: number of turns, relative to the other cases.
     """
 
     name: str
@@ -66,7 +66,7 @@ CASES = {
 
 
 def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> Row:
-    """Return medians over turns, each turn with the callback compared with the one without just before."""
+    """Return medians over turns. Each turn with the callback is compared with the turn without just before."""
     torch.manual_seed(settings.seed)
     turns = settings.turns * case.speed
     data = RandomImages(case.batch_size * EPOCH, settings.seed, batch_size=case.batch_size)
@@ -100,7 +100,7 @@ def measure(case: Case, settings: argparse.Namespace, bar: tqdm) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen networks."""
+    """Measure the chosen networks, print a table and write the JSON file."""
     options = report.parser("overhead", __doc__)
     options.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="networks to measure with")
     options.add_argument(

@@ -25,40 +25,40 @@ from recipes.benchmarks.selection import made_up
 MAX_EPOCHS = 100
 TARGET_SECONDS, TARGET_SAMPLES = 0.15, 1_280_000
 OPTIONS = ("default", "class", "protected")
-PROTECTED_SHARE = 100  # one sample in so many
+PROTECTED_SHARE = 100  # one sample in 100 is protected
 
 
 def options_for(method: str) -> tuple[str, ...]:
-    """Return those of `OPTIONS` that a method knows: only hiding has classes to balance and samples to protect."""
+    """Return those of `OPTIONS` that a method accepts: only hide methods balance classes and protect samples."""
     return OPTIONS if available_methods()[method].family == "hide" else OPTIONS[:1]
 
 
 def size_for_options(sizes: list[int]) -> int:
-    """Return the one size at which all of `OPTIONS` are measured: that of the target, or what is next below it."""
+    """Return the size at which `OPTIONS` are measured: that of the target, or the next smaller one."""
     return max((size for size in sizes if size <= TARGET_SAMPLES), default=min(sizes))
 
 
 def options_of(name: str, total: int) -> dict[str, Any]:
-    """Return the settings that one of `OPTIONS` stands for, in a data set of `total` samples."""
+    """Return the settings that an entry of `OPTIONS` stands for, for a data set of `total` samples."""
     if name == "protected":
         return {"protected": range(0, total, PROTECTED_SHARE)}
     return {"balance": "class"} if name == "class" else {}
 
 
 class MadeUp:
-    """Statistics as in the middle of a run, with the columns of any method.
+    """Random statistics as in the middle of a training, with the columns of any method.
 
     Args:
-        total: how many samples.
-        classes: how many classes, equally likely.
-        seed: of everything.
+        total: number of samples.
+        classes: number of classes, equally likely.
+        seed: seed of all random numbers.
     """
 
     def __init__(self, total: int, classes: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._statistics = made_up(total, seed)
         self._statistics.epoch_seen.zero_()
-        settled = torch.rand(total, generator=generator) < 0.3  # their loss has stopped to bend
+        settled = torch.rand(total, generator=generator) < 0.3  # samples whose losses have settled, for the method ies
         self._columns = {
             "events": torch.poisson(torch.full((total,), 0.8), generator=generator).to(torch.int16),
             "learned": torch.rand(total, generator=generator) < 0.97,
@@ -69,7 +69,7 @@ class MadeUp:
         }
 
     def for_method(self, method: Method) -> SampleStatistics:
-        """Return the statistics that a run of `method` has; one value per column where it is another package's."""
+        """Return statistics with the columns of `method`; columns of a method of another package are constant."""
         columns = (*method.columns, TARGET) if method.needs_classes else method.columns
         self._statistics.extra = {column.name: self._column(column) for column in columns}
         return self._statistics
@@ -80,7 +80,7 @@ class MadeUp:
 
 
 def measure(name: str, options: str, statistics: MadeUp, total: int, repeats: int, clock: Callable[[], float]) -> Row:
-    """Plan `repeats` epochs of a run, and one before them."""
+    """Plan `repeats` epochs of a training and time them; one more comes first, untimed."""
     method = get_method(name, **options_of(options, total))
     rows = statistics.for_method(method)
     begins = method.scoring_epochs(MAX_EPOCHS) + getattr(method, "start_epoch", 0)
@@ -101,7 +101,8 @@ def measure(name: str, options: str, statistics: MadeUp, total: int, repeats: in
 
 def main(arguments: list[str] | None = None) -> Row:
     """Measure every method at the chosen sizes, with every option at one of them."""
-    options = report.parser("plans", __doc__, devices=["cpu"], threads=1)  # selection --device cuda plans there
+    # for a GPU use recipes.benchmarks.selection --device cuda
+    options = report.parser("plans", __doc__, devices=["cpu"], threads=1)
     options.add_argument("--sizes", type=report.count, nargs="+", default=[128_000, 1_280_000, 12_800_000], help="samples")
     options.add_argument("--repeats", type=report.count, default=7, help="epochs to time of each")
     options.add_argument("--classes", type=report.count, default=1000, help="classes of the data set")

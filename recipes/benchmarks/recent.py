@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def run(settings: argparse.Namespace, seed: int, name: str, method: str, **options: Any) -> Row:
-    """Train and return what is written down of a run."""
+    """Train one run and return its row of the table."""
     train, test = digits(seed)
     train, (x, y) = fewer_of_each(train) if settings.rare else train, test.tensors
     L.seed_everything(seed, verbose=False)

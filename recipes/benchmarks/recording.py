@@ -27,13 +27,13 @@ from recipes.benchmarks import report
 from recipes.benchmarks.report import Row, in_units
 from recipes.benchmarks.training import Classifier, RandomImages, prepare, trainer
 
-EVERY = 5  # epochs between two times that samples.parquet is written
+EVERY = 5  # samples.parquet is written every so many epochs
 HIDDEN = 0.3
 HOOKS = [name for name in vars(RunRecorder) if name.startswith("on_") or name in ("setup", "teardown")]
 
 
 class TimedRecorder(RunRecorder):
-    """Adds up the processor seconds of its hooks, on the training thread, and of its own thread."""
+    """A recorder that sums the CPU seconds of its hooks on the training thread, and of its own thread."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -55,7 +55,7 @@ class TimedRecorder(RunRecorder):
 
 
 def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the processor seconds of a fit, and of the recorder within it."""
+    """Return the CPU seconds of a fit, and of the recorder within it."""
     selection = SampleSelection("kakurenbo", seed=0)
     recorder = TimedRecorder(selection, folder / "run", every_n_epochs=EVERY)
     training = trainer(settings.device, [selection, recorder], settings.epochs)
@@ -74,8 +74,9 @@ def measure(settings: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
-    """Return the seconds of an epoch's work on `count` samples: on the training thread each epoch and when samples are written, and on
-    the recorder's own thread."""
+    """Return the seconds of an epoch's work for `count` samples: on the training thread in each epoch and when samples are written,
+    and on the recorder's own thread.
+    """
     torch.manual_seed(0)
     statistics = SampleStatistics(count)
     loss = torch.rand(count).mul(12).sub(10).exp()
@@ -118,7 +119,7 @@ def at(count: int, repeats: int, folder: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure both."""
+    """Measure training with and without a recorder, and print the difference."""
     options = report.parser("recording", __doc__)
     options.add_argument("--samples", type=report.count, default=6_400, help="images of an epoch")
     options.add_argument("--epochs", type=report.count, default=10, help="of the training")

@@ -1,4 +1,4 @@
-"""What all benchmarks share: command-line options, clocks, medians, the table and the JSON file that says with what it was measured."""
+"""What all benchmarks share: command-line options, clocks, medians, tables, and the JSON file that also describes the machine."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ from kakurenbo_lightning.cli.text_table import aligned, terminal_width
 from kakurenbo_lightning.record import machine as here
 
 Row = dict[str, Any]
-Columns = dict[str, Callable[[Row], str]]  # by head: writes the cell of a row
+Columns = dict[str, Callable[[Row], str]]  # by column heading, a function that formats the cell of a row
 
 
 def parser(
@@ -28,7 +28,7 @@ def parser(
     clocks: Sequence[str] = ("wall", "cpu"),
     **defaults: Any,
 ) -> argparse.ArgumentParser:
-    """Return a parser with the options of every benchmark; `defaults` replace theirs."""
+    """Return a parser with the options of every benchmark; `defaults` replace their defaults."""
     options = argparse.ArgumentParser(
         prog=f"python -m recipes.benchmarks.{name}",
         description=description,
@@ -53,7 +53,7 @@ def parse(options: argparse.ArgumentParser, arguments: Sequence[str] | None) -> 
 
 
 def count(text: str) -> int:
-    """Read a number of samples, also as 1.28e6."""
+    """Parse a number of samples, also in the form 1.28e6."""
     number = float(text)
     if number < 1 or number != int(number):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1; write for example 50000 or 1.28e6")
@@ -61,7 +61,7 @@ def count(text: str) -> int:
 
 
 def share(text: str) -> float:
-    """Read a share in [0, 1)."""
+    """Parse a share in [0, 1)."""
     number = float(text)
     if not 0 <= number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not in [0, 1); write for example 0.3")
@@ -69,7 +69,7 @@ def share(text: str) -> float:
 
 
 def machine(device: str) -> Row:
-    """Describe where and with what the figures were measured."""
+    """Describe the machine and the software of the measurement."""
     return {
         **here.machine(device),
         **here.versions(),
@@ -81,9 +81,9 @@ def machine(device: str) -> Row:
 
 
 def write(settings: argparse.Namespace, **result: Any) -> Row:
-    """Write the figures to `--json`, with the machine they are of, say where, and return what was written.
+    """Write the figures and the machine to `--json`, print where, and return what was written.
 
-    A kill leaves the last whole file.
+    The file is replaced atomically, so that a kill leaves the previous one.
     """
     result = {"benchmark": settings.benchmark, "machine": settings.machine, "clock": settings.clock, **result}
     settings.json.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def write(settings: argparse.Namespace, **result: Any) -> Row:
 
 
 def compact(result: Row) -> str:
-    """Return JSON with one line for each entry, and for each row of an entry that is a list of rows."""
+    """Format JSON with one line per entry, and one line per row for entries that are lists of rows."""
 
     def text(value: Any) -> str:
         if not (isinstance(value, list) and value and isinstance(value[0], dict)):
@@ -113,7 +113,7 @@ def print_table(title: str, rows: Sequence[Row], columns: Columns, note: str = "
 
 
 def median_of(values: Sequence[float]) -> dict[str, float]:
-    """Return the median and its interval of 95 %: two order statistics; of fewer than six values, the least and the largest."""
+    """Return the median and its 95 % interval, which are order statistics; with fewer than six values the smallest and the largest."""
     ordered, tail, outside = sorted(values), 0.0, 0
     while 2 * (tail := tail + comb(len(ordered), outside) / 2 ** len(ordered)) <= 0.05:
         outside += 1
@@ -122,7 +122,7 @@ def median_of(values: Sequence[float]) -> dict[str, float]:
 
 
 def in_units(seconds: float | None) -> str:
-    """Write seconds in the unit that suits them; a dash for None."""
+    """Format seconds in a suitable unit; a dash for None."""
     if seconds is None:
         return "-"
     if seconds >= 1:
@@ -131,17 +131,17 @@ def in_units(seconds: float | None) -> str:
 
 
 def interval(figure: dict[str, float] | None, form: str) -> str:
-    """Write a median and its interval; a dash for None."""
+    """Format a median and its interval; a dash for None."""
     return "-" if figure is None else f"{figure['median']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
 def verdict(met: bool | None) -> str:
-    """Write whether a target was met; nothing for None."""
+    """Format whether a target was met; empty for None."""
     return "" if met is None else "met" if met else "MISSED"
 
 
 def clock(device: str, kind: str = "wall") -> Callable[[], float]:
-    """Return a clock that waits for `device` before it is read.
+    """Return a clock, in seconds, that waits for `device` before it is read.
 
     Args:
         device: `"cpu"` or `"cuda"`.
@@ -159,7 +159,7 @@ def clock(device: str, kind: str = "wall") -> Callable[[], float]:
 
 
 def seconds_of(clock: Callable[[], float], function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
-    """Run and time `function`; return seconds and what it returned."""
+    """Time a call of `function`; returns the seconds and its result."""
     started = clock()
     value = function(*args, **kwargs)
     return clock() - started, value

@@ -30,10 +30,10 @@ KEYS = (
 
 
 class Chosen(L.Callback):
-    """Keeps what the selection chose: `share`, `every`, `forward`; comes after it."""
+    """Keeps what `save` has chosen: `share`, `every` and `forward`. Comes after the selection."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The training is over."""
+        """Read what the selection has chosen when the training is over."""
         selection: Any = trainer.callbacks[0]  # type: ignore[attr-defined]
         self.saving: Row = selection.session.control.state_dict()["saving"]
 

@@ -31,7 +31,7 @@ class ForcedHiding(HideMethod):
     """Hides a given share of random samples in each epoch, and refreshes them afterwards.
 
     Args:
-        shares: of each epoch in turn; epochs after the last one hide nothing.
+        shares: share to hide in each epoch; later epochs hide nothing.
     """
 
     shares: tuple[float, ...]
@@ -50,10 +50,10 @@ class ForcedHiding(HideMethod):
 
 
 class EpochTimer(L.Callback):
-    """Times epochs from start to start, and one forward pass before each round.
+    """Times each epoch from its start to the next, and one forward pass before each round.
 
     Attributes:
-        seconds: of each finished epoch.
+        seconds: seconds of each finished epoch.
         forward: seconds of each forward pass.
     """
 
@@ -67,7 +67,7 @@ class EpochTimer(L.Callback):
         self._started: float | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last epoch and begin the next one."""
+        """Stop the time of the last epoch and start that of the next."""
         if self._started is not None:
             self.seconds.append(self._clock() - self._started)
             self._bar.update()
@@ -87,19 +87,19 @@ class EpochTimer(L.Callback):
 
 
 def schedule(shares: list[float], rounds: int) -> list[float]:
-    """Return the share of each epoch: every round has each share once, in an order that changes from round to round."""
+    """Return the share of each epoch. Every round contains each share once, in an order that changes between rounds."""
     return [shares[(place + turn) % len(shares)] for turn in range(rounds) for place in range(len(shares))]
 
 
 def summarise(shares: list[float], epochs: list[tuple[float, float]], forward: list[float]) -> list[Row]:
     """Compare the epochs of each share with the ideal.
 
-    What is achieved, (full - epoch) / (full - ideal), is the median over rounds, each compared within itself: load that
-    lasts longer than a round cancels out.
+    The achieved saving, (full - epoch) / (full - ideal), is the median over rounds. Each round is compared within itself, so
+    that load of the machine that lasts longer than a round cancels out.
 
     Args:
-        shares: all of them, 0 included.
-        epochs: share and seconds of each epoch, whole rounds.
+        shares: all shares, 0 included.
+        epochs: share and seconds of each epoch, in complete rounds.
         forward: seconds of the forward pass of each round.
     """
     rounds = [dict(epochs[first : first + len(shares)]) for first in range(0, len(epochs), len(shares))]
@@ -144,7 +144,7 @@ def measure(settings: argparse.Namespace) -> Row:
 
 
 def main(arguments: list[str] | None = None) -> Row:
-    """Measure the chosen shares."""
+    """Measure the chosen hidden shares, print a table and write the JSON file."""
     options = report.parser("saving", __doc__)
     image_options(options, samples=2560, depth=8)
     options.add_argument("--shares", type=report.share, nargs="+", default=[0.0, 0.1, 0.3, 0.5], help="shares to hide")

@@ -28,14 +28,14 @@ from recipes.benchmarks.report import Row, in_units, seconds_of
 
 MAX_FRACTION, TAU = 0.3, 0.7
 BATCH_SIZE = 256
-PEAK_RESET = "5"  # see clear_refs in proc(5)
+PEAK_RESET = "5"  # value for /proc/self/clear_refs that resets the peak, see proc(5)
 
 
 def made_up(total: int, seed: int, device: str = "cpu") -> SampleStatistics:
-    """Return statistics as after an epoch: skewed losses with ties, three quarters right, a few NaN and unmeasured."""
+    """Return random statistics as after an epoch: skewed losses with ties, three quarters correct, a few NaN and unmeasured."""
     statistics = SampleStatistics(total)
     generator = torch.Generator().manual_seed(seed)
-    for first in range(0, total, 1 << 20):  # in pieces, so that making it needs no memory
+    for first in range(0, total, 1 << 20):  # in pieces, so that making them does not raise the peak of memory
         rows = slice(first, min(first + (1 << 20), total))
         size = rows.stop - first
         loss = torch.empty(size).log_normal_(-1.0, 1.5, generator=generator)
@@ -50,7 +50,7 @@ def made_up(total: int, seed: int, device: str = "cpu") -> SampleStatistics:
 
 
 def memory_peak(device: str) -> int:
-    """Bytes of main memory at their highest since the last `forget_peak`, and of the GPU's if there is one."""
+    """Largest number of bytes in use since the last `forget_peak`: of main memory, and of the GPU if there is one."""
     on_device = torch.cuda.max_memory_allocated() if device == "cuda" else 0
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
@@ -60,31 +60,31 @@ def memory_peak(device: str) -> int:
 
 
 def forget_peak(device: str) -> None:
-    """Begin a new peak, where the system can."""
+    """Reset the peak of memory, if the system allows it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text(PEAK_RESET)
-    except OSError:  # not Linux, or not allowed: the peak is that of the whole process
+    except OSError:  # not on Linux, or not permitted: then the peak is that of the process so far
         return
 
 
 def select_with_loops(statistics: SampleStatistics, max_fraction: str, tau: float) -> tuple[set[int], list[int]]:
-    """Return the indices to hide, and those to train.
+    """Return the indices to hide and those to train, found by Python loops.
 
     Args:
-        statistics: on the CPU.
+        statistics: statistics on the CPU.
         max_fraction: the largest share that may be hidden, as a decimal.
-        tau: confidence from which a correct sample of low loss is hidden.
+        tau: smallest confidence with which a correct sample of low loss is hidden.
     """
     losses = statistics.loss.tolist()
     confidences = statistics.confidence.tolist()
     corrects = statistics.correct.tolist()
     epochs_seen = statistics.epoch_seen.tolist()
-    threshold = torch.tensor(tau).item()  # as float32
+    threshold = torch.tensor(tau).item()  # rounded to float32 like the confidences it is compared with
 
     measured = [i for i in range(len(losses)) if epochs_seen[i] >= 0 and math.isfinite(losses[i])]
-    measured.sort(key=lambda i: losses[i])  # stable: among equal losses the lower index first
+    measured.sort(key=lambda i: losses[i])  # a stable sort: among equal losses the lower index comes first
     hidden = set()
     for i in measured[: int(Fraction(max_fraction) * len(losses))]:
         if corrects[i] and confidences[i] >= threshold:
@@ -93,7 +93,7 @@ def select_with_loops(statistics: SampleStatistics, max_fraction: str, tau: floa
 
 
 def shard_with_loops(indices: list[int], batch_size: int, world_size: int, rank: int, seed: int) -> list[list[int]]:
-    """Shuffle, and return the batches of one rank."""
+    """Shuffle the indices and return the batches of one rank, with Python loops."""
     shuffled = list(indices)
     random.Random(seed).shuffle(shuffled)
     mine = [shuffled[position] for position in range(rank, len(shuffled), world_size)]
@@ -101,10 +101,10 @@ def shard_with_loops(indices: list[int], batch_size: int, world_size: int, rank:
 
 
 def loop_seconds(clock: Callable[[], float], statistics: SampleStatistics, plan: EpochPlan) -> float:
-    """Time the loops once.
+    """Time the Python loops once.
 
     Raises:
-        AssertionError: they hide other samples than `plan`.
+        AssertionError: they hide other samples than `plan` does.
     """
     statistics = statistics.to("cpu")
     selecting, (hidden, indices) = seconds_of(clock, select_with_loops, statistics, str(MAX_FRACTION), TAU)
@@ -129,7 +129,7 @@ def measure(total: int, settings: argparse.Namespace) -> Row:
         cutting, shard = seconds_of(clock, plan.shard, Layout(BATCH_SIZE, seed=seed, epoch=1))
         if repeat == 0:
             peak = memory_peak(device) - before
-            continue  # the first time is slower: memory is fetched from the system
+            continue  # a warm-up: the first time memory is fetched from the system
         plans.append(planning)
         sharding.append(cutting)
         if total <= settings.loop_up_to and repeat <= 3:

@@ -35,13 +35,13 @@ RUNS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 
 class Watch(L.Callback):
-    """Keeps what the selection logs of each epoch."""
+    """Keeps the metrics that the selection logs in each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep it; this callback comes after the selection."""
+        """Keep the metrics of the epoch. This callback comes after the selection."""
         self.epochs.append({name: float(trainer.callback_metrics[f"selection/{name}"]) for name in FIGURES})
 
 
@@ -56,7 +56,7 @@ def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
 
 
 def draw(rows: list[Row], target: Path) -> None:
-    """Write the picture: one panel for each figure, one line for each run, the deviation over the seeds around it."""
+    """Plot the rows: one panel per figure, one line per run, with the deviation over the seeds around it."""
     figure, panels = plt.subplots(1, len(FIGURES), figsize=(4.2 * len(FIGURES), 3.8), layout="constrained")
     for (name, heading), axes in zip(FIGURES.items(), panels, strict=True):
         for run in dict.fromkeys(row["run"] for row in rows):

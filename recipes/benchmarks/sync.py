@@ -39,19 +39,19 @@ class NoWaiting(L.Callback):
         self.steps = 0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin the ban."""
+        """Begin to forbid or count waits, from the second epoch on."""
         if self._forbids and trainer.current_epoch > 0:
             torch.cuda.set_sync_debug_mode(self._mode)
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """End it after the last step: what follows happens once per epoch and may wait."""
+        """Stop after the last step, because what follows happens once per epoch and may wait."""
         if self._forbids:
             self.steps += torch.cuda.get_sync_debug_mode() > 0
             if args[0].is_last_batch:
                 torch.cuda.set_sync_debug_mode("default")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """End it, so that Lightning can clean up."""
+        """Stop, so that Lightning can clean up."""
         if self._forbids:
             torch.cuda.set_sync_debug_mode("default")
 

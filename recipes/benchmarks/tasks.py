@@ -1,4 +1,4 @@
-"""What an arena may train on: CIFAR-10, fractals of ten kinds (much of them redundant), or text, the source code of torch.
+"""Data sets of the arena: CIFAR-10, fractals of ten kinds (with much redundancy), or text, the source code of torch.
 
 Fractals are made by the benchmark (`kakurenbo-fractal`), text is where torch is installed, so only CIFAR-10 needs files.
 """
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from recipes.benchmarks.fits import SGD
 
 FOLDERS = ("nn", "_inductor", "distributed", "testing", "_dynamo", "ao", "fx", "onnx", "utils", "_higher_order_ops")
-LENGTH = 128  # bytes of a piece of text
-PIECES = 5_000  # at most, of a class
-TESTED = 5  # one file in so many
+LENGTH = 128  # length of a piece of text in bytes
+PIECES = 5_000  # most pieces of a class
+TESTED = 5  # every so many-th file is for testing
 
 
 class SourceCode(ImageData):
@@ -48,7 +48,8 @@ class SourceCode(ImageData):
                 parts[tested].append(piece)
                 labels[tested].append(label)
         train, test = (InMemoryImages(torch.stack(part), torch.tensor(own)) for part, own in zip(parts, labels, strict=True))
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # `subset` takes the first
+        # shuffled, because `subset` takes the first samples
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
         return train.part(order), test
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +66,7 @@ def pieces(folder: Path) -> Iterator[tuple[bool, Tensor]]:
         tested = zlib.crc32(file.relative_to(folder).as_posix().encode()) % TESTED == 0
         starts = range(0, len(text) - LENGTH + 1, LENGTH)
         made += [(tested, text[start : start + LENGTH]) for start in starts]
-    step = max(1, len(made) // PIECES)  # of all files alike
+    step = max(1, len(made) // PIECES)  # take pieces from all files evenly
     for tested, piece in made[::step][:PIECES]:
         yield tested, torch.tensor(list(piece))
 
@@ -95,13 +96,13 @@ class ByteTransformer(nn.Module):
 
 @dataclass(frozen=True)
 class Task:
-    """What there is to train on.
+    """A data set with the network and settings for it.
 
     Attributes:
-        data: a function of the command line that returns what makes the data.
-        network: makes the only one that can be trained on it; None: any of the arena's for images.
-        optimizer: makes it, from parameters and `lr`.
-        defaults: of the command line.
+        data: a function of the command line that returns a function that makes the data module.
+        network: makes the only network that fits the data; None for any of the arena's image networks.
+        optimizer: makes the optimizer from parameters and `lr`.
+        defaults: defaults of command-line options.
     """
 
     data: Callable[[argparse.Namespace], Callable[..., ImageData]]
@@ -111,7 +112,7 @@ class Task:
 
 
 def cifar10(settings: argparse.Namespace) -> Callable[..., ImageData]:
-    """Return what makes CIFAR-10."""
+    """Return a function that makes the CIFAR-10 data module."""
     if settings.data_root is None:
         raise SystemExit(
             "--data-root is missing: the task cifar10 needs the folder of CIFAR-10. --task fractals and text need no files."

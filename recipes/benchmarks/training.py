@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from kakurenbo_recipes.data import ImageData, InMemoryImages
 from kakurenbo_recipes.parquet_data import CIFAR10
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy  # a name of its own: replacing F.cross_entropy does not reach it
+
+# under this name it is not seen by replacing F.cross_entropy, only by a torch function mode
+from torch.nn.functional import cross_entropy
 
 from recipes.benchmarks import report
 
 Batch = tuple[Tensor, Tensor]
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # constants of mallopt in malloc.h
 
 
 class RandomImages(ImageData):
@@ -99,7 +101,7 @@ class Classifier(L.LightningModule):
         return F.cross_entropy(logits, labels) if self.by_name else cross_entropy(logits, labels)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return SGD with momentum."""
+        """Return SGD with momentum, at a fixed rate."""
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
 
 
@@ -110,7 +112,7 @@ def keep_freed_memory() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    with contextlib.suppress(AttributeError, OSError):  # not glibc
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc has no mallopt
         set_option = ctypes.CDLL(None).mallopt
         for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 32 << 20), (M_TRIM_THRESHOLD, 1 << 30)):
             set_option(option, value)

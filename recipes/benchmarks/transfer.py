@@ -4,7 +4,7 @@ For each seed: pre-training with each of `--runs`, then fine-tuning with the bas
 nothing. The methods are those of the transfer table in KAKURENBO's paper (baseline, ISWR, FORGET, Selective-Backprop, KAKURENBO),
 and random hiding of KAKURENBO's share. Every run is a `kakurenbo-train` of its own, as a user would start it, in a folder of its
 own under `--runs-folder`. Fractals are made first (`kakurenbo-fractal`) unless they are there. A run of the same command that is
-there already is not made again, so what was killed goes on.
+there already is not made again, so a killed command continues.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from recipes.benchmarks.forked import printed, run_ranks
 
 NETWORK = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
 FRACTALS = ("data.batch_size=32", "data.test_share=0.1", "data.crop_padding=0", "data.flip=false")  # flipped ones are among them
-LONGEST = 10**6  # seconds of a run
-FORWARD = 1 / 3  # of what training a sample costs
+LONGEST = 10**6  # time limit of a run in seconds
+FORWARD = 1 / 3  # cost of scoring a sample, relative to training it
 HIDDEN = {"forget": ["F=0.3"], "kakurenbo": ["F=0.3", "tau=0.7"]}
 METHODS = ("baseline", "iswr", "forget", "selective_backprop", "kakurenbo", "random")
 SETTINGS = ("categories", "instances", "epochs", "fine_tuning", "samples", "test_samples", "seeds")
@@ -48,7 +48,7 @@ def shared(settings: argparse.Namespace, seed: int, epochs: int, scoring: int = 
 
 
 def be_trained(words: list[str], spent: Path, threads: int | None) -> None:
-    """Be `kakurenbo-train` in a process of its own, and leave the seconds of the processor that it took; not those of its imports."""
+    """Run `kakurenbo-train` in this process, and write the CPU seconds that it took, without its imports."""
     if threads is not None:
         torch.set_num_threads(threads)
     sys.argv = ["kakurenbo-train", *words]
@@ -61,7 +61,7 @@ def train(folder: Path, overrides: list[str], threads: int | None) -> Row:
     done, typed = folder / "row.json", " ".join(["kakurenbo-train", *overrides])
     if done.is_file() and (row := json.loads(done.read_text()))["command"] == typed:
         return row
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed, or of other settings
+    shutil.rmtree(folder, ignore_errors=True)  # remains of a killed run, or of other settings
     folder.parent.mkdir(parents=True, exist_ok=True)
     log, spent = folder.with_suffix(".log"), folder / "cpu_s.json"
     words = [*overrides, f"hydra.run.dir={folder}"]
@@ -119,7 +119,7 @@ def compared(seed: int, name: str, tuned: Row, pre: Row, baseline: Row) -> Row:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Read the command line, and end with an error if a setting is not possible."""
     options = report.parser("transfer", __doc__, threads=1, clock="cpu")
     options.add_argument("--data-root", type=Path, required=True, help="folder of CIFAR-10")
     options.add_argument("--fractals", type=Path, default=Path("outputs/transfer/fractals"), help="folder of the fractals")
@@ -145,7 +145,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def make_fractals(settings: argparse.Namespace) -> None:
-    """Make the fractals unless they are there."""
+    """Generate the fractals if they do not exist."""
     made = {"categories": settings.categories, "instances": settings.instances, "size": NETWORK["img_size"], "format": "array"}
     description = settings.fractals / "fractal.json"
     there = json.loads(description.read_text()) if description.is_file() else {}
@@ -157,7 +157,7 @@ def make_fractals(settings: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Make the fractals and all runs."""
+    """Generate the fractals and do all runs."""
     settings = parse(arguments)
     multiprocessing.get_context("forkserver").set_forkserver_preload(["recipes.benchmarks.transfer"])
     make_fractals(settings)

@@ -29,11 +29,11 @@ class Baton:
             raise RuntimeError("another of the fits that take turns has failed")
 
     def pass_on(self, player: int) -> None:
-        """End this player's turn."""
+        """End this player's turn and wake the next player."""
         self._turns[(player + 1) % len(self._turns)].release()
 
     def fail(self, error: BaseException) -> None:
-        """End everybody's turn for good."""
+        """End all turns for good, because a player has failed with ``error``."""
         self.error = self.error or error
         for turn in self._turns:
             turn.release()
@@ -46,7 +46,7 @@ class TakeTurns(L.Callback):
     fetching the next batch.
 
     Attributes:
-        seconds: of a step, mean of each turn.
+        seconds: seconds of a step, the mean over each turn.
     """
 
     def __init__(self, steps: int, clock: Callable[[], float], on_turn: Callable[[], Any] = lambda: None) -> None:
@@ -60,11 +60,11 @@ class TakeTurns(L.Callback):
         self._started = 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let the others train when the turn is over."""
+        """Pass on the baton if the turn is over, and wait for it."""
         self._next()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last turn."""
+        """Record the time of the last turn."""
         self._end_turn()
 
     def _next(self) -> None:
@@ -85,10 +85,10 @@ class TakeEpochs(TakeTurns):
     """Trains `steps` epochs at a time: from the start of one to that of the next, with planning and sharding."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """The turn goes on."""
+        """Do nothing: a turn ends only at the start of an epoch."""
 
     def on_train_epoch_start(self, trainer: L.Trainer | None = None, pl_module: L.LightningModule | None = None) -> None:
-        """Let the others train when the turn is over."""
+        """Pass on the baton if the turn is over, and wait for it."""
         self._next()
 
 

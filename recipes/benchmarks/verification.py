@@ -28,37 +28,37 @@ from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import keep_freed_memory
 
 SIDE, SMALL_SIDE = 32, 8  # pixels
-WARM_UP = 2  # pairs that are not counted
+WARM_UP = 2  # pairs of steps that are not counted
 FIRSTS = 1 / 4  # pairs with a first batch, of `--rounds`
 SMALL = 16  # pairs on small images, of `--rounds`
-TARGET = 0.05  # of a step, for a loss module whose values are evaluated row by row
+TARGET = 0.05  # largest extra share of a step, for a loss module that is evaluated row by row
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[], object]
 
 
 class Opaque(nn.Module):
-    """A cross-entropy without a mean or sum over samples that could be seen: its values are evaluated row by row."""
+    """A cross-entropy whose mean over samples cannot be observed, so its values are evaluated row by row."""
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over the batch, by a matrix product."""
+        """Return the mean over the batch, computed by a matrix product."""
         rows = logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
         return rows @ torch.full_like(rows, 1 / len(rows))
 
 
 def criterion(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a criterion's result, called by its name."""
+    """Return the result of a criterion that is called by its name."""
     return F.cross_entropy(logits, labels)
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return a criterion without reduction, times a factor of each sample."""
+    """Return an unreduced criterion times a factor for each sample."""
     losses = F.cross_entropy(logits, labels, reduction="none")
     return ((1 - (-losses).exp()) ** 2 * losses).mean()
 
 
 def by_hand(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean of what no criterion has made."""
+    """Return the mean of losses that no criterion call has made."""
     return -logits.log_softmax(1).gather(1, labels[:, None]).mean()
 
 
@@ -77,7 +77,7 @@ def step(network: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor]) -> Tensor
 
 
 def ways(name: str, side: int, settings: argparse.Namespace) -> tuple[Step, Step, Step, SampleOutputs]:
-    """Return a plain step, one whose values are read, one on a first batch, and what the second one reads them with."""
+    """Return a plain step, a step whose values are read, a step on a first batch, and the `SampleOutputs` that reads the second."""
     torch.manual_seed(settings.seed)
     device = torch.device(settings.device)
     network, loss = CifarResNet().to(device), LOSSES[name]()
@@ -102,7 +102,7 @@ def ways(name: str, side: int, settings: argparse.Namespace) -> tuple[Step, Step
 
 
 def pairs(plain: Step, other: Step, count: int, clock: Callable[[], float]) -> list[tuple[float, float]]:
-    """Return the seconds of `count` plain steps, each with those of the other beside it."""
+    """Return the seconds of `count` plain steps, each paired with the seconds of the other step."""
     made = []
     for number in range(count + WARM_UP):
         taken = {run: report.seconds_of(clock, run)[0] for run in ((plain, other) if number % 2 else (other, plain))}
@@ -111,7 +111,7 @@ def pairs(plain: Step, other: Step, count: int, clock: Callable[[], float]) -> l
 
 
 def measure(name: str, settings: argparse.Namespace, bar: tqdm) -> Row:
-    """Return medians over pairs."""
+    """Return the median times over pairs of steps, and their ratio, for one way to write the loss."""
     clock = report.clock(settings.device, settings.clock)
     plain, later, first, known = ways(name, SIDE, settings)
     of_later = pairs(plain, later, settings.rounds, clock)

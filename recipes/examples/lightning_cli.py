@@ -10,7 +10,7 @@ from recipes.examples.timm_torchvision import Classifier
 
 
 def main(arguments: list[str] | None = None) -> LightningCLI:
-    """Run the command line with any module and data module; here a timm network on images that are made."""
+    """Run the command line with any module and data module; by default a timm network on generated images."""
     return LightningCLI(Classifier, GeneratedImages, args=arguments)
 
 

@@ -11,7 +11,7 @@ EPOCHS = 6
 
 
 def values_of(logits, labels):
-    """Sample values from which a method chooses."""
+    """Return the values of each sample from which a method chooses."""
     confidence, predicted = logits.softmax(1).max(1)
     return {"loss": F.cross_entropy(logits, labels, reduction="none"), "confidence": confidence, "correct": predicted == labels}
 
@@ -40,7 +40,7 @@ def main() -> list[int]:
             optimizer.step()
             optimizer.zero_grad()
             statistics.record(sampler.step(step), values_of(logits.detach(), targets), epoch)
-        with torch.no_grad():  # score those that were hidden, so that they may come back
+        with torch.no_grad():  # score the hidden samples, so that they can come back
             points, targets = data[plan.hidden]
             statistics.record(plan.hidden, values_of(network(points), targets), epoch)
         statistics.merge()

@@ -32,7 +32,7 @@ class Texts(torch.utils.data.Dataset):
 
 
 def collate(samples):
-    """Pad the texts of a batch."""
+    """Pad the texts of a batch to the longest one."""
     ids = torch.nn.utils.rnn.pad_sequence([sample["input_ids"] for sample in samples], batch_first=True)
     return {
         "input_ids": ids,
@@ -42,7 +42,7 @@ def collate(samples):
 
 
 class Classifier(L.LightningModule):
-    """The model computes its loss itself: the criterion it calls is seen all the same."""
+    """Wraps the transformer. The model computes its loss itself; its criterion call is captured all the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Classifier(L.LightningModule):
 
 
 def main() -> SampleSelection:
-    """Train for four epochs."""
+    """Train the transformer for four epochs and return the selection."""
     L.seed_everything(0)
     selection = SampleSelection("kakurenbo", max_fraction=0.4, tau=0.6)
     trainer = L.Trainer(

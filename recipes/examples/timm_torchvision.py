@@ -27,7 +27,7 @@ class Classifier(L.LightningModule):
 
 
 def main() -> SampleSelection:
-    """Train for three epochs; put your torchvision data set in FakeData's place."""
+    """Train for three epochs. Replace FakeData by your torchvision data set."""
     L.seed_everything(0)
     transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     images = FakeData(96, (3, 32, 32), num_classes=10, transform=transform)

@@ -21,17 +21,17 @@ from kakurenbo_lightning.cli.text_table import terminal_width
 from kakurenbo_recipes.log import say
 from kakurenbo_recipes.settings import MACHINE, check_setting
 
-NEED_MORE = ("baseline", "rho_loss", "weighted")  # it is there anyway; these need values of the user's
+NEED_MORE = ("baseline", "rho_loss", "weighted")  # the baseline is always included; the others need values from the user
 WIDTH = 140
 ONLY = {  # what is compared is trained for whole epochs, scored after the last one, and leaves out what its method does
     **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False, "trainer.check_val_every_n_epoch": 1},
     **{"save": None, "guard": None},
 }
-MODULE = "hydra_plugins.kakurenbo_arena"  # Hydra makes no sweeper whose class is of another package, registered or not
+MODULE = "hydra_plugins.kakurenbo_arena"  # Hydra only accepts a sweeper whose class is in a package of this name
 
 
 class ArenaSweeper(Sweeper):
-    """Trains what a comparison is made of, into one folder: killed and started again it goes on, and several at once share the work.
+    """Trains all runs of a comparison into one folder. Killed and started again it continues; several processes share the work.
 
     Args:
         params: `method` and `seed` as on the command line, which has the last word; no `method` is every method.
@@ -43,7 +43,7 @@ class ArenaSweeper(Sweeper):
         self._jobs = 0
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what the runs are made of."""
+        """Keep the arguments from which the runs are made."""
         self._config = config
         self._parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         self._launcher = Plugins.instance().instantiate_launcher(
@@ -51,7 +51,7 @@ class ArenaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Train what is missing in `hydra.sweep.dir`, print the table, and return the rows by the names of the trainings."""
+        """Train what is missing in `hydra.sweep.dir`, print the table, and return the rows by name of the training."""
         from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Training
         from kakurenbo_lightning.arena.verdict import standings, table
 
@@ -73,7 +73,7 @@ class ArenaSweeper(Sweeper):
         return rows
 
     def _read(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
-        """The methods and seeds, and the other overrides as they were typed, by setting; the last one of a setting counts."""
+        """Return the methods and seeds, and all other overrides as typed, by setting. The last override of a setting counts."""
         choices: dict[str, list[str]] = {"method": [], "seed": []}
         fixed: dict[str, str] = {}
         for override in self._parser.parse_overrides(arguments):
@@ -88,15 +88,15 @@ class ArenaSweeper(Sweeper):
         return choices, fixed
 
     def _run(self, training: Any, fixed: list[str], folder: Path) -> dict[str, Any]:
-        """Train once, and return what is kept of it."""
-        # what an interrupted training has left; this process holds its lock
+        """Run one training and return the figures to keep."""
+        # remove what an interrupted training has left; this process holds its lock
         shutil.rmtree(folder / training.name, ignore_errors=True)
         own = {name: json.dumps(value) for name, value in training.entry.settings.items()}
         words = [f"method={training.entry.method}", *(f"method.{name}={value}" for name, value in own.items())]
         words += [f"seed={training.seed}", f"trainer.max_epochs={training.epochs}", "compare=null"]
         done = self._launcher.launch([[*fixed, *words, f"hydra.sweep.subdir='{training.name}'"]], initial_job_idx=self._jobs)[0]
         self._jobs += 1
-        _ = done.return_value  # raises what ended the run
+        _ = done.return_value  # raises the error that ended the run, if any
         (result,) = json.loads((folder / training.name / "results.json").read_text())
         totals = result["totals"]
         counts = {name: value for name, value in totals.items() if "samples" in name}
@@ -104,7 +104,7 @@ class ArenaSweeper(Sweeper):
 
 
 def check_arena(config: DictConfig) -> None:
-    """Raise a ValueError for settings with which a comparison means nothing."""
+    """Raise a ValueError for settings that would make a comparison meaningless."""
     epochs, validated = config.trainer.max_epochs, config.trainer.limit_val_batches
     check_setting("trainer.max_epochs", epochs, isinstance(epochs, int) and epochs > 0, "an int >= 1 with sweep=arena", "")
     check_setting(
@@ -118,7 +118,7 @@ def check_arena(config: DictConfig) -> None:
 
 
 def register() -> None:
-    """Make it an option of the group hydra/sweeper."""
+    """Register the sweeper as an option of the group hydra/sweeper."""
     ArenaSweeper.__module__, sys.modules[MODULE] = MODULE, sys.modules[__name__]
     Plugins.instance().register(ArenaSweeper)
     node = {"_target_": f"{MODULE}.{ArenaSweeper.__name__}", "params": {"method": None, "seed": "0,1,2"}, "variants": []}

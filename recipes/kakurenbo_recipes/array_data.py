@@ -1,4 +1,4 @@
-"""Grey images that stay in a file: the arrays that `kakurenbo-fractal --format array` writes, read batch by batch."""
+"""Grey images in memory-mapped files: the arrays that `kakurenbo-fractal --format array` writes, read batch by batch."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -14,14 +14,14 @@ from kakurenbo_recipes.settings import check_setting, is_count
 
 
 class MappedImages(InMemoryImages):
-    """Some of the grey images of a file of NumPy, which is mapped into memory and never read as a whole.
+    """Grey images from a memory-mapped NumPy file, which is never read as a whole.
 
-    A batch is copied from the file and gets its three channels by a view. Copies in other processes map the file themselves.
+    A batch is copied from the file and expanded to three channels by a view. In other processes the file is mapped again.
 
     Args:
-        path: of the array, uint8 [M, H, W].
-        labels: int64 [N], of the samples.
-        rows: int64 [N], which image of the array each sample is.
+        path: path of the array, uint8 [M, H, W].
+        labels: int64 [N], classes of the samples.
+        rows: int64 [N], row of each sample in the array.
     """
 
     def __init__(self, path: Path, labels: Tensor, rows: Tensor) -> None:
@@ -30,17 +30,17 @@ class MappedImages(InMemoryImages):
         self.rows = rows
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the map, which would be copied as a whole."""
+        """Drop the memory map, because pickling would copy it as a whole."""
         return {name: value for name, value in self.__dict__.items() if name != "array"}
 
     @cached_property
     def array(self) -> np.ndarray:
-        """The file, uint8 [M, H, W], read-only."""
+        """The memory-mapped file, uint8 [M, H, W], read-only."""
         return np.load(self.path, mmap_mode="r")
 
     @property
     def images(self) -> Tensor:
-        """All images of these samples, uint8 [N, 3, H, W], of which one channel is read into memory."""
+        """All images of these samples, uint8 [N, 3, H, W]. One channel is read into memory; the three are views of it."""
         return self._read(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -53,21 +53,22 @@ class MappedImages(InMemoryImages):
         return self._read(self.rows[chosen]), self.labels[chosen]
 
     def part(self, rows: Tensor) -> "MappedImages":
-        """Return some of the samples, by their indices, int64 [M]; no image is read."""
+        """Return the samples with these indices, int64 [M], without reading an image."""
         return MappedImages(self.path, self.labels[rows], self.rows[rows])
 
     def _read(self, rows: Tensor) -> Tensor:
-        grey = torch.from_numpy(np.take(self.array, rows.numpy(), axis=0))  # a copy: the map itself may not be written to
+        # np.take copies, because a read-only map cannot become a tensor
+        grey = torch.from_numpy(np.take(self.array, rows.numpy(), axis=0))
         return grey[:, None].expand(-1, 3, -1, -1)
 
 
 class ArrayImages(ImageData):
-    """Grey images of one size in `root/images.npy` (uint8 [N, S, S]), their classes in `root/labels.npy` (int64 [N]).
+    """Grey images of one size in `root/images.npy` (uint8 [N, S, S]), with their classes in `root/labels.npy` (int64 [N]).
 
     Args:
         root: folder of the two files, as `kakurenbo-fractal --format array` leaves it.
-        test_share: share of the images of each class that is not trained but tested on, because fractals have no test images.
-        split_seed: seed of which.
+        test_share: share of the images of each class that is used for testing, because fractals have no test images.
+        split_seed: seed of that split.
         mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
         std: of each channel; None: likewise.
         settings: those of `ImageData`.
@@ -96,11 +97,11 @@ class ArrayImages(ImageData):
 
     @property
     def num_classes(self) -> int:
-        """The highest label and one more."""
+        """The highest label plus one."""
         return int(self._labels.max()) + 1
 
     def load(self) -> tuple[MappedImages, MappedImages]:
-        """Return two parts of the array."""
+        """Return the training and the test images, two parts of one array."""
         path = self._file("images")
         every, labels = np.load(path, mmap_mode="r"), self._labels
         if every.dtype != np.uint8 or every.ndim != 3 or len(every) != len(labels):

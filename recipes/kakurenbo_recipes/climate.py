@@ -1,4 +1,4 @@
-"""Synthetic climate images, in the channels of DeepCAM: noise like weather with cyclones and atmospheric rivers in it."""
+"""Synthetic climate images with the channels of DeepCAM: weather-like noise with cyclones and atmospheric rivers."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# the channels in the order of the files, each with the mean and the standard deviation of synthetic ones, in its own unit
+# channels in the order of the files, each with mean and standard deviation of the synthetic values, in its own unit
 CHANNELS = {
     "TMQ": (20.0, 15.0),  # water in the column of air, kg / m2
     "U850": (1.5, 8.0),  # wind to the east at 850 hPa, m / s
@@ -26,22 +26,23 @@ CHANNELS = {
     "ZBOT": (61.0, 5.0),  # height of the lowest layer
 }
 EAST, NORTH = ("U850", "UBOT"), ("V850", "VBOT")
-# what is added in the middle of an event, in standard deviations; its winds are added by their direction
+# added to each channel in the middle of an event, in standard deviations; winds are added by their direction
 WIND = 2.5
 CYCLONE = {"TMQ": 2.0, "QREFHT": 1.0, "PS": -1.5, "PSL": -2.5, "T200": 1.0, "T500": 1.0, "PRECT": 3.0, "Z1000": -2.5}
 RIVER = {"TMQ": 2.5, "QREFHT": 1.5, "T500": 0.5, "PRECT": 1.5}
-KNOTS, SMOOTH, ROUGH = 12, 0.7, 0.3  # of the weather from top to bottom; standard deviations of it and of a pixel's noise
+# grid points of the smooth weather from top to bottom; standard deviations of the weather and of the pixel noise
+KNOTS, SMOOTH, ROUGH = 12, 0.7, 0.3
 
 
 @dataclass(frozen=True)
 class Event:
-    """A cyclone or a river in an image.
+    """A cyclone or an atmospheric river in an image.
 
     Attributes:
-        inside: bool [H, W], its pixels.
-        strength: float [H, W], 1 in its middle.
-        east: float [H, W], its wind to the east, about 1 at most.
-        north: float [H, W], its wind to the north.
+        inside: bool [H, W], the pixels of the event.
+        strength: float [H, W], 1 in the middle of the event.
+        east: float [H, W], eastward wind, at most about 1.
+        north: float [H, W], northward wind.
     """
 
     inside: np.ndarray
@@ -51,7 +52,9 @@ class Event:
 
 
 def turned(y: np.ndarray, x: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, float]:
-    """Move and turn the coordinates at random; returns those along and across an axis, and its angle to the east."""
+    """Move and rotate the coordinates at random. Returns coordinates along and across an axis, and the angle of the axis to the
+    east.
+    """
     angle = random.uniform(0, np.pi)
     up, right = y - random.uniform(0.1, 0.9) * y.max(), x - random.uniform(0.1, 0.9) * x.max()
     return right * np.cos(angle) + up * np.sin(angle), up * np.cos(angle) - right * np.sin(angle), angle
@@ -69,7 +72,7 @@ def cyclone(y: np.ndarray, x: np.ndarray, random: np.random.Generator) -> Event:
 
 
 def river(y: np.ndarray, x: np.ndarray, random: np.random.Generator) -> Event:
-    """Draw a long bent band along which the wind blows; y and x as of `cyclone`."""
+    """Draw a long bent band along which the wind blows; y and x as for `cyclone`."""
     along, across, angle = turned(y, x, random)
     length, half = random.uniform(0.4, 0.8), max(random.uniform(0.008, 0.014), 3 / len(y))
     across = (across - random.uniform(-0.5, 0.5) * np.square(along)) / half

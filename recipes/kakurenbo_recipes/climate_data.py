@@ -21,24 +21,24 @@ from torch.utils.data import DataLoader, Dataset
 from kakurenbo_recipes.deepcam import LIMITS, Synthetic, is_free
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
-# of all training pixels, in the reference code's train.py
+# class frequencies over all training pixels, from train.py of the reference code
 CLASS_FREQUENCIES = (0.986267818390377, 0.0004578708870701058, 0.01327431072255291)
 GLOBUS = "https://app.globus.org/file-manager?origin_id=0b226e2c-4de0-11ea-971a-021304b0cca7&origin_path=%2F"
 
 
 def dataset_in(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return an array of an open file; what h5py gives by name could be a group too."""
+    """Return an array from an open file. h5py's lookup by name could also return a group, so the type is checked."""
     return cast(h5py.Dataset, file[name])
 
 
 class ClimateFiles(Dataset):
-    """Images of some files. A file is opened for each item, because open HDF5 files cannot be shared with worker processes.
+    """Images in HDF5 files. The file is opened for each item, because open HDF5 files cannot be shared with worker processes.
 
     Args:
         files: one for each sample.
-        low: float32 [C], what becomes 0 in each channel of the files.
-        high: float32 [C], what becomes 1.
-        channels: numbers of the channels that are read; None for all.
+        low: float32 [C], value of each channel that is mapped to 0.
+        high: float32 [C], value of each channel that is mapped to 1.
+        channels: numbers of the channels to read; None for all.
     """
 
     def __init__(self, files: Sequence[Path], low: np.ndarray, high: np.ndarray, channels: Sequence[int] | None = None) -> None:
@@ -47,7 +47,8 @@ class ClimateFiles(Dataset):
         self.available = len(low)
         self.low = low[self.channels]
         span = (high - low)[self.channels]
-        self.scale = np.divide(1, span, out=np.zeros_like(span), where=span > 0)  # a channel that never changes becomes 0
+        # a constant channel becomes 0 instead of a division by zero
+        self.scale = np.divide(1, span, out=np.zeros_like(span), where=span > 0)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -56,7 +57,7 @@ class ClimateFiles(Dataset):
         """Return an image, float32 [C, H, W], and the class of each pixel, int64 [H, W].
 
         Raises:
-            ValueError: the file holds something else.
+            ValueError: the file does not hold such arrays.
         """
         with h5py.File(self.files[index], "r") as file:
             found = {name: dataset_in(file, name).shape for name in ("climate/data", "climate/labels_0") if name in file}
@@ -75,25 +76,25 @@ class ClimateFiles(Dataset):
 
 
 class DeepCam(L.LightningDataModule):
-    """DeepCAM from a folder as NERSC hands it out, or a synthetic one.
+    """DeepCAM data from a folder in NERSC's layout, real or synthetic.
 
     Args:
         root: folder of stats.h5, train/ and validation/ (and test/, for `Trainer.test`).
-        channels: numbers of the channels that are read; None for all 16. The network's number of channels must be theirs.
+        channels: numbers of the channels to read; None for all 16. The network must have as many input channels.
         batch_size: samples of a training batch (of one process).
         eval_batch_size: samples of a validation batch.
-        num_workers: processes of each loader that read files.
+        num_workers: worker processes of each loader.
         drop_last: whether to leave out an epoch's last training batch when it is short. Under `SampleSelection` this is not needed:
             it spreads a short tail over the batches before it, so that none has one sample only.
         held_out: share of the training images, drawn by `held_out_seed`, that are validated on in place of the validation images.
-        held_out_seed: seed of which.
+        held_out_seed: seed of that draw.
 
     Attributes:
         num_classes: 3.
         class_weights: of the loss, as in the reference code: each class's share of the pixels to the power of -1 / 8.
 
     Raises:
-        FileNotFoundError: in `setup`, when something is not there.
+        FileNotFoundError: in `setup`, if a file or folder is missing.
     """
 
     num_classes = 3
@@ -134,7 +135,7 @@ class DeepCam(L.LightningDataModule):
             self._images[part] = ClimateFiles(self._part(part), low, high, self.channels)
 
     def _part(self, part: str) -> list[Path]:
-        """Return the files of a part, after some of the training files are held out."""
+        """Return the files of a part, with the held-out files moved from the training to the validation part."""
         if not self.held_out or part == "test":
             return self._files(part)
         files = self._files("train")
@@ -187,15 +188,15 @@ class DeepCam(L.LightningDataModule):
 
 
 class GeneratedDeepCam(DeepCam):
-    """Synthetic files, written when they are not there: what `debug=true` trains on, through the reader of the real ones.
+    """Synthetic files, written if they do not exist: the data of `debug=true`, read like the real ones.
 
     Args:
-        root: folder to write.
-        files: training images.
-        validation: validation images.
-        height: of an image in pixels.
-        width: of an image in pixels.
-        generator_seed: of all random numbers.
+        root: folder to write to.
+        files: number of training images.
+        validation: number of validation images.
+        height: height of an image in pixels.
+        width: width of an image in pixels.
+        generator_seed: seed of all random numbers.
         settings: those of `DeepCam`.
     """
 
@@ -218,10 +219,10 @@ class GeneratedDeepCam(DeepCam):
         self.made = Synthetic(files, validation, 0, height, width, generator_seed)
 
     def prepare_data(self) -> None:
-        """Write the files, unless they are there.
+        """Write the files if they do not exist.
 
         Raises:
-            ValueError: the folder holds files of other settings.
+            ValueError: the folder holds files that were made with other settings.
         """
         if is_free(self.root):
             self.made.write(self.root)

@@ -1,4 +1,4 @@
-"""What a program says of a wrong command line: one sentence and exit status 1, no traceback unless HYDRA_FULL_ERROR=1."""
+"""Reports a wrong command line in one sentence with exit status 1; a traceback is shown only with HYDRA_FULL_ERROR=1."""
 
 import linecache
 import os
@@ -26,38 +26,38 @@ from kakurenbo_lightning.errors import DamagedCheckpointError
 from kakurenbo_recipes.config_check import GIVEN, KEYED, nearest, parameters
 from kakurenbo_recipes.settings import did_you_mean
 
-# errors of what was typed or of what it names; others are of the code, and their traceback says where
+# errors caused by the command line or by what it names; all others are faults of the code and keep their traceback
 OF_SETTINGS = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException, DamagedCheckpointError)
 KINDS = {
     "Float": "a number",
     "Integer": "an int",
     "bool": "true or false",
     "ListConfig, list": "a list, such as [1,2]",
-}  # as OmegaConf calls them
-NOT_LOGGED = r"conditioned on metric `([^`]+)` which is not available.*following: ([^\n]*)"  # a RuntimeError of EarlyStopping
-# how a group that takes one option trains with several
+}  # names of types in OmegaConf's messages
+NOT_LOGGED = r"conditioned on metric `([^`]+)` which is not available.*following: ([^\n]*)"  # the RuntimeError of EarlyStopping
+# how to train with several options of a group that takes one
 SEVERAL = {"method": "Write compare=[baseline,kakurenbo], or -m method=baseline,kakurenbo,"}
 
 
 @contextmanager
 def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]:
-    """End with one sentence where Hydra would print a traceback, or several lines that recommend `+` for every typo.
+    """Print one sentence instead of Hydra's traceback, or instead of its lines that recommend `+` for every typo.
 
     Args:
         configs: folder of the configs, for suggestions.
-        config_name: of the program's.
-        program: how it is started.
+        config_name: name of the program's config.
+        program: command that starts the program.
     """
     if {"--help", "-h"} & set(sys.argv):
         store = ConfigStore.instance()
-        vars(store)["__deepcopy__"] = lambda memo: store  # the help reads it alone, and Hydra would copy it whole for each group
+        vars(store)["__deepcopy__"] = lambda memo: store  # only --help reads it, and copying all of it for each group is slow
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         yield
         return
     failed: list[JobReturn] = []
 
     def result(job: JobReturn) -> Any:
-        """Return what a run returned, or raise its error; Hydra's own writes all overrides before it."""
+        """Return what a run returned, or raise its error. Hydra's own version prints all overrides first."""
         if job.status != JobStatus.COMPLETED:
             failed.append(job)
             raise job._return_value
@@ -65,13 +65,13 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
 
     quiet = property(result, JobReturn.return_value.fset)  # pyright: ignore[reportAttributeAccessIssue]  of a property
     try:
-        # what prints errors otherwise
+        # Hydra's function that prints errors
         with (
             mock.patch.object(hydra_utils, "run_and_report", lambda function: function()),
             mock.patch.object(JobReturn, "return_value", quiet),
         ):
             yield
-    except BrokenPipeError:  # `kakurenbo-train --help | head`: nobody reads on, and Python would say so when it flushes
+    except BrokenPipeError:  # `kakurenbo-train --help | head` closes the pipe, and Python would report that when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except Exception as error:
@@ -87,7 +87,7 @@ def short_errors(configs: str, config_name: str, program: str) -> Iterator[None]
 
 
 def of_sweep(failed: list[JobReturn]) -> str:
-    """Which run of a sweep has failed; nothing where there is but one run."""
+    """Name the run of a sweep that has failed; empty if there was only one run."""
     hydra_config = failed[0].hydra_cfg if failed else None
     if hydra_config is None or hydra_config.hydra.mode != RunMode.MULTIRUN:
         return ""
@@ -95,7 +95,7 @@ def of_sweep(failed: list[JobReturn]) -> str:
 
 
 def is_of_settings(error: Exception) -> bool:
-    """Whether an error is of what was typed, or of what it names: also where Lightning or W&B raise it on purpose for a setting."""
+    """Whether the command line has caused an error, including errors that Lightning or W&B raise for a setting."""
     if isinstance(error, OF_SETTINGS) or {cls.__name__ for cls in type(error).__mro__} & {
         "MisconfigurationException",
         "UsageError",
@@ -108,7 +108,7 @@ def is_of_settings(error: Exception) -> bool:
 
 
 class Sentence:
-    """Says what was wrong with the words of a command line."""
+    """Explains what was wrong with a command line."""
 
     def __init__(self, configs: str, config_name: str, program: str, words: list[str]) -> None:
         self.configs, self.config_name, self.program = configs, config_name, program
@@ -116,7 +116,7 @@ class Sentence:
         self.words, self.own_configs = typed.overrides, typed.config_dir
 
     def of(self, error: Exception) -> str:
-        """The sentence of an error."""
+        """Return the sentence that explains an error."""
         text, cause = str(error), error.__cause__
         if isinstance(error, InstantiationException):
             return (
@@ -154,7 +154,7 @@ class Sentence:
         return one_line(text) if " " in text else f"{type(error).__name__}: {text}"
 
     def several(self, text: str) -> str:
-        """What to write in the place of a list of options of a group of which there is one; empty for other errors."""
+        """What to write instead of several options for a group that takes one; empty for other errors."""
         named = re.search(r"Multiple values for (?:\S+@)?(\w+)\.", text)
         groups = [named[1]] if named else ["method", "experiment"] if "Error resolving interpolation" in text else []
         for group in groups:
@@ -164,7 +164,7 @@ class Sentence:
         return ""
 
     def unsuited(self, text: str) -> str:
-        """What Hydra or Lightning say without a fix, or with one that does not help; empty for other errors."""
+        """Errors of Hydra or Lightning that come without a useful fix, in better words; empty for other errors."""
         if found := re.search(r"Error merging override ~(\S+).*does not support deletion", text, re.DOTALL):
             return f"~{found[1]} is not possible: {found[1]} has its default where it is left out. Leave ~{found[1]} out."
         if several := self.several(text):
@@ -180,20 +180,20 @@ class Sentence:
         return ""
 
     def option(self, group: str, name: str) -> str:
-        """An option that a group does not have."""
+        """The sentence for an option that a group does not have."""
         with self.composing():
             known = GlobalHydra.instance().config_loader().get_group_options(group)
         return f"{group}={name!r} is not possible: it must be one of {', '.join(known)}. {did_you_mean(name, known)}"
 
     def no_option(self, word: str) -> str:
-        """What is wrong with `GROUP=null`, or a number; nothing of other words."""
+        """What is wrong with `GROUP=null`, or with a number as option; empty for other words."""
         group, _, value = word.partition("=")
         with self.composing():
             is_group = group in GlobalHydra.instance().config_loader().list_groups("")
         return self.option(group, value) if is_group and not re.match(r"\[|[A-Za-z_]+(?<!null)$", value) else ""
 
     def key(self, path: str) -> str:
-        """A key that is no setting."""
+        """The sentence for a key that is not a setting."""
         value = next((word.partition("=")[2] for word in self.words if word.partition("=")[0] == path), "")
         values = self.defaults()
         top = path.partition(".")[0]
@@ -219,11 +219,13 @@ class Sentence:
         return f"{path}={value} is not possible: it is no setting. {hint}{self.program} --cfg job lists the settings, --help the groups."
 
     def added(self, path: str, value: str, node: Any, surely: bool) -> str:
-        """What to write for a key that the config lacks but the target of a node takes; `surely`: none that it may take."""
+        """What to write for a key that the config lacks but the node's target accepts. `surely` excludes targets that accept any
+        name.
+        """
         target = node.get("_target_") if isinstance(node, DictConfig) else None
         if target is None:
             return ""
-        with suppress(ValueError):  # there is no such target
+        with suppress(ValueError):  # the target may not exist
             takes = parameters(path, target, node)
             if path.rpartition(".")[2] in takes.types or (takes.open and not surely):
                 return f"{path}={value} is not possible: it is no setting yet. {takes.target} takes it: write +{path}={value}."
@@ -236,7 +238,7 @@ class Sentence:
         return f"{close[0]}.{rest}" if rest and close and group not in values else None
 
     def value(self, path: str, value: str, reason: str) -> str:
-        """A value of another type."""
+        """The sentence for a value of the wrong type."""
         kind = next((words for name, words in KINDS.items() if re.search(rf"to {name}|valid {name}|not a {name}", reason)), None)
         default = OmegaConf.select(OmegaConf.create(self.defaults()), path, default=None)
         allowed = f"it must be {kind}" if kind else one_line(reason.splitlines()[0] if reason else "of another type")
@@ -244,7 +246,7 @@ class Sentence:
         return f"{path}={value} is not possible: {allowed.rstrip('.')}. {hint}"
 
     def defaults(self) -> dict[str, Any]:
-        """The config with the options that were typed, or without where they are the error; interpolations as they are written."""
+        """The config with the options that were typed, or without them if they are the error. Interpolations are not resolved."""
         chosen = [word for word in self.words if re.fullmatch(r"[a-z_]+=[\w\[\],]+", word)]
         for words in (chosen, []):
             try:
@@ -257,7 +259,7 @@ class Sentence:
 
     @contextmanager
     def composing(self) -> Iterator[None]:
-        """Lets Hydra compose again after its error, with the options of `--config-dir` too."""
+        """Context in which Hydra can compose again after its error, with the options of `--config-dir` too."""
         path = hydra_utils.create_config_search_path(self.configs)
         if self.own_configs:
             path.append("command-line", f"file://{os.path.abspath(self.own_configs)}")
@@ -268,7 +270,7 @@ class Sentence:
 
 
 def instantiation(error: InstantiationException) -> str:
-    """The sentence of what could not be made, with the path of its node."""
+    """The sentence for a node that could not be instantiated, with its path."""
     found = re.search(r"full_key: (\S+)", str(error))
     target = re.search(r"target '([^']+)'", str(error))
     made = target[1] if target else "it"
@@ -276,5 +278,5 @@ def instantiation(error: InstantiationException) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text of several lines in one."""
+    """Join the lines of a text."""
     return " ".join(text.split())

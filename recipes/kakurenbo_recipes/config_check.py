@@ -1,8 +1,8 @@
-"""Nothing of a command line is dropped: each key of the composed config is read by something, or refused by name.
+"""Checks that every key of the composed config is read by something; a key that nothing reads is refused by name.
 
-Hydra itself refuses `optimiser.lr=0.5`, but takes what `+` or `++` add. So the config is walked before it is used: the program reads
-the keys of its own (`schema.TrainSchema`), and a node with a `_target_` is read by what it names, whose signature says which keys and
-which types it takes.
+Hydra itself refuses `optimiser.lr=0.5`, but accepts what `+` or `++` add. So the whole config is checked before it is used: the program
+reads its own keys (`schema.TrainSchema`), and a node with a `_target_` is read by that target, whose signature says which keys and types
+it takes.
 """
 
 import inspect
@@ -21,10 +21,11 @@ from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.settings import settings_of
 from kakurenbo_recipes.settings import check_setting
 
-HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")  # keys of a node that `instantiate` reads itself
-KEYED = ("callbacks", "logger")  # groups whose options lie side by side, each under a name
+# keys of a node that hydra.utils.instantiate reads itself
+HYDRAS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+KEYED = ("callbacks", "logger")  # groups that hold several named nodes side by side
 ADD = "Write +{0}.NAME._target_=package.Class for one of your own, or choose {0}=[{1}]."
-# what the program gives to the target of a group itself, and what to write instead
+# arguments that the program itself passes to a group's target, and what to set instead
 GIVEN: dict[str, dict[str, str]] = {
     "trainer": {
         "callbacks": "Write callbacks=[early_stopping,lr_monitor], or +callbacks.NAME._target_=package.Class for one of your own.",
@@ -43,10 +44,11 @@ GIVEN: dict[str, dict[str, str]] = {
         "config": "It is this config.",
     },
 }
-READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))  # by the program itself
+# keys of nodes that the program itself reads
+READ = (("trainer", "enable_checkpointing"), ("trainer", "accumulate_grad_batches"), ("optimizer", "lr"))
 MAY_BE_EMPTY = ("callbacks", "guard", "logger", "record", "scorer", "small")
 SELECTION = "kakurenbo_lightning.SampleSelection"
-# ranges that no signature tells, and that nobody else checks before the data are read: which values, in words, and what to write
+# ranges that signatures do not express and nothing else checks before the data are read: check, allowed values in words, and the fix
 LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "seed": (lambda value: 0 <= value < 2**32, "an int from 0 to 4294967295", "Try 0."),
     "optimizer.lr": (lambda value: 0 < value < math.inf, "a number above 0 that is finite", "Try 0.1, or 0.001 with adamw."),
@@ -81,16 +83,16 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "trainer.num_nodes": (lambda value: value >= 1, "an int >= 1", "Try 1."),
     "trainer.num_sanity_val_steps": (lambda value: value >= -1, "an int >= -1", "Try 0."),
 }
-REFERENCE = re.compile(r"\$\{\s*(\w+)")  # the first name of an interpolation
+REFERENCE = re.compile(r"\$\{\s*(\w+)")  # the first name in an interpolation
 
 
 def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenbo-train") -> None:
-    """Refuse what nothing reads, what is missing and what has another type than its reader takes.
+    """Refuse keys that nothing reads, keys that are missing, and values of another type than their reader takes.
 
     Args:
-        cfg: composed.
-        names: of the settings and groups that the program reads.
-        program: whose `--cfg job` lists the settings.
+        cfg: the composed config.
+        names: settings and groups that the program reads.
+        program: name of the program, whose `--cfg job` lists the settings.
 
     Raises:
         ValueError: names the key, its value and the nearest key that is read.
@@ -98,7 +100,7 @@ def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenb
     known = list(names)
     check_complete(cfg, known)
     raw, values = (typing.cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=resolve)) for resolve in (False, True))
-    referred = set(REFERENCE.findall(str(raw)))  # a helper key that others interpolate is read by them
+    referred = set(REFERENCE.findall(str(raw)))  # a helper key counts as read if another key interpolates it
     walk = Walk(values, program)
     for key in values:
         if key not in known and key not in referred:
@@ -106,7 +108,8 @@ def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenb
     for key, value in (values.get("small") or {}).items():
         if key not in known:
             walk.refuse(f"small.{key}", value, known, "nothing reads it")
-    for name in sorted(known, key=lambda name: isinstance(values[name], dict)):  # F before the method that has it
+    # plain settings first, so that an error names F and not the method's key that refers to it
+    for name in sorted(known, key=lambda name: isinstance(values[name], dict)):
         if not isinstance(values[name], dict):
             walk.node(name, values[name], {})
         elif name != "small":
@@ -119,10 +122,10 @@ def check_config(cfg: DictConfig, names: Iterable[str], program: str = "kakurenb
 
 
 def check_complete(cfg: DictConfig, names: Iterable[str]) -> None:
-    """Refuse a config in which something of these names was deleted or never given.
+    """Refuse a config in which one of these names was deleted or is missing.
 
     Raises:
-        ValueError: names the first one.
+        ValueError: with the first of these names.
     """
     for name in names:
         empty = OmegaConf.is_missing(cfg, name) or (isinstance(cfg.get(name), DictConfig) and "_target_" not in cfg[name])
@@ -139,13 +142,13 @@ def check_complete(cfg: DictConfig, names: Iterable[str]) -> None:
 
 
 class Walk:
-    """Goes through the nodes of a config, with the resolved values at hand for its suggestions."""
+    """Checks the nodes of a config recursively; it holds all resolved values for its suggestions."""
 
     def __init__(self, values: dict[str, Any], program: str) -> None:
         self.values, self.program = values, program
 
     def keyed(self, group: str) -> None:
-        """Check a group of named nodes; a null leaves one out."""
+        """Check a group of named nodes; null entries are left out."""
         for name, node in self.values[group].items():
             is_node = node is None or (isinstance(node, dict) and "_target_" in node)
             options = {"callbacks": "early_stopping,lr_monitor", "logger": "csv,tensorboard"}[group]
@@ -154,7 +157,7 @@ class Walk:
                 self.node(f"{group}.{name}", node, {})
 
     def node(self, path: str, node: Any, given: Mapping[str, str]) -> None:
-        """Check a value of any kind: a node with a `_target_` by its signature, others by what they hold."""
+        """Check a value: a node with a `_target_` by that target's signature, anything else by its contents."""
         if isinstance(node, list):
             for index, part in enumerate(node):
                 self.node(f"{path}[{index}]", part, {})
@@ -171,7 +174,7 @@ class Walk:
             check_setting(path, node, finite, "a finite number", "Leave it out for the default.")
 
     def argument(self, path: str, value: Any, takes: "Parameters", names: list[str]) -> None:
-        """Check one setting of a node by the signature of its target."""
+        """Check one setting of a node against the signature of its target."""
         key = path.rpartition(".")[2]
         if key not in takes.types:
             if not takes.open:
@@ -183,7 +186,7 @@ class Walk:
         check_setting(path, value, ok, words(kind), "Leave it out for the default; --help shows it.")
 
     def refuse(self, path: str, value: Any, names: Iterable[str], why: str) -> NoReturn:
-        """Refuse a key with the nearest one that is read, here or anywhere."""
+        """Raise an error for a key, with the nearest key that is read, here or anywhere in the config."""
         top, _, inner = path.partition(".")
         where = f"{self.program} --cfg job" + (f" --package {top}" if inner else "") + " lists the settings"
         near = nearest(path, value, names, self.values)
@@ -197,7 +200,7 @@ class Walk:
 
 
 def nearest(path: str, value: Any, names: Iterable[str], values: Mapping[str, Any]) -> str | None:
-    """The path of the key that was probably meant: of these names, else of the same name anywhere in the config."""
+    """The path of the key that was probably meant: one of `names`, or a key of the same name anywhere in the config."""
     group, _, key = path.rpartition(".")
     inner = f".{next(iter(value))}" if isinstance(value, dict) and value else ""
     close = get_close_matches(key, list(names), n=1)
@@ -213,7 +216,7 @@ def nearest(path: str, value: Any, names: Iterable[str], values: Mapping[str, An
 
 
 def leaves_of(values: Mapping[str, Any], path: str = "") -> Iterable[str]:
-    """The paths of all values that are no mapping, but for what `instantiate` reads itself."""
+    """The paths of all values that are not mappings, without the keys that `instantiate` reads itself."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from leaves_of(value, f"{path}{key}.")
@@ -225,13 +228,13 @@ def leaves_of(values: Mapping[str, Any], path: str = "") -> Iterable[str]:
 
 
 class Parameters(typing.NamedTuple):
-    """What a target takes by name.
+    """The parameters of a target, by name.
 
     Attributes:
-        target: its name.
-        types: the annotation of each parameter, Any where it has none.
-        defaults: of those that have one.
-        open: whether other names are taken too.
+        target: name of the target.
+        types: annotation of each parameter; Any if it has none.
+        defaults: defaults of those parameters that have one.
+        open: whether the target accepts other names too (`**kwargs`).
     """
 
     target: str
@@ -241,7 +244,7 @@ class Parameters(typing.NamedTuple):
 
 
 def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
-    """What the target of a node takes.
+    """Read the parameters of a node's target.
 
     Raises:
         ValueError: there is no such target.
@@ -255,11 +258,11 @@ def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
     for function in functions_of(found):
         try:
             signature = inspect.signature(function)
-        except (TypeError, ValueError):  # of a class in C
+        except (TypeError, ValueError):  # classes written in C have no signature
             return Parameters(target, types, defaults, True)
         hints = hints_of(function)
         is_open = False
-        for name, parameter in list(signature.parameters.items())[function is not found :]:  # without self
+        for name, parameter in list(signature.parameters.items())[function is not found :]:  # drop self
             is_open |= parameter.kind is parameter.VAR_KEYWORD
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 types.setdefault(name, hints.get(name, Any))
@@ -267,24 +270,24 @@ def parameters(path: str, target: Any, node: Mapping[str, Any]) -> Parameters:
                     defaults.setdefault(name, parameter.default)
         if not is_open:
             break
-    if node["_target_"] == SELECTION and isinstance(node.get("method"), str):  # its **settings are those of the method
+    if node["_target_"] == SELECTION and isinstance(node.get("method"), str):  # SampleSelection passes **settings to the method
         types |= dict.fromkeys(settings_of(method_class(node["method"])), Any)
         return Parameters(f"method={node['method']}", types, defaults, False)
     return Parameters(target, types, defaults, is_open)
 
 
 def functions_of(target: Any) -> list[Callable[..., Any]]:
-    """The function that is called; of our own classes, whose `**settings` go to the next class, those of the next classes too."""
+    """The function that is called, and, for our classes that pass `**settings` to their base class, those of the base classes."""
     if not isinstance(target, type):
         return [target]
     made = [vars(cls)["__init__"] for cls in target.__mro__ if "__init__" in vars(cls) and cls is not object]
-    if not made:  # made by __new__ alone, as a timedelta is
+    if not made:  # a class with only __new__, like timedelta
         return [target]
     return made if target.__module__.partition(".")[0] == "kakurenbo_recipes" else made[:1]
 
 
 def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Its annotations; none where one of them cannot be resolved."""
+    """Annotations of a function; empty if one of them cannot be resolved."""
     try:
         return get_type_hints(function)
     except Exception:
@@ -295,7 +298,7 @@ SCALARS = {bool: "true or false", int: "an int", float: "a number", str: "a text
 
 
 def fits(value: Any, kind: Any) -> bool | None:
-    """Whether a value of a YAML file is of a type; None where only the target can tell."""
+    """Whether a YAML value fits a type; None if only the target itself can tell."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         found = [fits(value, part) for part in parts]
@@ -305,7 +308,7 @@ def fits(value: Any, kind: Any) -> bool | None:
     if kind in SCALARS:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and kind is str:
-            return None  # name=7 is a text that looks like a number
+            return None  # YAML reads a text that looks like a number as a number (name=7)
         return number if kind is float else type(value) is kind
     if is_tensor(kind):
         return False
@@ -320,28 +323,28 @@ def fits(value: Any, kind: Any) -> bool | None:
 
 
 def items_of(kind: Any) -> tuple[Any, int | None]:
-    """The type of the items of a list, Any where it is not the same for all, and how many there must be; None for any number."""
+    """The type of a list's items (Any if they differ) and their required number (None for any)."""
     parts, is_fixed = get_args(kind), get_origin(kind) is tuple and ... not in get_args(kind)
     return parts[0] if len({str(part) for part in parts if part is not ...}) == 1 else Any, len(parts) if is_fixed else None
 
 
 def is_tensor(kind: Any) -> bool:
-    """Whether a type is torch's Tensor, which no value of a YAML file is; torch need not be loaded to see that."""
+    """Whether a type is torch's Tensor, which no YAML value is. Works without importing torch."""
     return getattr(kind, "__module__", "").partition(".")[0] == "torch" and getattr(kind, "__name__", "") == "Tensor"
 
 
 def words(kind: Any) -> str:
-    """A type in words; the values of several Literals are one list."""
+    """A type in words. The values of several Literals are joined into one list."""
     parts = [part for part in flat(kind) if not is_tensor(part)]
     literal = [yaml(value) for part in parts if get_origin(part) is Literal for value in get_args(part)]
     others = [part for part in parts if get_origin(part) is not Literal]
     named = [SCALARS.get(part) or listed(part) or getattr(part, "__name__", str(part)) for part in others]
-    named.sort(key=lambda named: named.startswith("a list"))  # what its items are comes at the end
+    named.sort(key=lambda named: named.startswith("a list"))  # lists last, because the type of their items follows
     return " or ".join(dict.fromkeys((["one of " + ", ".join(dict.fromkeys(literal))] if literal else []) + named))
 
 
 def listed(kind: Any) -> str:
-    """The words of a list or mapping, with those of its items; none for other types."""
+    """The type of a list or mapping in words, with that of its items; empty for other types."""
     made = get_origin(kind) or kind
     if not isinstance(made, type) or not issubclass(made, (Sequence, Mapping)):
         return ""
@@ -352,12 +355,12 @@ def listed(kind: Any) -> str:
 
 
 def flat(kind: Any) -> list[Any]:
-    """The types of a union, of those within it too."""
+    """The member types of a union, including nested ones."""
     if get_origin(kind) not in (Union, UnionType):
         return [kind]
     return [part for each in get_args(kind) for part in flat(each)]
 
 
 def yaml(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """Format a value as it is written on the command line."""
     return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)

@@ -27,7 +27,7 @@ class InMemoryImages(Dataset):
         labels: int64 [N].
 
     Attributes:
-        classes: their names; None when they have none.
+        classes: names of the classes; None if they have none.
     """
 
     classes: Sequence[str] | None = None
@@ -49,17 +49,17 @@ class InMemoryImages(Dataset):
         return self.images[rows], self.labels[rows]
 
     def part(self, rows: Tensor) -> "InMemoryImages":
-        """Return some of the samples, by their indices, int64 [M]; the memory of the others is free when these are all that is kept."""
+        """Return the samples with these indices, int64 [M]. The images are copied, so the others can be freed."""
         return InMemoryImages(self.images[rows], self.labels[rows])
 
 
 def keep_batch(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the batch as it is: `InMemoryImages.__getitems__` has collated it."""
+    """Return the batch unchanged, because `InMemoryImages.__getitems__` has already collated it."""
     return batch
 
 
 def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, padding: int) -> Tensor:
-    """Cut one window of the original size out of each zero-padded image, mirrored where asked.
+    """Cut a window of the original size from each zero-padded image, and mirror it where `flipped` is true.
 
     Args:
         images: [B, C, H, W] of any dtype.
@@ -82,12 +82,13 @@ def crop_and_flip(images: Tensor, top: Tensor, left: Tensor, flipped: Tensor, pa
 
 
 def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
-    """Put 0, the mean colour of normalised images, into a square of each (DeVries & Taylor, 2017); at the border a part of it.
+    """Set a square of each image to 0, the mean colour after normalisation (DeVries & Taylor, 2017); at the border only a part of the
+    square.
 
     Args:
         images: [B, C, H, W] of any dtype.
-        side: of the square in pixels.
-        places: float [2, B] in [0, 1), where the square's middle is, from top to bottom and from left to right.
+        side: side of the square in pixels.
+        places: float [2, B] in [0, 1), the middle of the square, from top to bottom and from left to right.
 
     Returns:
         [B, C, H, W].
@@ -103,7 +104,7 @@ def cut_out(images: Tensor, side: int, places: Tensor) -> Tensor:
 
 
 def first_rows(images: InMemoryImages, setting: str, count: int | None) -> InMemoryImages:
-    """Return the first `count` of the images, where there are more; a ValueError names the setting when there are fewer."""
+    """Return the first `count` of the images. A ValueError names the setting if there are fewer."""
     if count is None or count == len(images):
         return images
     check_setting(f"data.{setting}", count, count <= len(images), f"at most {len(images)}", "Use null for all of them.")
@@ -111,13 +112,13 @@ def first_rows(images: InMemoryImages, setting: str, count: int | None) -> InMem
 
 
 def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """Return a copy of the labels of which a share is wrong; with the same seed a larger share changes the same labels and more.
+    """Return a copy of the labels in which a share is wrong. With the same seed a larger share changes the same labels and more.
 
     Args:
         labels: int64 [N].
-        share: the nearest whole number to share * N of them are replaced by another class, drawn uniformly.
+        share: the nearest whole number to share * N labels are replaced by another class, drawn uniformly.
         num_classes: number of classes, >= 2.
-        seed: of the draw.
+        seed: seed of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(labels), generator=generator)
@@ -129,16 +130,16 @@ def with_label_noise(labels: Tensor, share: float, num_classes: int, seed: int) 
 
 
 class ImageData(L.LightningDataModule):
-    """Loaders over in-memory images; a subclass says where they come from in `load`.
+    """Loaders over in-memory images. A subclass provides the images in `load`.
 
     Args:
-        batch_size: samples of a training batch (of one process).
-        eval_batch_size: samples of a validation batch.
-        num_workers: processes of each loader; 0 is the fastest for data in memory.
-        subset: train on the first `subset` rows only, the others are not decoded; None for all.
-        eval_subset: validate and test on the first rows of the test images only; None for all.
-        label_noise: share of the training labels that are replaced by another class; test labels stay as they are.
-        label_noise_seed: seed of which labels, and by what.
+        batch_size: samples per training batch and process.
+        eval_batch_size: samples per validation batch and process.
+        num_workers: worker processes of each loader; 0 is fastest for data in memory.
+        subset: train on the first `subset` images only, and do not decode the others; None for all.
+        eval_subset: validate and test on the first test images only; None for all.
+        label_noise: share of the training labels that are replaced by another class; test labels are unchanged.
+        label_noise_seed: seed of the choice of labels and of their replacements.
         drop_last: whether to leave out an epoch's last training batch when it is short: a batch of a few samples can
             spoil the statistics of batch normalisation, and hiding changes the length of the last batch.
         crop_padding: padding of the random crop in pixels; 0 for no crop.
@@ -147,14 +148,14 @@ class ImageData(L.LightningDataModule):
         held_out: share of the training images of each class, drawn by `held_out_seed`, that are validated on in place of the test
             images: what is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is
             theirs then.
-        held_out_seed: seed of which.
+        held_out_seed: seed of the draw of held-out images.
         resize: side in pixels to which the augmented images are scaled on the device, for a network that takes larger ones; None leaves
             them as they are.
 
     Attributes:
         num_classes: number of classes.
         mean: of each channel, in [0, 1]; where a subclass has none it is computed from the training images in `setup`.
-        std: of each channel; likewise.
+        std: standard deviation of each channel; likewise.
         class_names: of the classes; None when they have none.
         train_images: the training images, labels with noise; None before `setup`.
         val_images: the held-out images; None when there are none.
@@ -223,20 +224,20 @@ class ImageData(L.LightningDataModule):
             check_setting(f"data.{name}", value := getattr(self, name), isinstance(value, bool), "true or false", fix)
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
-        """Return the training and the test images; None when there are none, which needs `held_out`.
+        """Return the training and the test images; None in place of the latter if there are none, which requires `held_out`.
 
-        More than `subset` and `eval_subset` of them may be left out: the others are not used.
+        Images beyond `subset` and `eval_subset` need not be returned, because they are not used.
         """
         raise NotImplementedError
 
     @property
     def quiet(self) -> bool:
-        """Whether reading shows no progress: as the Trainer's bar, and on one rank alone."""
+        """Whether reading shows no progress bar: if the Trainer shows none, and on all ranks but one."""
         trainer = self.trainer
         return trainer is not None and (trainer.progress_bar_callback is None or not trainer.is_global_zero)
 
     def setup(self, stage: str) -> None:
-        """Read the images, once for all the fits of a process."""
+        """Read the images, once for all fits of a process."""
         if self.train_images is not None:
             return
         train, test = self.load()
@@ -271,7 +272,7 @@ class ImageData(L.LightningDataModule):
         return self._loader(images, self.eval_batch_size, training=False)
 
     def test_dataloader(self) -> DataLoader:
-        """Return the loader of the test images, where there are some, else of the held-out images."""
+        """Return the loader of the test images if there are any, else of the held-out images."""
         images = self.val_images if self.test_images is None else self.test_images
         return self._loader(images, self.eval_batch_size, training=False)
 
@@ -284,13 +285,14 @@ class ImageData(L.LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            collate_fn=cast(Any, keep_batch),  # PyTorch's type is of data sets without `__getitems__`: it gets a list
+            # cast: PyTorch's type assumes a data set without `__getitems__`, whose collate_fn gets a list
+            collate_fn=cast(Any, keep_batch),
         )
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, Tensor], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """Augment (when training), normalise and scale the batch where it lies: images become float32 [B, 3, H, W].
+        """Augment (only in training), normalise and scale the batch on its device: images become float32 [B, 3, H, W].
 
-        A forward-only pass over hidden samples within the training is training here: it sees augmented images, as in the published code.
+        A scoring pass over hidden samples counts as training here: it sees augmented images, as in the published code.
         """
         images, labels = batch
         training = self.trainer is not None and self.trainer.training
@@ -303,20 +305,21 @@ class ImageData(L.LightningDataModule):
         return images, labels
 
     def generator(self, device: torch.device) -> torch.Generator:
-        """Return what a batch is augmented with: random numbers of this rank, seeded by a draw from the CPU's global stream.
+        """Return a random generator to augment a batch, specific to this rank and seeded by a draw from the CPU's global stream.
 
-        That stream is the same on all ranks, hence the rank in the seed, and a resumed run puts it back, hence the draw.
+        The global stream is equal on all ranks, so the rank is part of the seed. It is restored on resuming, so a draw from it makes a
+        resumed run augment the same way.
         """
         rank = 0 if self.trainer is None else self.trainer.global_rank
         drawn = int(torch.randint(2**62, (), device="cpu"))
         return torch.Generator(device).manual_seed(stream_seed(drawn, 0, f"augmentation:{rank}"))
 
     def augment(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return the images [B, 3, H, W], each cropped at its own place and mirrored by its own coin.
+        """Return the images [B, 3, H, W], each cropped at a random place and randomly mirrored.
 
         Args:
             images: [B, 3, H, W] of any dtype.
-            generator: of the draws, on the device of the images; None for the global stream.
+            generator: random generator on the device of the images; None for the global stream.
         """
         batch, device = len(images), images.device
         top, left = torch.randint(2 * self.crop_padding + 1, (2, batch), generator=generator, device=device)
@@ -325,14 +328,15 @@ class ImageData(L.LightningDataModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return uint8 images [B, 3, H, W] as float32 of zero mean and unit variance per channel."""
-        if self._scale is None or self._scale.device != images.device:  # once: a copy at each batch would make the GPU wait
+        # copy only once, because a copy for each batch would make the GPU wait
+        if self._scale is None or self._scale.device != images.device:
             self._scale = 255 * torch.tensor([self.mean, self.std], device=images.device).view(2, 1, 3, 1, 1)
         mean, std = self._scale
         return (images - mean) / std
 
 
 class Digits(ImageData):
-    """Scikit-learn's 1,797 digits of 8 x 8 pixels, embedded in the package, scaled up so that a network has work to do.
+    """Scikit-learn's 1,797 digits of 8 x 8 pixels, included in the package and scaled up so that a network has work to do.
 
     Args:
         size: height and width in pixels after bilinear scaling.
@@ -360,7 +364,7 @@ class Digits(ImageData):
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        digits = cast(Any, load_digits())  # scikit-learn has no types: what is inferred is the tuple of another setting
+        digits = cast(Any, load_digits())  # cast: without type hints the wrong return type is inferred
         pixels = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
         pixels = F.interpolate(pixels, size=(self.size, self.size), mode="bilinear", align_corners=False)
         images = pixels.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()

@@ -4,7 +4,7 @@ Noise like weather, ellipses of rotating wind and low pressure (class 1) and lon
 real data, with a stats.h5; `kakurenbo_recipes.climate_data` reads them and says what the files hold. Each image depends on the seed and
 its number only, so that a larger set holds the smaller one.
 
-torch is imported when images are made: the help does without.
+torch is imported only when images are made, so that the help is fast.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from kakurenbo_lightning.core.progress import bar_settings
 
 PARTS = ("train", "validation", "test")
-# what a set can be made of: the least and the most
+# smallest and largest allowed value of each setting
 LIMITS = {
     "files": (2, 10**6),
     "validation": (1, 10**6),
@@ -34,15 +34,15 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Synthetic:
-    """What a synthetic set is made from.
+    """The settings from which a synthetic set is made.
 
     Attributes:
-        files: training images.
-        validation: validation images.
-        test: test images.
-        height: of an image in pixels.
-        width: of an image in pixels.
-        seed: of all random numbers.
+        files: number of training images.
+        validation: number of validation images.
+        test: number of test images.
+        height: height of an image in pixels.
+        width: width of an image in pixels.
+        seed: seed of all random numbers.
     """
 
     files: int = 64
@@ -54,12 +54,12 @@ class Synthetic:
 
     @classmethod
     def read(cls, root: Path) -> "Synthetic | None":
-        """Return what the set in a folder was made from; None when it holds none."""
+        """Return the settings of the set in a folder; None if it holds none."""
         path = root / "synthetic.json"
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
     def write(self, root: Path) -> None:
-        """Write the set; `root` appears when all of it is there."""
+        """Write the set to a temporary folder, which is renamed to `root` when it is complete."""
         from kakurenbo_recipes.climate import climate
 
         unfinished = root.with_name(f"{root.name}.unfinished")
@@ -80,12 +80,12 @@ class Synthetic:
 
 
 def is_free(folder: Path) -> bool:
-    """Tell whether a folder is empty or not there."""
+    """Whether a folder is empty or does not exist."""
     return not folder.exists() or not any(folder.iterdir())
 
 
 def file_name(index: int) -> str:
-    """Return the name of a file: its moment, one each three hours."""
+    """Return the name of a file, made of its moment: one every three hours."""
     return (datetime(2106, 1, 1) + timedelta(hours=3 * index)).strftime("data-%Y-%m-%d-%H-%M-0.h5")
 
 
@@ -96,18 +96,18 @@ def write_file(path: Path, data: np.ndarray, labels: np.ndarray) -> None:
 
 
 class Statistics:
-    """Per channel, over the pixels of all images that are added: count of images, mean, mean square, least and largest value."""
+    """Count, mean, mean square, smallest and largest value of each channel over the pixels of all images added."""
 
     def __init__(self) -> None:
         self._parts: list[np.ndarray] = []
 
     def add(self, data: np.ndarray) -> None:
-        """Take in an image, float32 [H, W, C]."""
+        """Add an image, float32 [H, W, C]."""
         pixels = data.reshape(-1, data.shape[2]).astype(np.float64)
         self._parts.append(np.stack([pixels.mean(0), np.square(pixels).mean(0), pixels.min(0), pixels.max(0)]))
 
     def write(self, path: Path) -> None:
-        """Write a stats.h5 as the real one."""
+        """Write a stats.h5 in the layout of the real one."""
         mean, square, least, most = np.stack(self._parts, axis=1)
         found = {"mean": mean.mean(0), "sqmean": square.mean(0), "minval": least.min(0), "maxval": most.max(0)}
         with h5py.File(path, "w") as file:
@@ -127,7 +127,7 @@ def checked(arguments: list[str] | None) -> tuple[Synthetic, Path]:
         "test": "test images",
         "height": "pixels from north to south (768 in the real set)",
         "width": "pixels from west to east (1152 in the real set); an image takes 64 bytes for a pixel",
-        "seed": "of all random numbers",
+        "seed": "seed of all random numbers (default: 0)",
     }
     default = Synthetic()
     for name, text in helps.items():

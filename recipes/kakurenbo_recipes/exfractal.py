@@ -23,14 +23,14 @@ from kakurenbo_recipes.fractal import CANDIDATES, System, bounded, chaos, random
 
 PARAMETERS = 12
 POINTS, SIZE, VARIANCE = 10_000, 224, 0.05
-ROUGH = 500  # points of a quick look at a system
-WEIGHTS = [tenths / 10 for tenths in range(4, 17) if tenths != 10]  # of one parameter in a variation
+ROUGH = 500  # points for a quick check of a system
+WEIGHTS = [tenths / 10 for tenths in range(4, 17) if tenths != 10]  # factors on one parameter in a variation
 VARIATIONS = np.array(
     [[1.0] * PARAMETERS] + [[w if i == p else 1.0 for i in range(PARAMETERS)] for p in range(PARAMETERS) for w in WEIGHTS]
 )  # [145, 12]
-VIEWS = 12  # of a variation, at most
+VIEWS = 12  # most images of one variation
 INSTANCES = len(VARIATIONS) * VIEWS
-DISTANCE, NEAREST, ANGLE = 4.0, 1.0, math.radians(45)  # of the camera
+DISTANCE, NEAREST, ANGLE = 4.0, 1.0, math.radians(45)  # position and angle of view of the camera
 WHITE = 255
 
 
@@ -42,14 +42,14 @@ def scaled(points: np.ndarray) -> np.ndarray:
 
 
 def wide(points: np.ndarray) -> np.ndarray:
-    """Tell of each system whether its points (float64 [S, n, 3]) are bounded, and spread along every axis; bool [S]."""
+    """For each system, whether its points (float64 [S, n, 3]) are bounded and spread along every axis; bool [S]."""
     near = bounded(points)
     spread = scaled(np.where(near[:, None, None], points, 0.0)).var(1)
     return near & (spread > VARIANCE).all(1)
 
 
 def passing(systems: list[System], count: int, random: np.random.Generator) -> list[System]:
-    """Return those of some systems with as many maps whose `count` points are spread enough."""
+    """Return those systems (all with the same number of maps) whose `count` points are spread widely enough."""
     if not systems:
         return []
     points = chaos(np.stack([s.maps for s in systems]), np.stack([s.cumulative() for s in systems]), count, random)
@@ -57,11 +57,12 @@ def passing(systems: list[System], count: int, random: np.random.Generator) -> l
 
 
 def category(seed: int, number: int) -> System:
-    """Return the system of category `number`: the first drawn one whose points are spread enough."""
+    """Return the system of category `number`: the first one drawn whose points are spread widely enough."""
     random = np.random.default_rng([seed, number])
     while True:
         systems = [random_system(random, PARAMETERS) for _ in range(CANDIDATES)]
-        for count in sorted({len(system.maps) for system in systems}):  # those of as many maps run together
+        # systems with the same number of maps are computed together
+        for count in sorted({len(system.maps) for system in systems}):
             alike = [system for system in systems if len(system.maps) == count]
             found = passing(passing(alike, ROUGH, random), POINTS, random)
             if found:
@@ -70,17 +71,17 @@ def category(seed: int, number: int) -> System:
 
 @dataclass(frozen=True)
 class View:
-    """Where a system is seen from.
+    """The orientation from which a system is seen.
 
     Attributes:
-        rotation: float64 [3, 3], of space, before the camera looks along its third axis.
+        rotation: float64 [3, 3], rotation of space before the camera looks along the third axis.
     """
 
     rotation: np.ndarray
 
     @classmethod
     def random(cls, random: np.random.Generator) -> "View":
-        """Draw a rotation, uniform over all (a unit quaternion)."""
+        """Draw a rotation uniformly, as a unit quaternion."""
         w, x, y, z = (quaternion := random.normal(size=4)) / np.linalg.norm(quaternion)
         rows = [
             [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -90,7 +91,7 @@ class View:
         return cls(np.array(rows))
 
     def image(self, points: np.ndarray, size: int) -> np.ndarray:
-        """Return what the camera sees of points (float64 [n, 3], around the origin), a pixel for each; uint8 [size, size]."""
+        """Project points (float64 [n, 3], around the origin) and mark a pixel for each; uint8 [size, size]."""
         right, up, away = self.rotation @ points.T
         depth = DISTANCE + away
         scale = size / 2 / math.tan(ANGLE / 2) / depth
@@ -102,13 +103,13 @@ class View:
 
 
 def images(seed: int, number: int, instances: int, size: int) -> Iterator[np.ndarray]:
-    """Yield the images of a category, uint8 [size, size]: the first ones are of different variations, each is from a viewpoint of its own.
+    """Yield the images of a category, uint8 [size, size]. The first ones show different variations; each has its own viewpoint.
 
     Args:
-        seed: of the set.
-        number: of the category.
-        instances: how many, at most `INSTANCES`.
-        size: pixels of a side; the number of points is in proportion to the area, `POINTS` at 224.
+        seed: seed of the set.
+        number: number of the category.
+        instances: number of images, at most `INSTANCES`.
+        size: side in pixels; the number of points is proportional to the area, `POINTS` at 224.
     """
     random, views = (np.random.default_rng([seed, number, stream]) for stream in (1, 2))
     count = max(1, round(POINTS * (size / SIZE) ** 2))

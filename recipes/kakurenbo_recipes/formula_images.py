@@ -28,9 +28,10 @@ class Kind:
     """A way to make images.
 
     Attributes:
-        images: yields the images of a category, uint8 [size, size], from the seed, the number of the category, how many, and their size.
-        category: what a category is made of, from the seed and its number.
-        instances: images of a category, at most.
+        images: yields the images of a category, uint8 [size, size], from the seed, the category's number, the number of images and
+            their size.
+        category: makes the description of a category from the seed and the category's number.
+        instances: largest number of images of a category.
         size: pixels of a side of the published images.
     """
 
@@ -78,18 +79,22 @@ def contact_sheet(
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line."""
+    """Build the command line's parser; every option's default is in its help."""
     options = argparse.ArgumentParser(
         prog="kakurenbo-fractal", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--kind", choices=list(KINDS), default="fractaldb", help="of images (default: fractaldb)")
+    options.add_argument(
+        "--kind", choices=list(KINDS), default="fractaldb", help="kind of images, for example rcdb (default: fractaldb)"
+    )
     options.add_argument("--categories", type=int, default=100, help="classes (default: 100; of FractalDB-1k and the like: 1000)")
-    options.add_argument("--instances", type=int, default=100, help="images of each (default: 100)")
-    options.add_argument("--size", type=int, help="pixels of a side (default: as published)")
+    options.add_argument("--instances", type=int, default=100, help="images of each category (default: 100)")
+    options.add_argument("--size", type=int, help="pixels of a side, for example 32 (default: as published)")
     options.add_argument("--format", choices=["folder", "array"], default="folder", help="folder: PNG files for torchvision's "
                          "ImageFolder; array: images.npy (uint8 [N, S, S]) and labels.npy (int64 [N])")  # fmt: skip
-    options.add_argument("--seed", type=int, default=0, help="of all random numbers (default: 0)")
-    options.add_argument("--processes", type=int, default=os.cpu_count(), help="that work side by side (default: one per core)")
+    options.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: 0)")
+    options.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="processes that work side by side (default: one per core)"
+    )
     options.add_argument("-o", "--output", type=Path, help="folder to write (default: data/fractal, or data/KIND)")
     return options
 
@@ -117,7 +122,7 @@ def checked(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Write the set, a contact sheet to look at, and what it was made from."""
+    """Write the images, a contact sheet for inspection, and the settings they were made from."""
     settings = checked(arguments)
     folder, each = settings.output, (settings.size, settings.instances, settings.seed)
     folder.mkdir(parents=True, exist_ok=True)

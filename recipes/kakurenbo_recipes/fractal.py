@@ -17,16 +17,17 @@ from operator import add
 import numpy as np
 
 MAPS = (2, 7)  # fewest and most maps of a system
-CANVAS, PAD, POINTS, FILLING = 512, 6, 100_000, 0.2  # of the test that a category must pass
+# canvas, padding, points and least filled share in the test that a category must pass
+CANVAS, PAD, POINTS, FILLING = 512, 6, 100_000, 0.2
 SIZE = 362  # pixels of the published images, which have POINTS points
-WEIGHTS = (0.2, 0.6, 1.4, 1.8)  # of one parameter in a variation
+WEIGHTS = (0.2, 0.6, 1.4, 1.8)  # factors on one parameter in a variation
 VARIATIONS = np.array([[1.0] * 6] + [[w if i == p else 1.0 for i in range(6)] for p in range(6) for w in WEIGHTS])  # [25, 6]
 PATTERNS, FLIPS, GREY = 10, 4, 127
-ROUGH = 5_000, 48  # points and pixels of a quick look: what fills a fifth of the canvas fills more than that of a coarse one
+ROUGH = 5_000, 48  # points and pixels of a quick check: a system that fills a fifth of the canvas fills more of a coarse one
 INSTANCES = len(VARIATIONS) * PATTERNS * FLIPS
-BURN_IN, STEPS = 20, 50  # of a chain, before and after its points count
-FAR = 1e6  # a system whose points go further is not bounded
-CANDIDATES = 32  # systems that are tried at a time
+BURN_IN, STEPS = 20, 50  # steps of a chain before its points count, and after
+FAR = 1e6  # a system whose points go further counts as unbounded
+CANDIDATES = 32  # number of systems that are tried at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class System:
     maps: np.ndarray
 
     def cumulative(self) -> np.ndarray:
-        """Return the sums of the maps' probabilities, float64 [m]."""
+        """Cumulative sums of the maps' probabilities, float64 [m]."""
         if self.maps.shape[1] == 6:
             a, b, c, d = self.maps[:, :4].T
             weight = np.abs(a * d - b * c)
@@ -52,18 +53,18 @@ class System:
 
 
 def random_system(random: np.random.Generator, parameters: int = 6) -> System:
-    """Draw a system, of 6 parameters for each map in the plane, of 12 in space."""
+    """Draw a system with 6 parameters per map in the plane, or 12 in space."""
     return System(random.uniform(-1.0, 1.0, (random.integers(MAPS[0], MAPS[1] + 1), parameters)))
 
 
 def chaos(systems: np.ndarray, cumulative: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Return points of the attractors of several systems, all by chains that run side by side.
+    """Return points of the attractors of several systems (chaos game), with many chains side by side.
 
     Args:
         systems: float64 [S, m, 6] or [S, m, 12].
-        cumulative: float64 [S, m], sums of the maps' probabilities.
-        count: points of each, at least.
-        random: of the choice of maps.
+        cumulative: float64 [S, m], cumulative sums of the maps' probabilities.
+        count: least number of points for each system.
+        random: random generator for the choice of maps.
 
     Returns:
         float64 [S, points, 2] or [S, points, 3]; not finite, or far away, where a system is not bounded.
@@ -88,7 +89,7 @@ def chaos(systems: np.ndarray, cumulative: np.ndarray, count: int, random: np.ra
 
 
 def bounded(points: np.ndarray) -> np.ndarray:
-    """Tell of each system whether its points (float64 [S, n, d]) are all near; bool [S]."""
+    """For each system, whether its points (float64 [S, n, d]) all stay near the origin; bool [S]."""
     with np.errstate(invalid="ignore"):
         return np.all(np.abs(points) < FAR, axis=(1, 2))
 
@@ -103,7 +104,9 @@ def pixels(points: np.ndarray, size: int, pad: int = PAD) -> np.ndarray:
 
 
 def filling(systems: list[System], count: int, size: int, random: np.random.Generator) -> Iterator[tuple[System, float]]:
-    """Yield each of some systems with as many maps, and the share of the canvas that `count` points fill; 0 when not bounded."""
+    """Yield each system (all with the same number of maps) with the share of the canvas that `count` points fill; 0 if it is
+    unbounded.
+    """
     if not systems:
         return
     points = chaos(np.stack([s.maps for s in systems]), np.stack([s.cumulative() for s in systems]), count, random)
@@ -112,11 +115,12 @@ def filling(systems: list[System], count: int, size: int, random: np.random.Gene
 
 
 def category(seed: int, number: int) -> System:
-    """Return the system of category `number`: the first drawn one that fills enough of the canvas."""
+    """Return the system of category `number`: the first one drawn that fills enough of the canvas."""
     random = np.random.default_rng([seed, number])
     while True:
         systems = [random_system(random) for _ in range(CANDIDATES)]
-        for count in sorted({len(system.maps) for system in systems}):  # those of as many maps run together
+        # systems with the same number of maps are computed together
+        for count in sorted({len(system.maps) for system in systems}):
             alike = [system for system in systems if len(system.maps) == count]
             likely = [system for system, filled in filling(alike, *ROUGH, random) if filled >= FILLING]
             for system, filled in filling(likely, POINTS, CANVAS, random):
@@ -127,7 +131,7 @@ def category(seed: int, number: int) -> System:
 def varied(system: System, count: int, random: np.random.Generator, variations: np.ndarray = VARIATIONS) -> np.ndarray:
     """Return points of the variations of a system (float64 [V, 6] or [V, 12], factors on its parameters), float64 [V, n, 2] or [V, n, 3].
 
-    A variation that is not bounded is brought half-way back to the system until it is.
+    An unbounded variation is moved half-way back to the original system until it is bounded.
     """
     weights = variations.copy()
     cumulative = np.repeat(system.cumulative()[None], len(weights), 0)
@@ -139,7 +143,7 @@ def varied(system: System, count: int, random: np.random.Generator, variations: 
 
 
 def patterns(random: np.random.Generator) -> np.ndarray:
-    """Return `PATTERNS` different patches of random 3 x 3 dots, bool [P, 3, 3], none of them empty."""
+    """Return `PATTERNS` different random patches of 3 x 3 dots, bool [P, 3, 3], none of them empty."""
     codes = random.choice(np.arange(1, 1 << 9), PATTERNS, replace=False)
     return (codes[:, None] >> np.arange(9) & 1).astype(bool).reshape(PATTERNS, 3, 3)
 
@@ -158,10 +162,10 @@ def images(seed: int, number: int, instances: int, size: int) -> Iterator[np.nda
     """Yield the images of a category, uint8 [size, size], in an order that makes the first ones differ in every way.
 
     Args:
-        seed: of the set.
-        number: of the category.
-        instances: how many, at most `INSTANCES`.
-        size: pixels of a side; the number of points is in proportion to the area, `POINTS` at 362.
+        seed: seed of the set.
+        number: number of the category.
+        instances: number of images, at most `INSTANCES`.
+        size: side in pixels; the number of points is proportional to the area, `POINTS` at 362.
     """
     random = np.random.default_rng([seed, number, 1])
     count = max(1, round(POINTS * (size / SIZE) ** 2))

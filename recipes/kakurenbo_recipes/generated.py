@@ -1,4 +1,4 @@
-"""Small images that are made, not read: what `debug=true` trains on, in the shapes of the real data."""
+"""Small generated images in the shapes of real data, for `debug=true`."""
 
 import torch
 import torch.nn.functional as F
@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from kakurenbo_recipes.data import ImageData, InMemoryImages
 from kakurenbo_recipes.settings import check_setting, is_count
 
-COARSE = 4  # pixels of the pattern of a class before it is scaled up
+COARSE = 4  # side in pixels of a class's pattern before it is scaled up
 
 
 class GeneratedImages(ImageData):
-    """Each class has a coarse pattern of its own, its images differ by noise: easy to learn, and quick.
+    """Each class has its own coarse pattern, and its images differ by noise, so that it is easy and quick to learn.
 
     Args:
         num_classes: number of classes.
-        samples: training images; a quarter as many are tested on.
-        size: pixels of a side.
-        noise: standard deviation of the noise in units of the pattern's.
-        generator_seed: of patterns and noise.
+        samples: number of training images; a quarter as many are used for testing.
+        size: side in pixels.
+        noise: standard deviation of the noise, relative to that of the pattern.
+        generator_seed: seed of patterns and noise.
         settings: those of `ImageData`.
     """
 

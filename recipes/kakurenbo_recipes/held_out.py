@@ -22,8 +22,8 @@ class HeldOutClassifier(ImageClassifier):
 
     Attributes:
         losses: float32 [M] on the CPU, in the order of the loader; None before the first validation.
-        best_epoch: the epoch they are of.
-        best_accuracy: accuracy of that epoch, in [0, 1].
+        best_epoch: the epoch of these losses.
+        best_accuracy: validation accuracy in that epoch, in [0, 1].
     """
 
     def __init__(self, *arguments, **settings) -> None:
@@ -33,13 +33,13 @@ class HeldOutClassifier(ImageClassifier):
         self._seen: list[tuple[Tensor, Tensor]] = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Take the loss of each sample of a batch, and whether it is right."""
+        """Collect the loss of each sample of a batch, and whether it is predicted correctly."""
         images, labels = batch
         logits = self(images).float()
         self._seen.append((F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the losses when they are the lowest so far."""
+        """Keep the losses if their mean is the lowest so far."""
         losses, correct = (torch.cat(parts).cpu() for parts in zip(*self._seen, strict=True))
         self._seen = []
         self.log_dict({"val/loss": losses.mean(), "val/accuracy": correct.float().mean()}, prog_bar=True)
@@ -48,7 +48,7 @@ class HeldOutClassifier(ImageClassifier):
 
 
 def split(total: int, folds: int, seed: int) -> list[Tensor]:
-    """Return the rows of each fold, int64, ascending: every row of `total` is in one of them; sizes differ by one at most."""
+    """Split `total` rows into folds: int64, ascending; sizes differ by at most one."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return [order[fold::folds].sort().values for fold in range(folds)]
 
@@ -57,8 +57,8 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
     """Train a model on all but `rows` of the training samples, and return it with its losses of `rows`.
 
     Args:
-        cfg: the settings of the program.
-        data: set up; it stays as it is.
+        cfg: settings of the program.
+        data: a data module that has been set up; it is not changed.
         rows: int64 [M], ascending.
     """
     everything = existing(data.train_images, "data.train_images", "data.setup()")
@@ -66,7 +66,7 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
     rest[rows] = False
     part = copy.copy(data)
     part.train_images = everything.part(rest.nonzero()[:, 0])
-    # validates on the fold, not on the test set
+    # validate on the fold instead of the test set
     part.val_images = part.test_images = everything.part(rows)
 
     network = made_of(cfg.model, num_classes=data.num_classes)
@@ -84,7 +84,7 @@ def held_out_losses(cfg: DictConfig, data: ImageData, rows: Tensor) -> HeldOutCl
 
 
 def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
-    """Return the loss of each training sample by a model that has not been trained on it, float32 [N]."""
+    """Return the loss of each training sample under a model that was not trained on it, float32 [N]."""
     total = len(existing(data.train_images, "data.train_images", "data.setup()"))
     is_split = is_count(cfg.folds, 2) and cfg.folds <= total
     check_setting("folds", cfg.folds, is_split, f"an int from 2 to {total}, the number of samples", "Use 2, as in the paper.")
@@ -106,7 +106,7 @@ def irreducible_losses(cfg: DictConfig, data: ImageData) -> Tensor:
 
 
 def save(content: dict[str, object], path: Path) -> None:
-    """Write a file that appears under its name when it is whole."""
+    """Write a file atomically: it gets its name when it is complete."""
     with replacing(path) as partial:
         torch.save(content, partial)
 

@@ -21,7 +21,7 @@ from kakurenbo_recipes.train import config_dir
 
 @hydra.main(config_path=config_dir(), config_name="irreducible", version_base="1.3")
 def make(cfg: DictConfig) -> None:
-    """Train the models and write the table."""
+    """Train the models of all folds and write the table."""
     check_config(cfg, names_of(IrreducibleSchema), "python -m kakurenbo_recipes.irreducible")
     output = Path(cfg.output).expanduser()
     check_setting("output", cfg.output, not output.is_dir(), "the name of a file", "Try output=irreducible.pt.")
@@ -34,7 +34,7 @@ def make(cfg: DictConfig) -> None:
 
 
 def main() -> None:
-    """Start the program."""
+    """Start the program `python -m kakurenbo_recipes.irreducible`."""
     with short_errors(config_dir(), "irreducible", "python -m kakurenbo_recipes.irreducible"):
         make()
 

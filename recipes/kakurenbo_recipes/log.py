@@ -1,4 +1,4 @@
-"""What a run says is kept in the log file of its folder, which Hydra makes, beside what the terminal shows."""
+"""Keeps what a run prints in the log file of its folder, which Hydra creates."""
 
 import contextlib
 import itertools
@@ -11,30 +11,33 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 LIGHTNING = "lightning"
-# loggers that write to the terminal by themselves, so that nothing of theirs comes to Hydra's file
+# loggers with their own handler on the terminal, whose lines would not reach Hydra's file
 SPEAKERS = (LIGHTNING, "lightning.pytorch", "lightning.fabric")
 PROGRAM, WARNINGS = "kakurenbo-train", "py.warnings"
-# of Lightning's use of torch, about which nobody can do anything here
+# warnings about Lightning's own use of torch, on which a user cannot act
 DEPRECATED = r"`isinstance\(treespec, LeafSpec\)` is deprecated"
 
 
 def without_end(record: logging.LogRecord) -> bool:
-    """Take the newline from a warning's end; of a filter that lets it through."""
+    """Remove the newline at the end of a warning. It is used as a logging filter that lets every record through."""
     record.msg, record.args = record.getMessage().rstrip(), None
     return True
 
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """Within it, what Lightning, the callback and warnings say, and an error that ends the run, come into the files of the root's log."""
+    """Context in which messages of Lightning and the callback, warnings, and an error that ends the run go to the root logger's
+    files.
+    """
     import lightning.pytorch  # noqa: F401, whose loggers are as it makes them; nothing imports it before a training begins
 
     parent = logging.getLogger(LIGHTNING)
-    propagate, parent.propagate = parent.propagate, False  # it has shown its text; Hydra's terminal would show it a second time
+    # the text is on the terminal already, and Hydra's handler would print it again
+    propagate, parent.propagate = parent.propagate, False
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
     silent = [
         name for name in SPEAKERS if not logging.getLogger(name).propagate
-    ]  # what propagates comes to the root's files anyway
+    ]  # loggers that propagate reach the root's files anyway
     added = [(name, file) for name in [*silent, WARNINGS, PROGRAM] for file in files]
     added += [(WARNINGS, logging.StreamHandler()), (PROGRAM, logging.NullHandler())]
     with warnings.catch_warnings():
@@ -44,7 +47,7 @@ def logged() -> Iterator[None]:
         for name, handler in added:
             logging.getLogger(name).addHandler(handler)
         for name in (WARNINGS, PROGRAM):
-            logging.getLogger(name).propagate = False  # else Hydra shows it a second time
+            logging.getLogger(name).propagate = False  # else Hydra prints it a second time
         logging.getLogger(PROGRAM).setLevel(logging.INFO)
         try:
             yield
@@ -60,15 +63,16 @@ def logged() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Print a text, and keep it in the log."""
+    """Print a text and write it to the log."""
     print(text)
     logging.getLogger(PROGRAM).info(text)
 
 
 def metrics_version(method: str) -> str:
-    """Return the version of a CSVLogger: none for the folder of the method, a new one where an earlier part of the run left its metrics.
+    """Return the version of a CSVLogger: empty for the method's folder, or a new one if an earlier part of the run left its metrics
+    there.
 
-    Lightning deletes the metrics that it finds, so a resumed run writes beside them: METHOD/v2/metrics.csv.
+    Lightning deletes metrics that it finds, so a resumed run writes to another folder beside them: METHOD/v2/metrics.csv.
     """
     run = HydraConfig.get().runtime
     if OmegaConf.is_missing(run, "output_dir"):  # `--cfg job --resolve` makes no folder

@@ -23,7 +23,7 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequenti
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions around a shortcut; the shortcut is a 1 x 1 convolution where the shape changes."""
+    """Two 3 x 3 convolutions with a shortcut, which is a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -116,13 +116,13 @@ def timm_network(name: str, num_classes: int, pretrained: bool = False, options:
     """Return a network of timm by name, for images of 3 channels and `num_classes` classes.
 
     Args:
-        name: of the model.
+        name: name of the model in timm.
         num_classes: number of logits.
-        pretrained: begin with timm's weights, which it downloads.
-        options: what else the model takes, for example `img_size`, `patch_size` and `drop_path_rate` of a transformer.
+        pretrained: start with timm's pretrained weights, which are downloaded.
+        options: further arguments of the model, for example `img_size`, `patch_size` and `drop_path_rate` of a transformer.
 
     Raises:
-        ValueError: timm has no model of that name.
+        ValueError: timm has no model with that name.
     """
     import timm
 
@@ -133,18 +133,18 @@ def timm_network(name: str, num_classes: int, pretrained: bool = False, options:
 
 
 def load_network(network: nn.Module, path: str) -> str:
-    """Begin with the weights of a checkpoint's network; the last layer keeps its own when it has another number of classes.
+    """Load the weights of a checkpoint's network. The last layer keeps its own weights if the number of classes differs.
 
     Args:
-        network: as the checkpoint's, but for the last layer.
-        path: of a checkpoint that Lightning saved of a module with an attribute `network`.
+        network: has the architecture of the checkpoint's network, except for the last layer.
+        path: path of a Lightning checkpoint of a module with an attribute `network`.
 
     Returns:
-        What was done, in a line.
+        One line that says what was loaded.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds another network.
+        FileNotFoundError: the file does not exist.
+        ValueError: the checkpoint holds another network.
     """
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(
@@ -170,7 +170,7 @@ def load_network(network: nn.Module, path: str) -> str:
 
 
 class Task(L.LightningModule):
-    """A network, its optimizer and its schedule: what every task trains.
+    """A network with its optimizer and schedule; the base class of all tasks.
 
     Attributes:
         metric: name of the validation metric `val/NAME` that runs are compared by; higher is better.
@@ -178,7 +178,7 @@ class Task(L.LightningModule):
     Args:
         network: maps images to logits.
         optimizer: makes the optimizer from the parameters.
-        schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
+        schedule: makes Lightning's `lr_scheduler` dict from the optimizer and the Trainer.
     """
 
     metric: str
@@ -203,7 +203,7 @@ class Task(L.LightningModule):
 
 
 class ImageClassifier(Task):
-    """Train a network on cross-entropy; nothing in it knows that samples are hidden.
+    """Trains a network with cross-entropy. Nothing in it depends on sample selection.
 
     Attributes:
         metric: name of the validation metric `val/NAME` that runs are compared by; higher is better.
@@ -212,8 +212,8 @@ class ImageClassifier(Task):
         network: maps images, float32 [B, 3, H, W], to logits [B, num_classes].
         optimizer: makes the optimizer from the parameters.
         num_classes: number of classes.
-        schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
-        label_smoothing: of the training loss.
+        schedule: makes Lightning's `lr_scheduler` dict from the optimizer and the Trainer.
+        label_smoothing: label smoothing of the training loss.
     """
 
     metric = "accuracy"

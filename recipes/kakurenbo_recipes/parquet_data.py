@@ -28,8 +28,8 @@ def in_memory(part: ParquetPart, limit: int | None = None, quiet: bool = True) -
     """Decode the images (JPEG, PNG, ...) of a part into memory: uint8 [N, 3, H, W].
 
     Args:
-        part: of a data set.
-        limit: only the first so many of them; None for all.
+        part: a part of a data set.
+        limit: decode only the first so many images; None for all.
         quiet: show no progress.
 
     Raises:
@@ -59,9 +59,9 @@ class ParquetParts:
     Args:
         root: folder of `train.parquet` and `test.parquet` or of files like `train-00000-of-00005.parquet`, or of a folder `data` of such.
         train: name of the training part.
-        test: name of the part to test on; None: the first of test, validation, valid and val that is there.
-        image_column: of the encoded images; None: `image` or `img`.
-        label_column: of the classes; None: `label`, `labels` or `fine_label`.
+        test: name of the part to test on; None: the first of test, validation, valid and val that exists.
+        image_column: column of the encoded images; None: `image` or `img`.
+        label_column: column of the classes; None: `label`, `labels` or `fine_label`.
         settings: those of the data module.
     """
 
@@ -80,20 +80,20 @@ class ParquetParts:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes of the training part."""
+        """Number of classes in the training part."""
         return self.train_part.num_classes
 
     @property
     def class_names(self) -> list[str] | None:
-        """Names of the classes, where Hugging Face wrote them."""
+        """Names of the classes, if Hugging Face wrote them."""
         return self.train_part.classes
 
     @cached_property
     def train_part(self) -> ParquetPart:
-        """The training part.
+        """The part to train on.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         part = self._part("train", (self.train,))
         part.check_labels(part.num_classes)
@@ -101,22 +101,22 @@ class ParquetParts:
 
     @cached_property
     def test_part(self) -> ParquetPart:
-        """The part to test on, whose labels are known to the training part.
+        """The part to test on. Its labels must occur in the training part.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
         """
         part = self._part("test", self.test)
         part.check_labels(self.train_part.num_classes)
         return part
 
     def has(self, *names: str) -> bool:
-        """Tell whether one of the named parts is there."""
+        """Whether one of the named parts exists."""
         return any(part_files(self.root, name) for name in names)
 
     @property
     def has_test(self) -> bool:
-        """Whether there is a part to test on; one that is asked for by name has to be there."""
+        """Whether there is a part to test on. If it was named explicitly it must exist."""
         return self.test != TEST_PARTS or self.has(*TEST_PARTS)
 
     def _part(self, setting: str, names: Sequence[str]) -> ParquetPart:
@@ -132,7 +132,7 @@ class ParquetParts:
 
 
 class ParquetImages(ParquetParts, ImageData):
-    """Small images of one size, decoded into memory, where they take N x 3 x H x W bytes.
+    """Small images of one size, decoded into memory (N x 3 x H x W bytes).
 
     Args:
         mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
@@ -146,8 +146,8 @@ class ParquetImages(ParquetParts, ImageData):
             self.mean, self.std = scale
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages | None]:
-        """Decode both parts, or the training part where images of it are held out and there is no other."""
-        test = self.test_part if self.has_test or not self.held_out else None  # raises before anything is decoded
+        """Decode both parts; only the training part if images of it are held out and there is no test part."""
+        test = self.test_part if self.has_test or not self.held_out else None  # raises an error before anything is decoded
         return self._read(self.train_part, self.subset), None if test is None else self._read(test, self.eval_subset)
 
     def _read(self, part: ParquetPart, limit: int | None) -> InMemoryImages:
@@ -172,7 +172,7 @@ class CIFAR10(ParquetImages):
         super().__init__(root=root, **settings)
 
     def prepare_data(self) -> None:
-        """Download the data set with torchvision unless it is there already."""
+        """Download the data set with torchvision if it does not exist."""
         if self.has(self.train) and self.has(*self.test):
             return
         try:
@@ -198,10 +198,10 @@ class CIFAR10(ParquetImages):
 
 
 class ParquetLargeImages(ParquetParts, LargeImages):
-    """Images of different sizes, decoded and cropped by workers; without a part to test on, a share of the training images is held out.
+    """Images of different sizes, decoded and cropped by workers. Without a test part, a share of the training images is held out.
 
     Args:
-        cache: folder for the copies of `datasets`, as large as the files; None: where it keeps its own ($HF_DATASETS_CACHE).
+        cache: folder for the copies that `datasets` makes, as large as the files; None: its default ($HF_DATASETS_CACHE).
         settings: those of `ParquetParts` and of `LargeImages`.
     """
 
@@ -210,11 +210,11 @@ class ParquetLargeImages(ParquetParts, LargeImages):
         self.cache = None if cache is None else Path(cache).expanduser()
 
     def prepare_data(self) -> None:
-        """Make the copies, one for each part."""
+        """Make the cached copy of each part."""
         self.load()
 
     def load(self) -> tuple[ParquetPart, ParquetPart | None]:
-        """Open the copies, which are made where there are none."""
+        """Open the cached copies, which are made if they do not exist."""
         parts = self.train_part, self.test_part if self.has_test else None
         for part in filter(None, parts):
             part.cache = self.cache

@@ -1,4 +1,4 @@
-"""One part of a data set in parquet files as Hugging Face `datasets` writes them: where its files are, its images and labels."""
+"""One part of a data set in parquet files as Hugging Face `datasets` writes them: its files, images and labels."""
 
 import re
 from bisect import bisect_right
@@ -23,13 +23,13 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label
 
 
 def part_files(root: Path, part: str) -> list[Path]:
-    """Return the files of a part in their order: `part.parquet` or `part-00000-of-00005.parquet` and so on, in `root` or `root/data`.
+    """Return the files of a part in order: `part.parquet`, or `part-00000-of-00005.parquet` and so on, in `root` or `root/data`.
 
     Returns:
-        The files; none when the part is not there.
+        The files; an empty list if the part does not exist.
 
     Raises:
-        FileNotFoundError: some of several files are there, and some not.
+        FileNotFoundError: some of several files are missing.
     """
     name = re.compile(rf"{re.escape(part)}-(\d+)-of-(\d+)(-\w+)?\.parquet")
     for folder in (root, root / "data"):
@@ -48,7 +48,7 @@ def part_files(root: Path, part: str) -> list[Path]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn Arrow's errors about a file into a ValueError that names it."""
+    """Context that turns Arrow's errors about a file into a ValueError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, TypeError) as error:
@@ -59,17 +59,17 @@ def reading(path: Path) -> Iterator[None]:
 
 
 class ParquetPart(Dataset):
-    """One part of a data set in parquet files: a PIL image in RGB and a class for each index.
+    """One part of a data set in parquet files; an item is a PIL image in RGB and its class.
 
     Args:
-        files: at least one, in order.
+        files: one or more files, in order.
         image_column: of the encoded images, a struct with the field `bytes`, or bytes; None: one of `IMAGE_COLUMNS`.
         label_column: of the classes, integers; None: one of `LABEL_COLUMNS`.
         cache: folder for the copy that `datasets` makes to read single images; None: where it keeps its own ($HF_DATASETS_CACHE).
 
     Attributes:
-        classes: the names that Hugging Face wrote into the first file; None when there are none.
-        transform: what is made of an image; None leaves it as it is.
+        classes: names of the classes from the first file; None if there are none.
+        transform: applied to each image; None returns it unchanged.
 
     Raises:
         ValueError: the first file is damaged, or a column is missing there.
@@ -110,7 +110,7 @@ class ParquetPart(Dataset):
         for path in self.files:
             with reading(path):
                 table = datasets.Dataset(pq.read_table(path, columns=[self.image])).cast_column(self.image, datasets.Image())
-            rows = cast(Iterator[dict[str, Any]], iter(table))  # `datasets` declares lists too
+            rows = cast(Iterator[dict[str, Any]], iter(table))  # cast: `datasets` declares lists as well
             for _ in range(len(table)):
                 with self._naming(index):
                     image = next(rows)[self.image].convert("RGB")
@@ -119,10 +119,10 @@ class ParquetPart(Dataset):
 
     @cached_property
     def copy(self) -> datasets.Dataset:
-        """The rows in the cache of `datasets`, mapped into memory; files that have changed get another copy.
+        """The rows in the cache of `datasets`, memory-mapped. Changed files get a new copy.
 
         Raises:
-            OSError: it cannot be written or read.
+            OSError: the copy cannot be written or read.
         """
         features = datasets.Features({self.image: datasets.Image(), self.label: datasets.Value("int64")})
         cache = self.cache or datasets.config.HF_DATASETS_CACHE
@@ -137,10 +137,10 @@ class ParquetPart(Dataset):
 
     @contextmanager
     def _naming(self, index: int) -> Iterator[None]:
-        """Turn any error about an image into a ValueError that names its file and row."""
+        """Context that turns any error about an image into a ValueError that names its file and row."""
         try:
             yield
-        except Exception as error:  # Pillow raises many kinds; AttributeError: the bytes are null
+        except Exception as error:  # Pillow raises many kinds of errors; null bytes raise an AttributeError
             path, row = self.place(index)
             raise ValueError(
                 f"{path}: row {row} cannot be decoded ({type(error).__name__}: {error}). Download the file again, or remove the row; a "
@@ -148,7 +148,7 @@ class ParquetPart(Dataset):
             ) from None
 
     def place(self, index: int) -> tuple[Path, int]:
-        """Return the file that a sample is in, and its row there."""
+        """Return the file that holds a sample, and its row in that file."""
         starts = [0, *accumulate(pq.read_metadata(path).num_rows for path in self.files)]
         number = bisect_right(starts, index) - 1
         return self.files[number], index - starts[number]
@@ -158,7 +158,7 @@ class ParquetPart(Dataset):
         """The class of each sample, int64 [N].
 
         Raises:
-            ValueError: one is missing or negative, or there are none.
+            ValueError: a label is missing or negative, or there are no labels.
         """
         labels = []
         for path in self.files:
@@ -174,11 +174,11 @@ class ParquetPart(Dataset):
 
     @cached_property
     def num_classes(self) -> int:
-        """How many names of classes there are; without them, the highest label and one more."""
+        """Number of class names, or the highest label plus one if there are no names."""
         return len(self.classes) if self.classes else int(self.targets.max()) + 1
 
     def check_labels(self, num_classes: int) -> None:
-        """Raise a ValueError when a label is not below `num_classes`."""
+        """Raise a ValueError if a label is not below `num_classes`."""
         allowed = f"must be below {num_classes}, the classes of the training part. Are both parts of one data set?"
         self._check(self.targets, self.targets < num_classes, allowed)
 

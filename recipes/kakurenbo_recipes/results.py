@@ -1,4 +1,4 @@
-"""What a run leaves behind, and the tables that compare runs."""
+"""The result that a run leaves behind, and tables that compare runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from kakurenbo_lightning.cli.report import WIDTH, comparison_lines, problem_lines
 from kakurenbo_lightning.cli.text_table import terminal_width
 
-if TYPE_CHECKING:  # pandas is loaded when there is something to compare
+if TYPE_CHECKING:  # pandas is imported only when runs are compared
     from kakurenbo_lightning.report import Run
 
 
@@ -24,7 +24,7 @@ class Result:
         method: name of the selection method.
         metric: name of the validation metric: "accuracy" or "iou".
         score: its value after the last epoch, in [0, 1]; None without validation.
-        totals: the callback's counts (over all ranks), seconds (of this one) and what follows from them: `SampleSelection.totals`.
+        totals: the callback's counts (over all ranks), its seconds (of this rank) and derived figures: `SampleSelection.totals`.
         fit_seconds: wall time of `Trainer.fit`, validation included.
         test_score: the metric on the test images, of the best checkpoint where one was kept (`test=true`), in [0, 1]; None without a test.
     """
@@ -56,7 +56,7 @@ class Result:
         return self.totals[name] / max(1, presented)
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields and the derived figures, ready for JSON; the score also by the name of its metric."""
+        """Return all fields and derived figures as JSON values; the score also under the name of its metric."""
         derived = {name: getattr(self, name) for name in ("seconds", "hidden_share", "rejected_share")}
         return {**asdict(self), self.metric: self.score, **derived}
 
@@ -75,19 +75,21 @@ def comparison(results: list[Result]) -> list[str]:
 
 
 class Summary(Callback):
-    """Compares the runs of a multirun on the terminal when it ends, and names the command that draws them; it never fails a sweep."""
+    """Prints a comparison of the runs of a multirun when it ends, and the command that plots them. It never fails a sweep."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the table of `config.hydra.sweep.dir`."""
+        """Print the table of the runs in `config.hydra.sweep.dir`."""
         try:
             for line in summary(Path(config.hydra.sweep.dir)):
                 print(line)
-        except Exception as error:  # the runs are done and on disk: a table is no reason to end their sweep with an error
+        except Exception as error:  # the runs are finished and saved: a failed table must not fail the sweep
             print(f"no summary of the runs: {type(error).__name__}: {error}")
 
 
 def summary(folder: Path) -> list[str]:
-    """The comparison of the runs below a folder, what was left out, and how to draw them; nothing without runs (`record=none`)."""
+    """Return the lines of the comparison of runs below a folder, what was left out, and how to plot them; empty without runs
+    (`record=none`).
+    """
     from kakurenbo_lightning.report import make_groups, read_runs
     from kakurenbo_lightning.report.notes import unfinished
 

@@ -1,4 +1,4 @@
-"""What a command line of `kakurenbo-train` must not say, before anything is imported that trains: settings that nothing reads."""
+"""Checks of `kakurenbo-train`'s command line before anything heavy is imported: settings that nothing would read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from kakurenbo_recipes.settings import check_setting, did_you_mean, is_count
 
 
 def refuse_unused(cfg: DictConfig) -> None:
-    """Raise a ValueError for a setting of what is switched off."""
+    """Raise a ValueError for settings of something that is switched off."""
     for key, value in typed():
         small_alone = key.startswith("small.") and not cfg.debug
         check_setting(key, value, not small_alone, "left out without debug=true", "Or add debug=true.")
         off = key.startswith("checkpoint.") and not cfg.trainer.enable_checkpointing
         check_setting(key, value, not off, "left out with trainer.enable_checkpointing=false", "It saves no checkpoint.")
     devices, most = cfg.trainer.get("devices"), max(8, os.cpu_count() or 1)
-    few = cfg.trainer.get("accelerator") != "cpu" or not is_count(devices, most + 1)  # so many processes stall the machine
+    # on a CPU each device is a process, and too many stall the machine
+    few = cfg.trainer.get("accelerator") != "cpu" or not is_count(devices, most + 1)
     check_setting("trainer.devices", devices, few, f"at most {most} processes on this machine's CPU", "Try trainer.devices=2.")
     tests = not cfg.test or cfg.trainer.get("limit_test_batches") != 0
     check_setting("test", cfg.test, tests, "false with trainer.limit_test_batches=0", "Or leave the limit out.")
@@ -42,7 +43,7 @@ def refuse_unused(cfg: DictConfig) -> None:
 
 
 def check_checkpoint(cfg: DictConfig) -> None:
-    """Raise a ValueError for a `ckpt_path` that is no file; addresses and Lightning's own words are left to Lightning."""
+    """Raise a ValueError for a `ckpt_path` that is not a file. URLs and Lightning's keywords are left to Lightning."""
     path = cfg.ckpt_path
     if path is None or path in ("last", "hpc") or "://" in path or path.startswith("registry"):
         return
@@ -50,15 +51,15 @@ def check_checkpoint(cfg: DictConfig) -> None:
     hint = (
         f"Its newest: ckpt_path={str(found[-1])!r}."
         if found
-        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME goes on with a run."
+        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME continues a run."
     )
-    is_sharded = (Path(path) / "meta.pt").is_file()  # a folder that Lightning saved
+    is_sharded = (Path(path) / "meta.pt").is_file()  # a sharded checkpoint is a folder with this file
     is_file = Path(path).is_file() and (is_zipfile(path) or is_old_format(Path(path)))
     check_setting("ckpt_path", path, is_file or is_sharded, "null, last or the file of a checkpoint", hint)
 
 
 def warn_of_unused(cfg: DictConfig) -> None:
-    """Say so when F or tau is set and no method has it; refuse it unless it is a sweep over methods."""
+    """Print a note if F or tau is set but the method does not use it; refuse it unless several methods are swept."""
     method = cast(dict[str, Any], OmegaConf.to_container(cfg.method, resolve=False))  # of a DictConfig
     used = " ".join(map(str, method.values()))
     for name in ("F", "tau"):
@@ -72,7 +73,7 @@ def warn_of_unused(cfg: DictConfig) -> None:
 
 
 def check_above(cfg: DictConfig) -> None:
-    """Raise a ValueError where `save` or the group `guard` stand beside what they exclude; say so where they change nothing."""
+    """Raise a ValueError if `save` or the group `guard` contradicts another setting; print a note if it has no effect."""
     names = [cfg.method.method] if cfg.compare is None else list(cfg.compare)
     given = dict(typed())
     if cfg.save is not None:
@@ -90,14 +91,14 @@ def check_above(cfg: DictConfig) -> None:
 
 
 def check_compare(cfg: DictConfig) -> None:
-    """Raise a ValueError unless `compare` is a list of different methods to train from the beginning."""
+    """Raise a ValueError unless `compare` is a list of different methods that are all trained from scratch."""
     is_list = isinstance(cfg.compare, ListConfig) and len(cfg.compare) > 0
     check_setting("compare", cfg.compare, is_list, "null or a list of methods", "Write compare=[baseline,kakurenbo].")
     known = GlobalHydra.instance().config_loader().get_group_options("method")
     names = list(cfg.compare)
     for name in names:
         hint = did_you_mean(name, known, "Write compare=[baseline,kakurenbo].")
-        is_option = name in known or bool(search_path())  # there Hydra alone can tell
+        is_option = name in known or bool(search_path())  # with another search path only Hydra knows the options
         check_setting("compare", names, is_option, f"a list of methods out of {', '.join(known)}", hint)
     hint = "Other seeds of a method: -m seed=0,1."
     check_setting("compare", names, len(set(names)) == len(names), "a list that names each method once", hint)
@@ -109,12 +110,12 @@ def check_compare(cfg: DictConfig) -> None:
 
 
 def scores(cfg: DictConfig) -> bool:
-    """Whether the method scores every batch."""
+    """Whether the method scores every batch (backprop family)."""
     return available_methods()[cfg.method.method].family == "backprop"
 
 
 def typed() -> list[tuple[str, Any]]:
-    """Return what the command line sets, by name; without what it deletes."""
+    """Return the settings of the command line by name, without deletions."""
     return [(override.key_or_group, override.value()) for override in overrides_of_run() if not override.is_delete()]
 
 
@@ -124,5 +125,5 @@ def overrides_of_run() -> list[Override]:
 
 
 def search_path() -> list[str]:
-    """Return what the command line says of folders of configs, which Hydra does not keep for what is composed later."""
+    """Return the config folders named on the command line, which Hydra does not keep for configs that are composed later."""
     return [word for word in HydraConfig.get().overrides.hydra if word.lstrip("+").startswith("hydra.searchpath=")]

@@ -8,26 +8,26 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 STARTED = "KAKURENBO_STARTED"  # the default folder of a run; the ranks that Lightning starts inherit it
-LEFT = ("results.json", "*/run.json", "*/metrics.csv", "*/checkpoints/*.ckpt")  # what a run leaves, whole or not
+LEFT = ("results.json", "*/run.json", "*/metrics.csv", "*/checkpoints/*.ckpt")  # files of a run, finished or interrupted
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # a job that was started again may begin again in its folder
+RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")  # a restarted job may use its folder again
 
 
 class OneRun(Callback):
-    """Looks at the folder before Hydra writes into it; Hydra turns a callback's errors into warnings, but not a SystemExit."""
+    """Checks the run's folder before Hydra writes into it. Hydra turns errors of a callback into warnings, so SystemExit is raised."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check `hydra.run.dir`."""
+        """Check that `hydra.run.dir` does not hold another run."""
         self._check(config, "run", "")
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Check `hydra.sweep.dir`, in which each run has a folder; an arena goes on in its own."""
+        """Check that `hydra.sweep.dir`, which holds a folder per run, is free. An arena continues in its own folder."""
         if not str(OmegaConf.select(config, "hydra.sweeper._target_")).endswith(".ArenaSweeper"):
             self._check(config, "sweep", "*/")
 
     def _check(self, config: DictConfig, mode: str, runs: str) -> None:
         if any(os.environ.get(name, "0") != "0" for name in RANKS):
-            return  # rank 0 has made it
+            return  # rank 0 has reserved the folder already
         name = f"hydra.{mode}.dir"
         typed = any(word.lstrip("+").startswith(f"{name}=") for word in config.hydra.overrides.hydra)
         again = config.ckpt_path is not None if "ckpt_path" in config else False
@@ -42,7 +42,7 @@ class OneRun(Callback):
             refuse(name, folder, "a folder that can be written to")
         restarted = any(os.environ.get(variable, "0") != "0" for variable in RESTARTS)
         if not (again or restarted) and any(next(folder.glob(runs + left), None) for left in LEFT):
-            refuse(name, folder, "a folder that holds no run yet", "delete it, or go on with its run by ckpt_path=last")
+            refuse(name, folder, "a folder that holds no run yet", "delete it, or continue its run with ckpt_path=last")
 
 
 def reserved(config: DictConfig, mode: str) -> Path:
@@ -57,8 +57,8 @@ def reserved(config: DictConfig, mode: str) -> Path:
             if not folder.is_dir():
                 raise
             number += 1
-            os.environ[STARTED] = f"{started}-{number}"  # the config reads it each time
-            if Path(config.hydra[mode].dir) == folder:  # a config whose folder does not follow it
+            os.environ[STARTED] = f"{started}-{number}"  # configs/train.yaml reads it whenever hydra.run.dir is resolved
+            if Path(config.hydra[mode].dir) == folder:  # a user's config may set a folder without this variable
                 return folder
 
 

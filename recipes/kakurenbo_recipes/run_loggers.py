@@ -1,4 +1,4 @@
-"""What the loggers of a run know of it: its settings, and a name and a group where they show runs side by side."""
+"""Tells a run's loggers its settings, and a name and a group for tools that show runs side by side."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 if TYPE_CHECKING:
     import lightning as L
 
-SHOWN = {"max_fraction": "F", "tau": "tau"}  # settings of a method that are in the name of its runs, as they are typed
+SHOWN = {"max_fraction": "F", "tau": "tau"}  # settings that are part of a run's name, with the name used on the command line
 
 
 def group_name(*, _root_: DictConfig) -> str:
-    """Return what runs that differ by their seed alone have in common: `kakurenbo-F0.3-tau0.7`."""
+    """Return the common name of runs that differ only in their seed: `kakurenbo-F0.3-tau0.7`."""
     method = _root_.method
     return "-".join([method.method, *(f"{short}{method[name]}" for name, short in SHOWN.items() if name in method)])
 
@@ -31,7 +31,7 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig) -> None:
-    """Give the resolved settings of the run to each logger, passwords hidden as in run.json."""
+    """Pass the run's resolved settings to each logger, with passwords hidden as in run.json."""
     from kakurenbo_lightning.record.machine import without_secrets
 
     settings = cast(dict[str, Any], without_secrets(OmegaConf.to_container(cfg, resolve=True)))
@@ -41,7 +41,7 @@ def log_hyperparameters(trainer: L.Trainer, cfg: DictConfig) -> None:
 
 @contextmanager
 def own_wandb_run(trainer: L.Trainer) -> Iterator[None]:
-    """End the run of Weights & Biases with this training: in the next training of the process `wandb.init` would go on with it."""
+    """End the Weights & Biases run together with this training; otherwise the next `wandb.init` of the process would continue it."""
     failed = True
     try:
         yield

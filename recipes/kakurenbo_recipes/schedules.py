@@ -1,4 +1,4 @@
-"""Learning-rate schedules of the recipes, step by step, from what torch has."""
+"""Learning-rate schedules of the recipes, stepped per batch, made of torch's."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -20,16 +20,16 @@ def schedule(
     warmup_factor: float = 0.1,
     final_factor: float = 0.0,
 ) -> dict[str, Any]:
-    """Return what `configure_optimizers` says of a schedule that ends with the last step.
+    """Return the `lr_scheduler` dict for `configure_optimizers`: a schedule that ends exactly with the last step.
 
     Args:
-        optimizer: whose learning rate.
-        trainer: knows the number of steps and epochs.
-        milestones: epochs from which the learning rate is multiplied by `gamma`; None for a cosine down to `final_factor`.
-        gamma: that factor.
-        warmup_epochs: the learning rate rises linearly in these first epochs, which milestones count too.
-        warmup_factor: share of the learning rate that it starts with.
-        final_factor: share of the learning rate that the cosine ends with.
+        optimizer: the optimizer whose learning rate is scheduled.
+        trainer: provides the number of steps and epochs.
+        milestones: epochs at which the learning rate is multiplied by `gamma`; None for a cosine down to `final_factor`.
+        gamma: factor at each milestone.
+        warmup_epochs: first epochs, in which the learning rate rises linearly. Milestones count them too.
+        warmup_factor: factor on the learning rate at the start of the warm-up.
+        final_factor: factor on the learning rate at the end of the cosine.
     """
     is_number = isinstance(warmup_epochs, int | float) and warmup_epochs >= 0
     check_setting("schedule.warmup_epochs", warmup_epochs, is_number, "a number >= 0", "Try 5, or 0 for none.")
@@ -40,7 +40,7 @@ def schedule(
     known = is_count(trainer.max_epochs, 1)
     check_setting("trainer.max_epochs", trainer.max_epochs, known, "an int >= 1", "A schedule must know where it ends.")
     steps = int(trainer.estimated_stepping_batches)
-    per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)  # max_steps may cut `steps`
+    per_epoch = ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)  # not from `steps`, which max_steps may cut
     warm = min(steps - 1, round(warmup_epochs * per_epoch))
     after: LRScheduler
     if milestones is None:

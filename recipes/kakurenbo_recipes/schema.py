@@ -1,4 +1,4 @@
-"""What `kakurenbo-train` and `kakurenbo_recipes.irreducible` read of a config, with types: Hydra refuses other values when it composes.
+"""Typed schemas of the configs of `kakurenbo-train` and `kakurenbo_recipes.irreducible`. Hydra refuses other types when it composes.
 
 The values are in configs/train.yaml and configs/irreducible.yaml, whose defaults lists begin with these schemas.
 """
@@ -12,7 +12,7 @@ from omegaconf import MISSING, OmegaConf
 
 @dataclass
 class Groups:
-    """What both programs read; the signature of a group's `_target_` tells its keys."""
+    """Groups that both programs read. The keys of a group are those in the signature of its `_target_`."""
 
     data: Any = MISSING
     model: Any = MISSING
@@ -41,7 +41,7 @@ class TrainSchema(Groups):
     small: Any = MISSING
     test: bool = MISSING
     seed: int = MISSING
-    compare: Any = MISSING  # a list of methods, or null; the program says more of a wrong one than a type would
+    compare: Any = MISSING  # a list of methods, or null; untyped, because the program's own error says more
     ckpt_path: str | None = MISSING
     weights: str | None = MISSING
 
@@ -60,6 +60,6 @@ def names_of(schema: type) -> list[str]:
     return [each.name for each in fields(schema)]
 
 
-# open, as a config file of the user's may have helper keys that others interpolate; config_check.py refuses what nothing reads
+# open, because a user's config may have helper keys that are interpolated; config_check.py refuses keys that nothing reads
 for name, schema in (("train_schema", TrainSchema), ("irreducible_schema", IrreducibleSchema)):
     ConfigStore.instance().store(name, OmegaConf.structured(schema, flags={"struct": False}))

@@ -4,7 +4,7 @@ from kakurenbo_lightning.core import extras
 
 
 def train() -> None:
-    """Start `kakurenbo-train`."""
+    """Start `kakurenbo-train`, or name the missing extra."""
     extras.require_or_exit("kakurenbo-train", "recipes", *extras.RECIPES)
     from kakurenbo_recipes.train import main
 
@@ -12,7 +12,7 @@ def train() -> None:
 
 
 def fractal() -> None:
-    """Start `kakurenbo-fractal`."""
+    """Start `kakurenbo-fractal`, or name the missing extra."""
     extras.require_or_exit("kakurenbo-fractal", "recipes", "PIL")
     from kakurenbo_recipes.formula_images import main
 
@@ -20,7 +20,7 @@ def fractal() -> None:
 
 
 def search() -> None:
-    """Start `kakurenbo-search`."""
+    """Start `kakurenbo-search`, or name the missing extra."""
     extras.require_or_exit("kakurenbo-search", "recipes", *extras.RECIPES)
     extras.require_or_exit("kakurenbo-search", "sweeps", "optuna")
     from kakurenbo_recipes.search import main

@@ -5,7 +5,7 @@
 Settings are those of `kakurenbo-train`, and each run is one, in a process and a folder of its own. Values to search over are in Hydra's
 words: interval(a,b), int(interval(a,b)), tag(log,interval(a,b)), range(a,b,step), choice(a,b). A run is chosen by the scores of those
 before it. The score is that of a tenth of the training images, which are held out (data.held_out=0.1), because the test images must not
-choose: in the end train the best settings again with other seeds. The same command goes on with a search that was killed, and several
+choose: train the best settings again with other seeds in the end. The same command continues a search that was killed, and several
 processes and machines that see the folder search together. `kakurenbo-report FOLDER` makes tables and pictures of the runs.
 """
 
@@ -35,32 +35,32 @@ HELD_OUT = "data.held_out=0.1"
 
 
 def numbers(values: Sequence[float]) -> Callable[..., BaseDistribution]:
-    """Return the class of the distribution of some values: of ints when all are."""
+    """Return the class of distribution for some values: that of ints if all are ints."""
     return IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Return the Optuna distribution of a sweep in Hydra's words; `range` ends before its stop, as anywhere in Hydra.
+    """Convert a sweep in Hydra's syntax to an Optuna distribution. `range` excludes its stop, as everywhere in Hydra.
 
     Raises:
         ValueError: it holds no values.
     """
     sweep, text = override.value(), override.input_line
     if isinstance(sweep, IntervalSweep):
-        low, high = cast(float, sweep.start), cast(float, sweep.end)  # Hydra's grammar has no interval without both
+        low, high = cast(float, sweep.start), cast(float, sweep.end)  # Hydra's grammar requires both ends
         log = "log" in sweep.tags
         rises = low < high and (low > 0 or not log)
         check_setting("search", text, rises, "an interval that rises, with log from above 0", "Write F=interval(0.1,0.5).")
         return numbers((low, high))(low, high, log=log)
     if isinstance(sweep, RangeSweep):
-        values = sorted(cast(Iterator[float], override.sweep_iterator()))  # of a range only numbers
+        values = sorted(cast(Iterator[float], override.sweep_iterator()))  # a range yields only numbers
         check_setting("search", text, bool(values), "a range over values", "Write epochs=range(1,10,3).")
         return numbers(values)(values[0], values[-1], step=abs(sweep.step))
-    return CategoricalDistribution(list(override.sweep_string_iterator()))  # as typed
+    return CategoricalDistribution(list(override.sweep_string_iterator()))  # strings as they were typed
 
 
 def search_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], dict[str, str]]:
-    """Return the distributions and the other overrides as they were typed, by setting; the last one of a setting counts."""
+    """Return the distributions, and all other overrides as typed, by setting. The last override of a setting counts."""
     space: dict[str, BaseDistribution] = {}
     fixed: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(overrides):
@@ -70,17 +70,17 @@ def search_space(overrides: list[str]) -> tuple[dict[str, BaseDistribution], dic
         if override.is_sweep_override():
             space[override.get_key_element()] = distribution(override)
         else:
-            fixed[name] = cast(str, override.input_line)  # the parser sets it
+            fixed[name] = cast(str, override.input_line)  # always set by Hydra's parser
     hint = "Write 'F=interval(0.1,0.5)', for example."
     check_setting("search", " ".join(overrides), bool(space), "settings of which one has values to search over", hint)
     return space, fixed
 
 
 def open_study(folder: Path, fixed: dict[str, str]) -> optuna.Study:
-    """Begin the study in `folder/study.journal`, or go on with it.
+    """Start the study in `folder/study.journal`, or continue it.
 
     Raises:
-        ValueError: it searched with other settings.
+        ValueError: the study was started with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     journal = JournalFileBackend(str(folder / "study.journal"))
@@ -94,7 +94,9 @@ def open_study(folder: Path, fixed: dict[str, str]) -> optuna.Study:
 
 
 def asked(study: optuna.Study, space: dict[str, BaseDistribution], seed: int) -> optuna.Trial:
-    """Return a new trial, whose values are drawn by its number: a search that goes on, or another process, draws others."""
+    """Return a new trial, whose values are drawn from a seed that includes its number, so that parallel processes and a continued
+    search draw others.
+    """
     trial = study.ask()
     study.sampler = optuna.samplers.TPESampler(seed=seed + trial.number, constant_liar=True)
     for name, values in space.items():
@@ -110,7 +112,7 @@ def asked(study: optuna.Study, space: dict[str, BaseDistribution], seed: int) ->
 def score_of(trial: optuna.Trial, fixed: dict[str, str], folder: Path) -> float | None:
     """Train with the settings of a trial and return its score; None when the training failed or was not validated.
 
-    One method is trained, though an experiment may compare several.
+    Only one method is trained, even if the experiment compares several.
     """
     folder = (folder / str(trial.number)).resolve()
     settings = ["compare=null", *fixed.values(), *(f"{name}={value}" for name, value in trial.params.items())]
@@ -119,10 +121,10 @@ def score_of(trial: optuna.Trial, fixed: dict[str, str], folder: Path) -> float 
 
 
 def search(study: optuna.Study, space: dict[str, BaseDistribution], fixed: dict[str, str], settings: argparse.Namespace) -> None:
-    """Run trials until as many as asked for have ended, those of other processes included.
+    """Run trials until the requested number has finished, counting those of other processes.
 
     Raises:
-        SystemExit: more have failed here than may.
+        SystemExit: too many trials have failed in this process.
     """
     failed = 0
     while sum(trial.state.is_finished() for trial in study.trials) < settings.trials:
@@ -134,12 +136,12 @@ def search(study: optuna.Study, space: dict[str, BaseDistribution], fixed: dict[
             raise SystemExit(
                 f"run {trial.number} with {trial.params} failed or left no score, see above and {settings.folder / str(trial.number)}. The "
                 "search goes by the validation metric: leave trainer.limit_val_batches and trainer.check_val_every_n_epoch as they are. "
-                "The same command goes on; --failures N lets N runs fail."
+                "The same command continues; --failures N lets N runs fail."
             )
 
 
 def show(study: optuna.Study, folder: Path) -> None:
-    """Print the runs, the best one first, and leave that one in `folder/best.json`."""
+    """Print the runs, best first, and write the best one to `folder/best.json`."""
     ended = [trial for trial in study.trials if trial.state.is_finished()]
     ranked = sorted(ended, key=lambda trial: -1 if trial.value is None else trial.value, reverse=True)
     names = list(dict.fromkeys(name for trial in ranked for name in trial.params))
@@ -155,7 +157,7 @@ def show(study: optuna.Study, folder: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Search, and print the runs."""
+    """Run the search and print the runs."""
     options = argparse.ArgumentParser(
         "kakurenbo-search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -24,9 +24,9 @@ class DeepLab(nn.Module):
     """DeepLabv3 (Chen et al., 2017) of torchvision, without pre-trained weights.
 
     Args:
-        name: of torchvision's function: deeplabv3_resnet50, deeplabv3_resnet101 or deeplabv3_mobilenet_v3_large (the smallest).
-        channels: of the images.
-        num_classes: of a pixel.
+        name: name of torchvision's function: deeplabv3_resnet50, deeplabv3_resnet101 or deeplabv3_mobilenet_v3_large (the smallest).
+        channels: number of channels of the images.
+        num_classes: number of classes of a pixel.
     """
 
     def __init__(self, name: str = "deeplabv3_resnet50", channels: int = 16, num_classes: int = 3) -> None:
@@ -37,10 +37,10 @@ class DeepLab(nn.Module):
         self.channels = channels
         self.network = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes, aux_loss=False)
         where, first = next((w, layer) for w, layer in self.network.named_modules() if isinstance(layer, nn.Conv2d))
-        # PyTorch declares tuples of any length, and Conv2d takes two numbers
+        # casts: PyTorch declares tuples of any length, but Conv2d takes two numbers
         kept = cast(Any, (first.out_channels, first.kernel_size, first.stride, first.padding))
         first_layer = nn.Conv2d(channels, *kept, bias=first.bias is not None)
-        nn.init.kaiming_normal_(first_layer.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+        nn.init.kaiming_normal_(first_layer.weight, mode="fan_out", nonlinearity="relu")  # torchvision's initialisation
         parent, _, leaf = where.rpartition(".")
         setattr(self.network.get_submodule(parent), leaf, first_layer)
 
@@ -64,7 +64,7 @@ class DeepLab(nn.Module):
 
 
 class Segmenter(Task):
-    """Train a network to tell the class of each pixel; nothing in it knows that samples are hidden.
+    """Trains a network to classify each pixel. Nothing in it depends on sample selection.
 
     The loss is the mean over all pixels of weight[class] * cross-entropy, as in the reference code of DeepCAM. It is not
     what `F.cross_entropy(..., weight=...)` returns, which divides by the sum of the weights: then the same mistake would count less
@@ -81,9 +81,9 @@ class Segmenter(Task):
         network: maps images, float32 [B, C, H, W], to logits [B, num_classes, H, W].
         optimizer: makes the optimizer from the parameters.
         num_classes: number of classes.
-        schedule: makes what Lightning wants to know of a learning-rate schedule from the optimizer and the Trainer.
-        class_weights: of the pixels of each class in the loss; None for 1.
-        class_names: for the log; None for 0, 1, 2, ...
+        schedule: makes Lightning's `lr_scheduler` dict from the optimizer and the Trainer.
+        class_weights: weight of each class's pixels in the loss; None for 1.
+        class_names: names of the classes for the log; None for 0, 1, 2, ...
     """
 
     metric = "iou"
@@ -135,16 +135,17 @@ class Segmenter(Task):
         logits = self(images)
         predicted = logits.argmax(1)
         self.iou.update(predicted, labels)
-        each = mean_iou(predicted, labels, self.num_classes, per_class=True, input_format="index")  # -1 where there is none
+        # -1 if an image has no such class
+        each = mean_iou(predicted, labels, self.num_classes, per_class=True, input_format="index")
         self.log(f"{part}/loss", self.loss(logits, labels), sync_dist=True)
         self.log(f"{part}/iou_per_image", torch.where(each < 0, 1.0, each).mean(), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the intersection over union, of all pixels on all ranks."""
+        """Log the intersection over union over all pixels on all ranks."""
         self._log_iou("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the intersection over union, of all pixels on all ranks."""
+        """Log the intersection over union over all pixels on all ranks."""
         self._log_iou("test")
 
     def _log_iou(self, part: str) -> None:

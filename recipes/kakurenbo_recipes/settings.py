@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.saving import share_setting
 
-# what two processes of one search, or of one arena, may set differently, because it changes no score
+# settings that may differ between processes of one search or arena, because they change no score
 MACHINE = ("logger.", "data.root.", "data.num_workers.", "trainer.accelerator.", "trainer.enable_progress_bar.")
 
 
@@ -23,18 +23,18 @@ def check_setting(name: str, value: object, ok: bool, allowed: str, fix: str) ->
 
 
 def made_of(node: DictConfig, **given: Any) -> Any:
-    """Make what a node of the config says; its lists and mappings are Python's, as Lightning and torch look for these."""
+    """Instantiate a node of the config, with lists and mappings converted to Python's, because Lightning and torch check for these."""
     return instantiate(node, _convert_="all", **given)
 
 
 def made_method(method: DictConfig, save: float | None = None, guard: DictConfig | None = None, **given: Any) -> Any:
-    """Make the callback of the method; an error about one of its settings names the setting of the command line that it comes from.
+    """Create the callback of the method. An error about one of its settings names the command-line setting that it comes from.
 
     Args:
         method: its config.
-        save: the share of the training time to save, in place of the method's own share, where it has one.
-        guard: of the group guard.
-        given: what else the callback is given.
+        save: share of the training time to save instead of the method's own share; used only if the method has one.
+        guard: the group guard.
+        given: further arguments of the callback.
     """
     share, above = share_setting(method_class(method.method)), given
     if save is not None and share is not None:
@@ -69,6 +69,6 @@ def is_share(value: object) -> bool:
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "") -> str:
-    """Return the question after the nearest name, or else something else to say."""
+    """Return "did you mean ...?" with the nearest name, or `otherwise` if none is near."""
     near = get_close_matches(str(name), list(known), n=1)
     return f"Did you mean {near[0]}?" if near else otherwise

@@ -20,19 +20,19 @@ from kakurenbo_recipes.data_tools import checked_scale, existing, leaving_no_emp
 from kakurenbo_recipes.settings import check_setting, is_count, is_share
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HELD_OUT = 0.02  # share of the training images to validate on where there are no others
+HELD_OUT = 0.02  # share of the training images to validate on if there are no validation images
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where torchvision has a data set, and what normalises it.
+    """Where torchvision has a data set, and how it is normalised.
 
     Attributes:
-        parts: makes the training and the test part, each a list of data sets, from the root and whether to download.
+        parts: makes the training and the test part, each a list of data sets, from the root folder and whether to download.
         num_classes: number of classes.
-        mean: of each channel, in [0, 1].
-        std: of each channel.
-        flip: whether mirrored images are of the same class.
+        mean: mean of each channel, in [0, 1].
+        std: standard deviation of each channel.
+        flip: whether mirrored images keep their class.
     """
 
     parts: Callable[[Path, bool], tuple[list[Dataset], list[Dataset]]]
@@ -69,12 +69,12 @@ SOURCES = {
 
 
 class TorchvisionImages(ImageData):
-    """A small data set of torchvision by name, decoded into memory; grey images get three channels.
+    """A small data set of torchvision, decoded into memory. Grey images get three channels.
 
     Args:
         name: one of `SOURCES`: cifar100, svhn, svhn_extra (train and extra), mnist, emnist (balanced).
         root: folder of torchvision's download.
-        download: fetch what is not there.
+        download: whether to download missing files.
         settings: those of `ImageData`.
 
     Raises:
@@ -91,7 +91,7 @@ class TorchvisionImages(ImageData):
         self.root, self.download = Path(root).expanduser(), download
 
     def prepare_data(self) -> None:
-        """Download where asked, or say what to do."""
+        """Download the data set if that is allowed, or raise an error that says what to do."""
         self._parts(self.download)
 
     def load(self) -> tuple[InMemoryImages, InMemoryImages]:
@@ -121,8 +121,9 @@ class TorchvisionImages(ImageData):
             ) from None
 
 
-def joined(parts: Sequence[Any], limit: int | None = None) -> InMemoryImages:  # torchvision has no type for data sets with `data`
-    """Return torchvision data sets in memory, one after the other; of more than `limit` images the first so many."""
+# Any: torchvision has no type for data sets with `data`
+def joined(parts: Sequence[Any], limit: int | None = None) -> InMemoryImages:
+    """Concatenate torchvision data sets in memory, cut to the first `limit` images."""
     labels, done, pixels = [], 0, torch.empty(0, dtype=torch.uint8)
     total = sum(len(part.data) for part in parts)
     total = total if limit is None else min(limit, total)
@@ -142,25 +143,25 @@ def joined(parts: Sequence[Any], limit: int | None = None) -> InMemoryImages:  #
 
 
 class LargeImages(L.LightningDataModule):
-    """Large images of different sizes, decoded and augmented by workers; a subclass says where they come from in `load`.
+    """Large images of different sizes, decoded and augmented by workers. A subclass provides the images in `load`.
 
-    The standard augmentations: a random crop of 8 % to 100 % of the area, mirrored by a coin; validation takes the middle of
-    the scaled image.
+    The standard augmentation is a random crop of 8 % to 100 % of the area, randomly mirrored. Validation uses the middle of the
+    scaled image.
 
     Args:
-        size: pixels of a side of what the network sees.
+        size: side in pixels of what the network sees.
         batch_size: samples of a training batch (of one process).
         eval_batch_size: samples of a validation batch.
-        num_workers: processes of each loader.
-        held_out: share of the training images of each class that are validated on in place of the test images; None: none where
+        num_workers: worker processes of each loader.
+        held_out: share of the training images of each class to validate on instead of the test images; None: no held-out images if
             there are test images, else `HELD_OUT`.
-        held_out_seed: seed of which.
+        held_out_seed: seed of that draw.
         mean: of each channel, in [0, 1].
         std: of each channel.
         train_transform: maps a PIL image to what the network trains on, float32 [3, size, size], normalised by `mean` and `std`, in
             place of the standard augmentations; None for those.
-        eval_size: pixels of a side of what is validated on; None for `size`.
-        eval_resize: pixels of the shorter side before the middle is cut out; None for 256 / 224 of `eval_size`.
+        eval_size: side in pixels of validation images; None for `size`.
+        eval_resize: length in pixels of the shorter side before the middle is cut out; None for 256 / 224 of `eval_size`.
 
     Attributes:
         train_images: the training images; None before `setup`.
@@ -212,18 +213,18 @@ class LargeImages(L.LightningDataModule):
         self.test_images: Dataset | None = None
 
     def load(self) -> tuple[Dataset, Dataset | None]:
-        """Return the training and the test images (None: there are none): data sets with `targets` and a `transform` to be set."""
+        """Return the training and the test images (None if there are none): data sets with `targets` and a `transform` to be set."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
         """Find the images, once for all the fits of a process."""
         if self.train_images is not None:
             return
-        train, test = cast(tuple[Any, Any], self.load())  # PyTorch's Dataset declares no `targets` and no `transform`
+        train, test = cast(tuple[Any, Any], self.load())  # cast: PyTorch's Dataset declares neither `targets` nor `transform`
         to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         crop = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
         middle = [v2.Resize(self.eval_resize, antialias=True), v2.CenterCrop(self.eval_size)]
-        whole, val = copy.copy(train), test  # the training images as they are validated on
+        whole, val = copy.copy(train), test  # a copy of the training images with the transform of validation
         train.transform = self.train_transform or v2.Compose([*crop, *to_float])
         for images in (whole, test):
             if images is not None:
@@ -246,7 +247,7 @@ class LargeImages(L.LightningDataModule):
         return self._loader(self.val_images, self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        """Return the loader of the test images, where there are some, else of the validation images."""
+        """Return the loader of the test images if there are any, else of the validation images."""
         return self._loader(
             self.val_images if self.test_images is None else self.test_images, self.eval_batch_size, shuffle=False
         )
@@ -261,9 +262,9 @@ class FolderImages(LargeImages):
     """Images in folders by class, as ImageNet-1K's: `root/train/CLASS/*` and `root/val/CLASS/*`.
 
     Args:
-        root: folder of the parts.
+        root: folder that holds the parts.
         train: name of the training folder.
-        val: name of the validation folder; None: there is none, as `kakurenbo-fractal` makes none.
+        val: name of the validation folder; None if there is none (`kakurenbo-fractal` makes none).
         settings: those of `LargeImages`.
     """
 

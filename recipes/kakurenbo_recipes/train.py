@@ -54,34 +54,34 @@ if TYPE_CHECKING:
     from kakurenbo_lightning import SampleSelection
     from kakurenbo_lightning.record import RunRecorder
 
-# settings of generated data that an experiment's own data have too
+# settings that generated data share with an experiment's own data
 GENERATED = tuple(
     f"data.{name}" for name in ("batch_size", "label_noise", "label_noise_seed", "held_out", "held_out_seed", "drop_last")
 )
 
 
 def methods_of(family: str) -> str:
-    """Return the methods of a family, for the help, in lines of the width of its text; those of other packages too."""
+    """Return the methods of a family, including those of other packages, wrapped for the help."""
     names = ", ".join(name for name, info in available_methods().items() if info.family == family)
     return textwrap.fill(names, 90, subsequent_indent=" " * 24)
 
 
 def metric_of(task: str) -> str:
-    """Return the name of the metric that runs of a task are compared by, for the callbacks that monitor it."""
+    """Return the name of the metric by which runs of a task are compared, for callbacks that monitor it."""
     return get_class(task).metric
 
 
 def options_of(group: str) -> str:
-    """Return the options of a group, for the help, in lines of the width of its text; those of `--config-dir` too."""
+    """Return the options of a group, including those of `--config-dir`, wrapped for the help."""
     options = GlobalHydra.instance().config_loader().get_group_options(group)
     return textwrap.fill(", ".join(options), 100, subsequent_indent=" " * 14)
 
 
 class MethodOptions(SearchPathPlugin):
-    """Makes every method an option of the group `method`, those without a file in configs/ too."""
+    """Makes every method an option of the group `method`, including those without a file in configs/."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add them after the program's own."""
+        """Append the source of methods after the program's own configs."""
         search_path.append("kakurenbo-train", "kakurenbo://")
 
 
@@ -93,7 +93,7 @@ arena_sweep.register()
 
 
 def config_dir() -> str:
-    """Return the folder of the Hydra configs: the one that the wheel carries, else the repository's."""
+    """Return the folder of the Hydra configs: the wheel's, or the repository's if there is no wheel."""
     here = Path(__file__).resolve()
     installed = here.with_name("configs")
     return str(installed if installed.is_dir() else here.parents[2] / "configs")
@@ -106,20 +106,22 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
     from kakurenbo_recipes.models import load_network
 
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    num_classes = cast(Any, datamodule).num_classes  # all data modules here have it, Lightning's class does not
+    # cast: all data modules here have it, but Lightning's class does not declare it
+    num_classes = cast(Any, datamodule).num_classes
     scorer = scorer_for(cfg, num_classes)
     selection = made_method(cfg.method, cfg.save, cfg.guard, **({} if scorer is None else {"scorer": scorer}))
     network = made_of(cfg.model, num_classes=num_classes)
     if cfg.weights is not None:
         rank_zero_info(load_network(network, cfg.weights))
     callbacks = [selection, *recorder_for(cfg, selection), *made(cfg.callbacks)]
-    if cfg.trainer.enable_checkpointing and not cfg.trainer.get("fast_dev_run"):  # Lightning would save the last of its one batch
+    # not under fast_dev_run, where Lightning would save a checkpoint of its single batch
+    if cfg.trainer.enable_checkpointing and not cfg.trainer.get("fast_dev_run"):
         callbacks.append(made_of(cfg.checkpoint))
     trainer = made_of(cfg.trainer)(callbacks=callbacks, logger=made(cfg.logger) or False)
     optimizer = made_of(cfg.optimizer, lr=scaled_rate(cfg, trainer.world_size))
     check_optimizer(optimizer)
     if scorer is not None:
-        scorer.optimizer = optimizer  # only now: its rate needs the Trainer, which needs the callback
+        scorer.optimizer = optimizer  # set afterwards, because its schedule needs the Trainer, which needs the callback
     model = made_of(cfg.task)(network, optimizer, num_classes, made_of(cfg.schedule))
 
     check_last(cfg)
@@ -141,17 +143,17 @@ def fit(cfg: DictConfig, datamodule: L.LightningDataModule) -> Result:
 
 
 def scorer_for(cfg: DictConfig, num_classes: int) -> Any:
-    """Return the scorer of a method that scores every batch: the task with the network of the group scorer; None without one."""
+    """Return the scorer of a method that scores every batch: a task with the network of the group scorer; None if there is none."""
     from kakurenbo_lightning.core.random import isolated_rng
 
     if not cfg.scorer or not scores(cfg):
         return None
-    with isolated_rng():  # the model begins with the weights that it has without a scorer
+    with isolated_rng():  # so that the model starts with the same weights as without a scorer
         return made_of(cfg.task)(made_of(cfg.scorer, num_classes=num_classes), None, num_classes, made_of(cfg.schedule))
 
 
 def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModule) -> float:
-    """Return the metric of the test images, by the best checkpoint where a callback kept one, else after the last epoch."""
+    """Return the metric on the test images, using the best checkpoint if a callback kept one, else the last weights."""
     callbacks = cast(Any, trainer).callbacks  # Lightning's class does not declare them
     best = [each.best_model_path for each in callbacks if getattr(each, "monitor", None) and getattr(each, "best_model_path", "")]
     val, test = (cast(Any, each).dataset for each in (datamodule.val_dataloader(), datamodule.test_dataloader()))
@@ -164,7 +166,7 @@ def tested_score(trainer: L.Trainer, model: Any, datamodule: L.LightningDataModu
 
 
 def check_optimizer(optimizer: Callable[..., Any]) -> None:
-    """Raise a ValueError for what torch refuses of the group optimizer, by making one for a parameter that nobody trains."""
+    """Raise a ValueError for settings of the group optimizer that torch refuses, by creating one for a dummy parameter."""
     import torch
 
     try:
@@ -174,22 +176,22 @@ def check_optimizer(optimizer: Callable[..., Any]) -> None:
 
 
 def made(group: DictConfig) -> list[Any]:
-    """Make what lies side by side in a group; a null is left out."""
+    """Instantiate all nodes of a group; null entries are left out."""
     return [each for each in made_of(group).values() if each is not None]
 
 
 def check_last(cfg: DictConfig) -> None:
-    """Say so when `ckpt_path=last` finds nothing to go on with."""
+    """Print a note if `ckpt_path=last` finds no checkpoint to continue from."""
     folder = Path(HydraConfig.get().runtime.output_dir) / cfg.method.method
     if cfg.ckpt_path == "last" and not list((folder / "checkpoints").glob("last*.ckpt")):
         rank_zero_warn(
-            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so the training begins from nothing. To go on with a "
+            f"ckpt_path=last: there is no checkpoint in {folder / 'checkpoints'}, so training starts from scratch. To continue a "
             "run, add its folder: hydra.run.dir=outputs/DATE/TIME"
         )
 
 
 def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorder]:
-    """Return what writes the run's folder; nothing with `record=none`."""
+    """Return the recorder that writes the run's folder, in a list; an empty list with `record=none`."""
     recorder = made_of(cfg.record)
     if not recorder:
         return []
@@ -199,7 +201,7 @@ def recorder_for(cfg: DictConfig, selection: SampleSelection) -> list[RunRecorde
 
 
 def scaled_rate(cfg: DictConfig, world_size: int) -> float:
-    """Return the learning rate for the samples of a step: in proportion to what `optimizer.lr` is for."""
+    """Return the learning rate, scaled in proportion to the samples of a step relative to those that `optimizer.lr` is given for."""
     if cfg.lr_batch_size is None:
         return cfg.optimizer.lr
     is_size = is_count(cfg.lr_batch_size, 1)
@@ -211,7 +213,7 @@ def scaled_rate(cfg: DictConfig, world_size: int) -> float:
 
 
 def any_small(cfg: DictConfig) -> DictConfig:
-    """Return the `small` of a config that has none: generated data for the task, of the size of the real ones, and three epochs."""
+    """Return `small` for a config without one: generated data of the task's kind and size, and three epochs."""
     data: dict[str, Any] = {"_target_": "kakurenbo_recipes.generated.GeneratedImages", "num_classes": 10, "batch_size": 32}
     data["size"] = cfg.data.get("size") or 32
     data["samples"] = 256 if data["size"] <= 64 else 64
@@ -225,17 +227,18 @@ def any_small(cfg: DictConfig) -> DictConfig:
 
 
 def small(cfg: DictConfig) -> DictConfig:
-    """Return the settings of `debug=true`: other data, and the rest changed as `cfg.small` says; the command line has the last word."""
+    """Return the settings of `debug=true`: generated data, and other changes as `cfg.small` says. Settings of the command line win."""
     say("debug: small generated data and a short run in place of the real ones; its figures mean nothing")
     smaller = any_small(cfg) if cfg.small is None else cfg.small
     changed = cfg.copy()
-    OmegaConf.set_struct(changed, False)  # options of a network can be new
+    OmegaConf.set_struct(changed, False)  # so that options of a network can be added
     changed.data = smaller.data
     for name in map(str, smaller):
         if name != "data":
             changed[name] = OmegaConf.merge(changed[name], smaller[name]) if is_group(cfg, name) else smaller[name]
     unused = []
-    groups = GlobalHydra.instance().config_loader().list_groups("")  # their options are chosen already, an experiment's too
+    # the options of groups are chosen already, also those that an experiment chose
+    groups = GlobalHydra.instance().config_loader().list_groups("")
     for key, value in typed():
         if key in groups or key in ("small", "debug"):
             continue
@@ -257,8 +260,9 @@ def is_group(cfg: DictConfig, name: str) -> bool:
 
 
 def with_method(cfg: DictConfig, name: str) -> DictConfig:
-    """Return `cfg` with the method group's option `name`; settings given to the chosen option stay with it."""
-    if name == HydraConfig.get().runtime.choices["method"]:  # an option of the user's may be called otherwise than its method
+    """Return `cfg` with option `name` of the group method. Settings given to the option chosen before stay with that."""
+    # compare options, because a user's option may be named differently from its method
+    if name == HydraConfig.get().runtime.choices["method"]:
         return cfg
     kept = [word for word in HydraConfig.get().overrides.task if not word.lstrip("+~").startswith(("method=", "method."))]
     composed = hydra.compose(HydraConfig.get().job.config_name, [*search_path(), *kept, f"method={name}"])
@@ -270,7 +274,7 @@ def with_method(cfg: DictConfig, name: str) -> DictConfig:
 
 
 def run(cfg: DictConfig) -> list[Result]:
-    """Train the method, or each method of `cfg.compare`, and return one result for each."""
+    """Train the method, or each method of `cfg.compare`, and return one result each."""
     check_config(cfg, names_of(TrainSchema))
     refuse_unused(cfg)
     check_checkpoint(cfg)
@@ -292,13 +296,13 @@ def run(cfg: DictConfig) -> list[Result]:
 
 @hydra.main(config_path=config_dir(), config_name="train", version_base="1.3")
 def train(cfg: DictConfig) -> float | None:
-    """Run, leave results.json in the run's folder, and return the last score for Hydra's sweepers."""
-    with logged():  # no decorator: a launcher pickles this function
+    """Run, write results.json into the run's folder, and return the last score for Hydra's sweepers."""
+    with logged():  # not a decorator, because a launcher pickles this function
         return score_of(cfg)
 
 
 def score_of(cfg: DictConfig) -> float | None:
-    """Run, leave results.json, say where, and return the last score."""
+    """Run, write results.json, print where it is, and return the last score."""
     results = run(cfg)
     if is_rank_zero():
         if len(results) > 1:
@@ -312,7 +316,7 @@ def score_of(cfg: DictConfig) -> float | None:
 
 
 def main() -> None:
-    """Start the program; the ranks that Lightning starts inherit the time, and with it the folder of the run."""
+    """Start the program. Ranks that Lightning starts inherit the start time, and with it the run's folder."""
     if "--version" in sys.argv[1:]:
         print(f"kakurenbo-train {__version__} (Hydra {hydra.__version__})")
         return

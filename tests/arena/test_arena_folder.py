@@ -78,7 +78,7 @@ def test_a_setting_without_a_name_is_a_sentence():
 def test_a_file_that_is_no_row_is_named(tmp_path, text):
     folder = Folder(tmp_path, {})
     (tmp_path / "notes-seed=3.json").write_text(text)
-    with pytest.raises(ValueError, match=r"notes-seed=3\.json is no row of a training \(.+\)\. Remove it"):
+    with pytest.raises(ValueError, match=r"notes-seed=3\.json does not hold the result of a training \(.+\)\. Remove it"):
         folder.rows()
     with pytest.raises(ValueError, match=r"notes-seed=3\.json is a file\. Name a folder\."):
         Folder(tmp_path / "notes-seed=3.json", {})

@@ -141,7 +141,7 @@ def test_a_module_of_the_other_name_and_one_loader_are_compared():
         ({"check_val_every_n_epoch": 2}, "compare: check_val_every_n_epoch=2 is not allowed"),
         (
             {"callbacks": SampleSelection("random")},
-            "compare: callbacks has a SampleSelection, which each training gets by itself",
+            "compare: callbacks has a SampleSelection, but each training gets its own",
         ),
         ({"methods": "random"}, r"compare: methods='random' is not allowed; methods must be a list: \['random'\]"),
         ({"methods": [("kakurenbo", 0.5)]}, r"compare: methods has \('kakurenbo', 0\.5\), which is not allowed"),

@@ -230,7 +230,7 @@ def test_the_script_prints_the_table(project, capsys):
             and re.search(r"kakurenbo +hide +yes", text)
         )
     text = said(capsys, 1, f"{name}:Broken", "test_check_script:items")
-    assert "the loss of each sample cannot be had" in text and re.search(r"random +hide +yes", text)
+    assert "the loss of each sample is not available" in text and re.search(r"random +hide +yes", text)
 
 
 @pytest.mark.parametrize(

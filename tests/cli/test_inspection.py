@@ -97,12 +97,12 @@ def test_samples_that_wait_in_a_pool_are_counted(tmp_path, capsys):
     ("content", "message"),
     [
         (None, r"CHECKPOINT='.*there\.ckpt' is not a file"),
-        (b"no zip file", r"there\.ckpt is no checkpoint of Lightning \(no zip file\)"),
+        (b"no zip file", r"there\.ckpt is not a Lightning checkpoint \(no zip file\)"),
         (b"PK but no zip file", r"there\.ckpt is truncated or damaged"),
         ({"callbacks": {"ModelCheckpoint": {"best": 1.0}}}, r"holds no selection: it has the callbacks ModelCheckpoint"),
         ({}, r"holds no selection: it has the callbacks none"),
-        ({"callbacks": None}, r"is no checkpoint of Lightning"),
-        ([1, 2], r"is no checkpoint of Lightning"),
+        ({"callbacks": None}, r"is not a Lightning checkpoint"),
+        ([1, 2], r"is not a Lightning checkpoint"),
     ],
 )
 def test_a_file_without_a_selection_is_named(tmp_path, capsys, content, message):

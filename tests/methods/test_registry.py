@@ -91,7 +91,7 @@ def test_a_method_needs_no_more_than_a_choice_and_is_told_what_it_lacks():
     method = SampleSelection("test_least", start_epoch=2).method
     assert (method.reads, method.summary) == (("loss", "confidence", "correct"), "Hides nothing at all")
     registry._METHODS.pop("test_least")  # other tests go through all methods there are
-    with pytest.raises(TypeError, match="Plain is no method; derive it from HideMethod, BackpropMethod"):
+    with pytest.raises(TypeError, match="Plain is not a method; derive it from HideMethod, BackpropMethod"):
         register_method("test_plain")(dataclass(frozen=True)(type("Plain", (), {})))
     with pytest.raises(TypeError, match="Undecorated is not a dataclass itself"):
         register_method("test_plain")(type("Undecorated", (HideMethod,), {}))

@@ -75,7 +75,7 @@ OTHERS = {
     "weights=text": "weights='text' cannot be read",
     "weights=nowhere": "weights='nowhere' is not a file",
     "method=rho_loss method.irreducible=text": "irreducible='text' is not allowed; irreducible must be a file with {'irreducible'",
-    "method=rho_loss method.irreducible=folder": "irreducible='folder' is not allowed; irreducible must be a file that is there",
+    "method=rho_loss method.irreducible=folder": "irreducible='folder' is not allowed; irreducible must be an existing file",
     "method=rho_loss": "irreducible='irreducible.pt' is not allowed",
     "save=0.9": "save=0.9 is not allowed; save must be a number in (0, 0.5)",
     "save=abc": "save=abc",

@@ -16,7 +16,7 @@ BAR = "trainer.enable_progress_bar=true"
 def test_a_run_and_its_resumption_say_no_nonsense_and_keep_what_they_said(tmp_path):
     words = [*TINY, "tau=0", "hydra.run.dir=run", "ckpt_path=last"]
     shown = kakurenbo_train(*words, BAR, cwd=tmp_path)
-    assert "/kakurenbo/checkpoints, so the training begins from nothing" in shown and "hydra.run.dir=outputs/DATE/TIME" in shown
+    assert "/kakurenbo/checkpoints, so training starts from scratch" in shown and "hydra.run.dir=outputs/DATE/TIME" in shown
     log, kept = tmp_path / "run" / "kakurenbo-train.log", "SampleSelection: kakurenbo trained"
     assert "deprecated" not in shown
     assert re.search(r"hidden[:=] ?0\.\d", shown) and "train/loss" in shown and "v_num" not in shown
@@ -26,7 +26,7 @@ def test_a_run_and_its_resumption_say_no_nonsense_and_keep_what_they_said(tmp_pa
     assert shown.count(kept) == 1
 
     shown = kakurenbo_train(*words, "trainer.max_epochs=3", cwd=tmp_path)
-    assert "deleted" not in shown and "begins from nothing" not in shown and "Restored all states" in shown
+    assert "deleted" not in shown and "starts from scratch" not in shown and "Restored all states" in shown
     more = log.read_text().removeprefix(said)
     assert more != said and "Restored all states" in more and "[py.warnings][WARNING]" in more
     parts = [tmp_path / "run" / "kakurenbo" / part / "metrics.csv" for part in ("", "v2")]

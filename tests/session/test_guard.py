@@ -283,7 +283,7 @@ def test_a_reference_of_another_length_is_warned_of(recwarn):
     [
         ("kakurenbo", "val_acc", r"guard='val_acc' is not allowed; guard must be None or a SelectionGuard"),
         ("selective_backprop", SelectionGuard("val_acc", 0.1), r"guard is not possible with method selective_backprop"),
-        ("plb", SelectionGuard("val_acc", 0.1), r"guard is not possible with method plb: .* the draw family does not make"),
+        ("plb", SelectionGuard("val_acc", 0.1), r"guard is not possible with method plb: .* the draw family makes no such plans"),
     ],
 )
 def test_what_is_no_guard_or_has_nothing_to_guard_is_refused(method, guard, message):

@@ -188,7 +188,7 @@ def test_a_lower_resolution_that_leaves_no_pixel_is_refused_on_the_first_batch()
             return torch.zeros(3, 4, 4), self.y[index], index
 
     selection = SampleSelection("selective_backprop", scale=0.2, warmup_epochs=3)
-    refused_after(0, r"scale=0.2: images of \[4, 4\] pixels have none left", selection, train=DataLoader(Pictures(16), 8))
+    refused_after(0, r"scale=0.2: images of \[4, 4\] pixels would have none left", selection, train=DataLoader(Pictures(16), 8))
 
 
 def test_a_table_of_other_data_is_refused_by_the_second_fit_as_by_the_first(tmp_path):

@@ -84,7 +84,7 @@ PICKING = {
 @pytest.mark.parametrize("name", PICKING)
 def test_hard_examples_count_with_what_they_add_to_the_loss(name, heads, batches):
     """Which count is decided by the batch: a value is B times what the sample adds, and that is said."""
-    with pytest.warns(UserWarning, match="depends on which others are in its batch, as where only the hardest"):
+    with pytest.warns(UserWarning, match="depends on which others are in its batch, as when only the hardest"):
         _, made = observed(lambda h, b: PICKING[name](each_cross_entropy(h, b)), heads, batches[:2])
     for batch, (_, values) in zip(batches, made, strict=False):
         each = each_cross_entropy(heads, batch).detach().requires_grad_()

@@ -148,7 +148,7 @@ def test_a_rest_over_the_whole_batch_has_another_way_out_than_one_that_is_no_sam
         "loss weights: F.binary_cross_entropy_with_logits is only a part of the loss" in said and "F.cross_entropy(" not in said
     )
     assert re.search(
-        r"no sample's, the same .* penalty on weights.*unweighted_rest=True\) .* weights leave the rest as it is", said
+        r"belongs to no sample, the same .* penalty on weights.*unweighted_rest=True\) .* weights leave the rest as it is", said
     )
     assert re.search(r'whole batch \(Dice .*values="bls"\).* multiplied by the mean weight', said)
     selection, spy = trained(HalfDice())

@@ -75,7 +75,7 @@ def test_nodes_of_joined_graphs_are_refused_by_a_text_that_names_them_and_what_i
         sample_loss = losses.new_zeros(BATCH).scatter_reduce(0, graph, losses, "mean", include_self=False)
         return {"loss": sample_loss.mean(), "sample_loss": sample_loss}
 
-    said = r"F.cross_entropy was called on \d+ rows, .* nodes of joined graphs, .* return what each graph has as sample_loss"
+    said = r"F.cross_entropy was called on \d+ rows, .* nodes of joined graphs\. .* return what each graph has as sample_loss"
     with pytest.raises(OutputsError, match=said):
         observed(lambda heads, batch: nodes(heads, batch)[0].mean(), heads, batches[:1])
     source, ((_, values),) = observed(advised, heads, batches[:1], check_attribution=False)

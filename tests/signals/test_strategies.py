@@ -121,11 +121,13 @@ def test_a_criterion_within_a_compiled_step_is_the_loss_or_not_verified(backend,
 
 def test_a_tail_within_a_compiled_step_cannot_be_seen_and_takes_no_weights(heads):
     step = torch.compile(partial(LOSSES["scaled"].step, heads), backend="aot_eager")
-    with pytest.warns(UserWarning, match=r"made of F.cross_entropy alone cannot be seen, because torch.compile made it"):
+    with pytest.warns(
+        UserWarning, match=r"verified that the loss is made of F.cross_entropy alone, because torch.compile made it"
+    ):
         source, batch, _, values = run(step, heads)
     assert torch.allclose(values["loss"], F.cross_entropy(heads.classes(batch["x"]), batch["y"], reduction="none"), atol=1e-5)
     assert (source.report.share, source.report.complete, source.report.weights) == (None, None, "not verified")
     torch._dynamo.reset()
     step = torch.compile(partial(LOSSES["scaled"].step, heads), backend="aot_eager")
-    with pytest.raises(OutputsError, match=r"loss weights: that the loss is made of F.cross_entropy alone cannot be seen"):
+    with pytest.raises(OutputsError, match=r"loss weights: it cannot be verified that the loss is made of F.cross_entropy alone"):
         run(step, heads, weighs=True)

@@ -1,4 +1,4 @@
-"""The backprop family: every sample is scored, some are trained on."""
+"""The backprop family: every loaded sample is scored by a forward pass, and some of them are trained."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from kakurenbo_lightning.methods.settings import choice, flag, integer, number, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Memory = dict[str, Any]  # of tensors and numbers: what a method remembers from batch to batch
+Memory = dict[str, Any]  # tensors and numbers that a method remembers from batch to batch
 
 
 @dataclass(frozen=True)
 class Picked:
-    """What a method chose of the samples it scored.
+    """The samples that a method chose among those it scored.
 
     Attributes:
-        rows: ``int64[n]``, positions in the scored samples; those that count come first.
-        count: how many of ``rows`` are trained: a number, or ``int64[]`` when only the device knows.
-        weights: ``float32[n]``, how often each of ``rows`` counts in the loss, or ``None`` for once.
-        whole: ``bool[]``, the samples are trained because no choice was possible (every probability was 0).
-        unknown: ``int64[]``, samples that could not be scored.
+        rows: ``int64[n]``, positions among the scored samples. The chosen ones come first.
+        count: how many of ``rows`` are chosen: an int, or ``int64[]`` if only the device knows.
+        weights: ``float32[n]``, the loss weight of each of ``rows``; ``None`` if each counts once.
+        whole: ``bool[]``, whether all samples are trained because no choice was possible (every probability was 0).
+        unknown: ``int64[]``, number of samples that could not be scored.
     """
 
     rows: Tensor
@@ -39,16 +39,16 @@ class Picked:
 
     @classmethod
     def mask(cls, keep: Tensor, whole: Tensor | None = None) -> Picked:
-        """The samples where ``keep`` (``bool[n]``) is true, in their order; no device synchronisation."""
+        """Choose the samples for which ``keep`` (``bool[n]``) is true, in their order; no device synchronisation."""
         return cls((~keep).to(torch.uint8).argsort(stable=True), keep.sum(), whole=whole)
 
 
 @dataclass(frozen=True)
 class BackpropMethod(Method):
-    """A method of the backprop family: a forward pass over every loaded batch, without gradient, decides what of it is trained.
+    """A method of the backprop family: a forward pass without gradient over every loaded batch decides which samples are trained.
 
-    A method is a frozen dataclass that derives from this one; :meth:`select` chooses. Chosen samples wait in a pool until there is a full
-    batch, which is then trained in one optimizer step; or, when not :attr:`pooled`, they are trained at once.
+    A method is a frozen dataclass that derives from this one and chooses in :meth:`select`. Chosen samples wait in a pool until they fill a
+    batch, which is trained in one optimizer step. If not :attr:`pooled`, they are trained at once.
 
     Attributes:
         pooled: whether chosen samples wait for a full batch.
@@ -57,36 +57,42 @@ class BackpropMethod(Method):
 
     _: KW_ONLY
     warmup_epochs: int = setting(
-        1, integer(), "the first epochs train on everything, without scoring; the method learns from their losses", unit="epochs"
+        1,
+        integer(),
+        "number of first epochs that train on everything, without scoring; the method learns from their losses",
+        unit="epochs",
     )
     leftover: Literal["train", "carry"] = setting(
         "train",
         choice("train", "carry"),
-        "what waits at an epoch's end is trained as a short batch (at least two samples per rank), or waits on into the next epoch; what "
-        "waits after the last one counts as rejected",
+        "samples that still wait at an epoch's end are trained as a short batch (at least two samples per rank), or "
+        "wait on into the next epoch; those that wait after the last epoch count as rejected",
         fix="'train' is the published way.",
     )
-    pool_on_cpu: bool = setting(False, flag(), "chosen samples wait in the host's memory", fix="True frees device memory.")
+    pool_on_cpu: bool = setting(
+        False, flag(), "keep chosen samples that wait in the host's memory", fix="True frees device memory."
+    )
     inference_mode: bool = setting(False, flag(), "score under `torch.inference_mode`", fix="True saves a little time.")
     autocast: Literal["bf16", "fp16"] | None = setting(
-        None, optional(choice("bf16", "fp16")), "score in this precision; `None`: in the Trainer's", fix="For example: 'bf16'."
+        None, optional(choice("bf16", "fp16")), "precision of the scoring pass; `None`: the Trainer's", fix="For example: 'bf16'."
     )
     scale: float = setting(
         1.0,
         number(0, 1, above=True),
-        "score images (float tensors `[B, C, H, W]`) in this share of their resolution",
+        "resolution at which images (float tensors `[B, C, H, W]`) are scored, as a share of their own",
         fix="0.5 scores a quarter of the pixels.",
     )
     compile: bool = setting(
         False,
         flag(),
-        "score through `torch.compile` of the module's parts (its submodules with parameters); training runs as you wrote it",
+        "score with the module's submodules (those with parameters) under `torch.compile`; training runs as you wrote it",
         fix="True needs a compiler that torch.compile finds.",
     )
     train_scorer_every: int | None = setting(
         None,
         optional(integer(1)),
-        "with a `scorer`: it is trained on what is chosen of every so-many-th loaded batch alone; `None`: on all that the module trains",
+        "with a `scorer`: train it only on the samples chosen from every n-th loaded batch; `None`: on all samples that"
+        " the module trains",
         fix="4 trains it on a quarter of the batches.",
         unit="batches",
     )
@@ -97,58 +103,58 @@ class BackpropMethod(Method):
 
     @property
     def batches_per_choice(self) -> int:
-        """How many loaded batches are scored before a choice is made among them."""
+        """Number of loaded batches that are scored before one choice is made among all of them."""
         return 1
 
     @property
     def ends_short(self) -> bool:
-        """Whether an epoch ends with one more step, for what is left."""
+        """Whether an epoch ends with one more step, for the samples that still wait."""
         return self.leftover == "train" and (self.pooled or self.batches_per_choice > 1)
 
     def memory(self) -> Memory:
-        """What is remembered at the start of a run: CPU tensors and numbers."""
+        """The memory at the start of a training: CPU tensors and numbers."""
         return {}
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """Whether batch ``step`` of ``steps`` of ``epoch`` is scored; else it is trained as it is. The same on every rank."""
+        """Whether batch ``step`` of ``steps`` in ``epoch`` is scored; otherwise it is trained whole. The same on every rank."""
         return epoch.index >= self.warmup_epochs
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
-        """Remember what was observed of a batch that is trained as it is, or of the samples that :meth:`select` is about to choose from.
+        """Update ``memory`` from a batch that is trained whole, or from the samples that :meth:`select` is about to choose from.
 
         Args:
-            memory: of the run; changed in place.
-            values: of the samples, each ``[n]``.
-            mean: the mean of a tensor over the ranks; collective.
+            memory: the method's memory; changed in place.
+            values: values of the samples, each ``[n]``.
+            mean: averages a tensor over the ranks; a collective operation.
         """
 
     @abstractmethod
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Choose what is trained. Pure.
+        """Choose the samples to train. Pure, except for drawing from ``generator``.
 
         Args:
-            values: of the scored samples, each ``[n]`` on their device.
-            indices: ``int64[n]``, which samples of the data set they are.
-            memory: of the run, with these samples.
-            generator: on the CPU, of this batch and rank.
+            values: values of the scored samples, each ``[n]``, on their device.
+            indices: ``int64[n]``, their data set indices.
+            memory: the method's memory, after :meth:`learn` has seen these samples.
+            generator: CPU random stream of this batch and rank.
         """
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
-        """Every sample is loaded once."""
+        """Return the plan that loads every sample once."""
         return EpochPlan.everything(len(statistics))
 
 
 def uniform(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``float32[count]`` in [0, 1), the same on every device."""
+    """Uniform random numbers in [0, 1), ``float32[count]``, the same for every device."""
     return torch.rand(count, generator=generator).to(device, non_blocking=True)
 
 
 def hard(losses: Tensor) -> Tensor:
-    """``losses`` in float32, with infinity for those that are not finite: they are never low ones."""
+    """``losses`` in float32 with infinity in place of values that are not finite, so that these never count as low."""
     losses = losses.float()
     return torch.where(losses.isfinite(), losses, float("inf"))
 
 
 def at_least_two(count: int, size: int) -> int:
-    """``count`` of ``size`` samples, but two where there are two: BatchNorm refuses a batch of one."""
+    """``count``, but at least two if ``size`` allows it, because BatchNorm refuses a batch of one."""
     return max(count, min(2, size))

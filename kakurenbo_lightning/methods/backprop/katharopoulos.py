@@ -1,4 +1,4 @@
-"""Importance sampling by an upper bound of the gradient norm, while it pays.
+"""Importance sampling by an upper bound of the gradient norm, active only while it pays.
 
 Angelos Katharopoulos, François Fleuret: "Not All Samples Are Created Equal: Deep Learning with Importance Sampling", ICML 2018.
 """
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 @register_method("katharopoulos")
 @dataclass(frozen=True)
 class Katharopoulos(BackpropMethod):
-    """Scores ``presample`` batches, draws one batch of them with replacement in proportion to the score, and trains it with weights.
+    """Scores ``presample`` batches, draws one batch from them with replacement in proportion to the score, and trains it with weights.
 
     The score is the gradient norm of the loss at the last layer's inputs, ``g = ||softmax(z) - onehot(y)||_2``; a drawn sample's weight is
-    ``1 / (presample * b * g)`` with g normalised to 1. Active while the variance it takes away is worth the scoring; off, it costs
-    nothing but the scores of the training batch, which say when it would pay.
+    ``1 / (presample * b * g)`` with g normalised to 1. The method is active while the reduction of variance is worth the
+    scoring. While it is off, it only computes the scores of trained batches, which show when it would pay.
     """
 
-    presample: int = setting(3, integer(2), "batches that are scored for one that is trained", unit="batches")
-    momentum: float = setting(0.9, proportion(), "of the running mean of t")
+    presample: int = setting(3, integer(2), "number of batches that are scored for each one that is trained", unit="batches")
+    momentum: float = setting(0.9, proportion(), "momentum of the running mean of t")
     threshold: float | None = setting(
         None,
         optional(number(0, infinite=True)),
-        "active while the mean of t is above it; `None`: (`presample` + 3) / 3; 0: always; `inf`: never",
+        "the method is active while the mean of t is above this; `None`: (`presample` + 3) / 3; 0: always; `inf`: never",
         fix="0 is always on.",
     )
 
@@ -47,39 +47,43 @@ class Katharopoulos(BackpropMethod):
 
     @property
     def batches_per_choice(self) -> int:
-        """``presample``."""
+        """The setting ``presample``: one batch is drawn from so many."""
         return self.presample
 
     def memory(self) -> Memory:
-        """The running mean of t."""
+        """The running mean of t, which starts at 0."""
         return {"t": torch.zeros(())}
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """While t says that it pays; waits for the device."""
+        """Whether the running mean of t says that scoring pays; waits for the device."""
         needed = (self.presample + 3) / 3 if self.threshold is None else self.threshold
         return super().scores(epoch, step, steps, memory) and float(memory["t"]) > needed
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
-        """t is the square root of n sum(g^2), which is 1 / sqrt(1 - sum((g - u)^2) / sum(g^2)) with u = 1 / n."""
+        """Update the running mean of t = sqrt(n sum(g^2)) = 1 / sqrt(1 - sum((g - u)^2) / sum(g^2)), with u = 1 / n."""
         score = _normalised(values["el2n"])
         t = mean((len(score) * score.square().sum()).sqrt().float())
         memory["t"] = self.momentum * memory["t"].to(t.device) + (1 - self.momentum) * t
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Draw one batch with replacement."""
+        """Draw one batch with replacement, in proportion to the scores."""
         score = _normalised(values["el2n"])
         size = len(score)
         count = at_least_two(size // self.presample, size)
         drawn = torch.rand(count, generator=generator, dtype=torch.float64).to(score.device, non_blocking=True)
         bounds = score.cumsum(0)
+        # clamp: rounding may leave the last bound below a number drawn just under 1
         rows = torch.searchsorted(bounds / bounds[-1], drawn, right=True).clamp(max=size - 1)
         return Picked(rows, count, weights=(1 / (size * score[rows])).float())
 
 
 def _normalised(score: Tensor) -> Tensor:
-    """Scores >= 0 as probabilities, ``float64[n]``; all alike when none is above 0. One that is not finite counts as the largest."""
+    """Convert scores >= 0 to probabilities, ``float64[n]``. All are equal if no score is above 0; one that is not finite counts as the
+    largest.
+    """
     score = score.double()
     finite = score.isfinite()
+    # tiny, so that scores that are all 0 do not divide 0 by 0
     largest = torch.where(finite, score, 0.0).amax().clamp(min=torch.finfo(torch.float64).tiny)
     score = torch.where(finite, score, largest)
     total = score.sum()

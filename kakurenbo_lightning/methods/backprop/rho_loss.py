@@ -1,4 +1,4 @@
-"""RHO-Loss: train on the samples whose loss can still be reduced.
+"""RHO-Loss: trains the samples whose loss can still be reduced.
 
 Sören Mindermann, Jan Brauner, Muhammed Razzak, Mrinank Sharma, Andreas Kirsch, Winnie Xu, Benedikt Höltgen, Aidan N. Gomez, Adrien
 Morisot, Sebastian Farquhar, Yarin Gal: "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet Learnt", ICML 2022.
@@ -48,10 +48,10 @@ class RhoLoss(BackpropMethod):
     pooled: ClassVar[bool] = False
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """The table has a row for each sample."""
+        """Check that the table of irreducible losses has one row per sample."""
         check = checker(self)
         make = "Make it with `python -m kakurenbo_recipes.irreducible` and the data settings of this run (--help explains)."
-        check(Path(self.irreducible).is_file(), "irreducible", "a file that is there", make)
+        check(Path(self.irreducible).is_file(), "irreducible", "an existing file", make)
         check(
             isinstance(self._file, dict) and isinstance(self._file.get("irreducible"), torch.Tensor),
             "irreducible",
@@ -62,7 +62,7 @@ class RhoLoss(BackpropMethod):
         check(rows == num_samples, "irreducible", f"of a data set of {num_samples} samples, this file has {rows}", make)
 
     def check_data(self, fingerprint: str) -> None:
-        """The table is of this data set."""
+        """Check that the table of irreducible losses was made for this data set."""
         saved = self._file.get("fingerprint")
         checker(self)(
             saved in (None, fingerprint),
@@ -72,7 +72,7 @@ class RhoLoss(BackpropMethod):
         )
 
     def contents(self) -> dict[str, str]:
-        """A hash of the table."""
+        """A hash of the table of irreducible losses."""
         table = self._table[torch.device("cpu")].contiguous().numpy()
         return {"irreducible losses": hashlib.blake2b(table.tobytes(), digest_size=8).hexdigest()}
 
@@ -80,7 +80,7 @@ class RhoLoss(BackpropMethod):
     def _file(self) -> Any:
         try:
             return torch.load(self.irreducible, map_location="cpu", weights_only=True)
-        except Exception:  # torch raises whatever the bytes of another file make of it, a KeyError for some text
+        except Exception:  # torch.load raises many kinds of errors for other bytes, a KeyError for some text
             return None
 
     @cached_property
@@ -88,7 +88,7 @@ class RhoLoss(BackpropMethod):
         return {torch.device("cpu"): self._file["irreducible"].float()}
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """The highest reducible losses; ties: those that come first."""
+        """Choose the samples with the highest reducible losses; among equal ones, those that come first."""
         losses = hard(values["loss"])
         if losses.device not in self._table:
             self._table[losses.device] = self._table[torch.device("cpu")].to(losses.device)

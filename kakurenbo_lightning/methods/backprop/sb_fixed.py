@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @register_method("sb_fixed")
 @dataclass(frozen=True)
 class FixedRate(BackpropMethod):
-    """In a window of the training exactly ``floor(keep * B)`` samples of each batch are drawn without replacement and trained at once.
+    """Trains exactly ``floor(keep * B)`` samples of each batch, drawn without replacement, in a window of the training.
 
     The weight of a sample in the draw is ``((rank + 0.5) / B) ** (1 / keep - 1)``, its rank counted from the lowest loss.
     """
@@ -35,11 +35,13 @@ class FixedRate(BackpropMethod):
         "share of the training after which the window begins; at most `end`",
         fix="They are shares of the training.",
     )
-    end: float = setting(0.9, number(0, 1), "share of the training after which it ends", fix="They are shares of the training.")
+    end: float = setting(
+        0.9, number(0, 1), "share of the training after which the window ends", fix="They are shares of the training."
+    )
     interrupt: int = setting(
         2,
         integer(),
-        "in the window, each so many-th batch is trained whole, without scoring; 0: none",
+        "within the window, every n-th batch is trained whole, without scoring; 0: none",
         fix="2 trains every second batch whole.",
     )
 
@@ -49,12 +51,12 @@ class FixedRate(BackpropMethod):
     pooled: ClassVar[bool] = False
 
     def check_settings(self) -> None:
-        """The window is one."""
+        """Check that the window does not end before it starts."""
         super().check_settings()
         checker(self)(self.start <= self.end, "start", f"at most end={self.end}", "The window goes from start to end.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """Shares of the training need its end."""
+        """Check that the training has an end, if the window is given in shares of it."""
         checker(self)(
             max_epochs is not None or (self.start == 0 and self.end == 1),
             "start",
@@ -63,17 +65,19 @@ class FixedRate(BackpropMethod):
         )
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """In the window, but for each ``interrupt``-th batch."""
+        """Whether the batch lies in the window and is not an ``interrupt``-th one."""
         done = (epoch.index * steps + step) / (epoch.max_epochs * steps) if epoch.max_epochs else 0.0
         regular = self.interrupt == 0 or (step + 1) % self.interrupt != 0
         return super().scores(epoch, step, steps, memory) and self.start <= done < self.end and regular
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Draw without replacement: the k highest of ``U ** (1 / weight)``."""
+        """Draw without replacement by taking the k highest of ``U ** (1 / weight)``, where U is uniform in [0, 1)."""
         losses = hard(values["loss"])
         size = len(losses)
+        # the argsort of an argsort is the rank; stable, so that ties are ranked in batch order on every device
         rank = losses.argsort(stable=True).argsort()
         weight = ((rank + 0.5) / size) ** (1 / self.keep - 1)
+        # log(U) / weight orders like U ** (1 / weight) but does not underflow; tiny, because log(0) is -inf
         key = uniform(size, generator, losses.device).clamp(min=torch.finfo(torch.float32).tiny).log() / weight
         count = at_least_two(exact_floor(self.keep, size), size)
         return Picked(key.argsort(descending=True, stable=True), count)

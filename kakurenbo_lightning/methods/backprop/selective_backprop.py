@@ -54,7 +54,10 @@ class SelectiveBackprop(BackpropMethod):
     )
     floor: float = setting(0.0, number(0, 1), "least probability of being trained", fix="For example: 0.05.")
     history: int = setting(
-        1024, integer(1), "how many of the last scored losses the percentile is taken of; each rank has its own", unit="losses"
+        1024,
+        integer(1),
+        "number of last scored losses among which the percentile is taken; each rank has its own history",
+        unit="losses",
     )
     score: Literal["loss", "random", "topk", "l2"] = setting(
         "loss",
@@ -66,13 +69,14 @@ class SelectiveBackprop(BackpropMethod):
     keep: float | None = setting(
         None,
         optional(number(0, 1, above=True)),
-        "with `score='topk'`: the share of each batch, in place of 1 / (`beta` + 1)",
+        "with `score='topk'`: the share of each batch to train, instead of 1 / (`beta` + 1)",
         fix="0.5 takes the half with the highest losses.",
     )
     pool: bool = setting(
         True,
         flag(),
-        "chosen samples wait until they fill a batch; `False`: they are trained at once, in a step of each loaded batch that is smaller",
+        "chosen samples wait until they fill a batch; `False`: each loaded batch makes a smaller step with its chosen "
+        "samples at once",
         fix="False is the way of proxy masks.",
     )
 
@@ -86,25 +90,26 @@ class SelectiveBackprop(BackpropMethod):
             object.__setattr__(self, "reads", ("loss", "el2n"))
         if self.score in CONTROLS:
             object.__setattr__(self, "summary", CONTROLS[self.score])
+        # a frozen dataclass forbids plain assignment, and `pool=False` changes what the engine does
         object.__setattr__(self, "pooled", self.pool)
 
     def check_settings(self) -> None:
-        """Only one control takes a share that is given."""
+        """Check that ``keep`` is only given for ``score="topk"``, which alone uses it."""
         super().check_settings()
         is_read = self.keep is None or self.score == "topk"
         checker(self)(is_read, "keep", f"None with score={self.score!r}", "Write score='topk', or beta for the expected share.")
 
     def memory(self) -> Memory:
-        """The last losses."""
+        """An empty history of scored losses."""
         return {"history": torch.empty(0)}
 
     def learn(self, memory: Memory, values: Mapping[str, Tensor], mean: Callable[[Tensor], Tensor]) -> None:
-        """Keep the last losses."""
+        """Append the losses to the history, and keep only the newest ones."""
         losses = hard(values["loss"])
         memory["history"] = torch.cat([memory["history"].to(losses.device), losses])[-self.history :]
 
     def select(self, values: Mapping[str, Tensor], indices: Tensor, memory: Memory, generator: torch.Generator) -> Picked:
-        """Draw."""
+        """Draw which of the scored samples are trained, by the percentile of each loss among the last ones."""
         losses = hard(values["loss"])
         if self.score == "topk":
             size = len(losses)
@@ -113,7 +118,9 @@ class SelectiveBackprop(BackpropMethod):
             return Picked(order, max(1, count) if self.pool else at_least_two(count, size))
         share = self._share(values, losses, memory, generator)
         probability = (share**self.beta).clamp(min=self.floor)
+        # a loss that is NaN or infinite is always trained, so that it is seen
         probability = torch.where(losses.isfinite(), probability, 1.0)
+        # equal losses have percentile 0 each: train all, because no choice is possible; a tensor, so that the host does not wait
         whole = (probability <= 0).all()
         keep = uniform(len(losses), generator, losses.device) < probability
         return Picked.mask(keep | whole, whole)
@@ -127,7 +134,8 @@ class SelectiveBackprop(BackpropMethod):
 @register_method("stale_sb")
 @dataclass(frozen=True)
 class StaleSB(SelectiveBackprop):
-    """StaleSB (Jiang et al., 2019): in between, the stored losses decide when the epoch is planned, and what they reject is not loaded.
+    """StaleSB (Jiang et al., 2019): scores only every few epochs. In between, the epoch is planned from the stored losses, and
+    rejected samples are not loaded.
 
     Epochs 0, n, 2n, ... score every batch (those in the warm-up train on it); in the others the percentile is taken among the stored
     losses of all samples, and a trained sample's new loss is stored.
@@ -136,16 +144,16 @@ class StaleSB(SelectiveBackprop):
     score: Literal["loss"] = setting(
         "loss", choice("loss"), "the controls are those of `selective_backprop`", fix="The controls are of selective_backprop."
     )
-    staleness: int = setting(3, integer(1), "n: each n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
+    staleness: int = setting(3, integer(1), "n: every n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
 
     summary: ClassVar[str] = "Selective-Backprop that scores every few epochs and does not load what it rejects in between"
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
-        """Every ``staleness`` epochs."""
+        """Whether ``epoch`` is one of those that are scored: every ``staleness``-th."""
         return super().scores(epoch, step, steps, memory) and epoch.index % self.staleness == 0
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
-        """Everything, or what the stored losses choose."""
+        """Plan all samples for an epoch that scores, else those that the stored losses choose."""
         if epoch.index < self.warmup_epochs or epoch.index % self.staleness == 0:
             return EpochPlan.everything(len(statistics))
         loss = statistics.loss.cpu().numpy()
@@ -158,7 +166,7 @@ class StaleSB(SelectiveBackprop):
 
 
 def _share_below(values: np.ndarray) -> np.ndarray:
-    """Share of ``values`` strictly below each of them; ``float64[n]``."""
+    """For each of ``values``, the share of them that is strictly smaller; ``float64[n]``."""
     order = np.argsort(values)
     ordered = values[order]
     first = np.zeros(len(values), dtype=np.int64)

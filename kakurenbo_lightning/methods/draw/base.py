@@ -1,4 +1,4 @@
-"""The PoD family: every sample has a probability of being drawn, and batches are drawn by it, with replacement."""
+"""The draw family (PoD): every sample has a probability of being drawn, and batches are drawn by it, with replacement."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from kakurenbo_lightning.methods.topk import as_decimal, lowest
 if TYPE_CHECKING:
     from torch import Tensor
 
-SMALLEST, LARGEST = 1e-37, 1e37  # value, in float32
+SMALLEST, LARGEST = 1e-37, 1e37  # allowed range of a value, in float32
 
 
 @dataclass(frozen=True)
 class DrawMethod(Method):
     """A method that draws samples with probability ``p_i = (1 - mix) * v_i / sum(v) + mix / N``.
 
-    The value ``v_i = min(b_i, cap) ** temperature`` comes from the base value ``b_i``, which :meth:`base` makes of what was last observed
-    of the sample (:attr:`observes`).
+    The value ``v_i = min(b_i, cap) ** temperature`` comes from the base value ``b_i``, which :meth:`base` computes from what was last
+    observed of the sample (:attr:`observes`).
 
     Attributes:
-        observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 where misclassified, else 0); "" for none.
-        column: which column of the statistics holds it.
-        repeats: a sample may be drawn more than once in an epoch.
+        observes: which value of a sample is observed: ``loss``, ``entropy`` or ``wrong`` (1 if misclassified, else 0); "" for none.
+        column: the column of the statistics that holds it.
+        repeats: whether a sample may be drawn more than once in an epoch.
     """
 
     _: KW_ONLY
     unbiased: bool = setting(
         False,
         flag(),
-        "a drawn sample carries the loss weight 1 / (N p_i), p_i as it was drawn with, so that the expected gradient of each step is "
-        "that of the full data set; with `mix` it is at most 1 / `mix`",
+        "a drawn sample gets the loss weight 1 / (N p_i), where p_i is the probability it was drawn with, so that the "
+        "expected gradient of each step is that of the full data set; with `mix` the weight is at most 1 / `mix`",
         fix="True adds weights.",
     )
     min_value: float = setting(
         1e-6,
         number(0, 1, above=True),
-        "no value that is written is below this share of the mean of all values, so that every sample can be drawn again",
+        "lower bound of a written value, as a share of the mean of all values, so that every sample can be drawn again",
         fix="It is a share of the mean value.",
     )
     temperature: float = setting(
@@ -58,8 +58,8 @@ class DrawMethod(Method):
     cap_quantile: float = setting(
         1.0,
         number(0, 1, above=True),
-        "base values above this quantile of those of all samples count as the quantile, so that the hardest, often mislabelled, do not "
-        "dominate; taken when an epoch is planned",
+        "base values above this quantile over all samples are reduced to the quantile, so that the hardest samples, "
+        "which are often mislabelled, do not dominate; computed when an epoch is planned",
         fix="1 caps nothing.",
     )
 
@@ -69,7 +69,7 @@ class DrawMethod(Method):
     observes: ClassVar[str] = "loss"
 
     def check_settings(self) -> None:
-        """What is observed is among the values that are read."""
+        """Check that the observed value is among the values that are read."""
         super().check_settings()
         known = ("loss", "confidence", "correct", *(column.name for column in self.columns))
         read = "correct" if self.observes == "wrong" else self.observes
@@ -81,37 +81,38 @@ class DrawMethod(Method):
 
     @property
     def weighs(self) -> bool:
-        """When they are unbiased."""
+        """Whether drawn samples carry loss weights, which is the setting ``unbiased``."""
         return self.unbiased
 
     def observed(self, values: Mapping[str, Tensor]) -> Tensor:
-        """What is observed of samples, ``float32[n]``, from their ``values``."""
+        """Compute what is observed of samples, ``float32[n]``, from their ``values``."""
         return (~values["correct"] if self.observes == "wrong" else values[self.observes]).float()
 
     def known(self, statistics: SampleStatistics) -> Tensor:
-        """What was last observed of every sample, ``float32[N]`` on the CPU; NaN where never."""
+        """What was last observed of every sample, ``float32[N]`` on the CPU; NaN if it never was."""
         own = {name: getattr(statistics, name) for name in ("loss", "confidence", "correct")}
         columns = {**own, **statistics.extra}
         return torch.where(statistics.measured, self.observed(columns), float("nan")).cpu()
 
     def base(self, observed: Tensor) -> Tensor:
-        """Base values of what was observed, both ``float32[n]``."""
+        """Convert observations to base values, both ``float32[n]``."""
         return observed
 
     def cap(self, statistics: SampleStatistics) -> float:
-        """What base values are held at, from those of all samples."""
+        """The upper limit of base values, computed from those of all samples."""
         if self.cap_quantile == 1:
             return float("inf")
         known = self.known(statistics)
         base = self.base(known[known.isfinite()]).numpy()
         if not len(base):
             return float("inf")
+        # as_decimal, because 0.07 * 100 is 7.000000000000001 in floating point, which ceil would make 8
         place = ceil(as_decimal(self.cap_quantile) * len(base)) - 1
         base.partition(place)
         return max(0.0, float(base[place]))
 
     def values(self, observed: Tensor, cap: float = float("inf")) -> Tensor:
-        """``min(base, cap) ** temperature``, ``float32[n]``; not finite where what was observed is not."""
+        """``min(base, cap) ** temperature``, ``float32[n]``; not finite where the observation is not finite."""
         base = self.base(observed)
         if base.shape != observed.shape:
             raise ValueError(
@@ -122,77 +123,83 @@ class DrawMethod(Method):
         return torch.where(known, (base.clamp(min=0, max=cap) ** self.temperature).clamp(max=LARGEST), float("nan"))
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:
-        """Of every sample, ``float32[N]`` on the CPU, finite and positive: a sample without a finite one has the mean of the others."""
+        """The values of all samples, ``float32[N]`` on the CPU, finite and positive. A sample without a finite value gets the mean of
+        the others.
+        """
         values = self.values(self.known(statistics), self.cap(statistics))
         finite = values.isfinite()
         mean = float(values[finite].double().mean()) if finite.any() else 1.0
+        # all values are 0, or their sum overflows: draw uniformly
         if not 0 < mean < float("inf"):
             return torch.ones_like(values)
         return torch.where(finite, values, mean).clamp(min=max(SMALLEST, self.min_value * mean))
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
-        """Which samples (``int64[n]`` on the CPU, ascending) a forward-only pass looks at before ``epoch``."""
+        """Samples (``int64[n]`` on the CPU, ascending) that a scoring pass scores before ``epoch``."""
         return torch.empty(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True)
 class StreamMethod(DrawMethod):
-    """A method whose epoch is a stream: each batch is drawn when it is needed, and the values of the drawn samples are
-    written after the step, from what that step observed.
+    """A method whose epoch is a stream: each batch is drawn when it is needed, and after each step the observations of the drawn
+    samples update their values.
 
     Attributes:
-        normalised: the stored values are probabilities, brought back to a sum of 1 after every step; what is written is not.
-        scores_first: starts with a scoring pass.
+        normalised: whether stored values are probabilities that are rescaled to a sum of 1 after every step. Newly written values are
+            not rescaled before.
+        scores_first: whether a scoring pass comes before the first drawn epoch.
     """
 
     _: KW_ONLY
     epoch_length: int | None = setting(
         None,
         optional(integer(1)),
-        "length of an epoch, of all ranks together; `None`: ceil(N / batch size)",
+        "number of batches of an epoch, over all ranks; `None`: ceil(N / batch size)",
         unit="batches",
         fix="It counts batches.",
     )
     pretrain_epochs: int = setting(
         0,
         integer(),
-        "so many ordinary epochs come first; the stream starts with their losses",
+        "number of ordinary epochs before the stream, which starts with their losses",
         unit="epochs",
         fix="For example: 1.",
     )
     start_pass: bool = setting(
         False,
         flag(),
-        "score every sample before the stream starts, even those that were trained in pretraining epochs; those that never were are "
-        "scored in any case",
+        "score every sample before the stream starts, even those trained in pretraining epochs; samples that were not "
+        "trained are scored in any case",
         fix="True scores everything once.",
     )
     max_staleness: int | None = setting(
         None,
         optional(integer()),
-        "most steps between a draw and the newest values it used, at least `exchange_every` - 1; `None`: as far as workers prefetch",
+        "largest number of steps between a draw and the newest values it used, at least `exchange_every` - 1; `None`: "
+        "as many as workers prefetch",
         unit="steps",
         fix="0 draws in the main process, one batch at a time.",
     )
     exchange_every: int = setting(
         1,
         integer(1),
-        "ranks exchange what they observed every so many steps: more is less traffic and staler values; on one rank it is written after "
-        "each step",
+        "number of steps between two exchanges of observations among ranks: a larger number means less traffic and "
+        "staler values; a single rank writes them after each step",
         unit="steps",
         fix="1 exchanges after every step.",
     )
     refresh_share: float = setting(
         0.0,
         proportion(),
-        "so large a share r of all forward passes scores the stalest samples: r / (1 - r) for each draw of an epoch, N at most",
+        "share r of all forward passes that is spent on scoring the stalest samples: r / (1 - r) for each draw of an "
+        "epoch, N at most",
         fix="0.1 spends a tenth of the forward passes.",
     )
     diagnose: int = setting(
         0,
         integer(),
-        "so many samples are scored before each drawn epoch, only to report how true the stored values are; workers that augment at random "
-        "move on by it (`SeededDataset` does not mind)",
+        "number of samples to score before each drawn epoch, only to report how accurate the stored values are; it "
+        "advances the random streams of workers that augment (except with `SeededDataset`)",
         unit="samples",
         fix="1000 are enough to see a trend.",
     )
@@ -201,7 +208,7 @@ class StreamMethod(DrawMethod):
     scores_first: ClassVar[bool] = True
 
     def check_settings(self) -> None:
-        """Values may be as stale as the exchange makes them."""
+        """Check that values may be as stale as ``exchange_every`` makes them."""
         super().check_settings()
         least = self.exchange_every - 1
         checker(self)(
@@ -213,42 +220,42 @@ class StreamMethod(DrawMethod):
 
     @property
     def refresh_mode(self) -> RefreshMode | None:
-        """Eval mode, when there may be a scoring pass."""
+        """Eval mode if there may be a scoring pass, else ``None``."""
         return "eval" if self.scores_first or self.refresh_share or self.diagnose else None
 
     @property
     def draws_ahead(self) -> int | None:
-        """How many batches may be drawn before they are trained; ``None``: any number."""
+        """Number of batches that may be drawn before they are trained; ``None`` for any number."""
         return None if self.max_staleness is None else self.max_staleness - (self.exchange_every - 1)
 
     def streams(self, epoch: Epoch) -> bool:
-        """Whether ``epoch`` is drawn."""
+        """Whether ``epoch`` is drawn as a stream, instead of being an ordinary pretraining epoch."""
         return epoch.index >= self.pretrain_epochs
 
     def written(self, observed: Tensor, stored: Tensor, cap: float, num_samples: int) -> Tensor:
-        """New values of drawn samples.
+        """Compute the new values of drawn samples.
 
         Args:
-            observed: ``float32[n]``, in their training step.
-            stored: ``float64[n]``, their values so far (probabilities when :attr:`normalised`).
-            cap: what base values are held at.
+            observed: ``float32[n]``, observations of their training step.
+            stored: ``float64[n]``, their previous values (probabilities if :attr:`normalised`).
+            cap: upper limit of base values.
             num_samples: N.
 
         Returns:
-            ``float[n]``, on the scale of ``stored``; one that is not finite is not written.
+            ``float[n]``, on the scale of ``stored``. Values that are not finite are not written.
         """
         return self.values(observed, cap)
 
     def epoch_batches(self, num_samples: int, batch_size: int) -> int:
-        """Batches of an epoch, of all ranks together."""
+        """Number of batches in an epoch, over all ranks."""
         return self.epoch_length or -(-num_samples // batch_size)
 
     def stream_samples(self, num_samples: int, batch_size: int) -> int:
-        """Those of whole batches."""
+        """Number of samples drawn in an epoch: that of its batches times the batch size, because every drawn batch is full."""
         return self.epoch_batches(num_samples, batch_size) * batch_size
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """Warn when nothing is drawn."""
+        """Warn if all epochs are pretraining epochs, so that nothing is ever drawn."""
         if max_epochs is not None and self.pretrain_epochs >= max_epochs:
             rank_zero_warn(
                 f"{self.name}: pretrain_epochs={self.pretrain_epochs} with max_epochs={max_epochs}: every epoch is an ordinary one and "
@@ -256,14 +263,14 @@ class StreamMethod(DrawMethod):
             )
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> Plan:
-        """A stream; before it starts, everything once."""
+        """Return a stream, or, for a pretraining epoch, a plan that trains every sample once."""
         total = len(statistics)
         if not self.streams(epoch):
             return EpochPlan.everything(total)
         return StreamPlan(total, self.stream_samples(total, epoch.batch_size or 1))
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
-        """Those not seen yet, before the first drawn epoch all if so asked, and before others the stalest."""
+        """Samples never seen, or before the first drawn epoch all with ``start_pass``, before later ones also the stalest."""
         if epoch.index < self.pretrain_epochs:
             return super().rows_to_score(statistics, epoch, previous)
         seen, total = statistics.epoch_seen.cpu(), len(statistics)

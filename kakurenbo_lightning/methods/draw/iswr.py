@@ -34,7 +34,7 @@ class ISWR(DrawMethod):
     refresh: bool = setting(
         True,
         flag(),
-        "score the samples that the epoch before did not draw; `False`: their losses stay as they are",
+        "score the samples that the previous epoch did not draw; `False`: their losses are left as they are",
         fix="True scores those not drawn.",
     )
 
@@ -43,11 +43,11 @@ class ISWR(DrawMethod):
 
     @property
     def refresh_mode(self) -> RefreshMode | None:
-        """Eval mode, when there is a pass."""
+        """Eval mode if there is a scoring pass, else ``None``."""
         return "eval" if self.refresh else None
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
-        """Everything once, later N draws."""
+        """Plan every sample once in the first epoch, and N draws in later ones."""
         total = len(statistics)
         if epoch.index == 0:
             return EpochPlan.everything(total)
@@ -59,23 +59,24 @@ class ISWR(DrawMethod):
         return EpochPlan(drawn, torch.empty(0, dtype=torch.int64), weights, metrics={"drawn_share": distinct / total})
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
-        """Those that the epoch before did not draw."""
+        """Samples that the previous epoch did not draw."""
         if not self.refresh or epoch.index < 1:
             return super().rows_to_score(statistics, epoch, previous)
-        return (statistics.epoch_seen.cpu() < epoch.index - 1).nonzero().squeeze(1)  # -1 where never seen
+        return (statistics.epoch_seen.cpu() < epoch.index - 1).nonzero().squeeze(1)  # epoch_seen is -1 for samples never seen
 
 
 def drawn_by(probability: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` draws with replacement, ascending, ``int64[count]``. Linear in N and ``count``.
+    """Draw ``count`` samples with replacement, sorted ascending, ``int64[count]``. Linear in N and ``count``.
 
     Args:
         probability: ``float64[N]`` on the CPU; its sum need not be 1.
-        count: how many.
-        generator: on the CPU.
+        count: number of draws.
+        generator: random stream on the CPU.
     """
-    # ordered uniforms are sums of exponentials, so that nothing is sorted and the search stays in the cache
+    # sorted uniforms, made as cumulative sums of exponentials: no sort is needed, and the search runs through memory in order
     gaps = torch.empty(count + 1, dtype=torch.float64).exponential_(generator=generator).cumsum(0)
     ordered = gaps[:-1] / gaps[-1]
     sums = probability.cumsum(0).numpy()
     drawn = np.searchsorted(sums, ordered.numpy() * sums[-1], side="right")
+    # rounding may place the last draw behind the last sample with a probability above 0
     return torch.from_numpy(np.minimum(drawn, np.flatnonzero(probability.numpy())[-1]))

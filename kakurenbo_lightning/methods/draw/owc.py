@@ -1,4 +1,4 @@
-"""OWC: a misclassified sample becomes more probable.
+"""OWC, LB and NLB: draw by stored probabilities that every step changes and normalises.
 
 Piotr Duda, Maciej Jaworski, Andrzej Cader, Lipo Wang: "On Training Deep Neural Networks Using a Streaming Approach" (OWC, LB, NLB), JAISCR
 10(1), 2020.
@@ -32,7 +32,7 @@ class OWC(StreamMethod):
     alpha: float | None = setting(
         None,
         optional(number(0, above=True)),
-        "what a misclassified sample gains; `None`: 1 / N, which doubles the probability that all have at the start",
+        "what a misclassified sample's probability gains; `None`: 1 / N, which doubles the initial probability",
         fix="None is 1 / N.",
     )
 
@@ -44,7 +44,7 @@ class OWC(StreamMethod):
     scores_first: ClassVar[bool] = False
 
     def check_settings(self) -> None:
-        """There are no base values, on which other settings act."""
+        """Refuse settings that act on base values, because OWC has none."""
         super().check_settings()
         check = checker(self)
         for name in ("temperature", "cap_quantile"):
@@ -52,11 +52,11 @@ class OWC(StreamMethod):
         check(not self.start_pass, "start_pass", "False, because owc starts with equal probabilities", "Leave it out.")
 
     def all_values(self, statistics: SampleStatistics) -> Tensor:
-        """The same for every sample."""
+        """The same value for every sample, because OWC starts with equal probabilities."""
         return torch.ones(len(statistics))
 
     def written(self, observed: Tensor, stored: Tensor, cap: float, num_samples: int) -> Tensor:
-        """``p + alpha`` where misclassified."""
+        """Return ``p + alpha`` for misclassified samples, and ``p`` for all others."""
         return stored + (1 / num_samples if self.alpha is None else self.alpha) * observed
 
 
@@ -91,5 +91,5 @@ class NLB(StreamMethod):
     normalised: ClassVar[bool] = True
 
     def base(self, observed: Tensor) -> Tensor:
-        """``tanh(loss)``."""
+        """The base value is ``tanh(loss)``, ``float32[n]`` in [0, 1]."""
         return observed.tanh()

@@ -1,6 +1,6 @@
-"""PLB: the loss is the base value, and the probability its share of all base values.
+"""PLB and PEB: the base value is the loss or the entropy, and the probability is its share of the sum of all.
 
-Of a talk by Mateusz Wojtulewicz, 2024.
+From a talk by Mateusz Wojtulewicz, 2024.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draws by weights that the user gives: what ``torch.utils.data.WeightedRandomSampler`` does, on any number of ranks."""
+"""Draws by weights that the user gives, like ``torch.utils.data.WeightedRandomSampler`` but on any number of ranks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ FIX = "For example: weights=1 / class_counts[targets]."
 @register_method("weighted")
 @dataclass(frozen=True)
 class Weighted(DrawMethod):
-    """Each epoch draws samples with replacement, in proportion to weights of the user's. Nothing is read of a step, so any loss will do."""
+    """Each epoch draws samples with replacement, in proportion to the user's weights. No values are read from the step, so any loss
+    will do.
+    """
 
     weights: Any = setting(  # noqa: RUF009  # PerSample or None; command lines give a path
         None,
@@ -41,7 +43,7 @@ class Weighted(DrawMethod):
     num_samples: int | None = setting(
         None,
         optional(integer(1)),
-        "draws of an epoch, of all ranks together, at most N; `None`: N",
+        "number of draws of an epoch, over all ranks, at most N; `None`: N",
         unit="samples",
         fix="None draws as many as there are.",
     )
@@ -52,7 +54,7 @@ class Weighted(DrawMethod):
     observes: ClassVar[str] = ""
 
     def check_settings(self) -> None:
-        """No value is written, so none has a floor."""
+        """Refuse a floor, because no value is ever written."""
         super().check_settings()
         floor = type(self).__dataclass_fields__["min_value"].default
         checker(self)(
@@ -63,7 +65,7 @@ class Weighted(DrawMethod):
         )
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """There is a weight for each sample, and an epoch is no longer than the data set."""
+        """Check that there is one weight per sample, and that an epoch is no longer than the data set."""
         check = checker(self)
         if self.weights is None:
             require(False, self.name, "weights", None, ALLOWED, FIX)
@@ -82,22 +84,22 @@ class Weighted(DrawMethod):
         )
 
     def contents(self) -> dict[str, str]:
-        """A hash of what a function gives in the first epoch."""
+        """A hash of the weights that a function returns for the first epoch."""
         return {"weights in epoch 0": self.weights.digest} if self.weights is not None and callable(self.weights.given) else {}
 
     def within(self, universe: Universe) -> Weighted:
-        """Weights are those of the samples of ``universe``."""
+        """Return the method with the weights of the samples of ``universe``."""
         if universe.indices is None or self.weights is None:
             return self
         self._weights(0, universe.num_samples)
         return replace(self, weights=self.weights.of(universe.indices))
 
     def known(self, statistics: SampleStatistics) -> Tensor:
-        """Nothing is observed of samples."""
+        """NaN for every sample, because nothing is observed."""
         return torch.full((len(statistics),), float("nan"))
 
     def _weights(self, epoch: int, total: int) -> np.ndarray:
-        """As they are given for ``epoch``, ``float64[total]``."""
+        """The weights for ``epoch`` as they were given, ``float64[total]``."""
         if self.weights is None:
             return np.ones(total)
         try:
@@ -110,11 +112,11 @@ class Weighted(DrawMethod):
         return values
 
     def probabilities(self, epoch: int, total: int) -> Tensor:
-        """With which each of ``total`` samples is drawn in ``epoch``, ``float64[total]``."""
+        """The probability with which each of ``total`` samples is drawn in ``epoch``, ``float64[total]``."""
         weights = self._weights(epoch, total)
         place = ceil(as_decimal(self.cap_quantile) * total) - 1
         capped = weights if self.cap_quantile == 1 else np.minimum(weights, np.partition(weights, place)[place])
-        largest = capped.max()  # 1, so that no power is too large
+        largest = capped.max()  # divide by the largest, so that no power overflows
         require(
             largest > 0,
             self.name,
@@ -127,11 +129,12 @@ class Weighted(DrawMethod):
         return torch.from_numpy((1 - self.mix) * values / values.sum() + self.mix / total)
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
-        """``num_samples`` draws, in random order."""
+        """Plan ``num_samples`` draws, in random order."""
         total, generator = len(statistics), epoch.generator()
         probability = self.probabilities(epoch.index, total)
         ascending = drawn_by(probability, min(self.num_samples or total, total), generator)
-        drawn = ascending[torch.randperm(len(ascending), generator=generator)]  # for a loader that does not shuffle
+        # shuffled here, because the loader may not shuffle
+        drawn = ascending[torch.randperm(len(ascending), generator=generator)]
         weights = torch.where(probability > 0, 1 / (total * probability), 1.0).float() if self.unbiased else None
         distinct = float(len(torch.unique_consecutive(ascending)))
         return EpochPlan(drawn, torch.empty(0, dtype=torch.int64), weights, metrics={"drawn_share": distinct / total})

@@ -1,10 +1,10 @@
 """The Hydra plugin that makes every registered method an option of the config group `kakurenbo/method`, in any app of this environment.
 
-An app's own groups stay its own: the plugin adds that one group, and no other config of this package is ever found. An app that wants the
-short name `method` for it says `hydra.searchpath: [kakurenbo://]` in its primary config.
+The plugin adds only this group, so an app's own groups are never mixed with configs of this package. An app that wants the short
+name `method` for the group writes `hydra.searchpath: [kakurenbo://]` into its primary config.
 
-Hydra imports this file in every app that starts, so it imports nothing but Hydra; methods are imported when a group of them is asked
-for, and torch not even then. The folder has no `__init__.py`: Hydra finds its plugins in all packages of the name hydra_plugins.
+Hydra imports this file at the start of every app, so it imports nothing but Hydra. Methods are imported when their group is used, and
+torch not even then. The folder has no `__init__.py`, because Hydra finds plugins through the namespace package hydra_plugins.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ SCHEME = "kakurenbo"
 
 
 class MethodSearchPath(SearchPathPlugin):
-    """Searches the methods after the app's own configs."""
+    """Adds the methods to Hydra's search path, after the app's own configs."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Add the source of methods."""
+        """Append the source of methods to ``search_path``."""
         search_path.append("kakurenbo-lightning", f"{SCHEME}://{GROUP}")
 
 
 class MethodSource(ConfigSource):
-    """The configs of methods, in the group that is its path; without a path, by their short name too."""
+    """Provides the configs of methods, in the group that its path names; without a path also under their short names."""
 
     @staticmethod
     def scheme() -> str:
-        """As in ``kakurenbo://``."""
+        """Return the scheme of this source's URLs, as in ``kakurenbo://``."""
         return SCHEME
 
     def available(self) -> bool:
-        """Always."""
+        """Return ``True``: the configs are made from code, so they are always available."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Whether it is a group of methods."""
+        """Whether ``config_path`` is the group of methods."""
         group = config_path.strip("/")
         return group == GROUP or (group == SHORT and not self.path)
 
     def is_config(self, config_path: str) -> bool:
-        """Whether it is a method."""
+        """Whether ``config_path`` names a method."""
         group, _, name = config_path.rpartition("/")
         return self.is_group(group) and name.removesuffix(".yaml") in self.list(group, ObjectType.CONFIG)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """The names of all methods."""
+        """Return the names of all methods."""
         from kakurenbo_lightning.methods.registry import available_methods
 
         return [] if results_filter is ObjectType.GROUP else list(available_methods())
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """The structured config of a method."""
+        """Return the structured config of the method that ``config_path`` names."""
         from kakurenbo_lightning.hydra_support.configs import method_config
 
         config = OmegaConf.structured(method_config(config_path.rpartition("/")[2].removesuffix(".yaml")))
