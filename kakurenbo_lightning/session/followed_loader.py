@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.distributed import check_same_data
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.sampler import SelectionSampler
@@ -57,12 +55,6 @@ class FollowedLoader:
     def seed_workers(self, epoch: int) -> None:
         """Workers that are started from now on draw the random numbers of ``epoch``."""
         seed_workers(self.loader, worker_seed(self.sampler, epoch))
-
-    def arrive(self, device: torch.device, compare: bool, position: str) -> None:
-        """The device is known; ``compare``: the ranks compare their data sets (collective), ``position`` is for its errors."""
-        if compare and self.sampler.num_replicas > 1:
-            check_same_data(len(self.statistics), self.identity, position)
-        self.statistics.to(device)
 
     def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
         """What ``epoch`` trains, chosen by ``method`` from the samples that can be trained; ``before``: the plan of the epoch before."""

@@ -48,7 +48,7 @@ class Pending:
     def state_dict(self, together: bool) -> dict[str, Any]:
         """Of this rank; ``together``: every rank is here."""
         # metrics that are the mean of all ranks are computed when they are asked for
-        known = together or self._adapter.world_size == 1
+        known = together or self._adapter.ranks.is_alone
         return {
             "metrics": self._resumption.callback_metrics() if known else {},
             "stopped": self._trainer.should_stop and any(map(_has_stopped, self._stoppings)),
