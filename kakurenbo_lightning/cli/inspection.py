@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.sharded_checkpoint import META, check_sharded, is_sharded_checkpoint
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
@@ -31,6 +32,8 @@ examples:
   kakurenbo-inspect checkpoints/last.ckpt              one page
   kakurenbo-inspect checkpoints/last.ckpt --most 100   more of the most hidden samples
   kakurenbo-inspect checkpoints/last.ckpt --json       the same for programs
+
+A checkpoint may be a folder, too: the sharded one of ModelParallelStrategy.
 
 How often a sample was hidden is in the checkpoint of a training with a RunRecorder among its callbacks (kakurenbo-train has one); without
 it the samples that are hidden now are listed, those of lowest loss first. Indices are those of the data set."""
@@ -72,16 +75,18 @@ def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[st
 
 
 def _checkpoint(path: Path, trust: bool) -> Any:
-    """The content of a file that Lightning may have saved."""
-    if not path.is_file():
+    """The content of a file that Lightning may have saved; of a sharded checkpoint, a folder, what is beside the weights."""
+    sharded = is_sharded_checkpoint(path)
+    if not sharded and not path.is_file():
         there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
         raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
+    whole, path = path, path / META if sharded else path
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped and not is_old_format(path):
         raise NoSelectionError(f"{path} is no checkpoint of Lightning (no zip file); give a .ckpt that it saved")
     try:
-        check_whole(path)
+        (check_sharded if sharded else check_whole)(whole)
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except DamagedCheckpointError as error:
         raise NoSelectionError(str(error)) from None
@@ -204,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "kakurenbo-inspect", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file of Lightning")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt of Lightning, file or folder")
     parser.add_argument("--most", type=int, default=10, metavar="K", help="list K of the most hidden samples (default: 10)")
     parser.add_argument("--trust", action="store_true", help="load objects of any kind, which can run code: only files you trust")
     parser.add_argument("--json", action="store_true", help="print JSON")

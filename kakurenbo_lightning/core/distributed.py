@@ -28,6 +28,11 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
 
 
+def process() -> int:
+    """The number of this process, 0 where no process group is there."""
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks; known before the process group is there, too."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -24,6 +24,7 @@ from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.lr_schedule import Progress
 from kakurenbo_lightning.trainer.module_state import ModuleState
+from kakurenbo_lightning.trainer.sharded import settle
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -128,8 +129,9 @@ class TrainerAdapter:
     # --- who and where
 
     def arrive(self, num_samples: int, fingerprint: str, position: str) -> None:
-        """The processes meet, see :meth:`~kakurenbo_lightning.core.distributed.Ranks.meet`. Collective."""
+        """The processes meet, see :meth:`~kakurenbo_lightning.core.distributed.Ranks.meet`, and the module has its device. Collective."""
         self.ranks = self.ranks.meet(num_samples, fingerprint, position)
+        settle(self.trainer.lightning_module.modules())
 
     @property
     def passive(self) -> bool:

@@ -21,8 +21,8 @@ _HERE = Path(__file__).parent
 
 
 def world_size(name):
-    """How many ranks the case ``name`` takes."""
-    return WORLD_SIZES.get(name, 2)
+    """How many processes the case ``name`` takes."""
+    return WORLD_SIZES.get(name, 4 if name.startswith("tensor_parallel_") and name != "tensor_parallel_alone" else 2)
 
 
 def launch(folder, names):
