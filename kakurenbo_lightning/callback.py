@@ -31,13 +31,14 @@ from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack  # which torch needs; in typing since Python 3.11
 
 from kakurenbo_lightning.core.distributed import rank_zero_info
-from kakurenbo_lightning.core.flavour import is_class, join, leave_log
+from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -57,7 +58,7 @@ from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.trial import TrialReport, run_trial
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
+from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, check_before_loading
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
 
 
@@ -361,6 +362,8 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
+            if self.session.adapter.trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start
+                self.session.restart.extend(self.session.keeper.saved_restart)
 
 
 def _stand_between(session: Session) -> None:
@@ -373,6 +376,8 @@ def _stand_between(session: Session) -> None:
         adapter.wrap_loops(session.streams.set_aside, session.begin_step, session.requeue.answer)
     if is_class(type(strategy.checkpoint_io), TorchCheckpointIO):
         strategy.checkpoint_io = AtomicCheckpointIO()
+    if is_instance(strategy, ModelParallelStrategy):
+        check_before_loading(strategy)
 
 
 def _swapped(session: Session, loaders: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.sharded_checkpoint import META, check_sharded, is_sharded_checkpoint
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
 from kakurenbo_lightning.record.schema import json_ready
@@ -31,6 +32,8 @@ examples:
   kakurenbo-inspect checkpoints/last.ckpt              one page
   kakurenbo-inspect checkpoints/last.ckpt --most 100   more of the most hidden samples
   kakurenbo-inspect checkpoints/last.ckpt --json       the same for programs
+
+A checkpoint may be a folder, too: the sharded one of ModelParallelStrategy.
 
 A checkpoint says how often each sample was hidden if a RunRecorder was among the callbacks (kakurenbo-train adds one). Without it the
 samples that are hidden now are listed, lowest loss first. Indices are those of the data set."""
@@ -72,16 +75,18 @@ def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[st
 
 
 def _checkpoint(path: Path, trust: bool) -> Any:
-    """Load a file that Lightning may have saved."""
-    if not path.is_file():
+    """The content of a file that Lightning may have saved; of a sharded checkpoint, a folder, what is beside the weights."""
+    sharded = is_sharded_checkpoint(path)
+    if not sharded and not path.is_file():
         there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
         raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
+    whole, path = path, path / META if sharded else path
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped and not is_old_format(path):
         raise NoSelectionError(f"{path} is not a Lightning checkpoint (no zip file); give a .ckpt that it saved")
     try:
-        check_whole(path)
+        (check_sharded if sharded else check_whole)(whole)
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except DamagedCheckpointError as error:
         raise NoSelectionError(str(error)) from None
@@ -205,7 +210,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "kakurenbo-inspect", description=ABOUT, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a .ckpt file saved by Lightning, for example checkpoints/last.ckpt"
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .ckpt saved by Lightning, file or folder, for example checkpoints/last.ckpt",
     )
     parser.add_argument("--most", type=int, default=10, metavar="K", help="list K of the most hidden samples (default: 10)")
     parser.add_argument(

@@ -13,7 +13,7 @@ from kakurenbo_lightning.errors import DamagedCheckpointError
 
 FIX = "resume from an earlier checkpoint"
 # of zipfile: a changed bit in the directory may say that a record is compressed, in any way, or encrypted
-_UNREADABLE = (
+UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError),
     *(NotImplementedError, RuntimeError, ValueError, OverflowError),
 )
@@ -57,7 +57,7 @@ def check_whole(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
             before = min((record.header_offset for record in archive.infolist()), default=0)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DamagedCheckpointError(f"checkpoint {path} is truncated or damaged ({error}); {FIX}") from error
     if damaged is not None:
         raise DamagedCheckpointError(f"checkpoint {path} is damaged: {damaged} does not match its checksum; {FIX}")

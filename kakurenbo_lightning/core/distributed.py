@@ -8,19 +8,29 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import ConflictError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 LIBRARIES = ("kakurenbo_lightning", "lightning", "pytorch_lightning", "lightning_fabric", "torch")  # no user's code
 
 
 def world_size() -> int:
-    """Number of ranks; 1 where no process group is there."""
+    """Number of processes; 1 where no process group is there."""
     return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
+def process() -> int:
+    """The number of this process, 0 where no process group is there."""
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
 
 
 def is_rank_zero() -> bool:
@@ -63,7 +73,7 @@ def collective(purpose: str, position: str) -> Iterator[None]:
 
 
 def gather(mine: Any) -> list[Any]:
-    """An object of every rank, by rank. Collective when there is more than one."""
+    """An object of every process, by its number. Collective when there is more than one."""
     if world_size() == 1:
         return [mine]
     found: list[Any] = [None] * world_size()
@@ -72,7 +82,7 @@ def gather(mine: Any) -> list[Any]:
 
 
 def largest(mine: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers; waits for them, and for the device. Collective when there is more than one."""
+    """The largest of the processes' numbers; waits for them, and for the device. Collective when there is more than one."""
     if world_size() == 1:
         return mine
     number = torch.tensor(mine, device=device)
@@ -80,23 +90,107 @@ def largest(mine: int, device: torch.device) -> int:
     return int(number)
 
 
-def check_same_data(num_samples: int, fingerprint: str, position: str) -> None:
-    """Compare the ranks' data sets by length and fingerprint.
+@dataclass(frozen=True)
+class Ranks:
+    """Who trains which part of a plan: the data-parallel ranks, and the process that records for each.
 
-    Raises:
-        ConflictError: on every rank, when they differ.
+    Every process is a rank of its own, but under tensor parallelism: there the processes of one tensor-parallel group train the same
+    samples, as one rank, and the first of them records for all. What ranks do together all processes do, in the default group, so that
+    those of a group, whose values may differ in the last bit, end up with the same ones.
+
+    Attributes:
+        rank: of this process.
+        size: number of ranks.
+        recorders: by rank, the process that records for it.
+        peers: group of the processes that share this rank; ``None`` where every process is a rank.
     """
-    with collective("compare their data sets", position):
-        found = gather((num_samples, fingerprint))
-    if len(set(found)) > 1:
-        raise ConflictError(
-            f"the ranks hold different train data sets (lengths {[length for length, _ in found]}); give every rank the whole "
-            "data set, the selection shards it"
-        )
+
+    rank: int = 0
+    size: int = 1
+    recorders: tuple[int, ...] = (0,)
+    peers: Any = None
+
+    @classmethod
+    def of(cls, replicas: Mapping[str, Any] | None) -> Ranks:
+        """From ``trainer.distributed_sampler_kwargs``; who records is known where every process is a rank, else since :meth:`meet`."""
+        if replicas is None:
+            return cls()
+        return cls(replicas["rank"], replicas["num_replicas"], tuple(range(replicas["num_replicas"])))
+
+    def meet(self, num_samples: int, fingerprint: str, position: str) -> Ranks:
+        """Compare the processes' data sets, by length and fingerprint, and their meshes; who records. Collective.
+
+        Raises:
+            ConflictError: on every process, when they differ.
+        """
+        if self.is_alone:
+            return self
+        with collective("compare their data sets", position):
+            found = gather((self.rank, self.size, num_samples, fingerprint))
+        ranks = [rank for rank, *_ in found]
+        counts = Counter(ranks)
+        if len({size for _, size, *_ in found}) > 1 or sorted(counts) != list(range(self.size)) or len(set(counts.values())) > 1:
+            raise ConflictError(
+                f"the processes have different data-parallel meshes (rank of size, by process: "
+                f"{', '.join(f'{rank} of {size}' for rank, size, *_ in found)}); give every process the same Trainer(strategy=...)"
+            )
+        if len({(length, known) for *_, length, known in found}) > 1:
+            raise ConflictError(
+                f"the ranks hold different train data sets (lengths {[length for *_, length, _ in found]}); give every rank the whole "
+                "data set, the selection shards it"
+            )
+        if len(found) == self.size:
+            return self
+        members = [[process for process, rank in enumerate(ranks) if rank == each] for each in range(self.size)]
+        groups = [torch.distributed.new_group(each) for each in members]  # every process makes every group
+        return Ranks(self.rank, self.size, tuple(each[0] for each in members), groups[self.rank])
+
+    @property
+    def is_alone(self) -> bool:
+        """There is one process, so nothing is collective."""
+        return world_size() == 1
+
+    @property
+    def is_recorder(self) -> bool:
+        """Whether this process records for its rank."""
+        return self.peers is None or self.recorders[self.rank] == torch.distributed.get_rank()
+
+    def gather(self, mine: Any) -> list[Any]:
+        """An object of every rank, by rank. Collective when there is more than one process."""
+        found = gather(mine)
+        return found if self.peers is None else [found[process] for process in self.recorders]
+
+    def gather_tensors(self, mine: Tensor, works: list[Any] | None = None) -> list[Tensor]:
+        """Tensors of one shape of every rank, by rank; those who wait for ``works``, where given, have them. Collective likewise."""
+        if self.is_alone:
+            return [mine]
+        everyone = [torch.empty_like(mine) for _ in range(world_size())]
+        work = torch.distributed.all_gather(everyone, mine, async_op=works is not None)
+        if works is not None:
+            works.append(work)
+        return [everyone[process] for process in self.recorders]
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Add up the ranks' values, in place. Collective likewise."""
+        if not self.is_alone:
+            if not self.is_recorder:
+                value.zero_()
+            torch.distributed.all_reduce(value)
+        return value
+
+    def agreed(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The values of the process that records for this rank, in place of those that it computed itself; collective among these."""
+        if self.peers is None:
+            return values
+        sent = {name: value.clone(memory_format=torch.contiguous_format) for name, value in sorted(values.items())}
+        for value in sent.values():
+            bits = value.view(torch.uint8) if value.dtype is torch.bool else value
+            torch.distributed.broadcast(bits, src=self.recorders[self.rank], group=self.peers)
+        return sent
 
 
 def check_equal_plans(checksum: int, device: torch.device, method: str, epoch: int, position: str) -> None:
-    """Compare the ranks' plans by a checksum of 63 bits; one small collective.
+    """Compare the plans of all processes by a checksum of 63 bits; one small collective.
 
     Raises:
         RuntimeError: on every rank, when they differ.

@@ -179,12 +179,18 @@ class SampleStatistics:
         """How many measured samples have a NaN or infinite loss."""
         return int((self.measured & ~self.loss.isfinite()).count_nonzero())
 
-    def merge(self) -> None:
+    def merge(self, records: bool = True) -> None:
         """Give every rank the rows that any rank wrote since the last merge: one collective, exact to the bit.
 
         Does nothing but forget who wrote what when there is one process.
+
+        Args:
+            records: what this process wrote counts; not so where another one records for its rank.
         """
         if world_size() > 1:
+            if not records:
+                self._columns()  # writes what is pending
+                self._touched.zero_()
             if self._when is not None:
                 self._keep_last(self._when)
             packed = self._pack()

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from kakurenbo_lightning.core.batch_rows import BatchCheck, like, plain, versions
@@ -143,7 +142,7 @@ class BackpropEngine(Engine):
         """Score the batch: its samples are candidates."""
         indices, size = self._shard.step(number), self._shard.batch_length(number)
         self._scored_versions = versions(batch)
-        values = self._scoring.score(batch, number, size, self._outputs)
+        values = self._adapter.ranks.agreed(self._scoring.score(batch, number, size, self._outputs))
         self.check_untouched(batch)
         self._after_step.append(partial(self._method.record, self._statistics, indices, values, self._epoch))
         self._candidates.append((Samples(plain(batch), indices), values))
@@ -165,7 +164,7 @@ class BackpropEngine(Engine):
         values = {name: torch.cat([seen[name] for _, seen in self._candidates]) for name in self._candidates[0][1]}
         self._candidates, self._undecided = [], 0
         self._method.learn(self.memory, values, self._mean)
-        generator = stream_generator(self._epoch.seed, self._epoch.index, f"select:{number}:{self._adapter.rank}")
+        generator = stream_generator(self._epoch.seed, self._epoch.index, f"select:{number}:{self._adapter.ranks.rank}")
         picked = self._method.select(values, samples.indices, self.memory, generator)
         numbers = [picked.count, picked.whole, picked.unknown]
         on_device = [value.long() for value in numbers if isinstance(value, Tensor)]
@@ -189,7 +188,7 @@ class BackpropEngine(Engine):
         least = full if self._method.pooled and not extra else min(SMALLEST, full)
         ready = min(waiting) >= least
         take = [(count if extra or not self._method.pooled else full) if ready else 0 for count in waiting]
-        mine = take[self._adapter.rank]
+        mine = take[self._adapter.ranks.rank]
         self._decision = SkipStep()
         if ready:
             total = sum(take)
@@ -211,10 +210,7 @@ class BackpropEngine(Engine):
 
     def _mean(self, value: Tensor) -> Tensor:
         """Mean over the ranks; collective."""
-        if self._adapter.world_size > 1:
-            dist.all_reduce(value)
-            value = value / self._adapter.world_size
-        return value
+        return value if self._adapter.ranks.is_alone else self._adapter.ranks.sum(value) / self._adapter.ranks.size
 
     def _warn(self, what: str, text: str) -> None:
         if what not in self._warned:
@@ -240,7 +236,7 @@ class BackpropEngine(Engine):
         if values is None:
             return
         if not len(self._plan.hidden):  # else its samples were chosen before, by their losses
-            self._method.learn(self.memory, values, self._mean)
+            self._method.learn(self.memory, self._adapter.ranks.agreed(values), self._mean)
         self._teach(batch, self._shard.loss_scale(self._number))
 
     def training_step(self, step: Callable[..., Any], *args: Any) -> tuple[Any, Tensor | None]:
@@ -276,12 +272,12 @@ class BackpropEngine(Engine):
         least = min(SMALLEST, self._shard.batch_size)
         counted = [count if count >= least else 0 for count in counts]
         if total := sum(counted):
-            self._teach(like(batch, chosen.batch), counted[self._adapter.rank] * len(counted) / total)
+            self._teach(like(batch, chosen.batch), counted[self._adapter.ranks.rank] * len(counted) / total)
 
     def _teach(self, batch: Any, scale: float) -> None:
         """Train the scorer on ``batch`` once the step is done."""
         if self._scorer is not None:
-            seed = stream_seed(self._epoch.seed, self._epoch.index, f"scorer:{self._number}:{self._adapter.rank}")
+            seed = stream_seed(self._epoch.seed, self._epoch.index, f"scorer:{self._number}:{self._adapter.ranks.rank}")
             self._after_step.append(partial(self._scorer.learn, batch, self._number, scale, seed))
 
     @property
@@ -328,7 +324,7 @@ class BackpropEngine(Engine):
             "carried": kept.carried,
             "held": kept.held,
             "counts": asdict(kept.counts),
-            "scorer": self._scorer.state_dict() if self._scorer is not None and self._adapter.rank == 0 else None,
+            "scorer": self._scorer.state_dict() if self._scorer is not None and self._adapter.ranks.rank == 0 else None,
         }
 
     def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:
@@ -363,12 +359,10 @@ class BackpropEngine(Engine):
 
 def gathered(adapter: TrainerAdapter, *mine: int) -> list[list[int]]:
     """For each of these numbers those of all ranks; collective."""
-    if adapter.world_size == 1:
+    if adapter.ranks.is_alone:
         return [[number] for number in mine]
     here = torch.tensor(mine, device=adapter.trainer.strategy.root_device)
-    everyone = [torch.empty_like(here) for _ in range(adapter.world_size)]
-    dist.all_gather(everyone, here)
-    return torch.stack(everyone, dim=1).tolist()
+    return torch.stack(adapter.ranks.gather_tensors(here), dim=1).tolist()
 
 
 def _on_cpu(value: Any) -> Any:

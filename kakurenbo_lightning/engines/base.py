@@ -160,7 +160,7 @@ class Engine:
 
     def save_step(self, alone: bool, done: int) -> None:
         """A checkpoint is saved in which ``done`` steps are done: write what a step observed that is, before :meth:`end_batch` does."""
-        if done > self._number and not (alone and self._adapter.world_size > 1):  # writing may be collective
+        if done > self._number and (self._adapter.ranks.is_alone or not alone):  # writing may be collective
             self._write_step()
 
     def state_dict(self, alone: bool, done: int) -> dict[str, Any] | None:

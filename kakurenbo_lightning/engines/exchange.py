@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from kakurenbo_lightning.core.distributed import Ranks
 
 NOBODY = -1  # the index of what a rank sends when its step observed nothing
 
@@ -14,19 +17,18 @@ class Exchange:
 
     Args:
         observed: indices (``int64[B]`` on the CPU, :data:`NOBODY` for none) and values (``float32[B]``) of each of this rank's steps.
-        world_size: number of ranks; collective when there are more than one.
+        ranks: of the training; collective when there is more than one process.
         device: of the values.
     """
 
-    def __init__(self, observed: list[tuple[Tensor, Tensor]], world_size: int, device: torch.device) -> None:
+    def __init__(self, observed: list[tuple[Tensor, Tensor]], ranks: Ranks, device: torch.device) -> None:
         self._sizes = [len(indices) for indices, _ in observed]  # of each step; the same on every rank
         indices = torch.cat([indices for indices, _ in observed])
         values = torch.cat([values for _, values in observed])
-        self._works = []
-        if world_size > 1:
-            indices, values = (self._gather(mine.to(device, non_blocking=True), world_size) for mine in (indices, values))
-        else:
-            indices, values = [indices], [values]
+        self._works: list[Any] = []
+        if not ranks.is_alone:
+            indices, values = indices.to(device, non_blocking=True), values.to(device, non_blocking=True)
+        indices, values = (ranks.gather_tensors(mine, self._works) for mine in (indices, values))
         self._indices, self._values = indices, values
         self._copied: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -40,11 +42,6 @@ class Exchange:
                 work.wait()
             self._works, self._values = [], [part.cpu() for part in values]
             self._indices = [part.cpu() for part in indices]
-
-    def _gather(self, mine: Tensor, world_size: int) -> list[Tensor]:
-        everyone = [torch.empty_like(mine) for _ in range(world_size)]
-        self._works.append(dist.all_gather(everyone, mine, async_op=True))
-        return everyone
 
     def take(self) -> list[tuple[Tensor, Tensor]]:
         """Of each step the indices and values of all ranks, by rank; waits until they are there."""

@@ -101,7 +101,7 @@ class Scorer:
             )
         if (
             self.every
-            and self._adapter.world_size > 1
+            and not self._adapter.ranks.is_alone
             and any(isinstance(part, nn.SyncBatchNorm) for part in self.module.modules())
         ):
             raise ConflictError(
@@ -132,18 +132,18 @@ class Scorer:
                 loss = loss_of(call_training_step(self.module, batch, number))
             if isinstance(loss, Tensor):
                 (loss * scale).backward()
-        if self._adapter.world_size > 1:
+        if not self._adapter.ranks.is_alone:
             for parameter in self.module.parameters():
                 if parameter.requires_grad:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     dist.all_reduce(parameter.grad)
-                    parameter.grad /= self._adapter.world_size
+                    parameter.grad /= dist.get_world_size()
         self._optimizer.step()
         self._from_rank_zero(self.module.buffers())  # each rank's BatchNorm has seen samples of its own
 
     def _from_rank_zero(self, tensors: Iterable[Tensor]) -> None:
-        if self._adapter.world_size > 1:
+        if not self._adapter.ranks.is_alone:
             for tensor in tensors:
                 dist.broadcast(tensor.data.view(torch.uint8) if tensor.dtype is torch.bool else tensor.data, src=0)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.distributed import gather, rank_zero_warn
+from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.shard import Shard
@@ -61,7 +61,7 @@ class StreamEngine(Engine):
     ) -> None:
         super().__init__(adapter, method, statistics, mean_over_samples)
         self._method: StreamMethod = method
-        self._world_size, self._rank = adapter.world_size, adapter.rank
+        self._is_alone, self._rank = adapter.ranks.is_alone, adapter.ranks.rank
         self._tree: SumTree | None = None  # before the stream starts
         self._cap = float("inf")
         self._drawn: dict[int, Drawn] = {}
@@ -158,7 +158,7 @@ class StreamEngine(Engine):
         rows = some_of(torch.arange(len(self._statistics)), count, generator).sort().values
         seen: list[tuple[Tensor, Tensor]] = []
         score(rows, lambda indices, values: seen.append((indices.cpu(), method.observed(values).cpu())))
-        parts = [part for rank in gather(seen) for part in rank]
+        parts = [part for rank in self._adapter.ranks.gather(seen) for part in rank]
         indices, observed = (torch.cat(column) for column in zip(*parts, strict=True))
         real = method.values(observed, self._cap)
         finite = real.isfinite()
@@ -187,13 +187,13 @@ class StreamEngine(Engine):
         drawn = self.drawn(number)
         if values is not None:
             self._observed.append((drawn.indices, self._method.observed(values)))
-        elif self._world_size > 1:  # the user skips this batch here, and perhaps not on other ranks
+        elif not self._is_alone:  # the user skips this batch here, and perhaps not on other ranks
             nothing = torch.zeros(len(drawn.indices), device=self._statistics.device)
             self._observed.append((torch.full_like(drawn.indices, NOBODY), nothing))
         else:
             return
         self._in_step = True
-        if self._world_size == 1 or (number + 1) % self._method.exchange_every == 0:
+        if self._is_alone or (number + 1) % self._method.exchange_every == 0:
             self._begin_exchange()
 
     def _drop_last(self) -> None:
@@ -203,7 +203,7 @@ class StreamEngine(Engine):
         self._observed.pop()
 
     def _begin_exchange(self) -> None:
-        self._exchange = Exchange(self._observed, self._world_size, self._statistics.device)
+        self._exchange = Exchange(self._observed, self._adapter.ranks, self._statistics.device)
 
     def end_batch(self, number: int) -> None:
         """Write what was observed."""
@@ -280,7 +280,7 @@ class StreamEngine(Engine):
     def state_dict(self, alone: bool, done: int) -> dict[str, Any]:
         """What this rank has drawn and observed; what a step observed that is made again is left out."""
         again = self._in_step and done <= self._number
-        if not again and not (alone and self._world_size > 1):
+        if not again and (self._is_alone or not alone):
             self._finish_exchange()
         return {
             "cap": self._cap,

@@ -143,7 +143,7 @@ class RunRecorder(L.Callback):
     def _start_counting(self) -> None:
         """Make room for the counts, and take over those that were loaded."""
         if not len(self._counts):
-            self._counts = SampleCounts(len(self._view.statistics), self._trainer.strategy.root_device)
+            self._counts = SampleCounts(len(self._view.statistics), self._trainer.strategy.root_device, self._view.ranks)
         state, self._loaded = self._loaded, None
         if state is not None:
             self._take_over(state)

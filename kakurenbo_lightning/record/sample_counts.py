@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.record.sample_figures import SampleFigures
 
 
@@ -18,6 +18,7 @@ class SampleCounts:
     Args:
         count: N; 0 before it is known.
         device: that trains.
+        ranks: of the training.
 
     Attributes:
         hidden: ``int32[N]``, epochs whose plan left the sample out.
@@ -25,7 +26,8 @@ class SampleCounts:
         figures: what the epochs measured.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
+    def __init__(self, count: int, device: torch.device, ranks: Ranks | None = None) -> None:
+        self._ranks = ranks or Ranks()
         self._trained = torch.zeros(count, dtype=torch.int32, device=device)  # on this rank
         self._step: tuple[int, Tensor] | None = None  # number and samples of the step that is being made
         self._now = torch.zeros(count, dtype=torch.bool)
@@ -62,9 +64,7 @@ class SampleCounts:
         total = self._trained.clone()
         if self._step is not None and self._step[0] >= done:
             total.index_add_(0, self._step[1], torch.full_like(self._step[1], -1, dtype=torch.int32))
-        if not alone and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        return total
+        return total if alone else self._ranks.sum(total)
 
     def state_dict(self, done: int, alone: bool) -> dict[str, Any]:
         """Copies on the host; the arguments are those of ``trained``."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kakurenbo_lightning import SampleSelection, SampleStatistics
 from kakurenbo_lightning.core.class_labels import targets_of
-from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.distributed import Ranks, rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.methods.settings import require as check
@@ -107,6 +107,10 @@ class SelectionView:
     @property
     def last_metrics(self) -> Mapping[str, float]:
         return self._session.state.ended_metrics
+
+    @property
+    def ranks(self) -> Ranks:
+        return self._session.adapter.ranks
 
     def done_batches(self) -> int:
         """Batches of the epoch that a run resumed from a checkpoint of this moment does not train again."""

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning.core.distributed import check_same_data
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.sampler import SelectionSampler
@@ -57,14 +55,6 @@ class FollowedLoader:
     def seed_workers(self, epoch: int) -> None:
         """Seed the workers that are started from now on with the random numbers of ``epoch``."""
         seed_workers(self.loader, worker_seed(self.sampler, epoch))
-
-    def arrive(self, device: torch.device, compare: bool, position: str) -> None:
-        """Move to ``device``, once it is known. With ``compare`` the ranks compare their data sets (collective); ``position`` is for
-        errors.
-        """
-        if compare and self.sampler.num_replicas > 1:
-            check_same_data(len(self.statistics), self.identity, position)
-        self.statistics.to(device)
 
     def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
         """Let ``method`` choose what ``epoch`` trains from the samples that can be trained. ``before`` is the plan of the epoch

@@ -48,7 +48,7 @@ class Pending:
     def state_dict(self, together: bool) -> dict[str, Any]:
         """What is pending on this rank. ``together``: all ranks are here, so that they can communicate."""
         # a metric that is averaged over ranks is only computed when it is read, which is collective
-        known = together or self._adapter.world_size == 1
+        known = together or self._adapter.ranks.is_alone
         return {
             "metrics": self._resumption.callback_metrics() if known else {},
             "stopped": self._trainer.should_stop and any(map(_has_stopped, self._stoppings)),

@@ -122,7 +122,7 @@ class Planner:
     def merge(self, statistics: SampleStatistics, position: str) -> None:
         """Give every rank the statistics of all; collective."""
         with collective("merge the statistics", position):
-            statistics.merge()
+            statistics.merge(self._adapter.ranks.is_recorder)
 
     def plan(
         self,
@@ -161,7 +161,7 @@ class Planner:
             plan = plain_plan(data.plan(self._control.method, epoch, previous), self._method.name)
             self._control.planned(epoch, plan, previous)
         engine.prepare(epoch, plan, scored)
-        if data.sampler.num_replicas > 1 and dist.is_initialized():
+        if not self._adapter.ranks.is_alone and dist.is_initialized():
             checksum = plan.checksum() ^ engine.checksum()
             check_equal_plans(checksum, statistics.device, self._method.name, index, position)
         nonfinite = statistics.nonfinite()

@@ -172,9 +172,10 @@ class Session:
     def _arrive(self) -> None:
         """Set up what needs the device, and apply a loaded state, once the device is known."""
         data, device, given = self.data, self._trainer.strategy.root_device, self._settings
-        data.arrive(device, compare=not self._arrived, position=self.position)
+        data.statistics.to(device)
         self.outputs.device = device
         if not self._arrived:
+            self.adapter.arrive(len(data.statistics), data.identity, self.position)
             self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
             self.schedules.beside = self.engine.beside
         self._arrived = True

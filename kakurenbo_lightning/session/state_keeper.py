@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kakurenbo_lightning.core.distributed import collective, gather
+from kakurenbo_lightning.core.distributed import collective
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Method
@@ -102,11 +102,11 @@ class StateKeeper:
         mine = [rng, known, self.pending.state_dict(together)]
         if together:
             with collective("save a checkpoint", position):
-                streams, engines, pending = map(list, zip(*gather(mine), strict=True))
+                streams, engines, pending = map(list, zip(*self._adapter.ranks.gather(mine), strict=True))
         else:
             # an exception on one rank: the others do not come to a gather
             streams, engines, pending = ([part] for part in mine)
-            if data.sampler.num_replicas > 1:
+            if not self._adapter.ranks.is_alone:
                 streams = []
         saved = to_state(
             SessionState(
@@ -190,10 +190,10 @@ class StateKeeper:
         self._control.load_state_dict(saved.control)
         self._restart.load_state_dict(saved.restart)
         if saved.engines is not None:
-            engine.load_state_dict(saved.engines, saved.shared, self._adapter.rank, self._adapter.world_size)
+            engine.load_state_dict(saved.engines, saved.shared, self._adapter.ranks.rank, self._adapter.ranks.size)
         now, rng = in_layout(saved, data.sampler.layout(saved.epoch.epoch))
         self._streams.restore_later(rng)
-        self.pending.load_state_dict(saved.pending, self._adapter.rank, self._adapter.world_size)
+        self.pending.load_state_dict(saved.pending, self._adapter.ranks.rank, self._adapter.ranks.size)
         self._schedules.go_on(
             saved.schedules, saved.full_batches, resharded_at=now.step if now.done != saved.epoch.done else None
         )

@@ -123,11 +123,11 @@ def follow_loader(
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
     loader = without_position(loader)
-    order = read_loader(loader, adapter.world_size, adapter.rank)
+    order = read_loader(loader, adapter.ranks.size, adapter.ranks.rank)
     check_order(order, method)
     if before is None:
         statistics, known = empty_statistics(method, loader.dataset), loader_fingerprint(loader)
-        warn_of_loader(loader, adapter.world_size)
+        warn_of_loader(loader, adapter.ranks.size)
     else:
         check_length(num_samples(loader.dataset), len(before.statistics))
         same = loader.dataset is before.loader.dataset  # the user may change it in place

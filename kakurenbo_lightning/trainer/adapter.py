@@ -20,9 +20,11 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.lr_schedule import Progress
 from kakurenbo_lightning.trainer.module_state import ModuleState
+from kakurenbo_lightning.trainer.sharded import settle
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -104,6 +106,7 @@ class TrainerAdapter:
         trainer: the Trainer.
         module_state: keeps what scoring passes must not change.
         missing: the private attributes this Lightning version lacks.
+        ranks: who trains which part of a plan.
     """
 
     def __init__(self, trainer: AnyTrainer, owner: pl.Callback) -> None:
@@ -111,6 +114,7 @@ class TrainerAdapter:
         self._owner = owner
         self.module_state = ModuleState()
         self._leave_bar: Callable[[], None] = lambda: None
+        self.ranks = Ranks.of(trainer.distributed_sampler_kwargs)
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
@@ -124,15 +128,10 @@ class TrainerAdapter:
 
     # --- who and where
 
-    @property
-    def rank(self) -> int:
-        """Of this process."""
-        return self.trainer.global_rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of ranks."""
-        return self.trainer.world_size
+    def arrive(self, num_samples: int, fingerprint: str, position: str) -> None:
+        """The processes meet, see :meth:`~kakurenbo_lightning.core.distributed.Ranks.meet`, and the module has its device. Collective."""
+        self.ranks = self.ranks.meet(num_samples, fingerprint, position)
+        settle(self.trainer.lightning_module.modules())
 
     @property
     def passive(self) -> bool:

@@ -14,7 +14,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole, is_cut_off, is_old_format
+from kakurenbo_lightning.core.distributed import gather, process, world_size
 from kakurenbo_lightning.core.flavour import join
+from kakurenbo_lightning.core.sharded_checkpoint import check_part, is_sharded_checkpoint, parts_of
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
 
@@ -71,6 +73,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if not isinstance(error, UnicodeError) and not _is_of_file(str(error), Path(path)):
                 raise
             raise DamagedCheckpointError(f"checkpoint {path} is damaged ({_first_line(error)}); {FIX}") from error
+
+
+def check_before_loading(strategy: Any) -> None:
+    """Let ``strategy``, which reads checkpoints itself and not through a plug-in, refuse a damaged one on every process. It stays so.
+
+    The processes share the files of a sharded checkpoint: each is read by one of them.
+    """
+
+    def load_checkpoint(path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if "://" not in str(path):
+            _check_together(Path(strategy.broadcast(path)))
+        return type(strategy).load_checkpoint(strategy, path, *args, **kwargs)
+
+    strategy.load_checkpoint = load_checkpoint
+
+
+def _check_together(path: Path) -> None:
+    """Raise ``DamagedCheckpointError`` on every process when a file of the checkpoint is damaged. Lightning names one that is not there."""
+    error = None
+    try:
+        parts = parts_of(path) if is_sharded_checkpoint(path) else [path] if path.is_file() else []
+        for part in parts[process() :: world_size()]:
+            check_part(part)
+    except DamagedCheckpointError as damaged:
+        error = str(damaged)
+    if found := next(filter(None, gather(error)), None):
+        raise DamagedCheckpointError(found)
 
 
 # what torch raises for a damaged file; of the old format the last ones too

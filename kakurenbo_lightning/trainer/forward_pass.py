@@ -31,6 +31,7 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import batch_hooks
 from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.module_state import attributes_kept, norms_kept
+from kakurenbo_lightning.trainer.sharded import reshard, resharded
 
 
 @contextlib.contextmanager
@@ -45,8 +46,10 @@ def forward_only(
     ``trainer.training`` is False, ``trainer.validating`` is True.
     """
     parts = list(module.modules())
+    reshard(parts)
     with (
         adapter.module_state.kept(module, parts, thorough, but_norms=mode == "train"),
+        resharded(parts),
         _as_validation(adapter.trainer),
         _flags_kept(module, parts, mode),
         metrics_kept(parts),

@@ -58,8 +58,8 @@ def sampler_for(
     sampler = SelectionSampler(
         universe.num_samples,
         order.batch_size,
-        adapter.world_size,
-        adapter.rank,
+        adapter.ranks.size,
+        adapter.ranks.rank,
         drop_last=order.drop_last,
         shuffle=order.shuffle,
         seed=seed,

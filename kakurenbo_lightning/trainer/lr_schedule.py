@@ -63,9 +63,12 @@ class LearningRateFactor:
             self._restore(optimizer)
 
     def unscale(self, optimizers: Iterable[Optimizer], states: Iterable[dict[str, Any]]) -> None:
-        """Put the unscaled rates into optimizer states that were copied while an optimizer steps (a checkpoint saved then)."""
+        """Put the unscaled rates into optimizer states that were copied while an optimizer steps (a checkpoint saved then).
+
+        A state is empty where sharded ones were put together in another process.
+        """
         for optimizer, state in zip(optimizers, states, strict=False):
-            for group, rate in zip(state["param_groups"], self._saved.get(id(optimizer), ()), strict=False):
+            for group, rate in zip(state.get("param_groups", ()), self._saved.get(id(optimizer), ()), strict=False):
                 if rate is not None:
                     group["lr"] = rate.clone() if isinstance(rate, torch.Tensor) else rate
 

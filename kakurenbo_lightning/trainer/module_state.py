@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.trainer.sharded import local
 
 LARGE = 1 << 28  # bytes of a buffer whose copy goes to the host
 SMALL = 1 << 20  # bytes of a buffer that is copied in every step
@@ -261,13 +262,13 @@ class _Rest:
         for name, parameter in self._module.named_parameters():
             if parameter.is_floating_point() and not parameter.is_meta and not is_lazy(parameter):
                 exact = torch.float32 if parameter.device.type == "mps" else torch.float64
-                marks[name] = repr(float(parameter.detach().sum(dtype=exact)))
+                marks[name] = repr(float(local(parameter.detach()).sum(dtype=exact)))
         names = {part: name for name, part in self._module.named_modules()}
         for part in self._parts:
             if not isinstance(part, Metric):
                 prefix = f"{names[part]}." if names[part] else ""
                 for name, value in vars(part).items():
-                    if name not in self._own and not hasattr(nn.Module, name):
+                    if name not in self._own and not hasattr(nn.Module, name) and not name.startswith("__"):  # torch's own
                         marks[prefix + name] = self._mark(value, 2)
         return marks
 

@@ -39,7 +39,7 @@ class Requeue:
             parts = getattr(handler, "signal_handlers", [])
             if callable(handler) and any(getattr(part, "__name__", "") == "_slurm_sigusr_handler_fn" for part in parts):
                 self._number, self._handler = number, handler
-                if self._adapter.world_size > 1 and self._group is None:
+                if not self._adapter.ranks.is_alone and self._group is None:
                     self._group = dist.new_group(backend="gloo")
                 signal.signal(number, self._note)
                 return
@@ -49,7 +49,7 @@ class Requeue:
 
     def answer(self, alone: bool = False) -> None:
         """The Trainer is between two steps: answer a signal that waits; collective unless ``alone``, which ranks of several cannot be."""
-        several = self._adapter.world_size > 1
+        several = not self._adapter.ranks.is_alone
         if self._handler is None or (alone and several):
             return
         received = self._received

@@ -17,7 +17,8 @@ from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_restart
+from kakurenbo_lightning.trainer.compatibility import check_restart, check_sharded_restart
+from kakurenbo_lightning.trainer.sharded import is_sharded, load_whole_parameters, reshard, whole_parameters
 
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing
@@ -52,6 +53,8 @@ class Restart:
             ConflictError: the run's length is not counted in epochs, or a callback cannot be put back.
         """
         trainer = self._trainer
+        if saved is not None:  # after it was extended, where a strategy loads checkpoints late
+            self.shorten()
         if self._extended is not None or trainer.fast_dev_run or not self._scoring_epochs(trainer.max_epochs):
             return
         check_restart(trainer, self._adapter.other_callbacks)
@@ -86,9 +89,12 @@ class Restart:
         self._begun = True
         if trainer.current_epoch >= self.epochs or self._initial is not None:
             return
+        check_sharded_restart(trainer)
+        reshard(trainer.lightning_module.modules())
+        module = {**dict(self._tensors()), **whole_parameters(trainer.lightning_module)}
         self._initial = copied(
             {
-                "module": dict(self._tensors()),
+                "module": module,
                 "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
                 "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
                 "precision": trainer.precision_plugin.state_dict(),
@@ -102,9 +108,11 @@ class Restart:
         trainer, initial = self._trainer, self._initial
         if initial is None:
             raise ConflictError(self._not_scored())
+        reshard(trainer.lightning_module.modules())
         self._check_unchanged(initial)
         for name, tensor in self._tensors():
             tensor.data.copy_(initial["module"][name])
+        load_whole_parameters(trainer.lightning_module, initial["module"])
         for optimizer, state in zip(trainer.optimizers, copied(initial["optimizers"]), strict=True):
             optimizer.load_state_dict(state)
             optimizer.zero_grad()
@@ -136,18 +144,19 @@ class Restart:
             )
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer of the module, those that a state_dict leaves out too."""
+        """Every parameter and buffer of the module that is not sharded, those that a state_dict leaves out too."""
         module = self._trainer.lightning_module
-        yield from module.named_parameters()
+        yield from ((name, each) for name, each in module.named_parameters() if not is_sharded(each))
         yield from module.named_buffers()
 
     def _check_unchanged(self, initial: dict[str, Any]) -> None:
         """Raise ``ConflictError`` when the scored training changed what it is made of."""
         trainer = self._trainer
+        sharded = {name for name, each in trainer.lightning_module.named_parameters() if is_sharded(each)}  # on process 0 alone
         then = (
             [len(state["param_groups"]) for state in initial["optimizers"]],
             len(initial["schedulers"]),
-            sorted(initial["module"]),
+            sorted(initial["module"].keys() - sharded),
         )
         groups = [len(optimizer.param_groups) for optimizer in trainer.optimizers]
         now = groups, len(trainer.lr_scheduler_configs), sorted(name for name, _ in self._tensors())

@@ -14,6 +14,7 @@ from shards import shard_of
 from torch.utils.data import DistributedSampler, SubsetRandomSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics, Saving, SelectionGuard
+from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.methods import (
     IES,
     RCAP,
@@ -259,3 +260,36 @@ def dealt(scratch):
         share = shard_of(EpochPlan.everything(count), batch, world_size, rank, drop_last=drop_last, seed=5, epoch=2)
         shares.append([share.step(step) for step in range(share.steps)])
     return {"deals": DEALS, "shares": shares}
+
+
+@case("meet_four")
+def meet(scratch):
+    """Four processes that are two ranks, what the ranks exchange, and processes that do not fit together."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+    process = dist.get_rank()
+    ranks = Ranks.of({"rank": process // 2, "num_replicas": 2}).meet(9, "data", "here")
+    works, own = [], torch.tensor([process])
+    tensors = ranks.gather_tensors(own, works)
+    for work in works:
+        work.wait()
+    alone = Ranks.of({"rank": process, "num_replicas": 4}).meet(9, "data", "here")
+    return {
+        "recorders": list(ranks.recorders),
+        "is_recorder": ranks.is_recorder,
+        "gathered": ranks.gather(process),
+        "tensors": torch.cat(tensors).tolist(),
+        "sum": int(ranks.sum(own + 1)),
+        "agreed": ranks.agreed({"loss": own + 0.5, "correct": own == 1, "target": own})["loss"].tolist(),
+        "agreed_bool": ranks.agreed({"correct": own == 2})["correct"].tolist(),
+        "alone": [alone.is_recorder, alone.gather(process), int(alone.sum(own + 1)), alone.peers is None],
+        "wrong": [
+            _refused(Ranks.of({"rank": process // 2, "num_replicas": 4 if process == 3 else 2})),
+            _refused(Ranks.of({"rank": int(process == 3), "num_replicas": 2})),
+            _refused(Ranks.of({"rank": process // 2, "num_replicas": 2}), f"data of {process // 3}"),
+        ],
+    }
+
+
+def _refused(ranks, fingerprint="data"):
+    return failing(lambda: ranks.meet(9, fingerprint, "here"))["error"]

@@ -9,6 +9,8 @@ import pytest
 import torch
 from launch import launch, read
 
+from kakurenbo_lightning import available_methods
+
 
 def pytest_collection_modifyitems(items):
     """The first test waits for all cases; a launch that stands still ends by itself."""
@@ -34,7 +36,13 @@ def launched(request, tmp_path_factory):
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "done").exists():
-            launch(folder, {call.params["ranks"] for call in calls if "ranks" in call.params})
+            names = {call.params["ranks"] for call in calls if "ranks" in call.params}
+            names |= {
+                name.replace("tensor", "data", 1)
+                for name in names
+                if name.removeprefix("tensor_parallel_") in available_methods()
+            }
+            launch(folder, names)
             (folder / "done").touch()
     return functools.cache(functools.partial(read, folder))
 

@@ -15,14 +15,14 @@ from processes import PATHS
 LIMIT_SECONDS = 240  # without a new result; a launch has dozens of cases, and a busy machine may need long for all of them
 # of the cases that do not take two ranks
 WORLD_SIZES = dict.fromkeys(
-    ("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four", "plb_four", "merge_repeats"), 4
+    ("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four", "plb_four", "merge_repeats", "meet_four"), 4
 )
 _HERE = Path(__file__).parent
 
 
 def world_size(name):
-    """How many ranks the case ``name`` takes."""
-    return WORLD_SIZES.get(name, 2)
+    """How many processes the case ``name`` takes."""
+    return WORLD_SIZES.get(name, 4 if name.startswith("tensor_parallel_") and name != "tensor_parallel_alone" else 2)
 
 
 def launch(folder, names):

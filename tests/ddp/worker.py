@@ -15,6 +15,7 @@ from pathlib import Path
 
 import backprop_cases  # noqa: F401  (registers its cases)
 import pod_cases  # noqa: F401  (likewise)
+import sharded_cases  # noqa: F401  (likewise)
 import torch
 from cases import CASES
 

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.core.shard import Layout
 
 
@@ -10,6 +11,6 @@ def shard_of(plan, batch_size, world_size=1, rank=0, **options):
     return plan.shard(Layout(batch_size, world_size, rank, **options))
 
 
-def lone_adapter(rank=0, world_size=1):
+def lone_adapter():
     """What an engine asks of a Trainer when no Trainer drives it."""
-    return SimpleNamespace(trainer=None, rank=rank, world_size=world_size)
+    return SimpleNamespace(trainer=None, ranks=Ranks())

@@ -1,0 +1,214 @@
+"""Cases of strategies that shard the parameters; each returns the same training under DDP and under ``ModelParallelStrategy``."""
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from cases import CASES, case, failing
+from fits import CLASSES, FEATURES, Points, SaveAt, copy_of
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.data import DataLoader
+
+from kakurenbo_lightning import SampleSelection, available_methods
+from recipes.benchmarks.fault_run import irreducible_table
+
+COUNT, BATCH, EPOCHS = 45, 4, 4
+# of methods that would hide next to nothing here by default
+SETTINGS = {
+    "kakurenbo": {"max_fraction": 0.5, "tau": 0.5},
+    "forget": {"static_epochs": 2},
+    "el2n": {"score_epochs": (0, 2)},
+    "forget_online": {"start_epoch": 1},
+    "stale_sb": {"staleness": 2},
+    "sb_fixed": {"start": 0.2, "end": 0.8},
+    "katharopoulos": {"threshold": 0.0},
+    "weighted": {"weights": [1.0 + i % 5 for i in range(COUNT)], "unbiased": True},
+}
+
+
+def settings_of(method):
+    return {"fraction": 0.5, "irreducible": irreducible_table(COUNT)} if method == "rho_loss" else SETTINGS.get(method, {})
+
+
+class ShardedNet(pl.LightningModule):
+    """With dropout, momentum and a schedule by step; ``configure_model`` shards it as the mesh says, where there is one.
+
+    Args:
+        dropout: 0 to compare with tensor parallelism, where the processes of a rank leave out features of their own.
+
+    Attributes:
+        trained: the indices of each training step.
+    """
+
+    def __init__(self, dropout=0.1):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.network = nn.Sequential(nn.Linear(FEATURES, 8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, CLASSES)).double()
+        self.trained = []
+
+    def configure_model(self):
+        if self.device_mesh is None:
+            return
+        data, tensor = self.device_mesh["data_parallel"], self.device_mesh["tensor_parallel"]
+        if tensor.size() > 1:
+            parallelize_module(self.network, tensor, {"0": ColwiseParallel(), "3": RowwiseParallel()})
+        if data.size() > 1 or tensor.size() == 1:
+            fully_shard(self.network[0], mesh=data)
+            fully_shard(self.network, mesh=data)
+
+    def training_step(self, batch, batch_idx):
+        if self.training:
+            self.trained.append(batch[2].clone())
+        return F.cross_entropy(self.network(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self.network(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.3, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Course(pl.Callback):
+    """Writes down what each epoch hid and trained. Comes after the selection."""
+
+    def __init__(self, selection):
+        self.selection, self.epochs = selection, {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch in self.epochs:
+            return
+        pl_module.trained = []
+        plan = self.selection.plan
+        self.epochs[trainer.current_epoch] = {
+            "hidden": plan.hidden,
+            "checksum": plan.checksum(),
+            "trained": pl_module.trained,
+            "statistics": self.selection.statistics.state_dict(),
+        }
+
+
+def whole(tensors):
+    """Distributed tensors as they are on one process."""
+    return {name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone() for name, value in tensors}
+
+
+def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, **settings):
+    """Train on all processes and return what happened."""
+    torch.manual_seed(0)
+    world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    selection, net = SampleSelection(method, seed=3, **settings_of(method)), ShardedNet(dropout)
+    record = Course(selection)
+    usual = {"max_epochs": EPOCHS, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=world_size,
+        strategy=strategy,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[selection, record, *callbacks],
+        **{**usual, **settings},
+    )
+    data = Points(COUNT)
+    with warnings.catch_warnings(record=True) as warned:
+        trainer.fit(net, DataLoader(data, BATCH, shuffle=True), DataLoader(data, 8), ckpt_path=ckpt_path)
+    return {
+        "epochs": record.epochs,
+        "weights": whole(net.named_parameters()),
+        "statistics": copy_of(selection.statistics.state_dict()),
+        "global_step": trainer.global_step,
+        "totals": {name: value for name, value in asdict(selection.totals).items() if name.startswith("samples")},
+        "warnings": [str(warning.message) for warning in warned],
+    }
+
+
+def fsdp2(**settings):
+    """Data-parallel on all processes."""
+    return ModelParallelStrategy(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1, **settings)
+
+
+def beside(method):
+    """The same training under DDP and under FSDP2."""
+    return {"ddp": course(method, "ddp"), "sharded": course(method, fsdp2())}
+
+
+def cut(scratch, method, at, whole_file=False):
+    """A training that is not interrupted, and one that goes on from its checkpoint, a folder (a file for ``whole_file``)."""
+    path, kind = scratch / "at.ckpt", {"save_distributed_checkpoint": not whole_file}
+    whole = course(method, fsdp2(**kind), callbacks=[SaveAt(path, *at)])
+    return {"path": str(path), "whole": whole, "resumed": course(method, fsdp2(**kind), ckpt_path=path)}
+
+
+METHODS = available_methods()
+for name in METHODS:
+    CASES[f"fsdp2_{name}"] = lambda scratch, name=name: beside(name)
+    CASES[f"tensor_parallel_{name}"] = lambda scratch, name=name: two_by_two(name)
+    CASES[f"data_parallel_{name}"] = lambda scratch, name=name: course(name, "ddp", dropout=0)
+for name in ("kakurenbo", "selective_backprop", "plb", "forget"):
+    CASES[f"fsdp2_cut_{name}"] = lambda scratch, name=name: cut(scratch, name, (1, 2))
+CASES["fsdp2_cut_last"] = lambda scratch: cut(scratch, "kakurenbo", (1, 5))
+CASES["fsdp2_cut_end"] = lambda scratch: cut(scratch, "kakurenbo", (1, None))
+CASES["fsdp2_cut_file"] = lambda scratch: cut(scratch, "kakurenbo", (1, 2), whole_file=True)
+CASES["fsdp2_cut_scoring"] = lambda scratch: cut(scratch, "forget", (0, 2))
+
+
+def two_by_two(method, callbacks=(), ckpt_path=None):
+    """The training of two data-parallel ranks of two processes each."""
+    return course(method, ModelParallelStrategy(2, 2), callbacks, ckpt_path, dropout=0)
+
+
+@case("tensor_parallel_cut")
+def tensor_parallel_cut(scratch):
+    """Cut within an epoch."""
+    whole = two_by_two("kakurenbo", [SaveAt(scratch / "at.ckpt", 1, 2)])
+    return {"whole": whole, "resumed": two_by_two("kakurenbo", ckpt_path=scratch / "at.ckpt")}
+
+
+@case("fsdp2_elastic")
+def elastic(scratch):
+    """What two processes leave in the middle of epoch 1 one goes on with, and what that leaves in the middle of epoch 2 two."""
+    two = course("kakurenbo", fsdp2(), [SaveAt(scratch / "two.ckpt", 1, 2)])
+    if os.environ["RANK"] == "0":
+        world = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1)}
+        subprocess.run([sys.executable, __file__, str(scratch)], env=os.environ | world, check=True, timeout=200)
+    dist.barrier()
+    again = course("kakurenbo", fsdp2(), ckpt_path=scratch / "one.ckpt")
+    return {"two": two, "one": torch.load(scratch / "one.pt", weights_only=True), "again": again}
+
+
+@case("fsdp2_damaged")
+def damaged(scratch):
+    """A byte of the second rank's shard is another one."""
+    course("kakurenbo", fsdp2(), [SaveAt(scratch / "at.ckpt", 1, 2)])
+    shard = scratch / "at.ckpt" / "__1_0.distcp"
+    if os.environ["RANK"] == "0":
+        content = bytearray(shard.read_bytes())
+        content[content.index(b"PK\x01\x02") + 16] ^= 1  # of a checksum
+        shard.write_bytes(content)
+    dist.barrier()
+    return failing(lambda: course("kakurenbo", fsdp2(), ckpt_path=scratch / "at.ckpt"))
+
+
+@case("tensor_parallel_alone")
+def tensor_parallel_alone(scratch):
+    """One data-parallel rank of two processes."""
+    return course("plb", ModelParallelStrategy(1, 2))
+
+
+if __name__ == "__main__":  # one process, of the case above
+    folder = Path(sys.argv[1])
+    torch.save(course("kakurenbo", fsdp2(), [SaveAt(folder / "one.ckpt", 2, 3)], folder / "two.ckpt"), folder / "one.pt")

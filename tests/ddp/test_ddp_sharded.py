@@ -1,0 +1,124 @@
+"""FSDP2 and tensor parallelism: what DDP on as many data-parallel ranks chooses and trains, to the bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from records import assert_same_bits
+
+from kakurenbo_lightning import available_methods
+from kakurenbo_lightning.cli.inspection import selection_in, summary
+
+FAST = ("kakurenbo", "selective_backprop", "plb")  # one of each family
+METHODS = available_methods()
+CUTS = ["kakurenbo", "last", "end", "selective_backprop", "plb", "forget", "scoring", "file"]
+
+
+def cases(kind, names=METHODS):
+    return pytest.mark.parametrize("ranks", [f"{kind}_{name}" for name in names], indirect=True)
+
+
+def slow_cases(kind, names=METHODS, fast=FAST):
+    return pytest.mark.slow_cases(*(f"{kind}_{name}" for name in names if name not in fast))
+
+
+def assert_same_course(one, other, exact=True):
+    """The same was hidden, trained and known; weights to the bit, or nearly so."""
+    assert list(one["epochs"]) == list(other["epochs"])
+    for epoch, expected in one["epochs"].items():
+        found = other["epochs"][epoch]
+        assert found["checksum"] == expected["checksum"] and torch.equal(found["hidden"], expected["hidden"])
+        assert [batch.tolist() for batch in found["trained"]] == [batch.tolist() for batch in expected["trained"]]
+        assert_same_bits(found["statistics"], expected["statistics"])
+    assert_same_bits(other["statistics"], one["statistics"])
+    assert (other["global_step"], other["totals"]) == (one["global_step"], one["totals"])
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(other["weights"][name], weight, rtol=0, atol=0 if exact else 1e-12)
+
+
+def assert_goes_on(whole, resumed):
+    """The rest of it is that of a training that was not interrupted."""
+    for epoch, found in resumed["epochs"].items():
+        expected = whole["epochs"][epoch]
+        left = len(found["trained"])
+        assert [batch.tolist() for batch in found["trained"]] == [
+            b.tolist() for b in expected["trained"][len(expected["trained"]) - left :]
+        ]
+        assert found["checksum"] == expected["checksum"]
+    assert max(resumed["epochs"]) == max(whole["epochs"])
+    assert_same_bits(resumed["statistics"], whole["statistics"])
+    assert_same_bits(resumed["weights"], whole["weights"])
+    assert (resumed["global_step"], resumed["totals"]) == (whole["global_step"], whole["totals"])
+
+
+@slow_cases("fsdp2")
+@cases("fsdp2")
+def test_fsdp2_chooses_and_trains_what_ddp_does(ranks):
+    for rank in ranks:
+        assert_same_course(rank["ddp"], rank["sharded"])
+        assert not [text for text in rank["sharded"]["warnings"] if "scoring pass" in text]
+
+
+@slow_cases("fsdp2_cut", CUTS, fast=("kakurenbo",))
+@cases("fsdp2_cut", CUTS)
+def test_fsdp2_cut_and_resumed_equals_uncut(ranks, request):
+    for rank in ranks:
+        assert Path(rank["path"]).is_dir() is ("file" not in request.node.callspec.params["ranks"])  # a sharded checkpoint
+        assert_goes_on(rank["whole"], rank["resumed"])
+
+
+@cases("fsdp2_cut", ["kakurenbo"])
+def test_a_sharded_checkpoint_is_inspected(ranks):
+    state, _, steps = selection_in(Path(ranks[0]["path"]))
+    found = summary(state, None, steps, most=3)
+    whole = ranks[0]["whole"]["epochs"]
+    assert (found["method"], found["epoch"], found["epoch_batches"], found["world_size"]) == ("kakurenbo", 1, 3, 2)
+    assert found["step"] == len(whole[0]["trained"]) + 3
+    assert torch.equal(state.epoch.plan.hidden, whole[1]["hidden"])
+
+
+@pytest.mark.slow
+@cases("fsdp2", ["elastic"])
+def test_a_sharded_checkpoint_of_two_goes_on_on_one_and_back_on_two(ranks):
+    """Every sample that is not hidden is trained once in each epoch, whatever it was cut into."""
+    two, one, again = ([rank[name] for rank in ranks] for name in ("two", "one", "again"))
+    for epoch, parts in (1, (two, 3, one[:1])), (2, (one[:1], 4, again)):
+        before, done, after = parts
+        first = [batch for run in before for batch in run["epochs"][epoch]["trained"][:done]]
+        rest = [batch for run in after for batch in run["epochs"][epoch]["trained"]]
+        trained = torch.cat([*first, *rest]).sort().values
+        hidden = before[0]["epochs"][epoch]["hidden"]
+        assert torch.equal(hidden, after[0]["epochs"][epoch]["hidden"])
+        assert trained.tolist() == sorted({*range(45)} - {*hidden.tolist()})
+    assert len(two[0]["epochs"][1]["hidden"]) + len(one[0]["epochs"][2]["hidden"]) > 0
+    assert_same_bits(again[0]["weights"], again[1]["weights"])
+
+
+@slow_cases("tensor_parallel", fast=("kakurenbo",))
+@cases("tensor_parallel")
+def test_tensor_parallel_processes_train_the_samples_of_their_data_parallel_rank(ranks, launched, request):
+    method = request.node.callspec.params["ranks"].removeprefix("tensor_parallel_")
+    for process, rank in enumerate(ranks):
+        assert_same_course(launched(f"data_parallel_{method}")[process // 2], rank, exact=False)
+
+
+@pytest.mark.slow
+@cases("tensor_parallel", ["cut"])
+def test_tensor_parallel_cut_and_resumed_equals_uncut(ranks):
+    for rank in ranks:
+        assert_goes_on(rank["whole"], rank["resumed"])
+
+
+@pytest.mark.slow
+@cases("tensor_parallel", ["alone"])
+def test_tensor_parallelism_alone_draws_the_same_in_every_process(ranks):
+    first, second = ranks
+    assert_same_course(first, second)
+    assert sum(len(epoch["trained"]) for epoch in first["epochs"].values()) > 0
+
+
+@pytest.mark.slow
+@cases("fsdp2", ["damaged"])
+def test_a_damaged_shard_is_named_on_every_rank(ranks):
+    for rank in ranks:
+        assert rank["error"].startswith("DamagedCheckpointError: checkpoint ") and "__1_0.distcp is damaged" in rank["error"]
