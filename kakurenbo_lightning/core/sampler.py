@@ -9,8 +9,9 @@ from typing import cast
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from kakurenbo_lightning.core.order import Order
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
-from kakurenbo_lightning.core.shard import Layout, Order, Shard, same_batches
+from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
 class SelectionSampler(DistributedSampler):
@@ -65,10 +66,8 @@ class SelectionSampler(DistributedSampler):
         self.batch_size = batch_size
         self.start = 0
         self.extra = extra
-        self._order, self._listed = (
-            order,
-            ((-1, -1), cast(Order | None, None)),
-        )  # and the order of the epoch and seed asked for last
+        self._order = order
+        self._listed: tuple[tuple[int, int], Order | None] = (-1, -1), None  # the order of the epoch and seed asked for last
         self._on_set_epoch = on_set_epoch
         self._begun: tuple[Shard, int, bool] | None = None
         self.follow(EpochPlan.everything(num_samples), epoch=0)
@@ -80,6 +79,7 @@ class SelectionSampler(DistributedSampler):
 
     def _order_of(self, epoch: int) -> Order | None:
         """The order of an epoch; ``None`` for a random one."""
+        epoch = max(0, epoch)  # before the first one, too, it is asked for
         if self._order is not None and self._listed[0] != (epoch, self.seed):
             self._listed = (epoch, self.seed), self._order(epoch, self.seed)
         return self._listed[1]

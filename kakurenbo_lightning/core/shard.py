@@ -2,60 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.order import Order, by_ranks
 from kakurenbo_lightning.core.permutation import shuffled
 from kakurenbo_lightning.core.random import stream_generator
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Order:
-    """An order of samples that the user's sampler gives.
-
-    Attributes:
-        indices: ``int64[n]`` on the CPU, data set indices, each once.
-        groups: ``int64[N]``, for each data set index which group of samples its batches are made of, as buckets of similar length; where
-            hidden samples leave a batch, others of its group come in. ``None`` where there is one group only.
-    """
-
-    indices: Tensor
-    groups: Tensor | None = None
-
-    def of(self, samples: Tensor, batch_size: int, world_size: int) -> Tensor:
-        """Some ``samples`` (``int64[k]``) in this order: with groups, a step's batch of each rank is of one group while it can be."""
-        size = 1 + max(int(part.max()) for part in (self.indices, samples) if len(part))
-        inside = torch.zeros(size, dtype=torch.bool).index_fill_(0, samples, True)
-        ordered = self.indices[inside[self.indices]]
-        if self.groups is None:
-            return ordered
-        group = self.groups[ordered].numpy()
-        places, by_group = np.arange(len(ordered)), np.argsort(group, kind="stable")
-        starts = np.flatnonzero(np.diff(group[by_group], prepend=-1))  # of each group's run
-        within = places - np.repeat(starts, np.diff(starts, append=len(ordered)))
-        heads = by_group[places - within % batch_size]  # of each, the place of the first sample of its batch
-        sizes = np.bincount(heads, minlength=len(ordered))[heads]
-        full = sizes == batch_size
-        sequence = by_group[np.lexsort((by_group, heads, ~full))]  # whole batches first, each kind in the order given
-        step = batch_size * world_size
-        strided = int(full.sum()) // step * step  # ranks take every world_size-th sample of a step
-        steps = sequence[:strided].reshape(-1, world_size, batch_size).swapaxes(1, 2).reshape(-1)
-        return ordered[torch.from_numpy(np.concatenate([steps, sequence[strided:]]))]
-
-    def digest(self, batch_size: int, world_size: int) -> str:
-        """A hash of it; with groups, batches and ranks count too."""
-        digest = hashlib.blake2b(self.indices.numpy().tobytes(), digest_size=8)
-        if self.groups is not None:
-            digest.update(self.groups.numpy().tobytes() + f"{batch_size} {world_size}".encode())
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -87,7 +44,7 @@ class Layout:
     @property
     def order_digest(self) -> str:
         """A hash of the order as it is laid out; empty for a random one."""
-        return "" if self.order is None else self.order.digest(self.batch_size, self.world_size)
+        return "" if self.order is None else self.order.digest(self.batch_size)
 
 
 class Shard(Protocol):
@@ -262,7 +219,7 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
         ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
     """
     if layout.order is not None:
-        indices = layout.order.of(indices, layout.batch_size, layout.world_size)
+        indices = layout.order.of(indices, layout.batch_size)
     elif layout.shuffle:  # "deal" names this random stream since the first release: another name would be another order
         indices = shuffled(indices, stream_generator(layout.seed, layout.epoch, "deal"))
     first, samples_before = layout.done
@@ -275,6 +232,8 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
         total, tail = total - tail, 0
         indices = indices[:total]
     steps, last_start = _cut(steps, tail, full, world_size)
+    if layout.order is not None and layout.order.batches is not None and world_size > 1:
+        indices = indices[by_ranks(total, last_start, layout.batch_size, world_size)]
     indices = indices[layout.rank :: world_size].contiguous() if world_size > 1 else indices
     return EpochShard(
         indices=indices,

@@ -104,6 +104,11 @@ class Budget:
         return with_share(self._method, self._saving.max_share)
 
     @property
+    def has_nothing(self) -> bool:
+        """Whether no epoch was trained with a selection yet, whose steps could have been measured."""
+        return self._totals.samples_trained == 0
+
+    @property
     def metrics(self) -> dict[str, float]:
         """To log of an epoch."""
         return {} if self._chosen is None else {self._name: self._chosen.share, "every_n_epochs": float(self._chosen.every)}
@@ -165,7 +170,7 @@ class Budget:
             may_rise: a correction may hide more than was chosen; not once a guard has found that too much was hidden.
         """
         if self._chosen is None:
-            self._chosen = self._first_choice(max_epochs, self._forward(position))
+            self._chosen = self._first_choice(index, max_epochs, self._forward(position))
             self._measure()
         elif not self._totals.scoring_epochs and index in correcting_epochs(max_epochs):
             self._chosen = self._corrected(self._chosen, index, max_epochs, self._done(self._chosen, count), may_rise)
@@ -190,11 +195,12 @@ class Budget:
         share, every = next((found for found in shares if found[0] <= limit), (limit, max(hows)))
         return _thousandths(max(0.0, share), limit), every
 
-    def _first_choice(self, max_epochs: int, forward: float) -> Chosen:
-        """As if the samples allowed it."""
+    def _first_choice(self, index: int, max_epochs: int, forward: float) -> Chosen:
+        """As if the samples allowed it; epochs before ``index`` but the first one were trained without a selection and saved nothing."""
         save, limit = self._saving.share, self._saving.max_share
-        chosen = Chosen(forward, *self._best(max_epochs, dict.fromkeys(self._intervals, (forward, 0.0, 0, 1.0))))
-        saved = self._model(max_epochs, chosen.every).saving(chosen.share, forward)
+        how = forward, 0.0, index if index > 1 else 0, 1.0
+        chosen = Chosen(forward, *self._best(max_epochs, dict.fromkeys(self._intervals, how)))
+        saved = self._model(max_epochs, chosen.every).saving(chosen.share, *how)
         cost = f"the forward pass is {forward:.0%} of a step"
         settings = f"{self._name}={chosen.share:g}, every_n_epochs={chosen.every}"
         if chosen.every > 1 and self._may_choose_again:

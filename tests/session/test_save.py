@@ -10,6 +10,7 @@ from cuts import SaveAt
 from helpers import Net, Spy, SureNet, fit, loader
 
 from kakurenbo_lightning import SampleSelection, Saving
+from kakurenbo_lightning.core.durations import STATED_FORWARD
 from kakurenbo_lightning.methods import Kakurenbo
 
 SAMPLES, BATCH = 200, 40
@@ -264,6 +265,24 @@ def test_a_resumed_run_does_not_measure_again(tmp_path):
     _, again, _ = run(0.1, ckpt_path=path)
     assert chosen(again) == chosen(selection)
     assert again.totals.times.state_dict()["forwards"] == selection.totals.times.state_dict()["forwards"]
+
+
+@pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end", "on_train_batch_end"])
+def test_after_epochs_without_a_selection_one_is_measured_and_the_others_make_up_for_them(tmp_path, said, hook):
+    save = SaveAt(tmp_path / "cut.ckpt", hook, 2, 1)
+    fit(SureNet(), loader(SAMPLES, BATCH), save, val=loader(), max_epochs=10, enable_checkpointing=False)
+    selection = SampleSelection("kakurenbo", seed=3, save=Saving(0.2, max_share=0.9), on_mismatch="reset", **EASY)
+    spy = Spy(selection)
+    fit(SureNet(), loader(SAMPLES, BATCH), selection, spy, val=loader(), max_epochs=10, ckpt_path=save.path)
+    first = next(epoch for epoch, hidden in sorted(spy.hidden.items()) if hidden)
+    assert first == (3 if hook == "on_train_batch_end" else 4)
+    found = chosen(selection)
+    left = 10 - first  # epochs that hide, all but the first of which score what the one before hid
+    assert found["forward"] != STATED_FORWARD
+    if found["every"] == 1 and found["share"] < 0.5:
+        assert left * found["share"] - (left - 1) * found["forward"] * found["share"] == pytest.approx(2, abs=0.02)
+    saved = (selection.totals.samples_hidden - found["forward"] * selection.totals.samples_refreshed) / SAMPLES / 10
+    assert saved == pytest.approx(0.2, abs=0.02) or "cannot be reached" in said()[0]
 
 
 def test_a_resumed_run_must_save_as_much(tmp_path):

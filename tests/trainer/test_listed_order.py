@@ -13,8 +13,6 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from kakurenbo_lightning import SampleSelection
-from kakurenbo_lightning.core.plan import EpochPlan
-from kakurenbo_lightning.core.shard import Layout, Order
 from kakurenbo_lightning.errors import ConflictError, MismatchError
 from kakurenbo_lightning.trainer.listed_order import ListedOrder
 from recipes.benchmarks.forked import printed, run_ranks
@@ -167,45 +165,40 @@ def test_what_drop_last_leaves_out_is_trained_in_another_epoch():
     assert sorted(order(3, 0).indices.tolist()) == list(range(COUNT))
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_share_neighbours(ranks):
-    order = torch.randperm(48, generator=torch.Generator().manual_seed(1))
-    plan = EpochPlan.hide(torch.arange(48) % 4 == 0)
-    kept = [index for index in order.tolist() if index % 4]
-    shards = [plan.shard(Layout(4, ranks, rank, order=Order(order))) for rank in range(ranks)]
-    for step in range(shards[0].steps):
-        together = [index for shard in shards for index in shard.step(step).tolist()]
-        assert sorted(together) == sorted(kept[step * 4 * ranks : (step + 1) * 4 * ranks])
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_a_batch_of_each_rank_is_of_one_group(ranks):
-    groups = torch.arange(500) // 100
-    order = Order(torch.randperm(500, generator=torch.Generator().manual_seed(1)), groups)
-    plan = EpochPlan.hide(torch.arange(500) % 3 == 0)
-    shards = [plan.shard(Layout(5, ranks, rank, order=order)) for rank in range(ranks)]
-    mixed = sum(len(set(groups[shard.step(step)].tolist())) > 1 for shard in shards for step in range(shards[0].steps))
-    assert mixed <= 5 * 4 / 5 + ranks  # of what is left of each group
-    assert sorted(torch.cat([shard.indices for shard in shards]).tolist()) == plan.indices.tolist()
-    assert len({tuple(order.of(plan.indices, 5, count).tolist()) for count in (1, 2)}) == 2
-    assert order.digest(5, 1) != order.digest(5, 2) != Order(order.indices).digest(5, 2) == Order(order.indices).digest(6, 3)
-
-
 def fit_rank(folder):
     selection = hide_then_grow()
     spy = Spy(selection)
     fit(SureNet(dropout=0.0), batches_of(Buckets()), selection, spy, max_epochs=3, accelerator="cpu", devices=2, strategy="ddp")
     sampler = selection.session.data.sampler
-    order = sampler.layout(2).order
-    kept = order.of(sampler.shard.indices.new_tensor(sorted(set(range(COUNT)) - set(spy.hidden[2]))), BATCH, 2)
-    torch.save([in_order(spy, 2), kept], folder / f"{sampler.rank}.pt")
+    kept = sampler.layout(2).order.of(torch.tensor(sorted(set(range(COUNT)) - set(spy.hidden[2]))), BATCH)
+    torch.save([spy.batches[2], kept], folder / f"{sampler.rank}.pt")
 
 
 def test_two_ranks_have_one_order(tmp_path):
     assert run_ranks(fit_rank, (tmp_path,), 2, log=tmp_path / "log") == [0, 0], printed(tmp_path / "log", 2)
     (first, kept), (second, other) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert torch.equal(kept, other) and len(first) - len(second) in (0, 1) and len(kept) < COUNT
-    assert kept[::2].tolist() == first and kept[1::2].tolist() == second
+    assert torch.equal(kept, other) and len(first) == len(second) and len(kept) < COUNT
+    batches = [batch for pair in zip(first, second, strict=True) for batch in pair]
+    assert [index for batch in batches for index in batch] == kept.tolist()
+    assert {len(batch) for batch in batches[:-4]} == {BATCH}  # the last two steps share what is left
+
+
+def cut_rank(folder):
+    selection, save = hide_then_grow(), SaveAt(folder / "cut.ckpt", "on_train_batch_end", 2, 1)
+    spy = Spy(selection)
+    settings = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 3}
+    fit(SureNet(dropout=0.0), batches_of(Buckets()), selection, save, spy, **settings)
+    torch.save(spy.batches[2][:2], folder / f"{selection.session.data.sampler.rank}.pt")
+
+
+def test_one_rank_trains_what_two_have_left_of_an_epoch(tmp_path):
+    assert run_ranks(cut_rank, (tmp_path,), 2, log=tmp_path / "log") == [0, 0], printed(tmp_path / "log", 2)
+    done = [index for rank in range(2) for batch in torch.load(tmp_path / f"{rank}.pt") for index in batch]
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(dropout=0.0), batches_of(Buckets()), selection, spy, max_epochs=3, ckpt_path=tmp_path / "cut.ckpt")
+    hidden = set(selection.plan.hidden.tolist())
+    assert hidden and sorted(done + in_order(spy, 2)) == [index for index in range(COUNT) if index not in hidden]
 
 
 class Listing(Sampler):
@@ -228,6 +221,7 @@ def forever():
 
 
 ALL = list(range(COUNT))
+BATCHES = [ALL[start : start + BATCH] for start in range(0, COUNT, BATCH)]
 REFUSED = {
     "nothing": (lambda: by(Listing([])), "sampler=Listing yields nothing in epoch 0"),
     "no batches": (lambda: batches_of(Listing([])), "batch_sampler=Listing yields nothing"),
@@ -246,6 +240,12 @@ REFUSED = {
         lambda: batches_of(Listing([ALL[0:1], ALL[1:3], ALL[3:9], ALL[9:20], ALL[20:60], ALL[60:]])),
         "yields batches of 1 to 41 samples",
     ),
+    "larger batches": (
+        lambda: batches_of(Listing(BATCHES, [ALL[start : start + 16] for start in range(0, COUNT, 16)])),
+        "yields batches of 5 to 8 samples in epoch 0, and of 16 in another",
+    ),
+    "batches of repeated ones": (lambda: batches_of(Listing([*BATCHES, *BATCHES[:2]])), "more than once in epoch 0"),
+    "a generator": (lambda: by(index for index in ALL), "sampler=generator cannot be copied"),
     "of one rank": (lambda: by(Listing(ALL, num_replicas=2, rank=0)), "num_replicas=2\\) lists the samples of one rank"),
     "not to be copied": (lambda: by(Listing(ALL, lock=threading.Lock())), "cannot be copied \\(TypeError"),
 }
@@ -256,6 +256,121 @@ def test_a_sampler_that_lists_no_epoch_is_refused_by_name(name):
     make, said = REFUSED[name]
     with pytest.raises(ConflictError, match=said):
         fit(SureNet(), make(), hide_then_grow(), max_epochs=2)
+
+
+def test_larger_batches_in_a_later_epoch_are_an_error_there():
+    larger = [ALL[start : start + 16] for start in range(0, COUNT, 16)]
+    with pytest.raises(ConflictError, match="batches of 5 to 16 samples in epoch 3, and of 8 in another"):
+        fit(SureNet(), batches_of(Listing(BATCHES, BATCHES, BATCHES, larger)), hide_then_grow(), max_epochs=5)
+
+
+@pytest.mark.parametrize(
+    "sampler", [ALL[::-1], range(COUNT), np.arange(COUNT)[::-1], torch.arange(COUNT)], ids=lambda each: type(each).__name__
+)
+def test_any_iterable_is_a_sampler(sampler):
+    assert ListedOrder(by(sampler), 1)(2, 0).indices.tolist() == [int(index) for index in sampler]
+
+
+def test_a_list_of_batches_is_a_batch_sampler():
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(dropout=0.0), batches_of(BATCHES[::-1]), selection, spy, max_epochs=3)
+    assert spy.batches[0] == [*BATCHES[-2::-1], BATCHES[-1]]  # the short one comes last
+    assert all(sorted([*spy.trained(epoch), *spy.hidden[epoch]]) == ALL for epoch in range(3))
+
+
+class Counting(Sampler):
+    """Another order whenever it is asked, by a count of its own."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter(np.random.default_rng(self.epoch).permutation(COUNT).tolist())
+
+
+def test_a_sampler_that_counts_its_epochs_itself_is_asked_as_often():
+    order, sampler = ListedOrder(by(Counting()), 1), Counting()
+    expected = [list(sampler) for _ in range(4)]
+    assert [order(epoch, 0).indices.tolist() for epoch in (0, 1, 1, 3, 2)] == [expected[epoch] for epoch in (0, 1, 1, 3, 2)]
+    assert ListedOrder(by(Counting()), 1)(3, 5).indices.tolist() == expected[3]  # in a resumed run
+
+
+class Held(Sampler):
+    """Has its generator, its epoch and its data within other objects."""
+
+    def __init__(self, data):
+        self.parts = [type("Part", (), {})()]
+        self.parts[0].generators, self.parts[0].data = {"one": random.Random(1)}, data
+        self.inner = type("Inner", (), {"epoch": 0, "set_epoch": lambda self, epoch: setattr(self, "epoch", epoch)})()
+
+    def __iter__(self):
+        order = [(index + self.inner.epoch) % COUNT for index in ALL]
+        return iter([*self.parts[0].generators["one"].sample(order[:50], 50), *order[50:]])
+
+
+def test_what_a_sampler_is_made_of_is_seeded_and_knows_the_epoch():
+    order = ListedOrder(by(Held(Points(COUNT))), 1)
+    orders = [order(epoch, 0).indices.tolist() for epoch in range(3)]
+    assert [each[50:] for each in orders] == [[(index + epoch) % COUNT for index in ALL[50:]] for epoch in range(3)]
+    shuffles = [[(index - epoch) % COUNT for index in each[:50]] for epoch, each in enumerate(orders)]
+    assert len(set(map(tuple, shuffles))) == 3
+
+
+class Dropping(Sampler):
+    """Buckets of similar length; each leaves out what makes no batch, others in each epoch."""
+
+    def __init__(self, buckets=3, part=range(COUNT)):
+        self.buckets, self.part, self.epoch = buckets, part, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator, by_length = random.Random(self.epoch), sorted(self.part, key=LENGTHS.__getitem__)
+        size = -(-len(by_length) // self.buckets)
+        for start in range(0, len(by_length), size):
+            bucket = by_length[start : start + size]
+            generator.shuffle(bucket)
+            yield from (bucket[at : at + BATCH] for at in range(0, len(bucket) - BATCH + 1, BATCH))
+
+
+@pytest.mark.parametrize("part", [range(COUNT), range(20, 90)])
+def test_what_buckets_leave_out_is_trained_too(part):
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(dropout=0.0), batches_of(Dropping(part=part)), selection, spy, max_epochs=4)
+    assert all(sorted([*spy.trained(epoch), *spy.hidden[epoch]]) == list(part) for epoch in range(4))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_chance_left_out_at_first_may_be_listed_later(seed):
+    """Of a sampler that drops its last batch some samples are in none of the first epochs."""
+    order = ListedOrder(by(Truncated(seed)), 1)
+    assert all(sorted(order(epoch, 0).indices.tolist()) == ALL for epoch in range(20))
+
+
+class Truncated(Sampler):
+    """A permutation without its last few."""
+
+    def __init__(self, seed):
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(COUNT)[:-7].tolist())
+
+
+def test_samples_that_fill_batches_are_trained_once():
+    """As torchvision's GroupedBatchSampler repeats some of a group to fill its last batch."""
+    filled = [*BATCHES[:-1], [*BATCHES[-1], *ALL[90:93]]]
+    selection = hide_then_grow()
+    spy = Spy(selection)
+    fit(SureNet(dropout=0.0), batches_of(Listing(filled)), selection, spy, max_epochs=3)
+    assert all(sorted([*spy.trained(epoch), *spy.hidden[epoch]]) == ALL for epoch in range(3))
 
 
 def test_others_in_a_later_epoch_are_an_error_there():
