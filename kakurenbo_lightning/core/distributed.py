@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.progress import set_aside
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import ConflictError
 
@@ -45,7 +46,8 @@ def rank_zero_info(message: str) -> None:
     """Log, on the process of rank 0 only, where Lightning logs."""
     if is_rank_zero():
         lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # its log is the one of the name the user imports
-        (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
+        with set_aside():
+            (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
 
 
 @contextlib.contextmanager
