@@ -313,8 +313,7 @@ class SampleSelection(pl.Callback):
         session.requeue.answer()
         session.merge()
         session.restart.warn_if_cut()
-        control = session.control.summary(session.state.epoch + 1, len(session.data.universe))
-        rank_zero_info(f"SampleSelection: {self.method.name} {self.totals.summary(self.method.family)}{control}")
+        rank_zero_info(f"SampleSelection: {session.summary}")
         compatibility.warn_of_processes(session.adapter.is_apart)
         session.release()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.progress import set_aside
 from kakurenbo_lightning.core.worker_errors import worker_errors_wait
 from kakurenbo_lightning.errors import ConflictError
 
@@ -55,7 +56,8 @@ def rank_zero_info(message: str) -> None:
     """Log, on the process of rank 0 only, where Lightning logs."""
     if is_rank_zero():
         lightning = sys.modules.get("lightning_utilities.core.rank_zero")  # its log is the one of the name the user imports
-        (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
+        with set_aside():
+            (logging.getLogger(__name__) if lightning is None else lightning.log).info(message)
 
 
 @contextlib.contextmanager

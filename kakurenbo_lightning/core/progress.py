@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from contextlib import AbstractContextManager
 from typing import Any, TextIO
 
 EVERY = 60.0  # seconds, where the output is no terminal
@@ -38,3 +40,11 @@ def bar_settings(**settings: Any) -> dict[str, Any]:
         return settings
     rare = {"mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY, "leave": False}
     return {**settings, **rare, "file": Lines(sys.stderr)}
+
+
+def set_aside() -> AbstractContextManager[None]:
+    """Bars of tqdm on a terminal are taken away inside, so that what is written has lines of its own, and drawn again below it."""
+    module = sys.modules.get("tqdm.std")
+    if module is None or not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    return module.tqdm.external_write_mode()

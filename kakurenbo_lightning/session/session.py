@@ -31,6 +31,7 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import check_left
 from kakurenbo_lightning.trainer.loader_compatibility import no_classes
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
+from kakurenbo_lightning.trainer.progress import has_bar
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
 from kakurenbo_lightning.trainer.resume_compatibility import check_foreign_resume, check_public_foreign, check_public_resume
@@ -93,6 +94,15 @@ class Session:
     def position(self) -> str:
         """Rank, epoch and step in words, for errors."""
         return self.data.position(self.state)
+
+    @property
+    def summary(self) -> str:
+        """What the fit came to: a small table where there is a progress bar, else one line."""
+        name, family = self._method.name, self._method.family
+        control = self.control.summary(self.state.epoch + 1, len(self.data.universe))
+        if not has_bar(self._trainer):
+            return f"{name} {self.totals.summary(family)}{control}"
+        return "\n  ".join([name, *self.totals.table(family), *filter(None, [control.removeprefix("; ")])])
 
     def _epoch(self, index: int) -> Epoch:
         return self._planner.epoch(index, self.seed, self.data.sampler.batch_size if self.loader.is_known else None)

@@ -122,6 +122,26 @@ class Totals:
         share = f" ({saved / whole:.1%}, ideal {self.ideal:.1%})" if whole > 0 else ""
         return f"estimated saving {saved:.1f} s of {whole:.1f} s{share}"
 
+    def table(self, family: str = "") -> list[str]:
+        """What :meth:`summary` says as the lines of a small table, without counts of which there are none."""
+        left_out = self.samples_hidden + self.samples_rejected
+        known, plural = max(1, self.samples_trained + left_out), "" if self.scoring_epochs == 1 else "s"
+        again = f", {self.scoring_epochs} epoch{plural} of them before it started again" if self.scoring_epochs else ""
+        counts = {
+            "trained": (self.samples_trained, f"{self.samples_trained / known:.1%}{again}"),
+            "hidden": (self.samples_hidden, f"{self.samples_hidden / known:.1%}"),
+            "rejected": (self.samples_rejected, f"{self.samples_rejected / known:.1%}"),
+            "scored": (self.samples_scored, "forward passes to choose by"),
+            "refreshed": (self.samples_refreshed, "forward passes only"),
+            "moved back": (self.moved_back, "trained all the same: wrong, or less sure than tau"),
+        }
+        if family == "draw":
+            counts["trained"] = (self.samples_trained, "drawn by probability")
+        rows = [(name, f"{count:,}", "samples", said) for name, (count, said) in counts.items() if count or name == "trained"]
+        saving = self.summary_of_saving if left_out and family != "draw" else ""
+        rows.append(("time", f"{self.steady_seconds:,.1f}", "s", saving))
+        return [f"{name:<10} {figure:>12} {unit:<7}  {said}".rstrip() for name, figure, unit, said in rows]
+
     def summary(self, family: str = "") -> str:
         """One line for the end of a session with a method of ``family``."""
         known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
-from tqdm.auto import tqdm
 
 from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.flavour import AnyTrainer
-from kakurenbo_lightning.core.progress import bar_settings
 from kakurenbo_lightning.core.random import isolated_rng, seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
@@ -31,6 +29,7 @@ from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import batch_hooks
 from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.module_state import attributes_kept, norms_kept
+from kakurenbo_lightning.trainer.progress import with_bar
 from kakurenbo_lightning.trainer.sharded import reshard, resharded
 
 
@@ -134,9 +133,6 @@ def _metric_state(metric: Metric) -> dict[str, Any]:
     return state
 
 
-PROGRESS_AFTER_SECONDS = 2.0
-
-
 @contextlib.contextmanager
 def scoring(adapter: TrainerAdapter, mode: RefreshMode = "eval", thorough: bool = False) -> Iterator[None]:
     """Run the module inside as training would, in its precision, but without a trace (see :func:`forward_only`)."""
@@ -183,7 +179,7 @@ def score_samples(
         with buffers_of_rank_zero(module, mode), scoring(adapter, mode, thorough=True):
             seed_everything(seed)
             seed_workers(loader, seed)
-            for number, batch in enumerate(_with_bar(loader, trainer, len(indices), shard.steps)):
+            for number, batch in enumerate(with_bar(loader, trainer, len(indices), shard.steps)):
                 batch = adapter.to_device(batch)
                 step = partial(call_training_step, module, batch, number)
                 size = shard.batch_length(number)
@@ -195,14 +191,6 @@ def score_samples(
         sampler.follow(training, start=start)
     wait_for(outputs.device)
     return time.perf_counter() - started
-
-
-def _with_bar(loader: DataLoader, trainer: AnyTrainer, samples: int, batches: int) -> Iterable[Any]:
-    """The batches of ``loader``, with a bar on rank 0 where the Trainer has one."""
-    bar = trainer.progress_bar_callback
-    hidden = bar is None or bar.is_disabled or not trainer.is_global_zero
-    settings = {"desc": f"Scoring {samples} samples", "total": batches, "delay": PROGRESS_AFTER_SECONDS, "leave": False}
-    return tqdm(loader, **bar_settings(**settings, disable=hidden))
 
 
 @contextlib.contextmanager
