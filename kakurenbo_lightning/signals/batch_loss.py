@@ -31,11 +31,11 @@ class BatchLoss(SampleOutputs):
     from what the step returns beside it, or from ``sample_outputs(batch)``.
 
     Args:
-        reads: as for :class:`SampleOutputs`.
+        reads: names of the values that the method needs, as for :class:`SampleOutputs`.
         sample_outputs: ``sample_outputs(batch) -> dict`` with what the method reads beside the loss; under manual optimization a scoring
             pass takes its ``loss`` too.
-        weighs: there may be loss weights; a batch's loss is multiplied by the mean of those of its samples.
-        manual: the module optimizes by itself.
+        weighs: whether there may be loss weights. A batch's loss is multiplied by the mean of the weights of its samples.
+        manual: whether the module uses manual optimization.
         alpha: decay of the moving mean, in [0, 1).
     """
 

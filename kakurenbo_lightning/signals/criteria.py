@@ -73,7 +73,7 @@ class CriterionCall:
 
         Args:
             elements: the result of :meth:`elements`.
-            size: B.
+            size: B, samples in the batch.
             order: see :func:`grouped`.
         """
         per_sample = grouped(self._normalised(elements), size, order)
@@ -147,9 +147,9 @@ def grouped(rows: Tensor, size: int, order: str) -> Tensor:
 
     Args:
         rows: float ``[n, ...]``, where n is ``size`` or a multiple of it.
-        size: B.
-        order: of ``k * B`` rows: ``"samples"``: k rows of the first sample, then k of the second; ``"positions"``: the first row of
-            every sample, then the second of every sample.
+        size: B, samples in the batch.
+        order: order of ``k * B`` rows: ``"samples"``, k rows of the first sample, then k of the second; ``"positions"``, the first row
+            of every sample, then the second of every sample.
 
     Returns:
         ``[B, ...]``, or ``[B, k, ...]``.

@@ -26,11 +26,11 @@ class Part:
         has_rows: the call has one row or more per sample; otherwise it gave one number (see :class:`LossCall`).
         plain: the loss is nothing but the call's result (``"result"``), or the ``"mean"`` or ``"sum"`` of its rows; ``None``: there is
             more between them, a weight, a mask, a sign, another part.
-        scale: what the loss makes of a sample alone. Of rows: what the sample adds to the batch's loss (``"sum"``), B times that
-            (``"mean"``), that divided by the sample's share of the weights (``"weights"``, the loss is a weighted mean), or by its share of
-            what the loss was divided by (``"count"``). Of one number: that of the sample alone times the factor that the loss has on it
-            (``"alone"``), and times B, or divided by it (``"times"``, ``"over"``); or times the number of the batch's targets that are not
-            ignored, and divided by that of the sample's (``"counted"``).
+        scale: how the loss of a sample alone follows from its part of the batch's loss. For rows: the sample's share of the loss
+            itself (``"sum"``), B times the share (``"mean"``), the share divided by the sample's share of the weights (``"weights"``,
+            the loss is a weighted mean), or by its share of the divisor of the loss (``"count"``). For one number: the sample's own
+            number times the loss's factor on it (``"alone"``), also times B or divided by B (``"times"``, ``"over"``), or times the
+            number of targets of the batch that are not ignored, divided by that of the sample (``"counted"``).
         order: how the rows are ordered, see :func:`grouped`.
         weight_sum: sum of all weights in the batch that was verified; ``None``: not compared.
         count: key of the call whose result the loss was divided by.

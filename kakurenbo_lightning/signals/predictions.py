@@ -65,7 +65,7 @@ def binary_values(probability: Tensor, target: Tensor, reads: Reads = ()) -> Val
 
     Args:
         probability: float ``[B]``, ``[B, L]`` (labels), ``[B, H, W]`` (positions) or ``[B, L, ...]`` (labels at positions).
-        target: the same shape, 0 to 1.
+        target: labels from 0 to 1, in the same shape.
         reads: values that are wanted in addition to confidence and correctness: ``entropy``.
 
     Returns:
@@ -92,7 +92,7 @@ def predictions(logits: Tensor, target: Tensor, reads: Reads = (), distributions
     Args:
         logits: float ``[B, C, ...]``; or ``[B]`` or ``[B, 1, ...]``, which means binary labels.
         target: classes ``[B, ...]``, probabilities ``[B, C, ...]``, or labels ``[B]``.
-        reads: as :func:`class_values`.
+        reads: values that are wanted in addition, as for :func:`class_values`.
         distributions: whether a target of the logits' shape holds class probabilities; else each number is a label of its own.
     """
     if logits.dim() == 1 or logits.shape[1] == 1:

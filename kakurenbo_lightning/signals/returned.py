@@ -21,7 +21,7 @@ def from_returned(outputs: Any, size: int, source: str = "training_step", reads:
     Args:
         outputs: ``sample_loss`` (float ``[B]``), and either ``logits`` (``[B, C, ...]``) with ``target`` or any of ``confidence``
             (float ``[B]``) and ``correct`` (bool ``[B]``); given ones win over computed ones.
-        size: B.
+        size: B, samples in the batch.
         source: name of the function, for errors.
         reads: values that are wanted in addition to confidence and correctness.
 

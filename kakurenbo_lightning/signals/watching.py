@@ -36,7 +36,8 @@ class LossCall:
         rows: ``[n, ...]``, where there is one number or more for each row: an unreduced result, or what was reduced; else ``None``.
         edge: autograd edge of ``rows``, or of ``result`` if there are no rows, at the time of the call; ``None`` without a graph.
         arguments: arguments of the criterion or loss module.
-        elements: of a criterion or module that gave one number: what that is the mean or sum of, ``[n, ...]``, as far as evaluated.
+        elements: for a criterion or module that gave one number, the values of which it is the mean or sum, ``[n, ...]``, once
+            evaluated.
         original: the tensor that ``rows`` is a copy of, or ``rows`` itself.
         version: how often ``original`` had been changed in place at the time of the call.
         number: a copy of a scalar ``result``, if copies are kept, because the step may add to it in place.

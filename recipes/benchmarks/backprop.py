@@ -92,12 +92,12 @@ class Loop:
 
     Args:
         data: its loader, augmentation and batch size.
-        network: what to train, with the optimizer of `Classifier`.
+        network: the network to train, with the optimizer of `Classifier`.
         keep: share of a batch that is chosen; None trains each batch as it is.
 
     Attributes:
-        trained: samples.
-        steps: of the optimizer.
+        trained: number of trained samples.
+        steps: number of optimizer steps.
     """
 
     def __init__(self, data: ImageData, network: nn.Module, keep: float | None) -> None:
@@ -154,12 +154,12 @@ class Arms:
         settings: the command line.
 
     Attributes:
-        seconds: of each counted epoch, by name.
-        mean_seconds: of all epochs, by name.
+        seconds: seconds of each counted epoch, by name.
+        mean_seconds: mean seconds of all epochs, by name.
         selections: callbacks, by name of the variant.
         loops: by name.
-        epochs: of each fit, with the warm-up.
-        clock: that `seconds` are of.
+        epochs: number of epochs of each fit, warm-up included.
+        clock: the clock by which `seconds` are taken.
     """
 
     def __init__(self, settings: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ class Points(Dataset):
     """Points of three classes that overlap; an item is `(x, y, index)`.
 
     Args:
-        samples: how many.
+        samples: number of points.
     """
 
     def __init__(self, samples: int = SAMPLES) -> None:
@@ -70,8 +70,8 @@ class RestlessNet(L.LightningModule):
     """BatchNorm, dropout, momentum, OneCycle by step, and random numbers of every stream in training and validation.
 
     Args:
-        one_cycle: else the learning rate is constant.
-        plateau: it falls with the validation instead.
+        one_cycle: use OneCycleLR; otherwise the learning rate is constant.
+        plateau: use ReduceLROnPlateau on the validated loss instead.
     """
 
     def __init__(self, one_cycle: bool = True, plateau: bool = False) -> None:
@@ -199,17 +199,17 @@ def train(
     """Train on every rank of this process group and return what must be equal, see `describe`.
 
     Args:
-        folder: of the checkpoints.
+        folder: folder of the checkpoints.
         method: a registered name or a method object.
         epochs: length of the run.
         batch_size: per rank.
-        seed: of the global random streams.
+        seed: seed of the global random streams.
         every: steps between checkpoints, see `checkpoints`; 0 for none at all.
         resume: a checkpoint; a string goes to Lightning unread, for example `"last"`.
-        kill: when to die.
-        callbacks: more of them.
-        one_cycle: of `RestlessNet`.
-        workers: of the train loader.
+        kill: when to end a process; `None` for never.
+        callbacks: further callbacks.
+        one_cycle: see `RestlessNet`.
+        workers: number of workers of the train loader.
         stopping: with `monitors`, and a learning rate that falls with the validation instead of a OneCycle.
         proxy: with a `RestlessScorer` that is trained on every third batch; `method` is `"selective_backprop"`.
         **settings: of the Trainer.

@@ -55,11 +55,11 @@ def draw_kill(events: list[Event], moment: str, after: int, world_size: int, dra
     """Draw when to kill a training; `None` when `moment` does not come any more.
 
     Args:
-        events: of the uninterrupted training.
+        events: moments of the uninterrupted training.
         moment: one of `MOMENTS`.
         after: batches that must have been trained before, at least until the first checkpoint.
         world_size: number of ranks; only rank 0 writes.
-        draws: where randomness is from.
+        draws: source of random numbers.
     """
     last = max(tick for _, tick, _ in events)
     if moment in WRITES:

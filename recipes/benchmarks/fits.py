@@ -122,7 +122,7 @@ class Fits:
         data: makes the images; by default CIFAR-10, or digits where the command line names no folder.
         network: makes what is trained.
         optimizer: makes it, from parameters and `lr`.
-        options: of the data.
+        options: further arguments of the data module.
     """
 
     def __init__(
@@ -216,11 +216,11 @@ def parser(
     """Return a parser with the options of every benchmark of runs; equal time means CPU seconds here, on a GPU seconds.
 
     Args:
-        name: of the benchmark.
+        name: name of the benchmark.
         description: for `--help`.
         digits: without files the data is digits.
         needs_files: whether `--data-root` must be given where there are no digits.
-        devices: that may be trained on.
+        devices: devices that may be used for training.
     """
     options = report.parser(name, description, devices=devices, clocks=["cpu"], threads=1)
     without = "; without it: scikit-learn's digits at 32 x 32 pixels" if digits else ""

@@ -75,7 +75,7 @@ class ByteTransformer(nn.Module):
     """A Transformer of two layers over groups of four bytes.
 
     Args:
-        width: of its features.
+        width: number of features.
         num_classes: number of logits.
     """
 

@@ -28,8 +28,8 @@ class RandomImages(ImageData):
     """Random images in the shape of CIFAR-10: a benchmark that needs no files.
 
     Args:
-        samples: how many training images.
-        seed: of the pixels and labels.
+        samples: number of training images.
+        seed: seed of the pixels and labels.
         settings: those of `ImageData`.
     """
 

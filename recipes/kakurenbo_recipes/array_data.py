@@ -69,8 +69,8 @@ class ArrayImages(ImageData):
         root: folder of the two files, as `kakurenbo-fractal --format array` leaves it.
         test_share: share of the images of each class that is used for testing, because fractals have no test images.
         split_seed: seed of that split.
-        mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
-        std: of each channel; None: likewise.
+        mean: mean of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
+        std: standard deviation of each channel; None: likewise.
         settings: those of `ImageData`.
 
     Raises:

@@ -91,7 +91,8 @@ class DeepCam(L.LightningDataModule):
 
     Attributes:
         num_classes: 3.
-        class_weights: of the loss, as in the reference code: each class's share of the pixels to the power of -1 / 8.
+        class_weights: weights of the classes in the loss, as in the reference code: each class's share of the pixels to the power of
+            -1 / 8.
 
     Raises:
         FileNotFoundError: in `setup`, if a file or folder is missing.

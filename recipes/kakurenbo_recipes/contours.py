@@ -20,21 +20,21 @@ from PIL import Image, ImageDraw
 
 SIZE = 512
 VERTICES, MEAN_VERTICES = (3, 200), 100.0
-LINES, NOISE, WIDTH = 200, 4.0, 0.1  # largest values
-RADIUS, STRETCH, SHIFT = 100, 2.0, 200.0  # pixels, factor, pixels
+LINES, NOISE, WIDTH = 200, 4.0, 0.1  # largest number of contours, factor on the noise, and line width
+RADIUS, STRETCH, SHIFT = 100, 2.0, 200.0  # largest radius in pixels, resizing factor, and shift in pixels
 WHITE = 255
-INSTANCES = 100_000  # each image is drawn by itself, so this is only a limit of the command
+INSTANCES = 100_000  # images are independent, so this only limits the command line
 
 
 @dataclass(frozen=True)
 class Contours:
-    """What the images of a category have in common.
+    """The properties that all images of a category share.
 
     Attributes:
-        vertices: of a contour.
-        lines: contours of an image.
+        vertices: number of vertices of a contour.
+        lines: number of contours in an image.
         noise: factor on the Perlin noise that moves a vertex, in pixels of 512.
-        width: by how much a contour lies outside of the one before, without noise.
+        width: distance between a contour and the one inside it, without noise.
     """
 
     vertices: int
@@ -54,7 +54,7 @@ def category(seed: int, number: int) -> Contours:
 
 
 def perlin(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
-    """Return Perlin noise of one dimension at as many independent places, float64 of this shape."""
+    """Return one-dimensional Perlin noise at independent random places, float64 of this shape."""
     place = random.random(shape)
     hashes = random.integers(0, 16, (2, *shape))
     left, right = np.where(hashes < 8, hashes + 1.0, -1.0)
@@ -63,13 +63,13 @@ def perlin(shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
 
 
 def paths(made_of: Contours, radius: float, stretch: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Return the contours around the origin, from the first one on, each closed: float64 [lines, vertices + 1, 2].
+    """Return the closed contours around the origin, the innermost first: float64 [lines, vertices + 1, 2].
 
     Args:
-        made_of: of the category.
-        radius: of the first contour, before it is stretched.
-        stretch: float64 [2], of either axis.
-        random: of the noise.
+        made_of: properties of the category.
+        radius: radius of the first contour before stretching.
+        stretch: float64 [2], factor along each axis.
+        random: random generator of the noise.
     """
     angle = 2 * np.pi / made_of.vertices * np.arange(made_of.vertices)
     direction = np.stack([np.cos(angle), np.sin(angle)], 1)
@@ -83,10 +83,10 @@ def images(seed: int, number: int, instances: int, size: int) -> Iterator[np.nda
     """Yield the images of a category, uint8 [size, size].
 
     Args:
-        seed: of the set.
-        number: of the category.
-        instances: how many.
-        size: pixels of a side.
+        seed: seed of the set.
+        number: number of the category.
+        instances: number of images.
+        size: side in pixels.
     """
     made_of, random = category(seed, number), np.random.default_rng([seed, number, 1])
     side = max(size, SIZE)

@@ -145,18 +145,18 @@ class ImageData(L.LightningDataModule):
         crop_padding: padding of the random crop in pixels; 0 for no crop.
         flip: whether to mirror half of the training images.
         cutout: side in pixels of the square that gets the mean colour at a random place of each training image; 0 for none.
-        held_out: share of the training images of each class, drawn by `held_out_seed`, that are validated on in place of the test
-            images: what is chosen by the validation accuracy must not be chosen by the test images. The last accuracy of a run is
-            theirs then.
+        held_out: share of the training images of each class, drawn by `held_out_seed`, to validate on instead of the test images,
+            because what is chosen by validation accuracy must not be chosen by the test images. The last accuracy of a run is then
+            theirs.
         held_out_seed: seed of the draw of held-out images.
         resize: side in pixels to which the augmented images are scaled on the device, for a network that takes larger ones; None leaves
             them as they are.
 
     Attributes:
         num_classes: number of classes.
-        mean: of each channel, in [0, 1]; where a subclass has none it is computed from the training images in `setup`.
+        mean: mean of each channel, in [0, 1]; computed from the training images in `setup` if a subclass does not set it.
         std: standard deviation of each channel; likewise.
-        class_names: of the classes; None when they have none.
+        class_names: names of the classes; None if they have none.
         train_images: the training images, labels with noise; None before `setup`.
         val_images: the held-out images; None when there are none.
         test_images: the test images; None before `setup` and where there are none.

@@ -56,7 +56,7 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]
 
     Args:
         labels: int64 [N], >= 0.
-        share: in [0, 1).
+        share: share of each class to split off, in [0, 1).
         seed: seed of the draw.
 
     Returns:

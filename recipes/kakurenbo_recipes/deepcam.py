@@ -140,7 +140,7 @@ def checked(arguments: list[str] | None) -> tuple[Synthetic, Path]:
         if not least <= (value := getattr(settings, name)) <= most:
             options.error(f"--{name} {value} is not possible: it must be from {least} to {most}")
     if not is_free(settings.output):
-        options.error(f"--output {settings.output} is there and not empty: choose another folder, or delete this one")
+        options.error(f"--output {settings.output} exists and is not empty: choose another folder, or delete this one")
     return Synthetic(**{name: getattr(settings, name) for name in helps}), settings.output
 
 

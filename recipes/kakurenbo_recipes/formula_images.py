@@ -117,7 +117,7 @@ def checked(arguments: list[str] | None) -> argparse.Namespace:
         if not least <= (value := getattr(settings, name)) <= most:
             options.error(f"--{name} {value} is not possible: it must be from {least} to {most}")
     if settings.output.exists() and any(settings.output.iterdir()):
-        options.error(f"--output {settings.output} is there and not empty: choose another folder, or delete this one")
+        options.error(f"--output {settings.output} exists and is not empty: choose another folder, or delete this one")
     return settings
 
 

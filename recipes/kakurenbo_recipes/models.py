@@ -148,7 +148,7 @@ def load_network(network: nn.Module, path: str) -> str:
     """
     if not Path(path).expanduser().is_file():
         raise FileNotFoundError(
-            f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to begin from nothing"
+            f"weights={path!r} is not a file: it must be a checkpoint (.ckpt) of a run, or null to start from scratch"
         )
     try:
         check_whole(Path(path).expanduser())

@@ -135,8 +135,8 @@ class ParquetImages(ParquetParts, ImageData):
     """Small images of one size, decoded into memory (N x 3 x H x W bytes).
 
     Args:
-        mean: of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
-        std: of each channel; None: likewise.
+        mean: mean of each of the three channels, in [0, 1]; None: computed from the training images, see `channel_statistics`.
+        std: standard deviation of each channel; None: likewise.
         settings: those of `ParquetParts` and of `ImageData`; without a part to test on `held_out` must be above 0.
     """
 

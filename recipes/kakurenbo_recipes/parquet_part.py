@@ -63,8 +63,8 @@ class ParquetPart(Dataset):
 
     Args:
         files: one or more files, in order.
-        image_column: of the encoded images, a struct with the field `bytes`, or bytes; None: one of `IMAGE_COLUMNS`.
-        label_column: of the classes, integers; None: one of `LABEL_COLUMNS`.
+        image_column: column of the encoded images, a struct with the field `bytes`, or bytes; None: one of `IMAGE_COLUMNS`.
+        label_column: column of the classes, integers; None: one of `LABEL_COLUMNS`.
         cache: folder for the copy that `datasets` makes to read single images; None: where it keeps its own ($HF_DATASETS_CACHE).
 
     Attributes:

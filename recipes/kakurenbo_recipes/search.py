@@ -161,7 +161,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(
         "kakurenbo-search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("settings", nargs="+", help="of kakurenbo-train; one or more with values to search over")
+    options.add_argument(
+        "settings",
+        nargs="+",
+        help="settings of kakurenbo-train, at least one with values to search over, for example 'F=interval(0.1,0.5)'",
+    )
     options.add_argument("--folder", type=Path, default=Path("search"), help="of the study and the runs (default: search)")
     options.add_argument("--trials", type=int, default=20, help="runs of the whole search, over all processes (default: 20)")
     options.add_argument("--failures", type=int, default=0, help="runs that may fail before this process stops (default: 0)")

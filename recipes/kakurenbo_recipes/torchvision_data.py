@@ -156,8 +156,8 @@ class LargeImages(L.LightningDataModule):
         held_out: share of the training images of each class to validate on instead of the test images; None: no held-out images if
             there are test images, else `HELD_OUT`.
         held_out_seed: seed of that draw.
-        mean: of each channel, in [0, 1].
-        std: of each channel.
+        mean: mean of each channel, in [0, 1].
+        std: standard deviation of each channel.
         train_transform: maps a PIL image to what the network trains on, float32 [3, size, size], normalised by `mean` and `std`, in
             place of the standard augmentations; None for those.
         eval_size: side in pixels of validation images; None for `size`.
@@ -165,7 +165,7 @@ class LargeImages(L.LightningDataModule):
 
     Attributes:
         train_images: the training images; None before `setup`.
-        val_images: what is validated on; None before `setup`.
+        val_images: the images to validate on; None before `setup`.
         test_images: the test images, the same as `val_images` when none are held out; None before `setup` and where there are none.
     """
 

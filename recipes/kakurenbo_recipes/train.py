@@ -228,7 +228,7 @@ def any_small(cfg: DictConfig) -> DictConfig:
 
 def small(cfg: DictConfig) -> DictConfig:
     """Return the settings of `debug=true`: generated data, and other changes as `cfg.small` says. Settings of the command line win."""
-    say("debug: small generated data and a short run in place of the real ones; its figures mean nothing")
+    say("debug: small generated data and a short run instead of the real ones; its figures mean nothing")
     smaller = any_small(cfg) if cfg.small is None else cfg.small
     changed = cfg.copy()
     OmegaConf.set_struct(changed, False)  # so that options of a network can be added

@@ -99,7 +99,7 @@ def test_the_command_line_writes_a_set_that_can_be_read(tmp_path, capsys, monkey
     [
         (["--files", "1"], "--files 1 is not possible: it must be from 2 to"),
         (["--height", "8"], "--height 8 is not possible: it must be from 32 to 4096"),
-        (["-o", "."], "--output . is there and not empty: choose another folder, or delete this one"),
+        (["-o", "."], "--output . exists and is not empty: choose another folder, or delete this one"),
     ],
 )
 def test_the_command_line_names_a_wrong_setting(arguments, message, capsys):

@@ -217,7 +217,7 @@ def test_the_benchmark_end_to_end(tmp_path, capsys):
         (formula_images.main, "--kind circles", "invalid choice: 'circles'"),
         (formula_images.main, "--categories 0", "--categories 0"),
         (formula_images.main, "--size 4", "--size 4"),
-        (formula_images.main, "-o .", "is there and not empty"),
+        (formula_images.main, "-o .", "exists and is not empty"),
         (bench.main, "--device cuda", "invalid choice: 'cuda'"),
         (bench.main, "--instances 1001", "--instances 1001 is not possible: at most 1000"),
     ],
