@@ -119,7 +119,7 @@ class Control:
         return {"held": self._held, **states} if states else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned, when a training resumes."""
         self._held = state.get("held", -1)
         if self._budget is not None:
             self._budget.load_state_dict(state.get("saving", {}))

@@ -273,7 +273,7 @@ class GuardWatch:
         return dict(self._seen)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned, when a training resumes."""
         self._seen |= state
 
 

@@ -156,25 +156,25 @@ class _Watch(pl.Callback):
         self._cuda = trainer.strategy.root_device.type == "cuda"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the wait for the first batch."""
+        """Mark the start of the wait for the first batch."""
         self._ended = moment(self._cuda)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
-        """End the wait for data."""
+        """Mark the end of the wait for data."""
         self._marks.append([self._ended, moment(self._cuda)])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
-        """End the forward pass."""
+        """Mark the end of the forward pass."""
         self._marks[-1].append(moment(self._cuda))
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the backward pass."""
+        """Mark the end of the backward pass."""
         self._marks[-1].append(moment(self._cuda))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End the step; after the last one, score the samples and end the fit."""
+        """Mark the end of the step; after the last one, score the samples and end the fit."""
         self._ended = moment(self._cuda)
         self._marks[-1].append(self._ended)
         if batch_idx + 1 >= min(self._steps, trainer.num_training_batches):

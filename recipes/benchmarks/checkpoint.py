@@ -39,7 +39,7 @@ class Line(L.LightningModule):
         return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return plain SGD."""
+        """Return plain SGD, which has no state."""
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 

@@ -94,7 +94,7 @@ class Curve(L.Callback):
         self._reference = reference
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clocks."""
+        """Start the clocks of the run."""
         self._started = now()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
