@@ -97,6 +97,7 @@ def play(method: Method, max_epochs: int, values: Table, batch_size: int, whole:
         before = replace(epoch, index=max(0, index - 1))
         if index:
             method.record(statistics, trains, _of(values, trains), before)
+        # epochs that train on everything instead of a plan, such as the one in which steps are timed
         if index < whole:
             found.append((1.0, 0.0, 0.0))
             continue

@@ -62,6 +62,7 @@ def register_method(name: str) -> Callable[[M], M]:
                 f"{cls.__qualname__} is not a dataclass itself; put @dataclass(frozen=True) below @register_method({name!r})"
             )
         taken = _METHODS.get(name)
+        # compared by name, because reloading a module (in a notebook) registers a new class of the same name
         if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"method name {name!r} is taken by {taken.__module__}.{taken.__qualname__}; choose another name")
         cls.name = name
@@ -152,6 +153,7 @@ def _load_entry_points() -> None:
     for point in entry_points(group=ENTRY_POINTS):
         if point.value in _ASKED:
             continue
+        # before loading, so that an entry point that fails is not tried, and warned about, again
         _ASKED.add(point.value)
         try:
             point.load()

@@ -83,6 +83,7 @@ class SavingModel:
         exists.
         """
         none, all_of_it = (self.saving(share, forward, done, start, rate) for share in (0.0, self.limit))
+        # refreshes cost as much as hiding saves, so no share gives a larger saving
         if all_of_it <= none:
             return math.inf if save > none else 0.0
         return (save - none) / (all_of_it - none) * self.limit

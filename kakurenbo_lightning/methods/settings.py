@@ -144,7 +144,7 @@ def integer(least: int = 0) -> Kind:
 
     def convert(value: object) -> int:
         value = plain(value)
-        if isinstance(value, bool) or not isinstance(value, int):
+        if isinstance(value, bool) or not isinstance(value, int):  # bool is a subclass of int
             raise TypeError
         if value < least:
             raise ValueError
@@ -172,7 +172,7 @@ def choice(*options: str) -> Kind:
         value = plain(value)
         if not isinstance(value, str) or value not in options:
             raise ValueError
-        return options[options.index(value)]
+        return options[options.index(value)]  # a plain str, even if the value is of a subclass such as an enum's
 
     return Kind(" or ".join(map(repr, options)), str, convert)
 

@@ -369,6 +369,7 @@ def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str
             "of an epoch's end"
         )
     if (before.world_size, before.batch_size) == (layout.world_size, layout.batch_size):
+        # a checkpoint that one rank saved after an exception has no random streams
         return epoch, saved.rng[layout.rank] if len(saved.rng) == layout.world_size else None
     done = epoch.step, epoch.plan.shard(before).samples_until(epoch.step)
     rank_zero_info(

@@ -70,9 +70,8 @@ class Control:
         index, first = epoch.index, before.phase is Phase.IDLE
         previous = None if first else before.kept if self._held == before.epoch else before.plan
         held = self._guard is not None and self._guard.begin(index, epoch.scoring or 0)
-        if self._budget is not None and (
-            first or self._budget.has_nothing
-        ):  # of a checkpoint without a selection the last epoch ended
+        # has_nothing: resumed from a checkpoint without a selection, so no step has been timed
+        if self._budget is not None and (first or self._budget.has_nothing):
             held = True
         elif self._budget is not None and epoch.max_epochs is not None:
             self._budget.begin(index, epoch.max_epochs, count, position, may_rise=not self._guarded_epochs)

@@ -214,6 +214,7 @@ class GuardWatch:
         """
         name = self._guard.monitor
         theirs = [each for each in sorted(logged) if not each.startswith("selection/")]
+        # a list stands for a missing metric; the answer of rank 0 decides, so that all ranks raise the same error
         mine = float(logged[name]) if name in logged else theirs
         with collective("compare a validated value", position):
             found = gather(mine)[0]

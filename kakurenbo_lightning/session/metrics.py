@@ -32,4 +32,5 @@ def log_directly(trainer: pl.Trainer, metrics: dict[str, float], epoch: int) -> 
     # float32, because Lightning logs metrics as float32 tensors
     values = {f"selection/{name}": float(torch.tensor(value, dtype=torch.float32)) for name, value in metrics.items()}
     for logger in trainer.loggers:
+        # Lightning logs the metrics of an epoch under its last step, counted from 0
         logger.log_metrics({**values, "epoch": epoch}, step=trainer.global_step - 1)

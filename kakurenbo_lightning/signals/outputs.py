@@ -149,9 +149,8 @@ class SampleOutputs:
             outputs = step()
         skips = self._skips(outputs) and not self._trained(values, recording)
         if decides:
-            if replay is None and not (
-                dist.is_available() and dist.is_initialized()
-            ):  # a strategy's wrapper must not run on its own
+            # a strategy's wrapper must not run on its own
+            if replay is None and not (dist.is_available() and dist.is_initialized()):
                 replay = replayed(step, batch)
             rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen)
             # one sample proves nothing, but other ranks may have more and need this one

@@ -150,9 +150,8 @@ def _version(tensor: Tensor) -> int:
 
 
 _FUNCTIONS = {function.__name__: function for function in CRITERIA}
-_FUNCTIONALS = {
-    name: f for name, f in vars(F).items() if isinstance(f, FunctionType)
-}  # torch's own functions, taken at import, before any step could patch them
+# torch's own functions, taken at import, before any step could patch them
+_FUNCTIONALS = {name: f for name, f in vars(F).items() if isinstance(f, FunctionType)}
 _TORCHS = frozenset(_FUNCTIONALS.values())
 NOTHING = Sight()
 CRITERIA_BY_NAME = Sight(tuple(_FUNCTIONS))

@@ -35,9 +35,8 @@ def logged() -> Iterator[None]:
     # the text is on the terminal already, and Hydra's handler would print it again
     propagate, parent.propagate = parent.propagate, False
     files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
-    silent = [
-        name for name in SPEAKERS if not logging.getLogger(name).propagate
-    ]  # loggers that propagate reach the root's files anyway
+    # loggers that propagate reach the root's files anyway
+    silent = [name for name in SPEAKERS if not logging.getLogger(name).propagate]
     added = [(name, file) for name in [*silent, WARNINGS, PROGRAM] for file in files]
     added += [(WARNINGS, logging.StreamHandler()), (PROGRAM, logging.NullHandler())]
     with warnings.catch_warnings():
