@@ -90,5 +90,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Docstrings name objects by roles, as ``:class:`Saving```, of which a reader needs the name alone."""
-    return ROLE.sub(r"<code>\1</code>", html)
+    """Docstrings are written for Sphinx too: of ``:class:`Saving``` a reader needs the name, before code one colon."""
+    return ROLE.sub(r"<code>\1</code>", html).replace("::</p>", ":</p>")

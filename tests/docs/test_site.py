@@ -9,7 +9,7 @@ from doc_pages import CONFIG, HOOKS, PAGES, REPOSITORY, blocks, prose, text_of
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-LONGEST = 120
+LONGEST, WIDEST = 120, 84  # characters of a line of prose, and of code that fits a page of 1280 pixels
 OURS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
 
 
@@ -81,6 +81,11 @@ def test_lines_of_prose_are_short(page):
     assert [line for line in prose(text_of(page)) if len(line) > LONGEST] == []
 
 
+@pytest.mark.parametrize("page", ["README.md", *OURS])
+def test_code_fits_the_width_of_a_page(page):
+    assert [line for _, block in blocks(page) for line in block.splitlines() if len(line) > WIDEST] == []
+
+
 def test_a_block_of_code_is_in_a_language_that_is_tested():
     """Those of TOML and Markdown are a package that tests/methods/test_plugin.py makes and installs."""
     languages = {name for page in PAGES for name, _ in blocks(page)}
@@ -90,7 +95,6 @@ def test_a_block_of_code_is_in_a_language_that_is_tested():
     }
 
 
-@pytest.mark.parametrize("number", range(len(OURS)))
-def test_a_page_has_one_title(number):
-    titles = [line for line in text_of(OURS[number]).splitlines() if line.startswith("# ")]
-    assert len(titles) >= 1 and text_of(OURS[number]).startswith("# ")
+@pytest.mark.parametrize("page", OURS)
+def test_a_page_begins_with_its_title(page):
+    assert text_of(page).startswith("# ")
