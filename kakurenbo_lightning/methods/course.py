@@ -127,9 +127,10 @@ def _played(method: Any, epoch: Epoch, plan: Plan, values: Table, batch_size: in
     order = plan.indices[torch.randperm(len(plan.indices), generator=generator)]
     batches, trained, rated = order.split(batch_size * method.batches_per_choice), 0, 0
     for number, rows in enumerate(batches):
-        known = _of(values, rows)
-        method.learn(memory, known, lambda mean: mean)
-        if method.scores(epoch, number, len(batches), memory):
+        known, scores = _of(values, rows), method.scores(epoch, number, len(batches), memory)
+        if scores or not len(plan.hidden):  # else they were chosen before, by their losses
+            method.learn(memory, known, lambda mean: mean)
+        if scores:
             trained, rated = trained + int(method.select(known, rows, memory, generator).count), rated + len(rows)
         else:
             trained += len(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kakurenbo_lightning.report.groups import BASELINE, Group, short, unlike
+from kakurenbo_lightning.report.groups import BASELINE, Group, short, task_of, unlike
 from kakurenbo_lightning.report.reading import Problem, Run, mapping, number
 from kakurenbo_lightning.report.tables import compared, rank
 
@@ -18,6 +18,11 @@ NOTE = (
     "standard deviation over the seeds."
 )
 NO_BASELINE = "No baseline of the same data and network: add method=baseline, with the same seeds, for differences and savings."
+NO_DOCTOR = (
+    "No data doctor (labels that are probably wrong), because no value of a sample says whether it is predicted correctly. In a "
+    "classification return sample_loss, logits and target from training_step: a baseline's loss that is a criterion times a number is "
+    "recorded then, too. Of a regression there is none. Without it"
+)
 BEST = 20  # groups in a figure
 NAMED = 10  # groups in a note
 
@@ -37,7 +42,14 @@ def notes(groups: list[Group]) -> list[str]:
         found += _note("No run has finished: these are figures so far, of epochs done", done)
     debug = [group.name for group in chosen if any(mapping(run.config).get("debug") is True for run in group.runs)]
     found += _note("Made with debug=true on small generated data, so the figures mean nothing", debug)
-    return [NOTE, *found]
+    return [NOTE, *found, *_note(NO_DOCTOR, without_doctor(chosen))]
+
+
+def without_doctor(groups: list[Group]) -> list[str]:
+    """The groups that recorded figures over the epochs and judged no sample, of data and networks of which no run judges one."""
+    recorded = [(group, run.samples) for group in groups for run in group.counted if run.samples is not None]
+    judged = {task_of(group) for group, samples in recorded if samples.findings is not None}
+    return list(dict.fromkeys(group.name for group, samples in recorded if samples.is_unjudged and task_of(group) not in judged))
 
 
 def _note(text: str, names: list[str], colon: str = ":") -> list[str]:

@@ -39,13 +39,16 @@ class Samples:
         epochs: how many epochs it covers.
         classes: float64, by target: the means of `times_trained` and `times_hidden`; without samples of unknown target.
         shown: the rows of the samples that have a thumbnail, by index.
-        findings: of the data doctor; None where no figures over the epochs were recorded, as by versions before 0.2.0.
+        findings: of the data doctor; None where no figures over the epochs were recorded, as by versions before 0.2.0, or no sample is
+            judged.
+        is_unjudged: whether the latter.
     """
 
     epochs: int
     classes: pd.DataFrame
     shown: pd.DataFrame
     findings: Findings | None = None
+    is_unjudged: bool = False
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,9 @@ def read_samples(path: Path, shown: list[int]) -> Samples:
     rows: Any = by_index(table)
     epochs = int(metadata.get(schema.EPOCHS_KEY.encode(), b"0"))
     classes: Any = rows[rows["target"] >= 0].groupby("target")[COUNTED].mean()
-    return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)], examine(rows, FOUND))
+    findings = examine(rows, FOUND)
+    is_unjudged = findings is None and set(COLUMNS) <= set(rows)
+    return Samples(epochs, classes.astype("float64"), rows[rows.index.isin(shown)], findings, is_unjudged)
 
 
 def by_index(table: pd.DataFrame) -> pd.DataFrame:

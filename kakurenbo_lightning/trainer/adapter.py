@@ -33,6 +33,7 @@ _PRIVATE = (
     "fit_loop._data_fetcher",
     "fit_loop.max_batches",
     "fit_loop.setup_data",
+    "fit_loop.on_run_start",
     "fit_loop.epoch_loop.batch_progress",
     "fit_loop.epoch_loop.restarting",
     "fit_loop.reset_restart_stage",

@@ -24,13 +24,16 @@ class Resumption:
 
     def __init__(self, trainer: AnyTrainer) -> None:
         self.trainer = trainer
-        self._lifted: list[tuple[Any, str, int]] = []  # limits of the run
+        self._lifted: list[
+            tuple[Any, str, int, int]
+        ] = []  # limits of the run: where, the name, the user's, and one that is higher
 
     def hold_open(self) -> None:
         """The checkpoint was saved in the run's last epoch, before that had ended: let Lightning go there all the same.
 
         It counts the steps, and at an epoch's end the epoch, and would find the run over, with a validation, the hooks of the epoch's end
-        or ``ReduceLROnPlateau`` left out. Until :meth:`close` both limits are one higher where they are reached.
+        or ``ReduceLROnPlateau`` left out. Until :meth:`close` both limits are one higher where they are reached, but for the hooks
+        ``on_train_start``, which see the user's.
 
         Lightning asks right after its ``setup_data``. It calls that earlier too, before it restores its counters, where
         ``configure_optimizers`` reads ``estimated_stepping_batches``.
@@ -41,7 +44,14 @@ class Resumption:
             type(fit_loop).setup_data(fit_loop)
             self._lift_limits()
 
-        fit_loop.setup_data = set_up_data
+        def start() -> None:
+            for loop, limit, most, _ in self._lifted:
+                setattr(loop, limit, most)
+            type(fit_loop).on_run_start(fit_loop)
+            for loop, limit, _, higher in self._lifted:  # none, if these hooks have ended the epoch
+                setattr(loop, limit, higher)
+
+        fit_loop.setup_data, fit_loop.on_run_start = set_up_data, start
         self._lift_limits()  # this is perhaps within that call
 
     def _lift_limits(self) -> None:
@@ -52,14 +62,15 @@ class Resumption:
         for loop, limit, count in ((fit_loop, "max_epochs", epochs.processed), (epoch_loop, "max_steps", epoch_loop.global_step)):
             most = getattr(loop, limit)
             if most not in (None, -1) and count >= most:
-                self._lifted.append((loop, limit, most))
+                self._lifted.append((loop, limit, most, count + 1))
                 setattr(loop, limit, count + 1)
 
     def close(self) -> None:
         """Undo :meth:`hold_open`."""
-        vars(self.trainer.fit_loop).pop("setup_data", None)
+        for name in ("setup_data", "on_run_start"):
+            vars(self.trainer.fit_loop).pop(name, None)
         while self._lifted:
-            loop, limit, most = self._lifted.pop()
+            loop, limit, most, _ = self._lifted.pop()
             setattr(loop, limit, most)
 
     def callback_metrics(self) -> dict[str, Tensor]:

@@ -47,6 +47,13 @@ def test_scored_batches_cost_a_forward_pass_and_what_is_rejected_its_wait():
     assert found.saving(COST) == pytest.approx(1 - spent / EPOCHS)
 
 
+def test_stale_epochs_say_nothing_of_what_scored_ones_train():
+    """They train samples of high losses, among which those of all would be low; a real training does not learn from them either."""
+    found = work("stale_sb", beta=2, staleness=4)
+    scored = [share for share, rated in zip(found.trained, found.rated, strict=True) if rated]
+    assert len(scored) == 2 and np.mean(scored) == pytest.approx(1 / 3, abs=0.03)
+
+
 def test_scoring_epochs_come_on_top():
     found = work("forget", max_fraction=0.5, static_epochs=3, never_learned="first")
     assert (found.extra, len(found.trained)) == (3, EPOCHS + 3)
@@ -66,6 +73,7 @@ PLAYED = {
     "kakurenbo": {"max_fraction": 0.5, "tau": 0.0, "fractions": (1.0,), "milestones": ()},
     "infobatch": {"end_fraction": 0.9},
     "selective_backprop": {"beta": 2},
+    "stale_sb": {"beta": 2},
     "plb": {"epoch_length": 5},
     "iswr": {},
 }

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from report_runs import RunFolder, groups_of, write_sweep
 
 from kakurenbo_lightning.cli.report import main
+from kakurenbo_lightning.record.schema import SAMPLES
 from kakurenbo_lightning.report.doctor import agreement, examine, hardness, is_issue, suspects
 from kakurenbo_lightning.report.doctor_section import doctor_sections
 from kakurenbo_lightning.report.page import write_report
@@ -91,3 +94,17 @@ def test_a_report_of_older_runs_has_no_findings(tmp_path, capsys):
     assert not doctor_sections(groups) and "#data" not in write_report(groups, [], tmp_path / "report", "old").read_text()
     main([str(tmp_path), "--format", "terminal"])
     assert "doctor" not in capsys.readouterr().out
+
+
+def test_a_report_says_why_there_are_no_findings(tmp_path, capsys):
+    """A baseline trains any loss: where no value of a sample was found, nothing is known of labels."""
+    folders = write_sweep(tmp_path, [RunFolder("baseline", flipped=3), RunFolder("random", flipped=3)])
+    for path in tmp_path.rglob(SAMPLES):
+        table = parquet.read_table(path)
+        place = table.column_names.index("average_margin")
+        parquet.write_table(table.set_column(place, "average_margin", pa.nulls(len(table), pa.float32())), path)
+    main([str(tmp_path), "--format", "terminal"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "No data doctor (labels that are probably wrong), because no value of a sample" in printed
+    assert "return sample_loss, logits and target from training_step" in printed and "Without it: baseline; random" in printed
+    assert "No data doctor" in write_report(groups_of(folders), [], tmp_path / "report", "a sweep").read_text()

@@ -44,10 +44,13 @@ def to_the_length(optimizer, module):
 
 
 class Watch(Callback):
-    """The value, rate and step of each validation, and the rate and samples of each batch."""
+    """The value, rate and step of each validation, the rate and samples of each batch, and the length of the training when it begins."""
 
     def __init__(self):
-        self.validations, self.batches, self.epochs = {}, {}, {}
+        self.validations, self.batches, self.epochs, self.length = {}, {}, {}, None
+
+    def on_train_start(self, trainer, pl_module):
+        self.length = trainer.max_epochs, trainer.max_steps
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -222,6 +225,7 @@ def test_what_was_pending_in_the_last_epoch_is_done(to_the_end, method, case, ho
         resumed, end = fit(folder, method, resume=path, seed=9, patience=99, **LAST_EPOCH[case])
         assert_goes_on(watch, expected, resumed, end)
         assert hook == "epoch end" or resumed.epochs
+        assert resumed.length == watch.length
 
 
 def test_runs_are_told_apart(whole):
