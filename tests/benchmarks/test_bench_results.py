@@ -93,8 +93,8 @@ def transfer_of_five(rows):
     assert [row["run"] for row in rows] == ["none", "baseline", "iswr", "forget", "selective_backprop", "kakurenbo"]
     keys = [("pre_loss", ".3f", 1), ("pre_accuracy", ".1f", 100), ("hidden_share", ".1f", 100), ("cost_ratio", ".2f", 1)]
     for key, form, scale in [*keys, ("cpu_s_ratio", ".2f", 1), ("accuracy", ".1f", 100)]:
-        yield f"| {' | '.join(format(scale * row[key]['mean'], form) for row in rows[1:])} |"
-    yield f"Without pre-training: {100 * rows[0]['accuracy']['mean']:.1f} %"
+        yield f"| {' | '.join(written(row[key], form, scale).replace('+-', '±') for row in rows[1:])} |"
+    yield f"Without pre-training: {written(rows[0]['accuracy'], '.1f', 100).replace('+-', '±')} %"
 
 
 def faults(rows):
