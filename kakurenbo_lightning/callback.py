@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
@@ -37,7 +37,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import Unpack  # which torch needs; in typing since Python 3.11
 
-from kakurenbo_lightning.core.distributed import rank_zero_info
 from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
@@ -50,7 +49,7 @@ from kakurenbo_lightning.methods.registry import registered
 from kakurenbo_lightning.session.control import check_guard
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.guard import SelectionGuard
-from kakurenbo_lightning.session.plain_values import brief, is_same, savable
+from kakurenbo_lightning.session.plain_values import savable
 from kakurenbo_lightning.session.saving import Saving, method_and_saving
 from kakurenbo_lightning.session.session import Session
 from kakurenbo_lightning.session.settings import SessionSettings
@@ -138,7 +137,6 @@ class SampleSelection(pl.Callback):
         self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), **checked)
         self._sample_outputs = compatibility.checked_arguments(sample_outputs=sample_outputs)["sample_outputs"]
         self._watch = Stopwatch()
-        self._described = False
         self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
 
     @property
@@ -227,7 +225,6 @@ class SampleSelection(pl.Callback):
         if session is None:  # a second fit of the same Trainer goes on where the first one ended
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
-            self._described = False
         session.begin_fit(self._settings.outputs_of(self.method, function, pl_module))
         _stand_between(session)
 
@@ -272,11 +269,7 @@ class SampleSelection(pl.Callback):
         """Let the schedules keep pace, and say once where sample values come from."""
         session = self._active
         session.end_batch(batch_idx)
-        source = session.outputs.source
-        if source and not self._described:
-            self._described = True
-            rank_zero_info(f"SampleSelection: {_with_settings(self.method)}. Per-sample values come from {source}.")
-            compatibility.warn_of_batch_hooks(trainer, source)
+        session.announcements.describe(session.outputs.source)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
@@ -313,7 +306,7 @@ class SampleSelection(pl.Callback):
         session.requeue.answer()
         session.merge()
         session.restart.warn_if_cut()
-        rank_zero_info(f"SampleSelection: {session.summary}")
+        session.announcements.conclude(session.totals, session.control, session.state.epoch + 1, len(session.data.universe))
         compatibility.warn_of_processes(session.adapter.is_apart)
         session.release()
 
@@ -341,7 +334,7 @@ class SampleSelection(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has the method and the settings, and belongs to no Trainer."""
-        return vars(self) | {"session": None, "_described": False, "_left": None}
+        return vars(self) | {"session": None, "_left": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state | {"_left": WeakSet()})
@@ -387,13 +380,6 @@ def _swapped(session: Session, loaders: Any) -> Any:
         return loaders
     check_not_followed(loader)
     return in_place_of(loaders, session.follow(loader, on_set_epoch=session.begin_epoch))
-
-
-def _with_settings(method: Method) -> str:
-    """The method in one line: its settings that are no defaults, and what it does."""
-    changed = (field for field in fields(method) if not is_same(getattr(method, field.name), field.default))
-    settings = ", ".join(f"{field.name}={brief(getattr(method, field.name))}" for field in changed)
-    return f"{method.name}({settings}) {method.summary}"
 
 
 join(SampleSelection)  # for a command line that asks before an instance is made

@@ -11,11 +11,11 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.distributed import collective
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
-from kakurenbo_lightning.core.statistics import TARGET
 from kakurenbo_lightning.core.worker_errors import explain_worker_errors
 from kakurenbo_lightning.engines import engine_for
 from kakurenbo_lightning.engines.base import no_engine
 from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.session.announcements import Announcements
 from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
@@ -25,13 +25,10 @@ from kakurenbo_lightning.session.random_streams import RandomStreams
 from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.state_keeper import StateKeeper
 from kakurenbo_lightning.session.totals import Totals
-from kakurenbo_lightning.session.train_loader import TrainLoader
+from kakurenbo_lightning.session.train_loader import TrainLoader, check_followed
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_left
-from kakurenbo_lightning.trainer.loader_compatibility import no_classes
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules, LearningRateFactor
-from kakurenbo_lightning.trainer.progress import has_bar
 from kakurenbo_lightning.trainer.requeue import Requeue
 from kakurenbo_lightning.trainer.restart import Restart
 from kakurenbo_lightning.trainer.resume_compatibility import check_foreign_resume, check_public_foreign, check_public_resume
@@ -52,6 +49,7 @@ class Session:
         seed: seed of the order and the choice of samples.
         outputs: source of the sample values.
         control: overrides the method when epochs are planned (``save``, ``guard``).
+        announcements: what the log says of the selection.
         loader: the replacement of the user's train loader.
         engine: engine of the method's family.
         factor: factor on the learning rate, applied only while the optimizer steps.
@@ -71,14 +69,13 @@ class Session:
         self.streams, self.step, self.requeue = RandomStreams(), StepView(adapter, self.totals.times), Requeue(adapter)
         self.on_trained: Callable[[Tensor], None] | None = None
         self.control = Control(method, settings.save, settings.guard, self.totals)
+        self.announcements = Announcements(method, self._trainer)
         self._planner = Planner(adapter, method, self.control, self.restart, self.schedules, self.totals)
         self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
         parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step, self.control)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
         self._arrived = False  # whether the device is known and the ranks have compared their data sets
-
-    # --- what it knows
 
     @property
     def data(self) -> FollowedLoader:
@@ -95,22 +92,12 @@ class Session:
         """Rank, epoch and step in words, for errors."""
         return self.data.position(self.state)
 
-    @property
-    def summary(self) -> str:
-        """What the fit came to: a small table where there is a progress bar, else one line."""
-        name, family = self._method.name, self._method.family
-        control = self.control.summary(self.state.epoch + 1, len(self.data.universe))
-        if not has_bar(self._trainer):
-            return f"{name} {self.totals.summary(family)}{control}"
-        return "\n  ".join([name, *self.totals.table(family), *filter(None, [control.removeprefix("; ")])])
-
     def _epoch(self, index: int) -> Epoch:
         return self._planner.epoch(index, self.seed, self.data.sampler.batch_size if self.loader.is_known else None)
 
     def explain(self, exception: BaseException) -> None:
         """Add a note to an exception of this fit that says how far this rank was; only once per exception."""
-        if self.adapter.is_fitting:
-            self.loader.explain(exception, self.state)
+        self.loader.explain(exception, self.state)
 
     # --- the loader
 
@@ -124,9 +111,7 @@ class Session:
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
         if public:  # with the public API alone, Lightning fetches the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
-        check_left(self.control.largest, len(data.universe), data.sampler)
-        if self._method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
-            self.outputs.need_classes(no_classes(self._method))
+        check_followed(data, self._method, self.control.largest, self.outputs)
         if self.keeper.loaded is not None:
             (self._resume_publicly if public else self.keeper.pending.hold_open)()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:

@@ -15,12 +15,15 @@ from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
+from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.compatibility import check_left
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for, without_position
 from kakurenbo_lightning.trainer.loader_compatibility import (
     check_length,
     check_order,
     check_same_samples,
+    no_classes,
     read_loader,
     warn_of_loader,
 )
@@ -79,10 +82,12 @@ class TrainLoader:
         self._planner.check(len(self.data.statistics))
 
     def explain(self, exception: BaseException, state: EpochState) -> None:
-        """Note on an exception how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
+        """Note on an exception of a fit how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
+        if not (self._adapter.is_fitting and self.is_known and self.data.sampler.was_iterated):
+            return
         add_note = getattr(exception, "add_note", None)  # since Python 3.11
         explained = any(note.endswith(EXPLAINED) for note in getattr(exception, "__notes__", ()))
-        if self.is_known and self.data.sampler.was_iterated and add_note is not None and not explained:
+        if add_note is not None and not explained:
             add_note(f"SampleSelection: {self.data.position(state)}{EXPLAINED}")
 
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
@@ -148,3 +153,20 @@ def empty_statistics(method: Method, dataset: Dataset) -> SampleStatistics:
         statistics.extra[TARGET.name].copy_(targets)
         method.check_classes(targets)
     return statistics
+
+
+def check_followed(data: FollowedLoader, method: Method, largest: Method, outputs: SampleOutputs) -> None:
+    """Check that the samples of a new loader suffice, and that their classes are known or will be.
+
+    Args:
+        data: what is known of the loader.
+        method: the selection method.
+        largest: the same with the largest share that ``save`` may choose.
+        outputs: source of the sample values, which must give classes that the data set does not.
+
+    Raises:
+        ValueError: too few samples would be left for a batch.
+    """
+    check_left(largest, len(data.universe), data.sampler)
+    if method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
+        outputs.need_classes(no_classes(method))
