@@ -138,8 +138,9 @@ class Ranks:
             )
         if len({(length, known) for *_, length, known in found}) > 1:
             raise ConflictError(
-                f"the ranks hold different train data sets (lengths {[length for *_, length, _ in found]}); give every rank the whole "
-                "data set, the selection shards it"
+                f"the ranks hold different train data sets, or samplers that list different samples of them (lengths "
+                f"{[length for *_, length, _ in found]}); give every rank the whole data set and a sampler of all of it, the selection "
+                "shards it"
             )
         if len(found) == self.size:
             return self
