@@ -11,7 +11,7 @@ MOST_WORDS, LONGEST = 700, 120
 ROWS = {
     "`baseline`": "baseline",
     "`kakurenbo`": "kakurenbo",
-    "`kakurenbo`, F=0.5, every third epoch": "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
+    "`kakurenbo`, F=0.5 throughout, chosen every third epoch": "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
 }
 
 
