@@ -52,7 +52,10 @@ class Outcome:
         return standings(self.comparison, self.rows, self.higher_is_better)
 
     def plot(self, target: str | Path) -> None:
-        """Write a picture of error against time as PNG; needs ``pip install kakurenbo-lightning[report]``."""
+        """Write a picture of the scores against time: PNG (with ``NAME-dark.png`` for dark pages), SVG or PDF by the ending.
+
+        It needs ``pip install kakurenbo-lightning[report]``.
+        """
         from kakurenbo_lightning.arena.plot import draw
 
         draw(self.comparison, self.rows, Path(target), self.higher_is_better)

@@ -1,37 +1,199 @@
-"""The picture of a comparison: the score of each method, and of its controls, against the time it took."""
+"""The picture of a comparison: the score of each method against the time it took, joined to the two controls that it must beat."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from kakurenbo_lightning.arena.runs import Comparison, Row
-from kakurenbo_lightning.arena.verdict import points
-from kakurenbo_lightning.report.pareto import RELATIVE, pareto_picture
-from kakurenbo_lightning.report.style import RC
+from kakurenbo_lightning.arena.runs import BASELINE, RANDOM, Comparison, Row
+from kakurenbo_lightning.arena.verdict import controls_of, points
+from kakurenbo_lightning.report.point_labels import label_points
+from kakurenbo_lightning.report.style import COLOURS, RC, in_the_dark, raster, saved
+
+SIZE, DPI = (7.0, 4.4), 200  # inches, and pixels of one: sharp where a page shows it 700 pixels wide
+NEAR = 0.004  # of an axis' length: points nearer than this have one label
+GREY = "#777777"
+READING = "A method pays where it lies above both of its controls."
+BEATEN = "A method pays where it lies below both of its controls."
+LETTERS: dict[Any, Any] = {
+    **{
+        "font.size": 9,
+        "axes.labelsize": 9.5,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+        "legend.fontsize": 8,
+        "figure.dpi": DPI,
+    },
+    **{"axes.linewidth": 0.8, "xtick.major.size": 3.5, "ytick.major.size": 3.5},
+}
+NIGHT = dict.fromkeys(
+    ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#e6e8eb"
+) | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "#0d1117")
+LOOKS: dict[str, dict[str, Any]] = {  # of what is no method, by its line of the legend
+    "baseline, trained on everything": {"marker": "s", "markersize": 8},
+    "control: baseline of about the method's time, by fewer epochs": {
+        "marker": "s",
+        "markersize": 5.5,
+        "markerfacecolor": "none",
+    },
+    "control: leaves out as much as the method, at random": {"marker": "o", "markersize": 5.5, "markerfacecolor": "none"},
+}
+WHOLE, SHORT, CHANCE = LOOKS
+METHOD: dict[str, Any] = {"marker": "o", "markersize": 7}
+STEPS = np.linspace(0.02, 0.98, 25)[:, None]  # along a line, of where it is as labels keep away from it
 
 
-def draw(comparison: Comparison, rows: Mapping[str, Row], target: Path, higher_is_better: bool = True) -> str:
-    """Write the picture as a PNG file, and return what it shows in words.
-
-    Baselines of fewer epochs are the line that a method must be left of and below; random choices of as few samples are beside them.
+def draw(
+    comparison: Comparison,
+    rows: Mapping[str, Row],
+    target: Path,
+    higher_is_better: bool = True,
+    score: str = "score",
+    title: str = "",
+) -> str:
+    """Write the picture, and return what it shows in words.
 
     Args:
         comparison: what was compared.
         rows: of what is trained, by name.
-        target: the file; its folder is made.
-        higher_is_better: whether a higher score is better; then the error is what the score lacks to 1, in percent.
+        target: the file, PNG, SVG or PDF by its ending; its folder is made. Of a PNG file there are two: ``NAME-dark.png`` is for
+            pages that are dark. One SVG file is for both.
+        higher_is_better: whether a higher score is better.
+        score: its name, for the axis; values from 0 to 1 are shown in percent.
+        title: what was trained on, below the heading.
     """
-    table = pd.DataFrame(points(comparison, rows))
-    if higher_is_better:
-        table["error"], table["error_std"] = 100 * (1 - table["score"]), 100 * table["score_std"]
-    else:
-        table["error"], table["error_std"] = table["score"], table["score_std"]
-    with rc_context(RC):
-        picture = pareto_picture("arena", table, [RELATIVE], "error (%)" if higher_is_better else "score, lower is better")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(picture.png)
-    return picture.alt
+    table = _table(comparison, rows, higher_is_better)
+    percent = bool(higher_is_better and table["score"].between(0, 1).all())
+    table[["score", "score_std"]] *= 100 if percent else 1
+    links = [(entry.name, control) for entry in comparison.entries for control in controls_of(comparison, entry, rows)]
+    words = (f"{score} (%)" if percent else score, title, higher_is_better, len(comparison.seeds))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    themes = {"": {}} if target.suffix in (".svg", ".pdf") else {"": {}, "-dark": NIGHT}
+    for ending, theme in themes.items():
+        with rc_context({**RC, **LETTERS, **theme}):
+            figure, file = _figure(table, links, *words), target.with_stem(target.stem + ending)
+            write = {".svg": lambda figure: in_the_dark(saved(figure, "svg")), ".pdf": lambda figure: saved(figure, "pdf")}
+            file.write_bytes(write.get(target.suffix, raster)(figure))
+    shown = [f"{row.group} {row.score:.1f}{' %' * percent} at {row.time:.2f}" for row in _rows(table) if row.kind != CHANCE]
+    return f"{score.capitalize()} against time, that of the baseline being 1: {'; '.join(shown)}."
+
+
+def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool) -> pd.DataFrame:
+    """The points that are known, the baseline first and the best method next, and which kind each is: one of `LOOKS`, else a method."""
+    table, methods = pd.DataFrame(points(comparison, rows)), {entry.name for entry in comparison.entries}
+    table = table[np.isfinite(table["time"]) & np.isfinite(table["score"])].copy()
+    control = {BASELINE: SHORT, RANDOM: CHANCE}
+    table["kind"] = [
+        WHOLE if group == BASELINE else "method" if group in methods else control.get(method, "method")
+        for group, method in zip(table["group"], table["method"], strict=True)
+    ]
+    order = table.assign(after=table["kind"] != WHOLE, worse=table["score"] * (-1 if higher_is_better else 1))
+    return order.sort_values(["after", "worse"]).reset_index(drop=True)
+
+
+def _rows(table: pd.DataFrame) -> Iterator[Any]:
+    """The points one by one, with their columns as attributes."""
+    return table.itertuples()
+
+
+def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title: str, rising: bool, seeds: int) -> Figure:
+    """The figure, in the colours of the style that is set."""
+    names, key = _labels(table)
+    colours = dict(zip(table["method"][table["kind"] == "method"].unique(), itertools.cycle(COLOURS), strict=False))
+    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.145 * len(key)), layout="constrained")
+    axes = figure.subplots()
+    heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"
+    figure.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")  # the two lines are for the text below
+    seeded = "one seed" if seeds == 1 else f"means of {seeds} seeds, bars are standard deviations"
+    about = f"{f'{title}, ' if title else ''}{seeded}.\n{READING if rising else BEATEN}"
+    figure.text(0.01, 1 - 0.32 / figure.get_figheight(), about, fontsize=8.5, va="top")
+    lines = _draw_points(axes, table, links, colours)
+    axes.set(
+        xlabel="← better    training time, that of the baseline being 1",
+        ylabel=f"{label}    {'better →' if rising else '← better'}",
+    )
+    axes.margins(0.07, 0.1)
+    ink = rcParams["text.color"]
+    handles = [
+        Line2D([], [], linestyle="none", label=name, color=GREY if name != WHOLE else ink, **look) for name, look in LOOKS.items()
+    ]
+    handles.append(Line2D([], [], linestyle=":", color=GREY, label="joins a method to its controls"))
+    handles += [Line2D([], [], linestyle="none", label=line, color=colours[method], **METHOD) for line, method in key.items()]
+    figure.legend(handles=handles, loc="outside lower left", ncols=1, labelspacing=0.3, handlelength=1.8)
+    figure.draw_without_rendering()  # for the layout, in which labels find their places
+    label_points(axes, table[["time", "score"]].to_numpy(float), names, 8.5, lines)
+    return figure
+
+
+def _draw_points(axes: Axes, table: pd.DataFrame, links: list[tuple[str, str]], colours: Mapping[str, str]) -> np.ndarray:
+    """Draw the points, their deviations, the lines through the controls, and those that join methods to them.
+
+    Returns:
+        ``float[n, 2]``, points on these lines.
+    """
+    at, ways = {row.group: row for row in _rows(table)}, [np.empty((0, 2))]
+    for method, control in links:
+        if method in at and control in at:
+            pair = at[method], at[control]
+            colour = colours.get(str(pair[0].method), GREY)
+            axes.plot(
+                [one.time for one in pair], [one.score for one in pair], ":", color=colour, linewidth=1.2, alpha=0.7, zorder=1
+            )
+            ways.append((1 - STEPS) * [pair[0].time, pair[0].score] + STEPS * [pair[1].time, pair[1].score])
+    for kinds, line in (((WHOLE, SHORT), "-"), ((CHANCE,), "--")):
+        curve: Any = table[table["kind"].isin(kinds)]
+        curve = curve.sort_values("time")
+        axes.plot(curve["time"], curve["score"], line, color=GREY, linewidth=1, alpha=0.5, zorder=0.5)
+        places = curve[["time", "score"]].to_numpy(float)
+        ways += [(1 - STEPS) * start + STEPS * end for start, end in itertools.pairwise(places)]
+    ink = rcParams["text.color"]
+    for row in _rows(table):
+        look: Any = LOOKS.get(str(row.kind), METHOD)
+        colour = ink if row.kind == WHOLE else colours.get(str(row.method), GREY) if row.kind == "method" else GREY
+        spans = {"xerr": np.nan_to_num(row.time_std), "yerr": np.nan_to_num(row.score_std)}
+        axes.errorbar(row.time, row.score, **spans, color=colour, linewidth=0.8, alpha=0.6, zorder=2)
+        axes.plot(row.time, row.score, color=colour, zorder=3, linestyle="none", **look)
+    return np.concatenate(ways)
+
+
+def _labels(table: pd.DataFrame) -> tuple[dict[int, str], dict[str, str]]:
+    """The label of each point by its place, the baseline and methods alone, and by its line of the legend the method of each that
+    has a number.
+
+    A method with several settings has a number for each; points that lie on each other have one label.
+    """
+    chosen: Any = table[table["kind"].isin((WHOLE, "method"))]
+    spans = [float(np.ptp(table[axis])) or 1.0 for axis in ("time", "score")]
+    found: dict[int, str] = {}
+    key: dict[str, str] = {}
+    numbers = {method: itertools.count(1) for method in chosen["method"].unique()}
+    several = chosen["method"].value_counts()
+    for place, row in chosen.iterrows():
+        settings = row["group"].removeprefix(row["method"]).strip().replace("[]", "none")
+        name = row["method"]
+        if several[name] > 1:
+            name = f"{name} {next(numbers[name])}"
+            key[f"{name}: {settings.replace(' ', ', ') or 'as it is by default'}"] = row["method"]
+        same = [
+            other
+            for other in found
+            if math.hypot(
+                *((row[axis] - table.loc[other, axis]) / span for axis, span in zip(("time", "score"), spans, strict=True))
+            )
+            < NEAR
+        ]
+        if same and several[row["method"]] > 1 and table.loc[same[0], "method"] == row["method"]:
+            found[same[0]] += f", {name.rpartition(' ')[2]}"
+        else:
+            found[int(place)] = name
+    return found, dict(sorted(key.items()))

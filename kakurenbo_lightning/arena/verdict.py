@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Row
+from kakurenbo_lightning.arena.runs import BASELINE, Comparison, Entry, Row, Training
 from kakurenbo_lightning.cli.text_table import aligned
 
 # 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; above, the last is close and on the safe side
@@ -143,6 +143,23 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
     return found
 
 
+def group_of(comparison: Comparison, training: Training) -> str:
+    """What a training and those of other seeds have in common: the method, its settings, and how many epochs where others have more."""
+    epochs = "" if training.epochs == comparison.epochs else f", {training.epochs} epoch{'s' * (training.epochs != 1)}"
+    return training.entry.name + epochs
+
+
+def controls_of(comparison: Comparison, entry: Entry, rows: Mapping[str, Row]) -> dict[str, None]:
+    """The groups that a method must beat, as ``points`` names them, in the order of the seeds; those that are trained."""
+    found: dict[str, None] = {}
+    for seed in comparison.seeds:
+        row, baseline = rows.get(comparison.of(entry, seed).name), rows.get(comparison.baseline(seed).name)
+        if row is not None and baseline is not None:
+            controls = [control for control in comparison.controls(row, baseline) if control.name in rows]
+            found |= dict.fromkeys(group_of(comparison, control) for control in controls)
+    return found
+
+
 def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, Any]]:
     """One row for each method, setting and number of epochs that was trained, controls included: means and deviations over the seeds.
 
@@ -155,8 +172,7 @@ def points(comparison: Comparison, rows: Mapping[str, Row]) -> list[dict[str, An
         baseline = rows.get(comparison.baseline(row["seed"]).name)
         if baseline is None or row["seed"] not in comparison.seeds:
             continue
-        epochs = "" if row["epochs"] == comparison.epochs else f", {row['epochs']} epoch{'s' * (row['epochs'] != 1)}"
-        group = Entry(row["method"], row["settings"]).name + epochs
+        group = group_of(comparison, Training(Entry(row["method"], row["settings"]), row["seed"], row["epochs"]))
         found.setdefault((group, row["method"]), []).append((row["cost"] / baseline["cost"], row["score"]))
     made = []
     for (group, method), figures in found.items():

@@ -22,11 +22,11 @@ ABOUT = "Compare training runs: what was hidden, what that saved, and whether it
 EXAMPLES = """\
 examples:
   kakurenbo-report outputs/2026-01-31/12-00-00
-      writes report/report.html there, with the figures as PNG and the tables as CSV beside it
+      writes report/report.html there, with the figures as PNG, SVG and PDF, and the tables as CSV, Markdown and LaTeX beside it
   kakurenbo-report multirun/2026-01-31/12-00-00 outputs/2026-01-30 -o sweep_report
       several folders in one report; runs are found at any depth
   kakurenbo-report multirun/2026-01-31/12-00-00 --format markdown >> README.md
-      the comparison table alone, for a README (csv: for a spreadsheet, terminal: to look at)
+      the comparison table alone, for a README (latex: for a paper, csv: for a spreadsheet, terminal: to look at)
   kakurenbo-report outputs/2026-01-31/12-00-00 --export cleanlab.csv
       the label quality of every sample of a run (fiftyone.json: as fields for FiftyOne's dataset.set_values)
 
@@ -58,7 +58,7 @@ def parser_of_options() -> argparse.ArgumentParser:
     output = "where the report goes (default: FOLDER/report; of several, beside them)"
     parser.add_argument("-o", "--output", type=Path, metavar="OUT_DIR", help=output)
     kinds = "html (default) writes the report and prints the comparison; the others print the comparison only"
-    parser.add_argument("--format", choices=("html", "terminal", "markdown", "csv"), default="html", help=kinds)
+    parser.add_argument("--format", choices=("html", "terminal", "markdown", "latex", "csv"), default="html", help=kinds)
     about = (
         "write the label quality of every sample of one run there, and nothing else: .csv as cleanlab has it, .json for FiftyOne"
     )
@@ -91,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     groups = report.make_groups(runs)
     problems += unfinished(runs)
-    if options.format in ("markdown", "csv"):
-        is_csv = options.format == "csv"
+    if options.format in ("markdown", "latex", "csv"):
+        write = {"markdown": report.markdown, "latex": report.latex}.get(options.format)
         sys.stdout.write(
-            report.comparison(groups).to_csv(index=False) if is_csv else report.markdown(report.comparison_text(groups)) + "\n"
+            report.comparison(groups).to_csv(index=False) if write is None else write(report.comparison_text(groups))
         )
         print("\n".join(problem_lines(problems)), file=sys.stderr)
         return

@@ -15,7 +15,7 @@ extras.require(__name__, "report", *extras.REPORT)
 from kakurenbo_lightning.report.groups import Group, make_groups  # noqa: E402
 from kakurenbo_lightning.report.page import write_report  # noqa: E402
 from kakurenbo_lightning.report.reading import Problem, Run, read_runs  # noqa: E402
-from kakurenbo_lightning.report.tables import comparison, comparison_text, markdown, runs_table  # noqa: E402
+from kakurenbo_lightning.report.tables import comparison, comparison_text, latex, markdown, runs_table  # noqa: E402
 
 __all__ = [
     "Group",
@@ -23,6 +23,7 @@ __all__ = [
     "Run",
     "comparison",
     "comparison_text",
+    "latex",
     "make_groups",
     "markdown",
     "read_runs",

@@ -65,12 +65,12 @@ def draw(axes: Axes, groups: list[Group], known: Mapping[str, dict], x: str, y: 
             line * list(scale) for line in lines_of([run for run in group.runs if run not in group.counted], x, y)
         ]
         for line in [*counted, *others] if len(counted) + len(others) > 1 else []:
-            axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.7, alpha=0.45)
+            axes.plot(line["x"], line["y"], **known[group.name], linewidth=0.5, alpha=0.45)
         if counted:
             stacked = pd.concat(counted).groupby(level=0)
             mean = cast(Any, stacked.mean())[stacked.size() == len(counted)]
             marker = "." if len(mean) <= FEW else None
-            axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.8, marker=marker, markersize=5)
+            axes.plot(mean["x"], mean["y"], **known[group.name], linewidth=1.3, marker=marker, markersize=3.5)
 
 
 def by_metric(groups: list[Group]) -> dict[str, list[Group]]:
@@ -113,10 +113,11 @@ def overview(groups: list[Group]) -> list[Picture]:
     panels = [panel for panel in wanted if has(panel[0], "epoch", panel[1])]
     if not panels:
         return []
-    figure = charts_by_epoch(groups, panels, 2.3, scale, {group.name: last_score(group, scale) for group in own})
+    figure = charts_by_epoch(groups, panels, 1.6, scale, {group.name: last_score(group, scale) for group in own})
     caption = (
         "Above, what each epoch did not train; below, what came of it. Good: the lower lines lie together although the upper "
-        "ones are high. Bad: a line that stays below the baseline's to the end. Thin lines are seeds, thick ones the mean "
+        "ones are high. Bad: a line that stays below the baseline's to the end, or an upper one near zero, which saves nothing. "
+        "Thin lines are seeds, thick ones the mean "
         "of the finished ones; figures in the legend are of the last epoch."
     )
     alt = f"Charts by epoch, one line for each of {len(groups)} groups: {', '.join(label for _, _, label in panels)}."
@@ -130,26 +131,21 @@ def last_score(group: Group, scale: float) -> str:
 
 
 def selection(groups: list[Group]) -> list[Picture]:
-    """Hidden share, candidates moved back and learning-rate factor by epoch, as far as there are any."""
+    """Candidates moved back and learning-rate factor by epoch, as far as there are any; the overview has the hidden share."""
     panels: list[Panel] = []
-    for column, label, usual in (
-        ("hidden", HIDDEN, 0),
-        ("moved_back", "samples moved back", 0),
-        ("lr_factor", "learning-rate factor", 1),
-    ):
+    for column, label, usual in (("moved_back", "samples moved back", 0), ("lr_factor", "learning-rate factor", 1)):
         own = [one for one in groups if any((line["y"] != usual).any() for line in lines_of(one.runs, "epoch", column))]
         panels += [(own, column, label)] if own else []
     if not panels:
         return []
     caption = (
-        "What the selection did in each epoch. Samples moved back were among the easiest but wrong or unsure, so they stayed "
-        "in training. Bad: the hidden share stays near zero (nothing is saved), or most candidates are moved back to the end "
-        "(the network is not sure of anything: lower tau or hide less). "
+        "What else the selection did in each epoch. Samples moved back were among the easiest but wrong or unsure, so they stayed "
+        "in training. Bad: most candidates are moved back to the end (the network is not sure of anything: lower tau or hide less). "
         "The factor on the learning rate is 1 / (1 - hidden share)."
     )
     alt = f"Charts by epoch: {', '.join(label for _, _, label in panels)}."
-    figure = charts_by_epoch(groups, panels, 2.0, 1.0, {})
-    return [Picture("selection", "What was left out, epoch by epoch", caption, alt, figure)]
+    figure = charts_by_epoch(groups, panels, 1.4, 1.0, {})
+    return [Picture("selection", "Moved back, and the learning rate", caption, alt, figure)]
 
 
 def stored_values(groups: list[Group]) -> list[Picture]:
@@ -165,7 +161,7 @@ def stored_values(groups: list[Group]) -> list[Picture]:
         "(method.refresh_share scores the stalest samples again)."
     )
     alt = f"Charts by epoch of ordered share and distribution shift, for {'; '.join(group.name for group in own)}."
-    figure = charts_by_epoch(groups, [(own, column, label) for column, label in STORED.items()], 2.3, 1.0, {})
+    figure = charts_by_epoch(groups, [(own, column, label) for column, label in STORED.items()], 1.6, 1.0, {})
     return [Picture("stored_values", "How true the stored values are", caption, alt, figure)]
 
 
@@ -175,8 +171,7 @@ def scores(groups: list[Group]) -> list[Picture]:
     pictures = {metric: score_figure(own, known) for metric, own in kinds.items()}
     caption = (
         "The same scores over the time they took and over the samples they took. Good: a line further to the left at the "
-        "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves. "
-        "The first epochs may lie below the axis."
+        "same height. Bad: a line that wins over samples and not over time, for then choosing costs what it saves."
     )
     return [
         Picture(
@@ -200,22 +195,12 @@ def score_figure(groups: list[Group], known: Mapping[str, dict]) -> Figure | Non
     costs = {column: cost for column, cost in costs.items() if has(groups, column, "score")}
     if not costs:
         return None
-    figure, axes = new_figure(len(costs), 2.6, [group.name for group in groups])
+    figure, axes = new_figure(len(costs), 1.8, [group.name for group in groups])
     for place, (column, (x_label, x_scale)) in zip(axes[:, 0], costs.items(), strict=True):
         draw(place, groups, known, column, "score", (x_scale, scale))
-        focus(place, [scale * line["y"] for group in groups for line in lines_of(group.runs, column, "score")])
         place.set(xlabel=x_label, ylabel=label)
         place.locator_params(axis="x", nbins=6)
         if column == "trained":
             place.xaxis.set_major_formatter(EngFormatter(sep=""))  # 20k, 1.5M
     legend(figure, {group.name: known[group.name] for group in groups})
     return figure
-
-
-def focus(axes: Axes, lines: list[pd.Series]) -> None:
-    """Let the lower end of the axis be that of the later two thirds of all lines, where the differences are."""
-    later = pd.concat([line.iloc[len(line) // 3 :] for line in lines])
-    margin = 0.06 * max(
-        later.max() - later.min(), 0.005 * abs(later.max())
-    )  # equal lines do not fill the axis with their rounding
-    axes.set_ylim(later.min() - margin, later.max() + margin)

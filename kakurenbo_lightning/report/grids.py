@@ -13,7 +13,7 @@ from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.reading import Run
 from kakurenbo_lightning.report.style import WIDTH, Picture, data_address, wrapped
 
-COLUMNS, CELL, SIDE, LINE = 6, 1.12, 0.72, 0.25  # of a picture; inches of a row, of an image and of a line of text in it
+COLUMNS, CELL, SIDE, LINE = 6, 0.8, 0.47, 0.17  # of a picture; inches of a row, of an image and of a line of text in it
 THUMBNAILS = 480  # in a page; with many groups each shows fewer
 FEWEST, MOST = 6, 24  # of either kind for a group
 
@@ -41,15 +41,18 @@ class Shown:
 def shown_samples(group: Group, limit: int = MOST) -> dict[str, list[Shown]]:
     """The most and the least hidden samples, at most `limit` each, of a group's first run with pictures, by the name of the kind.
 
-    Families that do not hide train some samples more often than others: theirs are the least and the most trained.
+    Families that do not hide train some samples more often than others: theirs are the least and the most trained. A run that left out
+    nothing has none, for all of its samples were trained alike.
     """
     for run in group.counted:
         if run.thumbnails is not None:
             most, least, images = run.thumbnails.most_hidden, run.thumbnails.least_hidden, run.thumbnails.images
+            if run.family == "hide" and not run.total("samples_hidden"):
+                return {}
             if run.family != "hide":
                 kinds = {"least trained": most, "most trained": least}
             else:
-                often = [one for one in most if times_hidden(run, one)] if run.total("samples_hidden") else []
+                often = [one for one in most if times_hidden(run, one)]
                 kinds = {"most hidden": often, "least hidden": least}
             return {
                 kind: [Shown(images[one], written(run, one)) for one in order[:limit]] for kind, order in kinds.items() if order
@@ -80,10 +83,10 @@ def grid(group: Group, number: int) -> list[Picture]:
     title = wrapped(group.name)
     height = 0.15 + LINE * (title.count("\n") + 1) + sum(LINE + CELL * high for high in rows.values())
     figure, top = Figure(figsize=(WIDTH, height)), height - 0.1
-    figure.text(0.02, top / height, title, va="top", fontsize=10)
+    figure.text(0.02, top / height, title, va="top", fontsize=7)
     top -= LINE * (title.count("\n") + 1)
     for kind, found in kinds.items():
-        figure.text(0.02, top / height, kind, va="top", fontsize=10)
+        figure.text(0.02, top / height, kind, va="top", fontsize=7)
         for place, one in enumerate(found):
             row, column = divmod(place, COLUMNS)
             left, bottom = (column + 0.5) * WIDTH / COLUMNS - SIDE / 2, top - LINE - row * CELL - SIDE
@@ -91,8 +94,8 @@ def grid(group: Group, number: int) -> list[Picture]:
             axes.imshow(one.image, interpolation="nearest")
             axes.set_axis_off()
             label, *others = one.lines
-            text = "\n".join([label if len(label) <= 13 else f"{label[:12]}…", *others])
-            axes.text(0.5, -0.05, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, linespacing=1.05)
+            text = "\n".join([label if len(label) <= 12 else f"{label[:11]}…", *others])
+            axes.text(0.5, -0.05, text, transform=axes.transAxes, ha="center", va="top", fontsize=5, linespacing=1.05)
         top -= LINE + CELL * rows[kind]
     alt = f"Pictures of the most and the least hidden samples of {group.name}, with class, index and times hidden."
     return [Picture(f"samples_{number}", f"Most and least hidden samples: {group.name}", "", alt, figure, photos=True)]

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from kakurenbo_lightning.report.groups import Group, key
-from kakurenbo_lightning.report.style import Picture, new_figure
+from kakurenbo_lightning.report.style import BLACK, SMALL, WHITE, Picture, new_figure
 from kakurenbo_lightning.report.tables import comparison_row, is_share, metric_name
 
 F, TAU = "max_fraction", "tau"
@@ -45,7 +45,7 @@ def f_tau(groups: list[Group]) -> list[Picture]:
         values = [value for value in values if rows[value[0]].notna().any()]
         if not values:
             continue
-        figure, axes = new_figure(len(values), 0.45 * rows[TAU].nunique() + 0.95 if is_grid(rows) else 2.9)
+        figure, axes = new_figure(len(values), 0.3 * rows[TAU].nunique() + 0.65 if is_grid(rows) else 2.0)
         for place, (column, label, scale) in zip(axes[:, 0], values, strict=True):
             (draw_grid if is_grid(rows) else draw_points)(place, rows.assign(value=scale * rows[column]))
             place.set(title=label, xlabel=F, ylabel=TAU)
@@ -69,7 +69,7 @@ def is_grid(rows: pd.DataFrame) -> bool:
 def draw_points(axes: Axes, rows: pd.DataFrame) -> None:
     """Draw the values as the colours of points, tau over F, the highest on top."""
     rows = rows.dropna(subset=["value"]).sort_values("value")
-    points = axes.scatter(rows[F], rows[TAU], c=rows["value"], cmap="Blues", edgecolors="black", linewidths=0.5, s=26)
+    points = axes.scatter(rows[F], rows[TAU], c=rows["value"], cmap="Blues", edgecolors="black", linewidths=0.4, s=12)
     axes.figure.colorbar(points, ax=axes)
 
 
@@ -80,11 +80,12 @@ def draw_grid(axes: Axes, rows: pd.DataFrame) -> None:
     numbers = values.to_numpy(dtype=np.float64)
     low, high = np.nanmin(numbers), np.nanmax(numbers)
     vmin = low - 0.2 * (high - low or 1)
+    axes.set_facecolor(WHITE)
     image = axes.imshow(np.ma.masked_invalid(numbers), cmap="Blues", aspect="auto", vmin=vmin, vmax=high)
     for (row, column), value in np.ndenumerate(numbers):
         text = "-" if math.isnan(value) else f"{value:.1f}"
         dark = not math.isnan(value) and luminance(image.to_rgba(value)) < 0.5
-        axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
+        axes.text(column, row, text, ha="center", va="center", fontsize=SMALL, color=WHITE if dark else BLACK)
     axes.set_xticks(range(len(values.columns)), [f"{value:g}" for value in values.columns])
     axes.set_yticks(range(len(values.index)), [f"{value:g}" for value in values.index])
     axes.grid(False)

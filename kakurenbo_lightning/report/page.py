@@ -1,4 +1,4 @@
-"""The report's files: the HTML page, made of `page.html`, with a PNG file for each figure and a CSV file for each table."""
+"""The report's files: the HTML page, made of `page.html`, with files of each figure and each table."""
 
 from __future__ import annotations
 
@@ -23,24 +23,30 @@ from kakurenbo_lightning.report.panels import classes, histograms, phases
 from kakurenbo_lightning.report.pareto import error_against_cost, time_bars
 from kakurenbo_lightning.report.reading import Problem
 from kakurenbo_lightning.report.style import RC, Picture, data_address, is_own
-from kakurenbo_lightning.report.tables import comparison, comparison_text, runs_table, runs_text
+from kakurenbo_lightning.report.tables import comparison, comparison_text, latex, markdown, runs_table, runs_text
 
 
 def write_report(groups: list[Group], problems: list[Problem], target: Path, title: str) -> Path:
-    """Write report.html, a PNG file for each figure and a CSV file for each table; the path of the page.
+    """Write report.html, a PNG, SVG and PDF file for each figure, and a CSV, Markdown and LaTeX file for each table; the path of the page.
 
     Raises:
         OSError: the folder cannot be written.
     """
     target.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(groups, problems)
-    for path in target.glob("*.png"):
-        if is_own(path):  # of an earlier report of more or other runs
+    for path in target.iterdir():
+        if path.suffix in (".png", ".svg", ".pdf") and is_own(path):  # of an earlier report of more or other runs
             path.unlink()
     for picture in pictures:
-        (target / f"{picture.name}.png").write_bytes(picture.png)
-    comparison(groups).to_csv(target / "comparison.csv", index=False, errors="replace")
-    runs_table(groups).to_csv(target / "runs.csv", index=False, errors="replace")
+        for ending, content in picture.files.items():
+            (target / f"{picture.name}.{ending}").write_bytes(content)
+    for name, figures, text in (
+        ("comparison", comparison(groups), comparison_text(groups)),
+        ("runs", runs_table(groups), runs_text(groups)),
+    ):
+        figures.to_csv(target / f"{name}.csv", index=False, errors="replace")
+        for ending, write in (("md", markdown), ("tex", latex)):
+            (target / f"{name}.{ending}").write_text(write(text), encoding="utf-8", errors="replace")
     page = target / "report.html"
     page.write_text(render(groups, pictures, problems, f"Report: {title}"), encoding="utf-8", errors="replace")
     return page
@@ -62,7 +68,7 @@ def draw_all(groups: list[Group], problems: list[Problem]) -> list[Picture]:
             try:
                 drawn = job()
                 for picture in drawn:
-                    picture.png  # noqa: B018  draws it, while an error can still become a problem
+                    picture.files  # noqa: B018  draws it, while an error can still become a problem
                 pictures += drawn
             except Exception as error:  # of a file that is whole and holds what nobody thought of
                 problems.append(Problem(f"figure {job.func.__name__}", f"could not be drawn: {type(error).__name__}: {error}"))
@@ -79,7 +85,7 @@ def render(groups: list[Group], pictures: list[Picture], problems: list[Problem]
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
         comparison=comparison_text(groups),
         notes=notes(groups),
-        pictures=[(one, data_address(one.png, "png")) for one in pictures if not one.photos],
+        pictures=[(one, data_address(one.svg, "svg+xml")) for one in pictures if not one.photos],
         grids=page_grids(best_of(groups)),
         doctor=doctor_sections(groups),
         labels_note=LABELS,

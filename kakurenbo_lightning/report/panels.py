@@ -7,20 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from kakurenbo_lightning.record.schema import LOSS_EDGES
 from kakurenbo_lightning.report.groups import Group
 from kakurenbo_lightning.report.reading import Run
-from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, tiles, whole_epochs, wrapped
+from kakurenbo_lightning.report.style import COLOURS, SMALL, WHITE, WIDTH, Picture, tiles, whole_epochs, wrapped
 
 BLUE, RED = COLOURS[:2]
 PARTS = {  # of a run's seconds, in the order of their bars
     "forward pass": "#56B4E9",
     "backward pass": BLUE,
     "scoring": "#E69F00",
-    "waiting for data": "#BBBBBB",
+    "waiting for data": "#999999",
     "rest of training": "#8C6BB1",
     "refresh pass": "#009E73",
     "selecting": RED,
@@ -40,13 +41,17 @@ def histograms(groups: list[Group]) -> list[Picture]:
     all_losses = np.concatenate([losses for _, _, losses in found])
     most, bins = all_losses.max(), np.flatnonzero(all_losses.any(axis=0))
     names = [name for name, _, _ in found]
-    figure, panels = tiles(names, 2.6 if len(names) == 1 else 2.1, sharey=True)
+    figure, panels = tiles(names, 1.9 if len(names) == 1 else 1.6, room=0.45, sharey=True)
+    colours = LogNorm(1, max(2, most))
     for place, (_, history, losses) in zip(panels, found, strict=True):
-        draw_losses(place, history, losses, LogNorm(1, max(2, most)))
+        draw_losses(place, history, losses, colours)
         place.set_xlabel("epoch")
         place.set_ylim(LOSS_EDGES[bins[0]].item(), LOSS_EDGES[bins[-1] + 1].item())
     for place in panels[::2]:
         place.set_ylabel("loss")
+    bar = figure.colorbar(ScalarMappable(colours, "Blues"), ax=panels, location="bottom", aspect=45, pad=0.02, label="samples")
+    bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")  # 100 instead of powers of ten
+    bar.ax.xaxis.set_minor_formatter(lambda value, _: "")
     caption = (
         "Each column is an epoch: how many samples had which loss when it was planned, the darker the more (on a logarithmic "
         f"scale, up to {most:,}). The orange line is the largest loss of a sample that was hidden and predicted correctly. "
@@ -61,9 +66,10 @@ def draw_losses(axes: Axes, history: pd.DataFrame, losses: np.ndarray, norm: Log
     """Draw a heat map, epoch by loss."""
     epochs = history.index.to_numpy() + 1.0
     edges = np.append(epochs - 0.5, epochs[-1] + 0.5)
+    axes.set_facecolor(WHITE)  # what is pale is few, in the dark too
     axes.pcolormesh(edges, LOSS_EDGES, np.ma.masked_equal(losses, 0).T, norm=norm, cmap="Blues", rasterized=True)
     if "threshold" in history:
-        axes.stairs(history["threshold"].to_numpy(), edges, baseline=None, color=RED, linewidth=1.8)
+        axes.stairs(history["threshold"].to_numpy(), edges, baseline=None, color=RED, linewidth=1.3)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # 0.01 instead of powers of ten
     axes.yaxis.set_minor_formatter(lambda value, _: "")
@@ -79,18 +85,18 @@ def phases(groups: list[Group]) -> list[Picture]:
         return []
     totals, longest = spent.sum(axis=1), spent.sum(axis=1).max()
     spent = spent[[part for part in PARTS if (spent[part] > 0.001 * totals).any()]]
-    figure = Figure(figsize=(WIDTH, 0.62 * len(spent) + 1.6), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.4 * len(spent) + 1.0), layout="constrained")
     axes = figure.subplots()
     lefts = spent.cumsum(axis=1) - spent
     for part in spent.columns.astype(str):
         axes.barh(range(len(spent)), spent[part], left=lefts[part], height=0.42, color=PARTS[part], label=part)
     for row, (name, seconds) in enumerate(totals.items()):
-        axes.text(0, row - 0.27, wrapped(str(name)), va="bottom", fontsize=9.5)
-        axes.text(seconds + 0.01 * longest, row, f"{seconds:,.1f} s", va="center", fontsize=9.5)
+        axes.text(0, row - 0.27, wrapped(str(name)), va="bottom", fontsize=7)
+        axes.text(seconds + 0.01 * longest, row, f"{seconds:,.1f} s", va="center", fontsize=SMALL)
     axes.set(xlim=(0, 1.17 * longest), ylim=(len(spent) - 0.6, -0.85), yticks=[], xlabel="seconds, mean over the finished runs")
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower left", ncols=3, handlelength=1, columnspacing=1)
+    figure.legend(loc="outside lower left", ncols=3, handlelength=1, columnspacing=1, fontsize=SMALL)
     caption = (
         "Where the seconds of a run went, without validation. Forward, backward and waiting are measured for methods that "
         "choose within a step; for the others they are within the rest. Good: a bar shorter than the baseline's. Bad: "
@@ -116,10 +122,10 @@ def classes(groups: list[Group]) -> list[Picture]:
     if not shown:
         return []
     bars = max(min(len(shares[name]), FEW_CLASSES) for name in shown)
-    figure, panels = tiles(list(shown), 0.17 * bars + 0.75, sharex=True)
+    figure, panels = tiles(list(shown), 0.12 * bars + 0.5, sharex=True)
     for place, (name, group) in zip(panels, shown.items(), strict=True):
         draw_classes(place, group.counted[0], shares[name])
-    figure.supxlabel("share of the epochs in which a sample was left out (%)", fontsize=10)
+    figure.supxlabel("share of the epochs in which a sample was left out (%)", fontsize=7.5)
     caption = (
         "How often a sample of each class was hidden, on average; where a method does not hide, how often it was not trained, "
         "which is negative for classes drawn more than once per epoch. Good: easy classes lead, none is at 100. Bad: a class "
@@ -151,6 +157,6 @@ def draw_classes(axes: Axes, run: Run, share: pd.Series) -> None:
     places = np.arange(len(ordered)) + 0.6 * (len(share) > FEW_CLASSES) * (np.arange(len(ordered)) >= ENDS)
     axes.barh(places, ordered.to_numpy(), height=0.7, color=BLUE)
     names = [run.class_name(int(target)) for target in ordered.index]
-    axes.set_yticks(places, [name if len(name) <= 18 else f"{name[:17]}…" for name in names], fontsize=9.5)
+    axes.set_yticks(places, [name if len(name) <= 18 else f"{name[:17]}…" for name in names], fontsize=SMALL)
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

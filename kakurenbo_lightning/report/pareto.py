@@ -14,19 +14,18 @@ from matplotlib.ticker import EngFormatter
 
 from kakurenbo_lightning.report.curves import curves
 from kakurenbo_lightning.report.groups import BASELINE, Group, task_of
-from kakurenbo_lightning.report.point_labels import number_points
+from kakurenbo_lightning.report.point_labels import label_points
 from kakurenbo_lightning.report.reading import Run
-from kakurenbo_lightning.report.style import COLOURS, WIDTH, Picture, legend, new_figure, wrapped
+from kakurenbo_lightning.report.style import COLOURS, INK, SMALL, WIDTH, Picture, legend, new_figure, wrapped
 from kakurenbo_lightning.report.tables import LOWER, compared, is_share, metric_name
 
 MARKERS = ("o", "^", "D", "v", "P")
-SECONDS, WORK, RELATIVE = "seconds", "work", "time"
+SECONDS, WORK = "seconds", "work"
 UNITS = {SECONDS: "seconds of training, refreshing and selecting", WORK: "cost in trained samples, scoring passes included"}
-AXES = UNITS | {RELATIVE: "time of the training, that of the baseline being 1"}
 FACTORS = {
-    1.4: "#56B4E9",
+    1.4: COLOURS[4],
     1.2: COLOURS[0],
-    1.1: "#1c1e21",
+    1.1: INK,
 }  # of the baseline's error, as in the Selective-Backprop paper, and their bars
 NAMED = 12  # optimal groups in a legend
 OPEN: dict[str, Any] = {"markerfacecolor": "none"}
@@ -125,10 +124,10 @@ def pareto_picture(name: str, table: pd.DataFrame, units: list[str], label: str)
     }
     named = {f"{numbers[row]}: {of_any.loc[row, 'group']}": looks[table.loc[row, "method"]] for row in of_any.index[:NAMED]}
     labels = KEY | named | others
-    figure, axes = new_figure(len(units), 2.7, labels)
+    figure, axes = new_figure(len(units), 1.9, labels)
     for place, unit in zip(axes[:, 0], units, strict=True):
         draw_points(place, table, unit, optimal[unit], looks)
-        place.set(xlabel=AXES[unit], ylabel=label)
+        place.set(xlabel=UNITS[unit], ylabel=label)
         place.locator_params(axis="x", nbins=6)
         if unit == WORK:
             place.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -136,8 +135,8 @@ def pareto_picture(name: str, table: pd.DataFrame, units: list[str], label: str)
     figure.draw_without_rendering()  # for the layout, in which numbers find their places
     for place, unit in zip(axes[:, 0], units, strict=True):
         spots: Any = table[[unit, "error"]].to_numpy(float)
-        rows = enumerate(table.index)
-        number_points(place, spots, {at: numbers[row] for at, row in rows if row in numbers and np.isfinite(spots[at]).all()})
+        at = {numbers[row]: one for one, row in enumerate(table.index) if row in numbers and np.isfinite(spots[one]).all()}
+        label_points(place, spots, {at[number]: f"{number}" for number in sorted(at)})
     caption = (
         "The error at the end of training (of a share, what it lacks to 100 %) against what training cost: a point for each method and "
         "its settings, the mean over its seeds, with crosses of a standard deviation. Filled are those that no other beats "
@@ -149,9 +148,9 @@ def pareto_picture(name: str, table: pd.DataFrame, units: list[str], label: str)
 
 
 def method_styles(methods: list[str]) -> dict[str, dict[str, Any]]:
-    """The marker of each method: baselines black, the others in the colours of the other figures."""
+    """The marker of each method: the baseline in that of the text, the others in the colours of the other figures."""
     looks = itertools.cycle((colour, marker) for marker in MARKERS for colour in COLOURS)
-    found = {method: ("black", "s") if method == BASELINE else next(looks) for method in dict.fromkeys(methods)}
+    found = {method: (INK, "s") if method == BASELINE else next(looks) for method in dict.fromkeys(methods)}
     return {method: {"color": colour, "marker": marker, "linestyle": "none"} for method, (colour, marker) in found.items()}
 
 
@@ -163,9 +162,9 @@ def draw_points(axes: Axes, table: pd.DataFrame, unit: str, optimal: np.ndarray,
     for row, best in zip(table.index, optimal, strict=True):
         point: Any = table.loc[row]
         look: dict[str, Any] = looks[point["method"]] | ({} if best else OPEN)
-        axes.plot(point[unit], point["error"], **look, markersize=6.5)
+        axes.plot(point[unit], point["error"], **look, markersize=4.5)
         spans = {"xerr": np.nan_to_num(point[f"{unit}_std"]), "yerr": np.nan_to_num(point["error_std"])}
-        axes.errorbar(point[unit], point["error"], **spans, color=look["color"], linewidth=0.8, alpha=0.6)
+        axes.errorbar(point[unit], point["error"], **spans, color=look["color"], linewidth=0.6, alpha=0.6)
     axes.margins(0.08)
 
 
@@ -228,17 +227,24 @@ def time_bars(groups: list[Group]) -> list[Picture]:
 def bars_picture(name: str, times: dict[str, dict[float, tuple[float, int, int]]], unit: str) -> Picture:
     """The bars of some groups, the groups below each other."""
     longest = np.nanmax([cost for found in times.values() for cost, _, _ in found.values()])
-    figure = Figure(figsize=(WIDTH, 0.92 * len(times) + 1.3), layout="constrained")
-    axes = figure.subplots()
-    for row, (group, found) in enumerate(times.items()):
-        axes.text(0, row - 0.4, wrapped(group), va="bottom", fontsize=9.5)
-        for place, (factor, (cost, reached, runs)) in enumerate(found.items()):
-            height = row - 0.25 + 0.24 * place
+    figure = Figure(layout="constrained")
+    axes, height = figure.subplots(), 0.0
+    for group, found in times.items():
+        height += 0.18 * wrapped(group).count("\n")
+        axes.text(0, height, wrapped(group), va="bottom", fontsize=7)
+        height -= 0.09
+        for factor, (cost, reached, runs) in found.items() if any(reached for _, reached, _ in found.values()) else ():
+            height += 0.24
             axes.barh(height, np.nan_to_num(cost), height=0.2, color=FACTORS[factor])
             text = f"{cost:,.1f} s" if unit == SECONDS else EngFormatter(sep="")(cost)
             note = "not reached" if not reached else text if reached == runs else f"{text} ({reached} of {runs} seeds)"
-            axes.text(np.nan_to_num(cost) + 0.01 * longest, height, note, va="center", fontsize=8.5)
-    axes.set(xlim=(0, 1.3 * longest), ylim=(len(times) - 0.4, -1.0), yticks=[], xlabel=AXES[unit])
+            axes.text(np.nan_to_num(cost) + 0.01 * longest, height, note, va="center", fontsize=SMALL)
+        if not any(reached for _, reached, _ in found.values()):
+            height += 0.24
+            axes.text(0.01 * longest, height, "none of them reached", va="center", fontsize=SMALL)
+        height += 0.46
+    figure.set_size_inches(WIDTH, 0.62 * height + 1.0)
+    axes.set(xlim=(0, 1.3 * longest), ylim=(height - 0.3, -0.5), yticks=[], xlabel=UNITS[unit])
     axes.locator_params(axis="x", nbins=6)
     if unit == WORK:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -246,7 +252,7 @@ def bars_picture(name: str, times: dict[str, dict[float, tuple[float, int, int]]
     axes.grid(axis="y", visible=False)
     legend(
         figure,
-        {f"to {factor:g} x the baseline's last error": {"color": look, "linewidth": 6} for factor, look in FACTORS.items()},
+        {f"to {factor:g} x the baseline's last error": {"color": look, "linewidth": 5} for factor, look in FACTORS.items()},
     )
     caption = (
         "What each method cost until its error was first, at the end of an epoch, at most so many times the last one of its seed's "

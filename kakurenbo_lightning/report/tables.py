@@ -188,7 +188,13 @@ def markdown(table: pd.DataFrame) -> str:
     """A table of text for a README; names of runs and metrics are shown as they are, whatever they have of Markdown and HTML."""
     rows = [[MARKS.sub(r"\\\g<0>", " ".join(cell.split())) for cell in row] for row in (list(table), *table.values.tolist())]
     rows.insert(1, ["---", *["---:"] * (len(table.columns) - 1)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A table of text for a paper, with the rules of the package booktabs."""
+    columns = "l" + "r" * (len(table.columns) - 1)
+    return "% \\usepackage{booktabs}\n" + table.to_latex(index=False, escape=True, column_format=columns)
 
 
 # --- cells

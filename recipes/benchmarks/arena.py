@@ -92,7 +92,8 @@ def options() -> argparse.ArgumentParser:
     found.add_argument("--minutes", type=float, default=float("inf"), help="no training begins after so many")
     found.add_argument("--table", action="store_true", help="train nothing, print what there is")
     found.add_argument("--rows", type=Path, help="result (--json) of an earlier arena, whose trainings are taken over")
-    found.add_argument("--plot", type=Path, help="PNG of error against time to write")
+    plot = "picture of accuracy against time to write: .png (NAME-dark.png beside it is for dark pages), .svg or .pdf"
+    found.add_argument("--plot", type=Path, help=plot)
     return found
 
 
@@ -153,7 +154,8 @@ def main(arguments: list[str] | None = None) -> list[Standing]:
     if missing:
         print(f"{missing} trainings or more are missing: run the command again to continue")
     if settings.plot:
-        print(f"picture: {settings.plot}. {draw(comparison, rows, settings.plot)}")
+        said = draw(comparison, rows, settings.plot, score="test accuracy", title=conditions_of(settings))
+        print(f"picture: {settings.plot}. {said}")
     common: dict[str, Any] = {name: getattr(settings, name) for name in SETTINGS}
     report.write(
         settings,
@@ -170,6 +172,17 @@ def title_of(settings: argparse.Namespace) -> str:
     """Return the heading of the table."""
     size = f"{settings.samples:,} training samples, {settings.epochs} epochs, {settings.seeds} seeds"
     return f"Task {settings.task}, network {settings.network}, {size}"
+
+
+def conditions_of(settings: argparse.Namespace) -> str:
+    """Return what is below the heading of the picture."""
+    task = TASKS[settings.task]
+    with torch.device("meta"):  # parameters are counted, not made
+        network = (task.network or NETWORKS[settings.network])()
+    size = sum(parameter.numel() for parameter in network.parameters())
+    digits = 10 ** (len(str(size)) - 2)
+    about = f"a network of {round(size / digits) * digits:,} parameters, {settings.epochs} epochs"
+    return f"{settings.samples:,} training samples of {task.title}, {about}"
 
 
 def number(value: float) -> float | None:

@@ -99,12 +99,14 @@ class Task:
     """A data set with the network and settings for it.
 
     Attributes:
+        title: its name in pictures.
         data: a function of the command line that returns a function that makes the data module.
         network: makes the only network that fits the data; None for any of the arena's image networks.
         optimizer: makes the optimizer from parameters and `lr`.
         defaults: defaults of command-line options.
     """
 
+    title: str
     data: Callable[[argparse.Namespace], Callable[..., ImageData]]
     network: Callable[[], nn.Module] | None = None
     optimizer: Callable[..., torch.optim.Optimizer] = SGD
@@ -130,9 +132,13 @@ def fractals(settings: argparse.Namespace) -> Callable[..., ImageData]:
 
 
 TASKS: dict[str, Task] = {
-    "cifar10": Task(cifar10),
-    "fractals": Task(fractals),
+    "cifar10": Task("CIFAR-10", cifar10),
+    "fractals": Task("fractals", fractals),
     "text": Task(
-        lambda settings: SourceCode, ByteTransformer, torch.optim.AdamW, {"samples": 30_000, "epochs": 10, "learning_rate": 1e-3}
+        "source code",
+        lambda settings: SourceCode,
+        ByteTransformer,
+        torch.optim.AdamW,
+        {"samples": 30_000, "epochs": 10, "learning_rate": 1e-3},
     ),
 }

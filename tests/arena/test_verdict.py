@@ -6,9 +6,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from kakurenbo_lightning.arena.plot import draw
+from kakurenbo_lightning.arena import plot
 from kakurenbo_lightning.arena.runs import Comparison, Entry
-from kakurenbo_lightning.arena.verdict import STUDENT, Spread, points, standings, table
+from kakurenbo_lightning.arena.verdict import STUDENT, Spread, controls_of, points, standings, table
 
 HALF = Entry("kakurenbo", {"max_fraction": 0.5})
 
@@ -146,9 +146,37 @@ def test_a_baseline_of_one_epoch_is_named_so():
     assert points(comparison, rows)[-1]["group"] == "baseline, 1 epoch"
 
 
-def test_the_picture_names_what_nothing_beats(tmp_path):
-    said = draw(*drawn(), tmp_path / "new" / "arena.png")
-    assert said == "Points of 3 groups by cost and error. Pareto-optimal: kakurenbo max_fraction=0.5."
-    assert (tmp_path / "new" / "arena.png").read_bytes().startswith(b"\x89PNG")
-    lower = draw(*drawn(), tmp_path / "loss.png", higher_is_better=False)
-    assert lower.endswith("Pareto-optimal: baseline, 5 epochs.")
+def test_controls_are_named_as_points_are():
+    comparison, rows = drawn()
+    assert list(controls_of(comparison, HALF, rows)) == [
+        "baseline"
+    ]  # it left out nothing; the baselines of 6 and 4 epochs are missing
+    rows[comparison.baseline(0, 6).name] = {**row(0.6, 60.0), "method": "baseline", "settings": {}, "epochs": 6, "seed": 0}
+    assert list(controls_of(comparison, HALF, rows)) == ["baseline", points(comparison, rows)[-1]["group"]]
+
+
+@pytest.mark.parametrize("rises", [True, False])
+def test_the_picture_shows_each_method_beside_its_controls_and_says_which_way_is_better(tmp_path, rises, monkeypatch):
+    comparison, rows = drawn()
+    rows[comparison.baseline(0, 6).name] = {**row(0.6, 60.0), "method": "baseline", "settings": {}, "epochs": 6, "seed": 0}
+    figures, usual = [], plot._figure
+    monkeypatch.setattr(plot, "_figure", lambda *words: figures.append(usual(*words)) or figures[-1])
+    said = plot.draw(comparison, rows, tmp_path / "new" / "arena.png", rises, "accuracy", "digits")
+    begins = (
+        "Accuracy against time, that of the baseline being 1: baseline 71.0 % at 1.00; kakurenbo max_fraction=0.5 72.0 % at 0.50;"
+    )
+    assert said.startswith(begins) is rises
+    axes = figures[0].axes[0]
+    dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [tuple(line.get_xdata()) for line in dotted] == [(0.5, 1.0), (0.5, 0.6)]  # from the method to both controls
+    assert [text.get_text() for text in axes.texts] == ["baseline", "kakurenbo"]
+    assert ("better →" in axes.get_ylabel()) is rises and "← better" in axes.get_xlabel()
+    for name in ("arena.png", "arena-dark.png"):
+        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_as_vectors_is_for_light_and_dark_pages(tmp_path):
+    plot.draw(*drawn(), tmp_path / "arena.svg")
+    plot.draw(*drawn(), tmp_path / "arena.pdf")
+    assert "prefers-color-scheme:dark" in (tmp_path / "arena.svg").read_text()
+    assert (tmp_path / "arena.pdf").read_bytes().startswith(b"%PDF") and len(list(tmp_path.iterdir())) == 2

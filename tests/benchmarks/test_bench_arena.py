@@ -38,7 +38,7 @@ def test_a_killed_arena_goes_on_and_gives_the_same_accuracies(tmp_path, capsys):
     assert written["standings"][0]["gain"] == {"mean": None, "std": None, "interval": [None, None]}  # NaN is no JSON
     elsewhere = [f"--rows={tmp_path / 'result.json'}", f"--folder={tmp_path / 'elsewhere'}", f"--plot={tmp_path / 'arena.png'}"]
     assert [one.score for one in arena.main([*words(tmp_path), *elsewhere, "--table"])] == [one.score for one in first]
-    assert (tmp_path / "arena.png").is_file()
+    assert (tmp_path / "arena.png").is_file() and (tmp_path / "arena-dark.png").is_file()
     assert "random max_fraction=0.5" in capsys.readouterr().out
 
 

@@ -227,7 +227,7 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 def test_each_file_is_quoted_and_each_named_file_is_there():
     documents = [REPOSITORY / "README.md", *DOCS.glob("*.md"), BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
-    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png", "arena.png"}
+    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png", "arena.png", "arena-dark.png"}
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}
 
 

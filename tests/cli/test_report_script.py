@@ -29,7 +29,14 @@ def test_a_report_is_written_into_the_folder_and_printed(tmp_path, capsys):
     assert (tmp_path / "report" / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("kind", "begin"), [("markdown", "| method | accuracy (%) |"), ("csv", "group,method,metric,score,")])
+@pytest.mark.parametrize(
+    ("kind", "begin"),
+    [
+        ("markdown", "| method | accuracy (%) |"),
+        ("latex", "% \\usepackage{booktabs}\n\\begin{tabular}"),
+        ("csv", "group,method,metric,score,"),
+    ],
+)
 def test_other_formats_print_one_table_and_name_problems_apart_from_it(tmp_path, capsys, kind, begin):
     RunFolder("baseline").write(tmp_path / "0")
     broken = RunFolder("random").write(tmp_path / "1") / "run.json"

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 from report_runs import RunFolder, groups_of, write_sweep
 
 from kakurenbo_lightning.report.notes import notes
-from kakurenbo_lightning.report.tables import comparison, comparison_text, count, markdown
+from kakurenbo_lightning.report.tables import comparison, comparison_text, count, latex, markdown
 
 
 def scored(method, seed, score, seconds, **options):
@@ -188,6 +188,15 @@ def test_markdown_shows_names_as_they_are(tmp_path, name):
     assert {child.type for children in cells for child in children} <= {"text", "text_special"}
     assert len(shown) == 24 and shown[12] == " ".join(name.split())
     assert shown[1].startswith(" ".join(changes["metric"].removeprefix("val/").split()))
+
+
+def test_latex_is_a_table_of_booktabs_with_names_as_they_are(tmp_path):
+    write_sweep(tmp_path, [RunFolder("baseline", score=0.9), RunFolder("a_b & 5%", score=0.91, seconds=9.9)])
+    lines = latex(comparison_text(groups_of(tmp_path))).splitlines()
+    assert lines[:3] == ["% \\usepackage{booktabs}", "\\begin{tabular}{lrrrrrrrrrrr}", "\\toprule"]
+    assert lines[3].startswith("method & accuracy (\\%) & difference (points) &")
+    assert lines[6].startswith("a\\_b \\& 5\\% & 91.00 & +1.00 & 10.0 &") and lines[6].count(" & ") == 11
+    assert lines[7:] == ["\\bottomrule", "\\end{tabular}"]
 
 
 def test_one_seed_has_no_deviation_and_other_seeds_no_pair(tmp_path):

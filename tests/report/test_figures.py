@@ -7,12 +7,13 @@ from PIL import Image
 from report_runs import RunFolder, grid_runs, groups_of, write_sweep
 
 from kakurenbo_lightning.report import Group, comparison, write_report
-from kakurenbo_lightning.report.curves import overview, stored_values
+from kakurenbo_lightning.report.curves import overview, scores, selection, stored_values
 from kakurenbo_lightning.report.grids import shown_samples
 from kakurenbo_lightning.report.maps import f_tau, luminance, sweeps
 from kakurenbo_lightning.report.notes import best_of, not_drawn
 from kakurenbo_lightning.report.page import draw_all
-from kakurenbo_lightning.report.panels import class_shares, parts, phases
+from kakurenbo_lightning.report.panels import class_shares, classes, parts, phases
+from kakurenbo_lightning.report.style import WHITE
 
 
 def test_figures_that_do_not_apply_are_left_out(tmp_path):
@@ -55,12 +56,35 @@ def test_classes_count_what_was_hidden_or_for_the_other_families_not_trained(tmp
 def test_samples_are_shown_with_class_index_and_times(tmp_path):
     write_sweep(tmp_path, [RunFolder("baseline"), RunFolder("kakurenbo"), RunFolder("plb")])
     baseline, hides, draws = (shown_samples(group) for group in groups_of(tmp_path))
-    assert list(baseline) == ["least hidden"] and len(baseline["least hidden"]) == 24
+    assert baseline == {}  # it hid none
     label, index, times = hides["most hidden"][0].lines
     assert label == RunFolder().class_names[int(index[1:]) % 10] and re.fullmatch(r"hidden [3-6]x", times)
     assert hides["least hidden"][0].lines[2] == "hidden 0x"
     assert draws["least trained"][0].lines[2] == "trained 6x"
     assert (list(hides), list(draws)) == (["most hidden", "least hidden"], ["least trained", "most trained"])
+
+
+def test_each_fact_has_one_figure(tmp_path):
+    (group,) = groups_of(write_sweep(tmp_path, [RunFolder("kakurenbo", image_size=None)]))
+    labels = [axes.get_ylabel() for picture in (*overview([group]), *selection([group])) for axes in picture.figure.axes]
+    assert len(set(labels)) == len(labels) > 2
+
+
+def test_no_point_of_a_curve_is_outside_its_axes(tmp_path):
+    groups = groups_of(write_sweep(tmp_path, [RunFolder(method, image_size=None) for method in ("baseline", "kakurenbo", "plb")]))
+    for axes in [axes for picture in (*overview(groups), *scores(groups)) for axes in picture.figure.axes]:
+        low, high = axes.get_ylim()
+        assert all(low <= value <= high for line in axes.lines for value in line.get_ydata())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_panels_leave_no_half_of_a_row_empty(tmp_path, count):
+    methods = ("kakurenbo", "selective_backprop", "plb")[:count]
+    (picture,) = classes(groups_of(write_sweep(tmp_path, [RunFolder(method, image_size=None) for method in methods])))
+    picture.figure.draw_without_rendering()
+    boxes = [axes.get_position() for axes in picture.figure.axes]
+    rows = {round(box.y0, 2): [one for one in boxes if abs(one.y0 - box.y0) < 0.01] for box in boxes}
+    assert all(min(box.x0 for box in row) < 0.3 and max(box.x1 for box in row) > 0.9 for row in rows.values())
 
 
 def test_stored_values_are_shown_of_the_runs_that_were_diagnosed(tmp_path):
@@ -110,7 +134,7 @@ def test_the_numbers_of_a_map_stand_out_from_their_cells(tmp_path, scores):
     for text in axes.texts:
         column, row = text.get_position()
         cell = luminance(image.to_rgba(image.get_array())[row, column])
-        assert abs(cell - (text.get_color() == "white")) > 0.45
+        assert abs(cell - (text.get_color() == WHITE)) > 0.45
 
 
 def test_three_of_one_setting_are_no_map(tmp_path):
@@ -160,10 +184,12 @@ def test_figures_of_an_earlier_report_are_removed_and_other_files_are_not(tmp_pa
     report, run = tmp_path / "report", tmp_path / "run"
     RunFolder("kakurenbo", epochs=2, samples=30).write(run)
     write_report(groups_of(run), [], report, "first")
-    assert (report / "samples_0.png").is_file()
+    assert (report / "samples_0.png").is_file() and (report / "samples_0.svg").is_file()
+    (report / "mine.svg").write_text("<svg/>")
     Image.new("RGB", (2, 2)).save(report / "scores_mine.png")
     (report / "text.png").write_text("no picture")
     (run / "thumbnails.npz").unlink()
     write_report(groups_of(run), [], report, "second")
     names = {path.name for path in report.iterdir()}
-    assert "samples_0.png" not in names and {"overview.png", "scores_mine.png", "text.png"} <= names
+    assert not any(name.startswith("samples_0.") for name in names)
+    assert {"overview.png", "overview.pdf", "mine.svg", "scores_mine.png", "text.png"} <= names

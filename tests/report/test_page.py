@@ -32,12 +32,32 @@ def report(tmp_path_factory):
 
 def test_a_report_has_a_picture_and_a_table_file_for_everything(report):
     names = {path.name for path in report.iterdir()}
-    figures = {f"{name}.png" for name in FIGURES}
-    assert figures | {"report.html", "comparison.csv", "runs.csv"} <= names
-    for name in names:
-        if name.endswith(".png"):
-            with Image.open(report / name) as image:
-                assert image.width == 800
+    figures = {f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg", "pdf")}
+    tables = {f"{name}.{ending}" for name in ("comparison", "runs") for ending in ("csv", "md", "tex")}
+    assert figures | tables | {"report.html"} <= names
+    for name in FIGURES:  # 3.3 inches, a column of a paper
+        with Image.open(report / f"{name}.png") as image:
+            assert image.width == 3.3 * 320
+        assert re.search(r'<svg [^>]*width="237.6pt"', (report / f"{name}.svg").read_text())
+        assert re.search(rb"/MediaBox \[ 0 0 237.6 ", (report / f"{name}.pdf").read_bytes())
+
+
+def test_pictures_have_colours_of_their_own_in_the_dark(report):
+    sheet = '[style*="fill: #1c1e21"]{fill:#e6e8eb!important}'
+    for name in ("overview", "pareto", "phases"):
+        text = (report / f"{name}.svg").read_text()
+        assert (
+            sheet in text.partition("@media (prefers-color-scheme:dark){")[2] and "fill: #1c1e21" in text.partition("</style>")[2]
+        )
+        used = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", text.rpartition("</style>")[2]))
+        assert not {"#000000"} & used, "black is not to be seen in the dark"
+
+
+def test_equal_reports_are_equal_files(tmp_path):
+    write_sweep(tmp_path, [RunFolder(method, image_size=None, epochs=2, samples=30) for method in ("baseline", "plb")])
+    first, second = (write_report(groups_of(tmp_path), [], tmp_path / name, "one").parent for name in ("a", "b"))
+    for file in ("overview.svg", "overview.pdf", "overview.png", "comparison.tex"):
+        assert (first / file).read_bytes() == (second / file).read_bytes()
 
 
 def test_the_csv_files_hold_the_figures_unrounded(report):
@@ -70,8 +90,10 @@ def test_a_page_of_twenty_runs_is_light_and_needs_no_network(tmp_path, groups, s
     write_sweep(tmp_path, [*(RunFolder("baseline", seed, **big) for seed in range(seeds)), *runs])
     page = write_report(groups_of(tmp_path), [], tmp_path / "report", "twenty").read_text()
     assert 300_000 < len(page) < 3_000_000
-    assert len(re.findall(r'<img src="data:image/(?:png|webp);base64,', page)) == page.count("<img ")
-    assert not re.search(r'href="[^#]|@import|url\(|<link|<script|https?:', re.sub(r'"data:[^"]*"', "", page))
+    assert len(re.findall(r'<img src="data:image/(?:svg\+xml|webp);base64,', page)) == page.count("<img ")
+    assert not re.search(
+        r'href="(?!#|\w+\.(?:svg|pdf|png|csv|md|tex)")|@import|url\(|<link|<script|https?:', re.sub(r'"data:[^"]*"', "", page)
+    )
 
 
 def test_a_browser_shows_every_table_and_image_at_desktop_and_phone_width(report, tmp_path):
