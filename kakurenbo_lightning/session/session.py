@@ -171,9 +171,8 @@ class Session:
 
     def _arrive(self) -> None:
         """The device is known, and with it where a loaded state goes."""
-        data, device, given = self.data, self._trainer.strategy.root_device, self._settings
-        data.statistics.to(device)
-        self.outputs.device = device
+        data, given = self.data, self._settings
+        self.outputs.device = data.statistics.to(self._trainer.strategy.root_device).device
         if not self._arrived:
             self.adapter.arrive(len(data.statistics), data.identity, self.position)
             self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
@@ -308,7 +307,7 @@ class Session:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is there; within a session (the learning-rate finder restores one) take it over at once."""
-        self.keeper.loaded = dict(state) or None
+        self.keeper.load(state)
         if self.state.phase is not Phase.IDLE and self.loader.is_asked_for and state:
             self._apply_loaded()
             self.streams.restore_later(None)  # Lightning does not turn back the random streams then

@@ -77,6 +77,12 @@ class StateKeeper:
         """Name and settings of the method, with those of where sample values come from and of what controls it, as plain values."""
         return describe_method(self._method, {**self._settings.source, **self._control.settings()})
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Keep a loaded state."""
+        self.loaded = dict(state) or None
+        if self._adapter.trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start, where it is asked for else
+            self._restart.extend(self.saved_restart)
+
     @property
     def saved_restart(self) -> dict[str, Any] | None:
         """What a loaded state says of the restart; ``None`` when it says nothing, or is of another method."""
