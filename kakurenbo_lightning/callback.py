@@ -354,8 +354,6 @@ class SampleSelection(pl.Callback):
         """Keep the state until the data set is there."""
         if self.session is not None:
             self.session.load_state_dict(state_dict)
-            if self.session.adapter.trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start
-                self.session.restart.extend(self.session.keeper.saved_restart)
 
 
 def _stand_between(session: Session) -> None:

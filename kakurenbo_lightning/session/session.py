@@ -166,9 +166,8 @@ class Session:
 
     def _arrive(self) -> None:
         """Set up what needs the device, and apply a loaded state, once the device is known."""
-        data, device, given = self.data, self._trainer.strategy.root_device, self._settings
-        data.statistics.to(device)
-        self.outputs.device = device
+        data, given = self.data, self._settings
+        self.outputs.device = data.statistics.to(self._trainer.strategy.root_device).device
         if not self._arrived:
             self.adapter.arrive(len(data.statistics), data.identity, self.position)
             self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
@@ -303,7 +302,7 @@ class Session:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until the data set is known. Within a fit (learning-rate finder) apply it at once."""
-        self.keeper.loaded = dict(state) or None
+        self.keeper.load(state)
         if self.state.phase is not Phase.IDLE and self.loader.is_asked_for and state:
             self._apply_loaded()
             self.streams.restore_later(None)  # Lightning's learning-rate finder does not restore the random streams either

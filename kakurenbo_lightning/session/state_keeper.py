@@ -77,6 +77,12 @@ class StateKeeper:
         """Name and settings of the method, of the source of sample values and of what overrides the method, as plain values."""
         return describe_method(self._method, {**self._settings.source, **self._control.settings()})
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Keep a loaded state."""
+        self.loaded = dict(state) or None
+        if self._adapter.trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start, where it is asked for else
+            self._restart.extend(self.saved_restart)
+
     @property
     def saved_restart(self) -> dict[str, Any] | None:
         """The restart's part of a loaded state; ``None`` if it has none, or belongs to another method."""
