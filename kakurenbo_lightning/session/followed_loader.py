@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.trainer.arrivals import Arrivals, ArrivingLoader
 from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.loader_compatibility import check_length
 
@@ -32,16 +34,21 @@ class FollowedLoader:
         fingerprint: hash of its data set.
         universe: the samples that the user's sampler yields.
         statistics: statistics with one row per sample of its data set.
-        longest: number of batches of the longest epoch that may come.
+        longest: number of batches of the longest epoch that may come, if that is known before.
     """
 
-    loader: DataLoader
-    sampler: SelectionSampler
+    loader: DataLoader | ArrivingLoader
+    sampler: SelectionSampler | Arrivals
     public: bool
     fingerprint: str
     universe: Universe
     statistics: SampleStatistics
     longest: int
+
+    @property
+    def full_batches(self) -> int:
+        """Batches of a full epoch; 0 where that is not known."""
+        return self.longest
 
     @property
     def identity(self) -> str:
@@ -74,6 +81,16 @@ class FollowedLoader:
     def shard(self, state: EpochState, draws: DrawSource | None) -> Shard:
         """This rank's part of the epoch, without the samples that were trained with another layout."""
         return state.plan.shard(self.sampler.layout(state.epoch, state.done), draws)
+
+    def place(self, done: int) -> dict[str, Any] | None:
+        """Where this rank's loader stands after ``done`` batches, for a checkpoint; ``None``: the plan says it."""
+        return None
+
+    def hold(self) -> None:
+        """A checkpoint will say where the first epoch begins."""
+
+    def go_on(self, places: list[dict[str, Any]], done: int) -> None:
+        """Put the loader where it stood after ``done`` batches; ``places`` are those of the ranks."""
 
     def position(self, state: EpochState) -> str:
         """Rank, epoch and step in words, for errors."""

@@ -13,9 +13,11 @@ from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
+from kakurenbo_lightning.session.followed_arrivals import follow_arrivals
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.arrivals import is_iterable_data
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for, without_position
 from kakurenbo_lightning.trainer.loader_compatibility import (
     check_length,
@@ -85,12 +87,16 @@ class TrainLoader:
         if self.is_known and self.data.sampler.was_iterated and add_note is not None and not explained:
             add_note(f"SampleSelection: {self.data.position(state)}{EXPLAINED}")
 
+    def measure(self) -> None:
+        """Let the schedules know how many batches a full epoch has: of iterable data that is known when one has ended."""
+        self._schedules.full_batches = self._adapter.limited(self.data.full_batches)
+
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
         before = self._followed
         data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public)
         self._followed, self.is_asked_for = data, True
-        self._schedules.full_batches = self._adapter.limited(data.longest)
+        self.measure()
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
             self.check()
         if data.fingerprint != self._checked:  # after the check of what is there at all; a fit that failed on it checks again
@@ -122,6 +128,8 @@ def follow_loader(
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
+    if is_iterable_data(loader):
+        return follow_arrivals(loader, before, adapter, method, seed, on_set_epoch, public)
     loader = without_position(loader)
     order = read_loader(loader, adapter.ranks.size, adapter.ranks.rank)
     check_order(order, method)
