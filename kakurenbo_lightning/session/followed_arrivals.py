@@ -36,6 +36,10 @@ class FollowedArrivals(FollowedLoader):
         """Batches of an epoch as far as anything says; 0 where nothing does."""
         return self.sampler.expected + self.sampler.extra if self.sampler.expected is not None else 0
 
+    def check_method(self, method: Method) -> None:
+        """Raise ``ConflictError`` for a method that needs an index."""
+        check_arrivals(self.loader, method, public=False, is_first=True)
+
     def check_length(self) -> None:
         """There is none to keep."""
 

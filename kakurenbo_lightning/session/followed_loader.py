@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
@@ -18,7 +17,7 @@ from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
-from kakurenbo_lightning.trainer.arrivals import Arrivals, ArrivingLoader
+from kakurenbo_lightning.trainer.arrivals import Arrivals
 from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.loader_compatibility import check_length
 
@@ -37,7 +36,7 @@ class FollowedLoader:
         longest: number of batches of the longest epoch that may come, if that is known before.
     """
 
-    loader: DataLoader | ArrivingLoader
+    loader: Any  # a DataLoader, or what stands in the place of one
     sampler: SelectionSampler | Arrivals
     public: bool
     fingerprint: str
@@ -54,6 +53,9 @@ class FollowedLoader:
     def identity(self) -> str:
         """What a checkpoint compares: the fingerprint, and which samples can be trained if not all can."""
         return "/".join(filter(None, (self.fingerprint, self.universe.digest)))
+
+    def check_method(self, method: Method) -> None:
+        """Raise ``ConflictError`` for a method that cannot be used with such a loader."""
 
     def check_length(self) -> None:
         """Raise ``ConflictError`` if the length of the data set has changed."""
@@ -98,6 +100,6 @@ class FollowedLoader:
         return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step} of {steps},"
 
 
-def worker_seed(sampler: SelectionSampler, epoch: int) -> int:
+def worker_seed(sampler: SelectionSampler | Arrivals, epoch: int) -> int:
     """The seed of the workers that load ``epoch`` for this rank."""
     return stream_seed(sampler.seed, epoch, f"workers:{sampler.rank}")

@@ -105,8 +105,8 @@ class Arrivals:
         """The shard of ``epoch``, which is that of now if its batches have begun to arrive."""
         return self.shard if self.shard.epoch == epoch else self._shard_of(epoch, 0)
 
-    def follow(self, shard: ArrivingShard, start: int = 0) -> None:
-        """Follow ``shard``, from batch ``start`` on."""
+    def follow(self, shard: Any, start: int = 0) -> None:
+        """Follow ``shard``, which is one of :meth:`of_epoch`, from batch ``start`` on."""
         self.held = False
         self.shard = shard if shard.first == start else self._shard_of(shard.epoch, start)
 

@@ -5,9 +5,10 @@ import warnings
 
 from backprop_cases import BATCH, COUNT, driven
 from cases import CASES
-from fits import Points
-from flows import Flow, SizedFlow
+from fits import Points, SaveAt
+from flows import CountingFlow, Flow, SizedFlow
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import Baseline, FixedRate, Katharopoulos, SelectiveBackprop
@@ -34,17 +35,23 @@ def told(method, train):
             made = driven(method, train=train)
         except ConflictError as error:
             return {"error": str(error)}
-    return {
-        **made,
-        "warnings": [
-            str(each.message) for each in warned if "SampleSelection" in str(each.message) or "ended" in str(each.message)
-        ],
-    }
+    return {**made, "warnings": [text for each in warned if "ended" in (text := str(each.message))]}
 
 
 def both(name, method, kind):
     """Register a case of the same samples with an index and without."""
     CASES[name] = lambda scratch: {"indexed": driven(method, shuffle=False), "flowing": driven(method, train=flow(kind))}
+
+
+def cut(scratch, method, batch):
+    """A run that saves a checkpoint in epoch 1, and one that goes on from there."""
+    (world_size, rank), path = ranks(), scratch / "cut.ckpt"
+
+    def run(*callbacks, ckpt_path=None):
+        train = StatefulDataLoader(CountingFlow(COUNT, Points(COUNT), world_size, rank), BATCH)
+        return driven(method, train=train, callbacks=callbacks, ckpt_path=ckpt_path)
+
+    return {"uncut": run(SaveAt(path, 1, batch)), "resumed": run(ckpt_path=path)}
 
 
 both("flow_baseline", Baseline(), Flow)
@@ -54,6 +61,8 @@ both("flow_katharopoulos", Katharopoulos(threshold=0.0), SizedFlow)
 for name, method in {"baseline": Baseline(), "sb": SelectiveBackprop()}.items():
     CASES[f"flow_uneven_{name}"] = lambda scratch, method=method: told(method, flow(counts=(41, 22)))
 CASES["flow_uneven_sized"] = lambda scratch: told(SelectiveBackprop(), flow(SizedFlow, counts=(22, 41)))
+for name, batch in {"middle": 3, "last": 7, "ended": None}.items():  # of eight batches, and one of what is left
+    CASES[f"flow_resume_{name}"] = lambda scratch, batch=batch: cut(scratch, SelectiveBackprop(), batch)
 CASES["flow_empty"] = lambda scratch: told(SelectiveBackprop(), flow(counts=(41, 0)))
 CASES["flow_half_sized"] = lambda scratch: told(Baseline(), flow((Flow, SizedFlow)[ranks()[1]], counts=(24, 24)))
 CASES["flow_lying"] = lambda scratch: told(Baseline(), flow(SizedFlow, counts=(24, 12), claimed=24))

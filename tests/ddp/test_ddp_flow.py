@@ -38,6 +38,20 @@ def test_what_longer_streams_lose_is_told_once(ranks):
     assert "train loader of rank 1 ended after 6 batches and those of other ranks had more" in said[0]
 
 
+@pytest.mark.parametrize("ranks", ["flow_resume_middle", "flow_resume_last", "flow_resume_ended"], indirect=True)
+def test_each_rank_resumes_at_its_own_place(ranks):
+    for rank in ranks:
+        uncut, resumed = rank["uncut"], rank["resumed"]
+        assert resumed["global_step"] == uncut["global_step"]
+        assert resumed["totals"] == uncut["totals"]
+        assert_same_bits(resumed["weights"], uncut["weights"])
+        for epoch in range(2, EPOCHS):
+            loaded = [[batch.tolist() for batch in made["epochs"][epoch]["loaded"]] for made in (resumed, uncut)]
+            assert loaded[0] == loaded[1]
+    places = [[batch.tolist() for batch in rank["resumed"]["epochs"][2]["loaded"]] for rank in ranks]
+    assert places[0] != places[1]
+
+
 @pytest.mark.parametrize("ranks", ["flow_empty"], indirect=True)
 def test_a_rank_without_a_batch_is_an_error_on_every_rank(ranks):
     assert all("the train loader of rank 1 has no batch at all" in rank["error"] for rank in ranks)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from driven import EPOCHS, Trained
 from flows import Flow, SizedFlow, flowing
-from helpers import Net, Spy, fit, loader
+from helpers import Net, Spy, fit, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning import SampleSelection, advise
 from kakurenbo_lightning.cli.inspection import main as inspect
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.katharopoulos import Katharopoulos
@@ -227,12 +227,12 @@ def test_batches_without_rows_are_refused():
 
 def test_the_mean_over_samples_of_batches_to_come_is_refused():
     selection = SampleSelection("baseline", mean_over_samples=True)
-    with pytest.raises(ConflictError, match="mean_over_samples=True.* iterable data"):
+    with pytest.raises(ConflictError, match=r"mean_over_samples=True.* iterable data"):
         fit(Net(), flowing(), selection, accumulate_grad_batches=4)
 
 
 def test_losses_of_batches_are_refused():
-    with pytest.raises(ConflictError, match="values='bls'.* iterable data"):
+    with pytest.raises(ConflictError, match=r"values='bls'.* iterable data"):
         fit(Net(), flowing(), SampleSelection("baseline", values="bls"))
 
 
@@ -243,3 +243,17 @@ def test_wrap_is_refused():
 
     with pytest.raises(ConflictError, match=r"selection.wrap\(...\) takes a DataLoader of a map-style"):
         fit(Wrapped(), None, SampleSelection("baseline"))
+
+
+# ---- before training
+
+
+def test_a_check_says_which_methods_take_the_stream():
+    report = SampleSelection.check(Net(), flowing())
+    assert not any(report.problems[name] for name in ("baseline", "sb_fixed", "selective_backprop"))
+    assert "samples have no index" in report.problems["kakurenbo"]
+
+
+def test_advice_needs_an_index():
+    with pytest.raises(ConflictError, match="advise estimates what methods hide"):
+        advise(trainer(max_epochs=3), Net(), flowing())
