@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,10 +77,21 @@ class LoaderPlaces:
         with isolated_rng():
             seed_everything(stream_seed(seed, epoch, "iterable data"))
             if (first or resumed) and start.loader is not None and self._is_stateful:
-                self._loader.load_state_dict(start.loader)
+                self._loader.load_state_dict(copy.deepcopy(start.loader))
             elif first:
                 self._say_again(epoch, first)
-            return iter(self._loader), None
+            return self._started(tries=1 if first else 2), None
+
+    def _started(self, tries: int) -> Iterator[Any]:
+        """An iterator whose first batch is loaded: one that is a generator starts its workers with it.
+
+        A loader that was put at the end of an epoch may end once more, with nothing, before it begins the next one.
+        """
+        for _ in range(tries):
+            iterator = iter(self._loader)
+            for batch in iterator:
+                return itertools.chain([batch], iterator)
+        return iter(())
 
     def filler(self) -> Any:
         """Any batch, of a loader that is to be put elsewhere before the next epoch."""
@@ -87,7 +100,7 @@ class LoaderPlaces:
 
     def took(self, number: int, samples: int) -> None:
         """Batch ``number`` is there; of the epoch ``samples`` are until its end."""
-        self._places[number + 1] = Place(self._loader.state_dict() if self._is_stateful else None, samples)
+        self._places[number + 1] = Place(self._state(), samples)
         self._places.pop(number - _KEPT, None)
 
     def end(self, number: int, exhausted: bool, extra: bool) -> None:
@@ -99,10 +112,13 @@ class LoaderPlaces:
             extra: one more batch follows, which is not loaded.
         """
         self.length = number
-        state = self._loader.state_dict() if exhausted and self._is_stateful else None
-        self._places[number] = Place(state, self._places[number].samples, number)
+        self._places[number] = Place(self._state() if exhausted else None, self._places[number].samples, number)
         if extra:
             self._places[number + 1] = self._places[number]
+
+    def _state(self) -> Any:
+        """A copy: some loaders return what they go on to change."""
+        return copy.deepcopy(self._loader.state_dict()) if self._is_stateful else None
 
     def _say_again(self, epoch: int, first: int) -> None:
         name = type(self._loader).__name__

@@ -144,3 +144,17 @@ def test_a_checkpoint_of_a_map_style_data_set_does_not_fit(tmp_path):
     run(METHODS["sb"], DataLoader(Points(61), 8), SaveAt(path, "on_train_epoch_end", 1))
     with pytest.raises(MismatchError, match="the data set has 0 samples, the checkpoint's had 61"):
         run(METHODS["sb"], flowing(61), ckpt_path=path)
+
+
+def test_a_stream_that_claims_more_than_it_has_resumes_at_its_end(tmp_path):
+    path = tmp_path / "cut.ckpt"
+
+    def claiming():
+        made = stateful(SizedCountingFlow, count=40)
+        made.dataset.claimed = 64
+        return made
+
+    uncut = run(METHODS["baseline"], claiming(), SaveAt(path, "on_train_batch_end", 0, 4))
+    resumed = run(METHODS["baseline"], claiming(), ckpt_path=path)
+    assert counts(resumed[1]) == counts(uncut[1])
+    assert resumed[2].indices(1) == uncut[2].indices(1)
