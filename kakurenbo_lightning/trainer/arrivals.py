@@ -256,11 +256,13 @@ class ArrivingLoader:
 
 def rows_of(batch: Any) -> int | None:
     """How many samples a batch has: rows of its first tensor, or length of its first list where it has no tensor; ``None``: unknown."""
-    leaves = tree_leaves(plain(batch))
-    for leaf in leaves:
+    known = plain(batch)
+    for leaf in tree_leaves(known):
         if isinstance(leaf, Tensor) and leaf.dim():
             return len(leaf)
-    return next((len(part) for part in _lists(plain(batch))), None)
+    if isinstance(known, tuple) and not any(isinstance(part, (dict, list, tuple)) for part in known):
+        return None  # parts of one sample
+    return next((len(part) for part in _lists(known)), None)
 
 
 def _lists(batch: Any) -> Iterator[Any]:
