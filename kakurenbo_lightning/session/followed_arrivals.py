@@ -46,10 +46,6 @@ class FollowedArrivals(FollowedLoader):
     def seed_workers(self, epoch: int) -> None:
         """The loader is the user's own, and so are the random numbers of its workers."""
 
-    def arrive(self, device: torch.device, compare: bool, position: str) -> None:
-        """The device is known; ranks have samples of their own, there is nothing to compare."""
-        self.statistics.to(device)
-
     def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
         """Whatever arrives."""
         return EpochPlan.everything(0)
@@ -101,7 +97,7 @@ def follow_arrivals(
     trainer = adapter.trainer
     most = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else None
     extra = method.ends_short and not adapter.passive
-    sampler = Arrivals(loader, adapter.world_size, adapter.rank, seed, extra, most, trainer.current_epoch, on_set_epoch)
+    sampler = Arrivals(loader, adapter.ranks.size, adapter.ranks.rank, seed, extra, most, trainer.current_epoch, on_set_epoch)
     set_dataset_epoch(sampler.loader.dataset, trainer.current_epoch)  # workers may start before the epoch is set
     statistics = NoStatistics() if before is None else before.statistics
     return FollowedArrivals(sampler.loader, sampler, public, "iterable data", Universe(0), statistics, longest=0)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kakurenbo_lightning.core.arrivals import UNKNOWN, ArrivingShard
 from kakurenbo_lightning.core.batch_rows import plain
-from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_warn
+from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_warn, world_size
 from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.loader_place import LoaderPlaces
@@ -36,7 +36,7 @@ class Arrivals:
 
     Args:
         loader: the user's.
-        world_size: number of ranks.
+        num_replicas: number of ranks.
         rank: this process.
         seed: of choices.
         extra: one more batch ends each epoch, in which a backprop method trains what is left.
@@ -55,7 +55,7 @@ class Arrivals:
     def __init__(
         self,
         loader: Any,
-        world_size: int,
+        num_replicas: int,
         rank: int,
         seed: int,
         extra: bool,
@@ -63,7 +63,7 @@ class Arrivals:
         epoch: int,
         on_set_epoch: Callable[[int], None],
     ) -> None:
-        self.num_replicas, self.rank, self.seed, self.extra = world_size, rank, seed, extra
+        self.num_replicas, self.rank, self.seed, self.extra = num_replicas, rank, seed, extra
         self._source, self._max_batches, self._on_set_epoch = loader, max_batches, on_set_epoch
         self.announced = _agreed_length(loader)
         self.places = LoaderPlaces(loader)
@@ -168,16 +168,15 @@ class Arrivals:
         Raises:
             ConflictError: on every rank, when one does not know the size of its batch.
         """
-        mine = -1 if size is None else size
-        sizes = [mine]
-        if self.num_replicas > 1 and dist.is_initialized():
+        sizes = [-1 if size is None else size]
+        if world_size() > 1:
             if self._group is None and "gloo" not in dist.get_backend():
                 self._group = dist.new_group(backend="gloo")  # its numbers are on the host: nothing waits for the device
-            found = torch.empty(self.num_replicas, dtype=torch.int64)
+            mine, found = torch.tensor([[self.rank, sizes[0]]]), torch.empty(world_size(), 2, dtype=torch.int64)
             position = f"rank {self.rank}, in epoch {shard.epoch} before batch {number},"
             with collective("say how many samples their next batch has", position):
-                dist.all_gather_into_tensor(found, torch.tensor([mine]), group=self._group)
-            sizes = found.tolist()
+                dist.all_gather_into_tensor(found, mine, group=self._group)
+            sizes = self._by_rank(found.tolist(), number)
         if min(sizes) < 0:
             raise ConflictError(
                 f"batch {number} of the train loader holds no tensor or list with one row per sample, so it is not known how many samples "
@@ -185,6 +184,16 @@ class Arrivals:
                 ".batched(...) in a pipeline)"
             )
         return sizes
+
+    def _by_rank(self, found: list[list[int]], number: int) -> list[int]:
+        """The sizes by rank; under tensor parallelism several processes are one, and are given the same samples."""
+        known = {pair[0]: pair[1] for pair in found}
+        if any(known[rank] != size for rank, size in found):
+            raise ConflictError(
+                f"processes of one tensor-parallel group read batches of different sizes ({found}, each rank and size) as batch {number}; "
+                "split the data by trainer.distributed_sampler_kwargs (rank, num_replicas), not by the process"
+            )
+        return [known[rank] for rank in range(self.num_replicas)]
 
     def _end_early(self, sizes: list[int], number: int) -> None:
         """The stream of a rank has ended before batch ``number``: that is the epoch's end on every rank.
