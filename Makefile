@@ -32,7 +32,7 @@ test-all: $(VENV)/$(STAMP) test-oldest ## run every test, also against the oldes
 test-oldest: $(VENV_OLDEST)/$(STAMP) ## run the fast tests against the oldest supported torch and Lightning
 	$(VENV_OLDEST)/bin/python -m pytest -n 2
 
-test-ecosystem: $(VENV_ECOSYSTEM)/$(STAMP) ## try the callback on transformers, timm, MONAI, smp, PyTorch Geometric and three more
+test-ecosystem: $(VENV_ECOSYSTEM)/$(STAMP) ## try the callback on transformers, timm, MONAI, smp, PyTorch Geometric and four more
 	$(VENV_ECOSYSTEM)/bin/python -m pytest -n 2 tests/ecosystem
 
 test-gpu: $(VENV)/$(STAMP) ## run the fast tests with their Trainers on a GPU

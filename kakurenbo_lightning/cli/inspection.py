@@ -180,7 +180,7 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
     lines = {
         "method": f"{found['method']}({settings})",
         "seed": found["seed"],
-        "data": f"{found['num_samples']:,} samples",
+        "data": f"{found['num_samples']:,} samples" if found["num_samples"] else "iterable data, whose samples have no index",
         "position": position(found),
         "ranks": f"{found['world_size']}, with batches of {found['batch_size']}",
         "hidden now": f"{found['hidden']:,} ({found['hidden_share']:.1%}), learning rate x {found['lr_factor']:.3f}",

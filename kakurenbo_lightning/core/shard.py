@@ -61,6 +61,11 @@ class Shard(Protocol):
         ...
 
     @property
+    def expected(self) -> int:
+        """The same before the epoch is over: where only its end will tell :attr:`steps`, what it is likely to be."""
+        ...
+
+    @property
     def total(self) -> int:
         """Samples of all ranks together, without those that are done."""
         ...
@@ -128,6 +133,11 @@ class EpochShard:
     samples_before: int = 0
     weights: Tensor | None = None
     padding: int = 0
+
+    @property
+    def expected(self) -> int:
+        """See :attr:`Shard.expected`."""
+        return self.steps
 
     def _begin(self, number: int) -> int:
         """Place in the global order where step ``number`` begins."""

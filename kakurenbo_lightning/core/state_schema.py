@@ -100,7 +100,7 @@ def tensor(dtype: torch.dtype | None = None, rows: int | None = None, *, of_n: b
         dtype: of it; ``None`` for any.
         rows: how long it is.
         of_n: it is as long as the data set.
-        indices: each of its values is an index of the data set.
+        indices: each of its values is an index of the data set; -1 where samples have none (N is 0).
     """
     length = " of N values" if of_n else "" if rows is None else f" of {rows} values"
 
@@ -109,7 +109,7 @@ def tensor(dtype: torch.dtype | None = None, rows: int | None = None, *, of_n: b
             return False
         if len(value) != (count if of_n else len(value) if rows is None else rows):
             return False
-        return not indices or not len(value) or (int(value.min()) >= 0 and int(value.max()) < count)
+        return not indices or not len(value) or (int(value.min()) >= (0 if count else -1) and int(value.max()) < count)
 
     among = ", each at least 0 and less than N" if indices else ""
     return _check(f"a tensor{length}{'' if dtype is None else f' of {dtype}'}{among}", is_right)

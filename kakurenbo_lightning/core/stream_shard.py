@@ -93,6 +93,11 @@ class StreamShard:
         return done_steps + max(0, -(-(self.samples - done_samples) // (self.batch_size * self.layout.world_size)))
 
     @property
+    def expected(self) -> int:
+        """See :attr:`Shard.expected`."""
+        return self.steps
+
+    @property
     def total(self) -> int:
         """See :attr:`Shard.total`."""
         return (self.steps - self.layout.done[0]) * self.batch_size * self.layout.world_size

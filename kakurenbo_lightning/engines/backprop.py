@@ -121,7 +121,7 @@ class BackpropEngine(Engine):
         extra = number >= self._shard.steps
         if not extra and self._check(batch, self._shard.batch_length(number)):
             self._scoring.check(batch)
-        if not extra and not self._method.scores(self._epoch, number, self._shard.steps, self.memory):
+        if not extra and not self._method.scores(self._epoch, number, self._shard.expected, self.memory):
             self.counts.trained += self._shard.step_total(number)
             self.counts.steps += 1
             self._adapter.hold_step(False)

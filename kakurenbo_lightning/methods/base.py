@@ -68,6 +68,7 @@ class Method(ABC):
         refresh_mode: mode (train or eval) of the forward pass that scores hidden samples after an epoch; ``None`` for no pass.
         weighs: whether its steps may carry loss weights.
         needs_classes: whether the class of each sample must be known.
+        needs_index: whether each sample must be known by its index in a data set; if not, the method takes iterable data too.
         changes_batches: whether its batches differ from those that the loader gives without the selection.
         unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
@@ -81,6 +82,7 @@ class Method(ABC):
     refresh_mode = None  # some methods make it a setting
     weighs = False
     needs_classes = False
+    needs_index: ClassVar[bool] = True
     draws_ahead: ClassVar[int | None] = None  # batches that may be drawn ahead of training; None: any number
     changes_batches: ClassVar[bool] = False
     unforeseen: ClassVar[str] = ""

@@ -92,7 +92,7 @@ class RunRecorder(L.Callback):
     def _reset(self) -> None:
         """Start with no counts and rows."""
         self._rows = EpochRows(self._view)
-        self._counts = SampleCounts(0, torch.device("cpu"))
+        self._counts, self._counting = SampleCounts(0, torch.device("cpu")), False
         self._loaded: dict[str, Any] | None = None
         self._fit_seconds, self._started = 0.0, None  # of earlier fits, and when the first one began
         self._resumed = False
@@ -138,12 +138,20 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from here what the steps train."""
         self._start_counting()
+        if not len(self._counts):
+            text = (
+                "RunRecorder: samples of iterable data have no index, so there are no samples.parquet and no thumbnails.npz; run.json and "
+                "selection.parquet are written as always"
+            )
+            _warn_once(self._warned, "samples", text)
+            return
         self._view.call_on_trained(lambda indices: self._counts.begin_step(self._view.step, indices))
 
     def _start_counting(self) -> None:
         """Make room for the counts, and take over those that were loaded."""
         if not len(self._counts):
             self._counts = SampleCounts(len(self._view.statistics), self._trainer.strategy.root_device, self._view.ranks)
+        self._counting = True
         state, self._loaded = self._loaded, None
         if state is not None:
             self._take_over(state)
@@ -274,7 +282,7 @@ class RunRecorder(L.Callback):
             "seed": self._view.seed,
             "metric": name,
             "score": scores[-1] if scores else None,
-            "num_samples": None if statistics is None else len(statistics),
+            "num_samples": len(statistics) if statistics is not None and len(statistics) else None,
             "class_names": [str(one) for one in classes] if isinstance(classes, list | tuple) else None,
             "epochs": len(self._rows),
             "fit_seconds": self._fit_seconds + time.perf_counter() - self._clock,
@@ -283,7 +291,9 @@ class RunRecorder(L.Callback):
         self._writer.submit(files.write_run, dict(self._info))
 
     def _write_samples(self, epochs: int, last: bool = False) -> None:
-        """Copy what is known of every sample, and let it be written; collective."""
+        """Copy what is known of every sample, and let it be written; collective. Of samples without an index nothing is."""
+        if not len(self._counts):
+            return
         trained = self._counts.trained(self._view.done_batches())
         if not self._trainer.is_global_zero:
             return
@@ -306,7 +316,7 @@ class RunRecorder(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows and counts; loads with ``weights_only=True``. Collective unless an exception is being handled."""
-        if not len(self._counts):
+        if not self._counting:
             return self._loaded or {}
         self._rows.take_late(self._trainer)
         alone = self._trainer.state.status == TrainerStatus.INTERRUPTED

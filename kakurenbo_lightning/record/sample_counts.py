@@ -16,7 +16,7 @@ class SampleCounts:
     """Counts by data set index: 4 bytes per sample on the device, 24 on the host with the figures.
 
     Args:
-        count: N; 0 before it is known.
+        count: N; 0 before it is known, and of samples without an index.
         device: that trains.
         ranks: of the training.
 
@@ -64,7 +64,7 @@ class SampleCounts:
         total = self._trained.clone()
         if self._step is not None and self._step[0] >= done:
             total.index_add_(0, self._step[1], torch.full_like(self._step[1], -1, dtype=torch.int32))
-        return total if alone else self._ranks.sum(total)
+        return total if alone or not len(self) else self._ranks.sum(total)
 
     def state_dict(self, done: int, alone: bool) -> dict[str, Any]:
         """Copies on the host; the arguments are those of ``trained``."""

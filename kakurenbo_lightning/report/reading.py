@@ -239,7 +239,8 @@ def read_run(folder: Path, problems: list[Problem]) -> Run | None:
     losses = None if history is None else attempt(EPOCHS, read_losses)  # apart: broken histograms leave the other columns
     thumbnails = attempt(THUMBNAILS, read_thumbnails, needed=False)
     shown = list(thumbnails.images) if thumbnails else []
-    samples = attempt(SAMPLES, lambda path: read_samples(path, shown), needed=finished)
+    has_samples = info.get("num_samples", 0) is not None  # none of iterable data
+    samples = attempt(SAMPLES, lambda path: read_samples(path, shown), needed=finished and has_samples)
     history = pd.DataFrame() if history is None else history
     return Run.of(folder, info, history=history, losses=losses, samples=samples, thumbnails=thumbnails)
 

@@ -46,6 +46,8 @@ class SessionState:
         shared: state of the engine that is equal on every rank.
         pending: by rank, what the Trainer had still to do and Lightning does not save; empty in states of older releases.
         control: state of ``save`` and ``guard``; empty without them.
+        order: a hash of the order that the user's sampler lists; empty without one.
+        loader: by rank, the position of the loader of iterable data; empty for a map-style data set.
     """
 
     method: dict[str, Any]
@@ -65,6 +67,7 @@ class SessionState:
     pending: list[dict[str, Any]] = field(default_factory=list)
     control: dict[str, Any] = field(default_factory=dict)
     order: str = ""
+    loader: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def num_samples(self) -> int:
@@ -108,6 +111,7 @@ def to_state(state: SessionState) -> dict[str, Any]:
         **({"pending": state.pending} if state.pending else {}),  # states of older releases have none
         **({"control": state.control} if state.control else {}),
         **({"order": state.order} if state.order else {}),
+        **({"loader": state.loader} if state.loader else {}),
         **({} if epoch.kept is None else {"kept": _plan_state(epoch.kept, state.num_samples)}),
     }
     # the restart holds states of the user's callbacks and optimizers, which are saved unchanged, as Lightning does
@@ -151,6 +155,7 @@ def from_state(state: Mapping[str, Any]) -> SessionState:
         pending=list(state.get("pending", [])),
         control=dict(state.get("control", {})),
         order=state.get("order", ""),
+        loader=list(state.get("loader", [])),
     )
 
 
@@ -361,6 +366,8 @@ def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str
     and the random streams are ``None``.
     """
     before, epoch = saved.layout, saved.epoch
+    if not saved.num_samples:  # iterable data, whose batches nobody lays out
+        return epoch, saved.rng[layout.rank] if len(saved.rng) == layout.world_size else None
     begun = epoch.step > 0 and epoch.phase not in (Phase.TRAINED, Phase.ENDED)
     if begun and saved.order != layout.order_digest:
         raise MismatchError(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
@@ -17,6 +17,7 @@ from kakurenbo_lightning.core.stream_shard import DrawSource
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
+from kakurenbo_lightning.trainer.arrivals import Arrivals
 from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.loader_compatibility import check_length
 
@@ -32,11 +33,11 @@ class FollowedLoader:
         fingerprint: hash of its data set.
         universe: the samples that the user's sampler yields.
         statistics: statistics with one row per sample of its data set.
-        longest: number of batches of the longest epoch that may come.
+        longest: number of batches of the longest epoch that may come, if that is known before.
     """
 
-    loader: DataLoader
-    sampler: SelectionSampler
+    loader: Any  # a DataLoader, or what stands in the place of one
+    sampler: SelectionSampler | Arrivals
     public: bool
     fingerprint: str
     universe: Universe
@@ -44,9 +45,17 @@ class FollowedLoader:
     longest: int
 
     @property
+    def full_batches(self) -> int:
+        """Batches of a full epoch; 0 where that is not known."""
+        return self.longest
+
+    @property
     def identity(self) -> str:
         """What a checkpoint compares: the fingerprint, and which samples can be trained if not all can."""
         return "/".join(filter(None, (self.fingerprint, self.universe.digest)))
+
+    def check_method(self, method: Method) -> None:
+        """Raise ``ConflictError`` for a method that cannot be used with such a loader."""
 
     def check_length(self) -> None:
         """Raise ``ConflictError`` if the length of the data set has changed."""
@@ -75,12 +84,22 @@ class FollowedLoader:
         """This rank's part of the epoch, without the samples that were trained with another layout."""
         return state.plan.shard(self.sampler.layout(state.epoch, state.done), draws)
 
+    def place(self, done: int) -> dict[str, Any] | None:
+        """Where this rank's loader stands after ``done`` batches, for a checkpoint; ``None``: the plan says it."""
+        return None
+
+    def hold(self) -> None:
+        """A checkpoint will say where the first epoch begins."""
+
+    def go_on(self, places: list[dict[str, Any]], done: int) -> None:
+        """Put the loader where it stood after ``done`` batches; ``places`` are those of the ranks."""
+
     def position(self, state: EpochState) -> str:
         """Rank, epoch and step in words, for errors."""
         steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
         return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step} of {steps},"
 
 
-def worker_seed(sampler: SelectionSampler, epoch: int) -> int:
+def worker_seed(sampler: SelectionSampler | Arrivals, epoch: int) -> int:
     """The seed of the workers that load ``epoch`` for this rank."""
     return stream_seed(sampler.seed, epoch, f"workers:{sampler.rank}")

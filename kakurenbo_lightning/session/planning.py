@@ -189,7 +189,7 @@ class Planner:
         Plain training has no scoring epochs, ``limit_train_batches`` cuts its epochs off too, and it comes to ``max_steps`` earlier.
         """
         trainer = self._trainer
-        if self._method.family != "hide":
+        if self._method.family != "hide" or not len(data.universe):
             return 0
         count, step = len(data.universe), data.sampler.batch_size * data.sampler.num_replicas
         full, own = (min(n, self._adapter.limited(-(-n // step)) * step) for n in (count, count - hidden))

@@ -152,7 +152,16 @@ class _Watch(pl.Callback):
         self._ended: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set up the clock, now that the device is known."""
+        """Set up the clock, now that the device is known.
+
+        Raises:
+            ConflictError: the loader gives iterable data.
+        """
+        if not len(self.followed.universe):
+            raise ConflictError(
+                "advise estimates what methods hide of a data set whose samples are known by their index, and the train loader's are not "
+                "(iterable data); compare the methods that take them (kakurenbo-check names them) on a part of your training"
+            )
         self._cuda = trainer.strategy.root_device.type == "cuda"
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -34,6 +34,7 @@ from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.session import control
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.totals import Totals
+from kakurenbo_lightning.trainer import loader_place
 
 _METRICS = mapping(logged())
 _WHOLE_PLAN = {
@@ -89,7 +90,7 @@ STATE = {
     "version": integer(),
     "method": text(),
     "settings": mapping(anything()),
-    "num_samples": integer(1),
+    "num_samples": integer(),  # 0 for iterable data
     "fingerprint": text(),
     "seed": integer(),
     "epoch": _COUNT,
@@ -100,7 +101,7 @@ STATE = {
     "metrics": _METRICS,
     "ended_metrics": _METRICS,
     "world_size": integer(1),
-    "batch_size": integer(1),
+    "batch_size": integer(),  # 0 where no batch has said it
     "drop_last": flag(),
     "shuffle": flag(),
     "full_batches": integer(1),
@@ -132,6 +133,7 @@ STATE = {
     "pending": absent(listed(table(_PENDING))),
     "control": absent(control.STATE),
     "order": absent(text()),
+    "loader": absent(listed(loader_place.STATE)),
     "kept": absent(table(_WHOLE_PLAN)),
 }
 
@@ -144,7 +146,7 @@ def check_state(state: Mapping[str, Any]) -> None:
     """
     count = state.get("num_samples")
     table(STATE)(state, "", count if type(count) is int else 0)
-    for name in ("rng", "engines", "pending"):
+    for name in ("rng", "engines", "pending", "loader"):
         ranks, there = state["world_size"], state.get(name)
         # after an exception one rank saves alone: without streams, and with only its own engine state and pending work
         if there is not None and len(there) not in {ranks, *([] if ranks == 1 else [0, 1])}:

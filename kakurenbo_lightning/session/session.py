@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from kakurenbo_lightning.core.distributed import collective
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
@@ -106,13 +105,14 @@ class Session:
         self.outputs = outputs
         self.loader.expect()
 
-    def follow(self, loader: DataLoader, on_set_epoch: Callable[[int], None], *, public: bool = False) -> DataLoader:
+    def follow(self, loader: Any, on_set_epoch: Callable[[int], None], *, public: bool = False) -> Any:
         """Return a copy of ``loader`` whose batches follow the plan. ``public``: do not touch Lightning's private attributes."""
         data = self.loader.follow(loader, self.seed, on_set_epoch, public)
         if public:  # with the public API alone, Lightning fetches the first batches before set_epoch(0)
             data.sampler.follow(data.plan(self.control.method, self._epoch(0), None))
-        check_followed(data, self._method, self.control.largest, self.outputs)
+        check_followed(data, self._method, self.control.largest, self.outputs, self._settings.values)
         if self.keeper.loaded is not None:
+            data.hold()
             (self._resume_publicly if public else self.keeper.pending.hold_open)()
         elif self.state.phase is not Phase.IDLE and self.state.epoch == self._trainer.current_epoch:
             self.schedules.go_on()
@@ -133,6 +133,7 @@ class Session:
         if data.public and epoch < self.state.epoch:
             return  # Lightning still completes the epoch of the checkpoint, but the next one is planned already
         self._arrive()
+        self.loader.measure()
         resumed = None if data.public else self.adapter.resumed_batches()
         if self.state.phase is not Phase.IDLE and epoch == self.state.epoch:
             start = self.state.step if data.public else resumed or 0

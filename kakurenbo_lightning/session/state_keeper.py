@@ -105,13 +105,13 @@ class StateKeeper:
         done, data = self._step.done_batches(), self._loader.data
         state = self._after_step(state, done)
         rng, known = self._streams.of_training(in_step=self._step.begins_again), engine.state_dict(not together, done)
-        mine = [rng, known, self.pending.state_dict(together)]
+        mine = [rng, known, self.pending.state_dict(together), data.place(done)]
         if together:
             with collective("save a checkpoint", position):
-                streams, engines, pending = map(list, zip(*self._adapter.ranks.gather(mine), strict=True))
+                streams, engines, pending, places = map(list, zip(*self._adapter.ranks.gather(mine), strict=True))
         else:
             # an exception on one rank: the others do not come to a gather
-            streams, engines, pending = ([part] for part in mine)
+            streams, engines, pending, places = ([part] for part in mine)
             if not self._adapter.ranks.is_alone:
                 streams = []
         saved = to_state(
@@ -133,6 +133,7 @@ class StateKeeper:
                 pending=pending,
                 control=self._control.state_dict(),
                 order=data.sampler.layout(state.epoch).order_digest,
+                loader=[place for place in places if place is not None],
             )
         )
         if together and not self._checked:
@@ -192,6 +193,7 @@ class StateKeeper:
         data.statistics.load_state_dict(saved.statistics)
         data.statistics.judged_since = saved.judged_since
         data.sampler.seed, data.sampler.shuffle = saved.seed, saved.layout.shuffle
+        data.go_on(saved.loader, saved.epoch.step)
         self._totals.take_over(saved.totals)
         self._control.load_state_dict(saved.control)
         self._restart.load_state_dict(saved.restart)

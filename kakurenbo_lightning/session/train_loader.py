@@ -13,16 +13,19 @@ from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
+from kakurenbo_lightning.session.followed_arrivals import follow_arrivals
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.arrivals import is_iterable_data
 from kakurenbo_lightning.trainer.compatibility import check_left
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for, without_position
 from kakurenbo_lightning.trainer.loader_compatibility import (
     check_length,
     check_order,
     check_same_samples,
+    check_values_kept,
     no_classes,
     read_loader,
     warn_of_loader,
@@ -90,12 +93,16 @@ class TrainLoader:
         if add_note is not None and not explained:
             add_note(f"SampleSelection: {self.data.position(state)}{EXPLAINED}")
 
+    def measure(self) -> None:
+        """Let the schedules know how many batches a full epoch has: of iterable data that is known when one has ended."""
+        self._schedules.full_batches = self._adapter.limited(self.data.full_batches)
+
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
         before = self._followed
         data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public)
         self._followed, self.is_asked_for = data, True
-        self._schedules.full_batches = self._adapter.limited(data.longest)
+        self.measure()
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
             self.check()
         if data.fingerprint != self._checked:  # after the check of what is there at all; a fit that failed on it checks again
@@ -127,6 +134,8 @@ def follow_loader(
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
+    if is_iterable_data(loader):
+        return follow_arrivals(loader, before, adapter, method, seed, on_set_epoch, public)
     loader = without_position(loader)
     order = read_loader(loader, adapter.ranks.size, adapter.ranks.rank)
     check_order(order, method)
@@ -155,7 +164,7 @@ def empty_statistics(method: Method, dataset: Dataset) -> SampleStatistics:
     return statistics
 
 
-def check_followed(data: FollowedLoader, method: Method, largest: Method, outputs: SampleOutputs) -> None:
+def check_followed(data: FollowedLoader, method: Method, largest: Method, outputs: SampleOutputs, values: str) -> None:
     """Check that the samples of a new loader suffice, and that their classes are known or will be.
 
     Args:
@@ -163,10 +172,12 @@ def check_followed(data: FollowedLoader, method: Method, largest: Method, output
         method: the selection method.
         largest: the same with the largest share that ``save`` may choose.
         outputs: source of the sample values, which must give classes that the data set does not.
+        values: the setting of that name.
 
     Raises:
         ValueError: too few samples would be left for a batch.
     """
+    check_values_kept(values, data.statistics)
     check_left(largest, len(data.universe), data.sampler)
     if method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
         outputs.need_classes(no_classes(method))

@@ -108,6 +108,7 @@ class _Trial(pl.Callback):
             return f"it needs settings of yours: {error}"
         adapter = self._session().adapter
         try:
+            self._session().data.check_method(method)
             check_module(adapter.trainer, adapter.trainer.lightning_module, method, self._function)
             if method.family == "backprop":
                 chosen: Any = method  # untyped, because the families have different settings

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from kakurenbo_lightning.core.arrivals import UNKNOWN
 from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.lr_schedule import Progress
@@ -328,10 +329,13 @@ class TrainerAdapter:
         trainer = self.trainer
         fit_loop = trainer.fit_loop
         combined = fit_loop._combined_loader
-        combined.limits = [self.limited(len(loader)) for loader in combined.flattened]
+        lengths = [self.limited(len(loader.sampler)) for loader in combined.flattened]
+        combined.limits = [float("inf") if length >= UNKNOWN else length for length in lengths]
         fit_loop.max_batches = combined.limits[0]
         interval = getattr(trainer, "val_check_interval", None)  # absent when validation goes by the clock
-        if isinstance(interval, float):
+        if isinstance(interval, float) and fit_loop.max_batches == float("inf"):
+            trainer.val_check_batch = fit_loop.max_batches  # at the epoch's end; Lightning refuses other intervals
+        elif isinstance(interval, float):
             trainer.val_check_batch = max(1, int(fit_loop.max_batches * interval))
         elif isinstance(interval, int) and trainer.check_val_every_n_epoch is not None:
             trainer.val_check_batch = min(interval, fit_loop.max_batches)
@@ -344,12 +348,13 @@ class TrainerAdapter:
     def reiterate_if_needed(self, has_begun: bool) -> None:
         """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one.
 
-        Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken: workers would be
-        started twice.
+        Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken (one may be loaded
+        ahead): workers would be started twice.
         """
         fit_loop = self.trainer.fit_loop
         resumed = getattr(fit_loop, "is_resuming", False) or fit_loop.epoch_loop.restarting
-        fresh = has_begun and fit_loop._data_fetcher.fetched == 0
+        fetcher = fit_loop._data_fetcher
+        fresh = has_begun and fetcher.fetched == len(getattr(fetcher, "batches", ()))
         if resumed or (self.trainer.current_epoch == 0 and not fresh):
             iter(fit_loop._data_fetcher)
 

@@ -22,6 +22,7 @@ from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import available_methods, method_class
 from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, proportion, shown
 from kakurenbo_lightning.methods.topk import as_decimal
+from kakurenbo_lightning.trainer.arrivals import Arrivals
 from kakurenbo_lightning.trainer.sharded import is_sharded
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
@@ -360,7 +361,7 @@ def most_hidden(method: Method, num_samples: int) -> int:
     return int(largest * (num_samples - len(set(setting.get("protected", ())))))
 
 
-def check_left(method: Method, num_samples: int, sampler: SelectionSampler) -> None:
+def check_left(method: Method, num_samples: int, sampler: SelectionSampler | Arrivals) -> None:
     """Refuse a ``max_fraction`` that may leave an epoch without a step, before the first one.
 
     Raises:

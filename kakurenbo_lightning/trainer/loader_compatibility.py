@@ -15,33 +15,36 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     DistributedSampler,
-    IterableDataset,
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
 
+from kakurenbo_lightning.core.arrivals import NoStatistics
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.seeded_dataset import num_samples
+from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.registry import available_methods, method_class
 from kakurenbo_lightning.methods.settings import shown
+from kakurenbo_lightning.trainer.arrivals import Arrivals, is_iterable_data
 from kakurenbo_lightning.trainer.listed_order import ListedOrder
 
 
-def only_loader(loaders: Any) -> DataLoader:
-    """The one DataLoader of what ``train_dataloader`` returned: itself, or alone in a list, a dict or a CombinedLoader.
+def only_loader(loaders: Any) -> Any:
+    """The one loader of what ``train_dataloader`` returned: itself, or alone in a list, a dict or a CombinedLoader.
 
     Raises:
-        ConflictError: several loaders, or none that is a map-style ``DataLoader`` with batches.
+        ConflictError: several loaders, or none that gives batches.
     """
     loaders = getattr(loaders, "iterables", loaders)  # a CombinedLoader, which Lightning has under two names
     parts = tree_leaves(loaders)
-    if len(parts) == 1 and isinstance(parts[0], DataLoader):
+    if len(parts) == 1 and (isinstance(parts[0], DataLoader) or is_iterable_data(parts[0])):
         return parts[0]
     kind = type(loaders).__name__
     raise ConflictError(
@@ -67,9 +70,9 @@ def check_wrapped(loaders: Any, loader: DataLoader) -> None:
         )
 
 
-def check_not_followed(loader: DataLoader) -> None:
+def check_not_followed(loader: Any) -> None:
     """Raise ``ConflictError`` for a loader that follows a selection already."""
-    if isinstance(loader.sampler, SelectionSampler):
+    if isinstance(getattr(loader, "sampler", None), (SelectionSampler, Arrivals)):
         raise ConflictError("this DataLoader already follows a selection; pass the original one, not trainer.train_dataloader")
 
 
@@ -141,11 +144,6 @@ def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
 def _check_loader(loader: DataLoader) -> None:
     """Refuse a loader whose batches need not be its sampler's."""
     kind = type(loader)
-    if isinstance(loader.dataset, IterableDataset):
-        raise ConflictError(
-            f"dataset={type(loader.dataset).__name__} is an IterableDataset; samples are selected by index, so a map-style "
-            "data set with __len__ and __getitem__ is needed"
-        )
     if num_samples(loader.dataset) == 0:
         raise ConflictError(
             f"the train data set, a {type(loader.dataset).__name__}, has length 0, so there is nothing to train; check where it reads its "
@@ -240,6 +238,45 @@ def _sampler_refusal(sampler: Any) -> str:
         f"{refused}DataLoader(shuffle=True) without a sampler{settings}, or, for a part of the data set, SubsetRandomSampler(indices) or "
         "torch.utils.data.Subset(dataset, indices)"
     )
+
+
+def check_arrivals(loader: Any, method: Method, public: bool, is_first: bool) -> None:
+    """Raise ``ConflictError`` for a loader of iterable data where it cannot be followed.
+
+    Args:
+        loader: the user's.
+        method: the selection method.
+        public: it is given to ``selection.wrap``.
+        is_first: no map-style data set was followed before.
+    """
+    kind = type(getattr(loader, "dataset", loader)).__name__
+    if method.needs_index or method.needs_classes:
+        known = {name: method_class(name) for name in available_methods()}
+        works = ", ".join(name for name, cls in known.items() if not cls.needs_index)
+        what = f"{method.name} knows samples by their index" if method.needs_index else f"{method.name} needs their classes"
+        raise ConflictError(
+            f"the train loader's {kind} is iterable data, whose samples have no index, and {what}: give the loader a map-style data set "
+            f"with __len__ and __getitem__, or use a method that takes samples as they come: {works}"
+        )
+    if public:
+        raise ConflictError(
+            f"selection.wrap(...) takes a DataLoader of a map-style data set, not of iterable data ({kind}); return the loader itself "
+            "from train_dataloader, without wrap"
+        )
+    if not is_first:
+        raise ConflictError(
+            f"the train loader's {kind} is iterable data, and the data set before was map-style; use a new Trainer and a new "
+            "SampleSelection for new data"
+        )
+
+
+def check_values_kept(values: str, statistics: SampleStatistics) -> None:
+    """Raise ``ConflictError`` for losses of batches, averaged over those that a sample was in, where samples are not known."""
+    if values == "bls" and isinstance(statistics, NoStatistics):
+        raise ConflictError(
+            "values='bls' averages the losses of the batches that a sample was in, and samples of iterable data are not known by an index; "
+            "return the loss of each sample from training_step, or give the loader a map-style data set"
+        )
 
 
 def check_order(order: LoaderOrder, method: Method) -> None:

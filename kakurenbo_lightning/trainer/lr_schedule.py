@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from torch.optim import LBFGS, Optimizer
 
+from kakurenbo_lightning.core.arrivals import UNKNOWN
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 
@@ -340,15 +341,18 @@ class EpochSchedules:
         """The first batch since :meth:`follow` tells how long its epoch is, when every callback has set its accumulation.
 
         Args:
-            batches: of the epoch.
+            batches: of the epoch, :data:`UNKNOWN` for iterable data without a length.
             skips: some batches make no step.
         """
         start, resumed = self._start, self._again or (self._resumed if self._start else None)
         self._start = self._resumed = self._again = None
         if start is not None and self._keep_pace():
-            trainer = self._trainer
-            accumulate = trainer.accumulate_grad_batches
-            self._aligner.begin_epoch(self._configs, batches, self.full, accumulate, self.built_accumulate, start, resumed, skips)
+            accumulate, full = self._trainer.accumulate_grad_batches, self.full
+            if batches >= UNKNOWN:
+                if not skips:
+                    return  # one step of each for one of the optimizer, as Lightning takes them
+                batches = full = UNKNOWN // 2  # one for each batch, without an end to reach
+            self._aligner.begin_epoch(self._configs, batches, full, accumulate, self.built_accumulate, start, resumed, skips)
 
     def _keep_pace(self) -> bool:
         """Whether schedules are to be aligned: not when ``max_steps`` counts the steps they were built for."""

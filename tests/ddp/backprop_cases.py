@@ -99,22 +99,29 @@ class Steps(pl.Callback):
         }
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch not in self.epochs:  # resumed within it
+            self.on_train_epoch_start(trainer, pl_module)
         self.epochs[trainer.current_epoch]["loaded"].append(batch[2].clone())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        state, epoch = self.selection.session.engine.state_dict(), self.epochs[trainer.current_epoch]
+        state, epoch = self.selection.session.engine.state_dict(True, batch_idx + 1), self.epochs[trainer.current_epoch]
+        epoch["steps"].append(trainer.global_step)
+        if state is None:  # of no backprop method
+            return
         epoch["waiting"].append(sum(len(part["indices"]) for part in state["pool"]))
         epoch["pooled"].append(state["counts"]["pooled"] - state["undecided"])
-        epoch["steps"].append(trainer.global_step)
         epoch["t"].append(state["memory"].get("t", torch.zeros(())).clone())
 
     def on_train_epoch_end(self, trainer, pl_module):
-        self.epochs[trainer.current_epoch]["counts"] = asdict(self.selection.session.engine.counts)
+        if trainer.current_epoch not in self.epochs:  # resumed at its end
+            return
+        counted = getattr(self.selection.session.engine, "counts", None)
+        self.epochs[trainer.current_epoch]["counts"] = {} if counted is None else asdict(counted)
         self.epochs[trainer.current_epoch]["weights"] = copy_of(pl_module.state_dict())
 
 
-def driven(method, told=False, shuffle=True, scored=None):
-    """Train on all ranks and return what each step did."""
+def driven(method, told=False, shuffle=True, scored=None, train=None, callbacks=(), ckpt_path=None):
+    """Train on all ranks, on the points or on the loader ``train``, and return what each step did."""
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     scorer = scored(seed=int(os.environ.get("LOCAL_RANK", 0))) if scored else None  # rank 0's is the one that counts
     selection, net = SampleSelection(method, seed=3, scorer=scorer), Told(told)
@@ -128,9 +135,9 @@ def driven(method, told=False, shuffle=True, scored=None):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[selection, steps],
+        callbacks=[selection, steps, *callbacks],
     )
-    trainer.fit(net, DataLoader(Points(COUNT), BATCH, shuffle=shuffle))
+    trainer.fit(net, DataLoader(Points(COUNT), BATCH, shuffle=shuffle) if train is None else train, ckpt_path=ckpt_path)
     return {
         "epochs": steps.epochs,
         "weights": copy_of(net.state_dict()),

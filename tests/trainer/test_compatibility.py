@@ -57,7 +57,7 @@ def weighted():
     ("make", "parts"),
     [
         pytest.param(
-            lambda: DataLoader(Stream(), batch_size=8), ["dataset=Stream", "IterableDataset", "map-style"], id="iterable"
+            lambda: DataLoader(Stream(), batch_size=8), ["Stream is iterable data", "map-style", "sb_fixed"], id="iterable"
         ),
         pytest.param(lambda: DataLoader(Points(64), batch_size=None), ["batch_size=None", "set batch_size"], id="no batch size"),
         pytest.param(

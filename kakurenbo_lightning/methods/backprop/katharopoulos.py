@@ -41,6 +41,7 @@ class Katharopoulos(BackpropMethod):
     summary: ClassVar[str] = "draws each batch from several by the gradient norm of the last layer, while it pays"
     paper: ClassVar[str] = "Katharopoulos & Fleuret, ICML 2018"
     reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
+    needs_index: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
     repeats: ClassVar[bool] = True
     weighs = True

@@ -48,6 +48,7 @@ class FixedRate(BackpropMethod):
     summary: ClassVar[str] = "shrinks each batch to a fixed share, drawn by the rank of the loss"
     paper: ClassVar[str] = "Jiang et al., 2019 (Composer's variant)"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    needs_index: ClassVar[bool] = False
     pooled: ClassVar[bool] = False
 
     def check_settings(self) -> None:

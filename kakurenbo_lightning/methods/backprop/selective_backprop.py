@@ -83,6 +83,7 @@ class SelectiveBackprop(BackpropMethod):
     summary: ClassVar[str] = "trains a sample with a probability that grows with the percentile of its loss"
     paper: ClassVar[str] = "Jiang et al., 2019"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    needs_index: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,6 +148,7 @@ class StaleSB(SelectiveBackprop):
     staleness: int = setting(3, integer(1), "n: every n-th epoch is scored; 1 is Selective-Backprop", unit="epochs")
 
     summary: ClassVar[str] = "Selective-Backprop that scores every few epochs and does not load what it rejects in between"
+    needs_index: ClassVar[bool] = True  # of the stored losses
 
     def scores(self, epoch: Epoch, step: int, steps: int, memory: Memory) -> bool:
         """Whether ``epoch`` is one of those that are scored: every ``staleness``-th."""

@@ -19,6 +19,7 @@ class Baseline(HideMethod):
 
     summary: ClassVar[str] = "trains on every sample and only observes"
     reads: ClassVar[tuple[str, ...]] = ()
+    needs_index: ClassVar[bool] = False
     changes_batches: ClassVar[bool] = False  # steps as they would be without the callback
     knows_keep_probability: ClassVar[bool] = True
 

@@ -1,0 +1,127 @@
+"""Samples without an index: batches that arrive one by one, of which nobody knows before how many there are and what is in them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.errors import ConflictError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNKNOWN = sys.maxsize  # batches of an epoch whose length is not known
+NO_INDEX = -1  # of a sample
+_KEPT = 8  # batches whose sizes are known: the current one, those that are loaded ahead, and some before
+
+
+class NoStatistics(SampleStatistics):
+    """Of samples without an index: it has no rows, and nothing that is recorded is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
+        """Forget them."""
+
+    def merge(self) -> None:
+        """There is nothing that the ranks could give each other."""
+
+
+class ArrivingShard:
+    """One rank's part of an epoch whose batches arrive one by one; unlike other shards it grows while the epoch is trained.
+
+    Args:
+        epoch: which epoch.
+        first: number of the first batch, in an epoch that goes on.
+        world_size: number of ranks.
+        rank: this one.
+        batch_size: samples of a full batch, per rank; 0 where only the batches will say.
+        samples_before: of all ranks, in the batches before ``first``.
+        expected: loaded batches of the epoch as far as anything says, :data:`UNKNOWN` where nothing does.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        first: int,
+        world_size: int,
+        rank: int,
+        batch_size: int,
+        samples_before: int = 0,
+        expected: int = UNKNOWN,
+    ) -> None:
+        self.epoch, self.first, self.expected = epoch, first, expected
+        self._world_size, self._rank, self._before = world_size, rank, samples_before
+        self._given_size, self._device = batch_size, torch.device("cpu")
+        self.clear()
+
+    def clear(self) -> None:
+        """No batch has arrived."""
+        self.batch_size, self.steps = self._given_size, UNKNOWN
+        self._sizes: dict[int, Sequence[int]] = {}  # of each rank, by batch
+        self._until = {self.first: self._before}  # samples of all ranks in the batches before
+
+    def arrive(self, number: int, sizes: Sequence[int]) -> None:
+        """Batch ``number`` is there, with so many samples by rank."""
+        self.batch_size = self.batch_size or max(sizes)
+        self._sizes[number] = sizes
+        self._until[number + 1] = self._until[number] + sum(sizes)
+        self._sizes.pop(number - _KEPT, None)
+        self._until.pop(number - _KEPT, None)
+
+    def end(self, steps: int) -> None:
+        """The epoch has so many batches."""
+        self.steps = steps
+
+    @property
+    def total(self) -> int:
+        """See :meth:`Shard.total`; of the batches that have arrived."""
+        return max(self._until.values()) - self._before
+
+    def step(self, number: int) -> Tensor:
+        """See :meth:`Shard.step`: :data:`NO_INDEX` for each sample."""
+        return torch.full((self.batch_length(number),), NO_INDEX, device=self._device)
+
+    def step_weights(self, number: int) -> None:
+        """See :meth:`Shard.step_weights`: nobody knows the samples before."""
+
+    def step_total(self, number: int) -> int:
+        """See :meth:`Shard.step_total`."""
+        return sum(self._sizes.get(number, ()))
+
+    def batch_length(self, number: int) -> int:
+        """See :meth:`Shard.batch_length`."""
+        sizes = self._sizes.get(number)
+        return 0 if sizes is None else sizes[self._rank]
+
+    def loss_scale(self, number: int) -> float:
+        """See :meth:`Shard.loss_scale`."""
+        return self.batch_length(number) * self._world_size / self.step_total(number)
+
+    def samples_until(self, step: int) -> int:
+        """See :meth:`Shard.samples_until`.
+
+        Raises:
+            ConflictError: batches are asked for that have not arrived.
+        """
+        known = self._until.get(min(step, self.steps))
+        if known is None:
+            raise ConflictError(
+                "the mean over the samples of several batches (mean_over_samples=True, or loss_scale(accumulate=...) above 1) needs the "
+                "sizes of all of them before the first is trained, and batches of iterable data have arrived one by one; use "
+                "mean_over_samples=None and loss_scale(accumulate=1), or a map-style data set"
+            )
+        return known
+
+    def batches(self, start: int = 0) -> Iterator[list[int]]:
+        """See :meth:`Shard.batches`: there are no indices to load by."""
+        return iter(())
+
+    def to(self, device: torch.device | str) -> ArrivingShard:
+        """See :meth:`Shard.to`; the same object, whose batches go on to arrive."""
+        self._device = torch.device(device)
+        return self

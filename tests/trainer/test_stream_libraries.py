@@ -1,0 +1,118 @@
+"""Streams of webdataset and Hugging Face datasets, read from real shards that the tests make."""
+
+import datasets
+import pytest
+import torch
+import webdataset as wds
+from cuts import SaveAt
+from driven import Trained
+from helpers import Net, Points, fit
+from torch.utils.data import DataLoader, default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.errors import ConflictError
+
+COUNT, SHARDS, BATCH = 64, 4, 8
+
+
+class RowsNet(Net):
+    """Takes tuples, and the dicts of Hugging Face."""
+
+    def training_step(self, batch, batch_idx):
+        parts = (batch["x"], batch["y"], batch["number"]) if isinstance(batch, dict) else batch
+        return super().training_step(parts, batch_idx)
+
+
+class Seen(Trained):
+    """Trained samples by their number."""
+
+    def indices(self, epoch):
+        batches = self.batches.get(epoch, [])
+        return [index for batch in batches for index in (batch["number"] if isinstance(batch, dict) else batch[2]).tolist()]
+
+
+def run(train, *callbacks, method="selective_backprop", ckpt_path=None, **settings):
+    selection, seen, net = SampleSelection(method, seed=3), Seen(), RowsNet(dropout=0.0)
+    made = fit(net, train, selection, seen, *callbacks, ckpt_path=ckpt_path, **{"max_epochs": 3, **settings})
+    return made, selection, seen, net
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """A pattern of tar files of a few points each."""
+    folder, points = tmp_path_factory.mktemp("shards"), Points(COUNT)
+    for shard in range(SHARDS):
+        with wds.TarWriter(str(folder / f"{shard}.tar")) as tar:
+            for number in range(shard, COUNT, SHARDS):
+                x, y, _ = points[number]
+                tar.write({"__key__": f"{number:03d}", "x.pth": x, "y.cls": int(y), "number.cls": number})
+    return str(folder / f"{{0..{SHARDS - 1}}}.tar")
+
+
+def web_loader(shards, workers=0, length=None, shuffle=0):
+    data = wds.WebDataset(shards, shardshuffle=False, nodesplitter=wds.split_by_node).shuffle(shuffle, seed=1).decode()
+    data = data.to_tuple("x.pth", "y.cls", "number.cls").batched(BATCH, collation_fn=default_collate)
+    loader = wds.WebLoader(data, batch_size=None, num_workers=workers)
+    return loader if length is None else loader.with_length(length)
+
+
+@pytest.mark.parametrize("length", [None, COUNT // BATCH])
+def test_a_web_loader_is_trained_from(shards, length):
+    made, selection, seen, _ = run(web_loader(shards, length=length))
+    assert sorted(seen.indices(0)) == list(range(COUNT))
+    assert selection.totals.samples_scored == 2 * COUNT
+    assert 0 < selection.totals.samples_rejected < 2 * COUNT
+    assert made.num_training_batches == (float("inf") if length is None else length + 1)
+
+
+def test_a_web_loader_with_workers_is_trained_from(shards):
+    _, selection, seen, _ = run(web_loader(shards, workers=2, shuffle=16))
+    assert sorted(seen.indices(0)) == list(range(COUNT))
+    assert selection.totals.samples_scored == 2 * COUNT
+
+
+def test_samples_of_a_web_dataset_that_are_not_batched_are_refused(shards):
+    data = wds.WebDataset(shards, shardshuffle=False).decode().to_tuple("y.cls", "number.cls")
+    with pytest.raises(ConflictError, match="no tensor or list with one row per sample"):
+        run(wds.WebLoader(data, batch_size=None))
+
+
+def test_a_web_loader_cut_within_an_epoch_begins_it_again_and_says_so(shards, tmp_path):
+    path = tmp_path / "cut.ckpt"
+    run(web_loader(shards), SaveAt(path, "on_train_batch_end", 1, 3), method="baseline")
+    with pytest.warns(UserWarning, match=r"WebLoader: nobody knows where it stood after 4 batches of epoch 1"):
+        _, _, seen, _ = run(web_loader(shards), method="baseline", ckpt_path=path)
+    assert sorted(seen.indices(1)) == list(range(COUNT))
+
+
+def streaming():
+    points = Points(COUNT)
+    columns = {"x": points.x.tolist(), "y": points.y.tolist(), "number": list(range(COUNT))}
+    data = datasets.Dataset.from_dict(columns).to_iterable_dataset(num_shards=SHARDS)
+    return data.shuffle(seed=0, buffer_size=4).with_format("torch")
+
+
+def test_a_streamed_data_set_of_hugging_face_is_shuffled_by_its_epoch():
+    _, selection, seen, _ = run(DataLoader(streaming(), BATCH), method="baseline")
+    assert [sorted(seen.indices(epoch)) for epoch in range(3)] == [list(range(COUNT))] * 3
+    assert len({tuple(seen.indices(epoch)) for epoch in range(3)}) == 3
+    assert selection.totals.samples_trained == 3 * COUNT
+
+
+@pytest.mark.slow
+def test_a_streamed_data_set_of_hugging_face_resumes_with_a_stateful_loader(tmp_path):
+    """Its shuffle buffer is not in its state (its documentation says so), so it is read without one here."""
+
+    def unshuffled():
+        points = Points(COUNT)
+        columns = {"x": points.x.tolist(), "y": points.y.tolist(), "number": list(range(COUNT))}
+        data = datasets.Dataset.from_dict(columns).to_iterable_dataset(num_shards=SHARDS).with_format("torch")
+        return StatefulDataLoader(data, batch_size=BATCH)
+
+    path = tmp_path / "cut.ckpt"
+    uncut = run(unshuffled(), SaveAt(path, "on_train_batch_end", 1, 3))
+    resumed = run(unshuffled(), ckpt_path=path)
+    states = [made[3].state_dict().values() for made in (resumed, uncut)]
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+    assert resumed[2].indices(2) == uncut[2].indices(2)
