@@ -27,6 +27,12 @@ from kakurenbo_lightning.record.selection_view import SelectionView
 METRICS = ("val/accuracy", "val_accuracy", "val/acc", "val_acc", "val/iou", "accuracy")
 
 
+WITHOUT_INDEX = (
+    "RunRecorder: samples of iterable data have no index, so there are no samples.parquet and no thumbnails.npz; run.json and "
+    "selection.parquet are written as always"
+)
+
+
 class RunRecorder(L.Callback):
     """Writes what a selection did into a folder, of which ``kakurenbo-report`` makes tables and pictures::
 
@@ -68,13 +74,7 @@ class RunRecorder(L.Callback):
     ) -> None:
         require("RunRecorder", "report", "pyarrow")
         join(RunRecorder)  # pytorch_lightning may have been imported since
-        is_selection, name = selection is None or isinstance(selection, SampleSelection), type(self).__name__
-        check(is_selection, name, "selection", selection, "a SampleSelection or None", "Give it to the Trainer too.")
-        is_folder = isinstance(folder, str | Path) and bool(str(folder))
-        check(is_folder, name, "folder", folder, "the path of a folder of this run alone", 'Try folder="results/kakurenbo".')
-        is_count = isinstance(every_n_epochs, int) and not isinstance(every_n_epochs, bool) and every_n_epochs >= 1
-        check(is_count, name, "every_n_epochs", every_n_epochs, "an int >= 1", "Try 5.")
-        check(isinstance(to_loggers, bool), name, "to_loggers", to_loggers, "true or false", "Try false.")
+        _check_arguments(type(self).__name__, selection, folder, every_n_epochs, to_loggers)
         self.folder, self.metric = Path(cast("str | Path", folder)), metric  # checked above
         self.every_n_epochs, self.to_loggers = every_n_epochs, to_loggers
         self.config, self.class_names, self._view = dict(config or {}), class_names, SelectionView(selection)
@@ -138,14 +138,10 @@ class RunRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count from here what the steps train."""
         self._start_counting()
-        if not len(self._counts):
-            text = (
-                "RunRecorder: samples of iterable data have no index, so there are no samples.parquet and no thumbnails.npz; run.json and "
-                "selection.parquet are written as always"
-            )
-            _warn_once(self._warned, "samples", text)
-            return
-        self._view.call_on_trained(lambda indices: self._counts.begin_step(self._view.step, indices))
+        if len(self._counts):
+            self._view.call_on_trained(lambda indices: self._counts.begin_step(self._view.step, indices))
+        else:
+            _warn_once(self._warned, "samples", WITHOUT_INDEX)
 
     def _start_counting(self) -> None:
         """Make room for the counts, and take over those that were loaded."""
@@ -339,6 +335,17 @@ class RunRecorder(L.Callback):
 
 
 join(RunRecorder)  # for a command line that asks before an instance is made
+
+
+def _check_arguments(name: str, selection: Any, folder: Any, every_n_epochs: Any, to_loggers: Any) -> None:
+    """Raise ``ValueError`` for an argument of a recorder, of a class called ``name``, that is not possible."""
+    is_selection = selection is None or isinstance(selection, SampleSelection)
+    check(is_selection, name, "selection", selection, "a SampleSelection or None", "Give it to the Trainer too.")
+    is_folder = isinstance(folder, str | Path) and bool(str(folder))
+    check(is_folder, name, "folder", folder, "the path of a folder of this run alone", 'Try folder="results/kakurenbo".')
+    is_count = isinstance(every_n_epochs, int) and not isinstance(every_n_epochs, bool) and every_n_epochs >= 1
+    check(is_count, name, "every_n_epochs", every_n_epochs, "an int >= 1", "Try 5.")
+    check(isinstance(to_loggers, bool), name, "to_loggers", to_loggers, "true or false", "Try false.")
 
 
 def _warn_once(warned: set[str], setting: str, text: str) -> None:
