@@ -26,8 +26,8 @@ class Announcements:
         self._method, self._trainer = method, trainer
         self._described = False
 
-    def describe(self, source: str) -> None:
-        """Say which method selects, and that its sample values come from ``source``; nothing while that is empty."""
+    def describe(self, source: str | None) -> None:
+        """Say which method selects, and that its sample values come from ``source``; nothing while that is not known."""
         if source and not self._described:
             self._described = True
             rank_zero_info(f"SampleSelection: {with_settings(self._method)}. Per-sample values come from {source}.")
