@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bo
     return order.sort_values(["after", "worse"]).reset_index(drop=True)
 
 
-def _rows(table: pd.DataFrame) -> Iterator[Any]:
+def _rows(table: pd.DataFrame) -> Iterable[Any]:
     """The points one by one, with their columns as attributes."""
     return table.itertuples()
 
