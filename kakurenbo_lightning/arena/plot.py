@@ -109,7 +109,9 @@ def _rows(table: pd.DataFrame) -> Iterable[Any]:
 def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title: str, rising: bool, seeds: int) -> Figure:
     """The figure, in the colours of the style that is set."""
     names, key = _labels(table)
-    colours = dict(zip(table["method"][table["kind"] == "method"].unique(), itertools.cycle(COLOURS), strict=False))
+    colours = dict(
+        zip(dict.fromkeys(row.method for row in _rows(table) if row.kind == "method"), itertools.cycle(COLOURS), strict=False)
+    )
     figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.145 * len(key)), layout="constrained")
     axes = figure.subplots()
     heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"
