@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,7 @@ def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bo
     return order.sort_values(["after", "worse"]).reset_index(drop=True)
 
 
-def _rows(table: pd.DataFrame) -> Iterator[Any]:
+def _rows(table: pd.DataFrame) -> Iterable[Any]:
     """The points one by one, with their columns as attributes."""
     return table.itertuples()
 
@@ -109,7 +109,9 @@ def _rows(table: pd.DataFrame) -> Iterator[Any]:
 def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title: str, rising: bool, seeds: int) -> Figure:
     """The figure, in the colours of the style that is set."""
     names, key = _labels(table)
-    colours = dict(zip(table["method"][table["kind"] == "method"].unique(), itertools.cycle(COLOURS), strict=False))
+    colours = dict(
+        zip(dict.fromkeys(row.method for row in _rows(table) if row.kind == "method"), itertools.cycle(COLOURS), strict=False)
+    )
     figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.145 * len(key)), layout="constrained")
     axes = figure.subplots()
     heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"

@@ -45,7 +45,7 @@ def test_a_killed_arena_goes_on_and_gives_the_same_accuracies(tmp_path, capsys):
 def test_the_table_of_an_unfinished_arena_says_so(tmp_path, capsys):
     found = arena.main([*words(tmp_path), "--table"])
     assert [one.score.values for one in found] == [(), ()]
-    assert "2 trainings or more are missing: give the command again" in capsys.readouterr().out
+    assert "2 trainings or more are missing: run the command again" in capsys.readouterr().out
 
 
 def test_methods_are_read_with_their_settings():
