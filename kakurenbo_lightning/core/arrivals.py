@@ -27,7 +27,7 @@ class NoStatistics(SampleStatistics):
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
         """Forget them."""
 
-    def merge(self) -> None:
+    def merge(self, records: bool = True) -> None:
         """There is nothing that the ranks could give each other."""
 
 

@@ -172,11 +172,12 @@ class Arrivals:
         if world_size() > 1:
             if self._group is None and "gloo" not in dist.get_backend():
                 self._group = dist.new_group(backend="gloo")  # its numbers are on the host: nothing waits for the device
-            mine, found = torch.tensor([[self.rank, sizes[0]]]), torch.empty(world_size(), 2, dtype=torch.int64)
+            mine = torch.tensor([self.rank, sizes[0]])
+            found = [torch.empty_like(mine) for _ in range(world_size())]
             position = f"rank {self.rank}, in epoch {shard.epoch} before batch {number},"
             with collective("say how many samples their next batch has", position):
-                dist.all_gather_into_tensor(found, mine, group=self._group)
-            sizes = self._by_rank(found.tolist(), number)
+                dist.all_gather(found, mine, group=self._group)
+            sizes = self._by_rank([each.tolist() for each in found], number)
         if min(sizes) < 0:
             raise ConflictError(
                 f"batch {number} of the train loader holds no tensor or list with one row per sample, so it is not known how many samples "
