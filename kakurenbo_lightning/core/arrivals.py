@@ -27,8 +27,8 @@ class NoStatistics(SampleStatistics):
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
         """Forget them."""
 
-    def merge(self) -> None:
-        """There is nothing that the ranks could give each other."""
+    def merge(self, records: bool = True) -> None:
+        """There is nothing that the ranks could give each other, whoever ``records``."""
 
 
 class ArrivingShard:
