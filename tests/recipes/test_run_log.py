@@ -17,7 +17,7 @@ def test_a_run_and_its_resumption_say_no_nonsense_and_keep_what_they_said(tmp_pa
     words = [*TINY, "tau=0", "hydra.run.dir=run", "ckpt_path=last"]
     shown = kakurenbo_train(*words, BAR, cwd=tmp_path)
     assert "/kakurenbo/checkpoints, so training starts from scratch" in shown and "hydra.run.dir=outputs/DATE/TIME" in shown
-    log, kept = tmp_path / "run" / "kakurenbo-train.log", "SampleSelection: kakurenbo trained"
+    log, kept = tmp_path / "run" / "kakurenbo-train.log", "SampleSelection: kakurenbo\n"
     assert "deprecated" not in shown
     assert re.search(r"hidden[:=] ?0\.\d", shown) and "train/loss" in shown and "v_num" not in shown
     said = log.read_text()
