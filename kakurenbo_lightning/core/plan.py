@@ -1,4 +1,5 @@
-"""What an epoch trains on: a fixed set of samples (:class:`EpochPlan`), or draws while it is trained (:class:`StreamPlan`)."""
+"""What an epoch trains on: a fixed set of samples (:class:`EpochPlan`; :class:`SetPlan` in a bit for each), or draws while it is trained
+(:class:`StreamPlan`)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.set_shard import Levels, SetShard
 from kakurenbo_lightning.core.shard import EpochShard, Layout, epoch_shard
 from kakurenbo_lightning.core.stream_shard import DrawSource, StreamShard, UniformDraws
 
@@ -58,10 +61,28 @@ class EpochPlan:
         return replace(self, lr_factor=lr_factor)
 
     @property
+    def rows(self) -> Tensor:
+        """The samples to train, as they are kept: here ``int64[n]``."""
+        return self.indices
+
+    @property
+    def hidden_count(self) -> int:
+        """How many samples are left out."""
+        return len(self.hidden)
+
+    @property
     def hidden_fraction(self) -> float:
         """Share of the data set that is left out, in [0, 1)."""
         total = len(self.indices) + len(self.hidden)
         return len(self.hidden) / total if total else 0.0
+
+    def hides(self, rows: Tensor | IndexSet) -> bool:
+        """Whether all of ``rows`` (``int64[n]``) are left out."""
+        if rows is self.hidden or not len(rows):
+            return True
+        rows = rows if isinstance(rows, torch.Tensor) else rows.tensor()
+        size = 1 + max(int(part.max()) for part in (rows, self.hidden) if len(part))
+        return bool(torch.zeros(size, dtype=torch.bool).index_fill_(0, self.hidden, True)[rows].all())
 
     def is_complement(self, num_samples: int) -> bool:
         """Whether ``indices`` are those of ``num_samples`` that are not hidden, ascending, as :meth:`hide` makes them."""
@@ -88,6 +109,89 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
+class SetPlan:
+    """An :class:`EpochPlan` that hides, in a bit for each sample (two where there are weights): the same on every rank, as that one is.
+
+    Attributes:
+        kept: the samples to train.
+        levels: the loss weights there are: one for all samples, or two.
+        heavy: the samples of the second; ``None`` where there is one.
+        lr_factor: as of an :class:`EpochPlan`, as the next.
+        metrics: what the method wants logged.
+    """
+
+    kept: IndexSet
+    levels: Levels = (1.0,)
+    heavy: IndexSet | None = None
+    lr_factor: float = 1.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: EpochPlan, num_samples: int) -> SetPlan:
+        """The plan of ``num_samples`` samples, whose indices do not repeat and whose weights have at most two values."""
+        kept = torch.ones(num_samples, dtype=torch.bool).index_fill_(0, plan.hidden, False)
+        levels, heavy = (1.0,), None
+        if plan.weights is not None:
+            levels = tuple(plan.weights.unique().tolist())
+            heavy = IndexSet.of_mask(plan.weights == levels[-1]) if len(levels) == 2 else None
+        return cls(IndexSet.of_mask(kept), levels, heavy, plan.lr_factor, plan.metrics)
+
+    @property
+    def indices(self) -> Tensor:
+        """See :class:`EpochPlan`; it is made each time, as the next two: 8 bytes for each of them."""
+        return self.kept.tensor()
+
+    @property
+    def hidden(self) -> Tensor:
+        """See :class:`EpochPlan`."""
+        return self.kept.complement().tensor()
+
+    @property
+    def weights(self) -> Tensor | None:
+        """See :class:`EpochPlan`."""
+        if self.levels == (1.0,):
+            return None
+        heavy = np.zeros(self.kept.size, dtype=bool) if self.heavy is None else self.heavy.mask()
+        return torch.tensor(self.levels)[torch.from_numpy(heavy).long()]
+
+    @property
+    def rows(self) -> IndexSet:
+        """The samples to train, as they are kept: here a set."""
+        return self.kept
+
+    @property
+    def hidden_count(self) -> int:
+        """How many samples are left out."""
+        return self.kept.size - len(self.kept)
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the data set that is left out, in [0, 1)."""
+        return self.hidden_count / self.kept.size if self.kept.size else 0.0
+
+    def with_lr_factor(self, lr_factor: float) -> SetPlan:
+        """The same selection with another learning-rate factor."""
+        return replace(self, lr_factor=lr_factor)
+
+    def hides(self, rows: Tensor | IndexSet) -> bool:
+        """Whether all of ``rows`` are left out."""
+        return not bool(self.kept.holds(rows).any()) if isinstance(rows, torch.Tensor) else rows <= self.kept.complement()
+
+    def is_complement(self, num_samples: int) -> bool:
+        """Whether it is of ``num_samples``."""
+        return self.kept.size == num_samples
+
+    def checksum(self) -> int:
+        """A 63-bit number that differs when the set, weights or the learning-rate factor do."""
+        heavy = 0 if self.heavy is None else self.heavy.checksum()
+        return hash((self.kept.checksum(), heavy, self.levels, self.lr_factor)) % (1 << 63)
+
+    def shard(self, layout: Layout, draws: DrawSource | None = None) -> SetShard:
+        """See :meth:`EpochPlan.shard`."""
+        return SetShard(self.kept, self.levels, self.heavy, layout)
+
+
+@dataclass(frozen=True)
 class StreamPlan:
     """An epoch whose batches are drawn, with replacement, while it is trained: which samples those are is not known before.
 
@@ -102,6 +206,7 @@ class StreamPlan:
     metrics: dict[str, float] = field(default_factory=dict)
 
     hidden_fraction: ClassVar[float] = 0.0
+    hidden_count: ClassVar[int] = 0
     lr_factor: ClassVar[float] = 1.0
 
     @property
@@ -117,8 +222,12 @@ class StreamPlan:
         """One rank's part of it, whose batches come from ``draws`` (uniform ones where only the length counts)."""
         return StreamShard(self.samples, layout, draws or UniformDraws(self.num_samples, layout.batch_size))
 
+    def hides(self, rows: Tensor | IndexSet) -> bool:
+        """Whether all of ``rows`` are left out: where there are none."""
+        return len(rows) == 0
 
-Plan = EpochPlan | StreamPlan
+
+Plan = EpochPlan | SetPlan | StreamPlan
 
 
 def _where(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from kakurenbo_lightning.core.order import Order
-from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, SetPlan, StreamPlan
 from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
@@ -45,6 +45,7 @@ class SelectionSampler(DistributedSampler):
         order: of an epoch and a seed the order in which the epoch's samples are trained, in place of a random one.
         extra: one more batch, of a single sample, ends each epoch: the step in which a backprop method trains what is left.
         on_set_epoch: called with the epoch by :meth:`set_epoch`; how the callback plans in time.
+        plan: followed first; ``None`` for every sample.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class SelectionSampler(DistributedSampler):
         extra: bool = False,
         order: Callable[[int, int], Order] | None = None,
         on_set_epoch: Callable[[int], None] | None = None,
+        plan: Plan | None = None,
     ) -> None:
         data = cast(Dataset, range(num_samples))  # only the length of the data set is read
         super().__init__(data, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed, drop_last=drop_last)
@@ -70,7 +72,7 @@ class SelectionSampler(DistributedSampler):
         self._listed: tuple[tuple[int, int], Order | None] = (-1, -1), None  # the order of the epoch and seed asked for last
         self._on_set_epoch = on_set_epoch
         self._begun: tuple[Shard, int, bool] | None = None
-        self.follow(EpochPlan.everything(num_samples), epoch=0)
+        self.follow(plan or EpochPlan.everything(num_samples), epoch=0)
 
     def layout(self, epoch: int, done: tuple[int, int] = (0, 0)) -> Layout:
         """How ``epoch`` is laid out, of which ``done`` (steps, samples) are trained already."""
@@ -86,7 +88,7 @@ class SelectionSampler(DistributedSampler):
 
     def follow(self, plan: Plan | Shard, epoch: int = 0, start: int = 0) -> None:
         """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""
-        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, StreamPlan)) else plan
+        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, SetPlan, StreamPlan)) else plan
         self.start = start
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.order import Order, by_ranks
 from kakurenbo_lightning.core.permutation import shuffled
@@ -151,7 +152,7 @@ class EpochShard:
 
     def step(self, number: int) -> Tensor:
         """See :meth:`Shard.step`; a slice, so nothing waits for the device."""
-        return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
+        return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))].long()
 
     def step_weights(self, number: int) -> Tensor | None:
         """See :meth:`Shard.step_weights`."""
@@ -172,6 +173,10 @@ class EpochShard:
         """See :meth:`Shard.to`."""
         weights = None if self.weights is None else self.weights.to(device)
         return replace(self, indices=self.indices.to(device), weights=weights)
+
+    def same_order(self, other: EpochShard) -> bool:
+        """Whether the samples of ``other``, of equal numbers, are the same in the same order."""
+        return torch.equal(self.indices, other.indices)
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
         """See :meth:`Shard.batches`."""
@@ -208,7 +213,7 @@ def same_batches(one: Shard, other: Shard) -> bool:
     if not isinstance(one, EpochShard) or not isinstance(other, EpochShard):
         return False
     numbers = [field.name for field in fields(EpochShard) if field.name not in ("indices", "weights")]
-    return all(getattr(one, name) == getattr(other, name) for name in numbers) and torch.equal(one.indices, other.indices)
+    return all(getattr(one, name) == getattr(other, name) for name in numbers) and one.same_order(other)
 
 
 def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> EpochShard:
@@ -232,31 +237,45 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
         indices = layout.order.of(indices, layout.batch_size)
     elif layout.shuffle:  # "deal" names this random stream since the first release: another name would be another order
         indices = shuffled(indices, stream_generator(layout.seed, layout.epoch, "deal"))
+    numbers = laid_out(len(indices), layout)
+    begin, total, world_size = numbers["samples_before"], numbers["total"], layout.world_size
+    indices = indices[begin : begin + total]
+    if layout.order is not None and layout.order.batches is not None and world_size > 1:
+        indices = indices[by_ranks(total, numbers["last_start"], layout.batch_size, world_size)]
+    indices = indices[layout.rank :: world_size].contiguous()
+    return EpochShard(indices, weights=None if weights is None else weights[indices], **numbers)
+
+
+def laid_out(count: int, layout: Layout) -> dict[str, int]:
+    """The numbers of an :class:`EpochShard` of ``count`` samples, by name.
+
+    Raises:
+        ValueError: as :func:`epoch_shard`.
+    """
     first, samples_before = layout.done
-    indices = indices[samples_before:]
-    world_size = layout.world_size
-    total, full = len(indices), layout.batch_size * world_size
+    world_size, total = layout.world_size, max(0, count - samples_before)
+    full = layout.batch_size * world_size
     steps, tail = divmod(total, full)
     _check_enough(total, layout)
     if layout.drop_last:
         total, tail = total - tail, 0
-        indices = indices[:total]
     steps, last_start = _cut(steps, tail, full, world_size)
-    if layout.order is not None and layout.order.batches is not None and world_size > 1:
-        indices = indices[by_ranks(total, last_start, layout.batch_size, world_size)]
-    indices = indices[layout.rank :: world_size].contiguous() if world_size > 1 else indices
-    return EpochShard(
-        indices=indices,
-        batch_size=layout.batch_size,
-        steps=first + steps,
-        world_size=world_size,
-        rank=layout.rank,
-        total=total,
-        last_start=last_start,
-        first=first,
-        samples_before=samples_before,
-        weights=None if weights is None else weights[indices],
-    )
+    return {
+        "batch_size": layout.batch_size,
+        "steps": first + steps,
+        "world_size": world_size,
+        "rank": layout.rank,
+        "total": total,
+        "last_start": last_start,
+        "first": first,
+        "samples_before": samples_before,
+    }
+
+
+def places(numbers: Mapping[str, int]) -> range:
+    """Which places of the epoch's order are those of the rank that :func:`laid_out` was asked for."""
+    before, total = numbers["samples_before"], numbers["total"]
+    return range(before + numbers["rank"], before + total, numbers["world_size"])
 
 
 def _check_enough(total: int, layout: Layout) -> None:
@@ -289,18 +308,18 @@ def _cut(steps: int, tail: int, full: int, world_size: int) -> tuple[int, int]:
     return steps, max(0, steps - 1) * full  # nothing left, or a step that is a little longer
 
 
-def scoring_shard(indices: Tensor, batch_size: int, world_size: int = 1, rank: int = 0) -> EpochShard:
-    """Lay out ``indices`` (``int64[h]``, at least one) for a scoring pass: the same number of batches on every rank.
+def scoring_shard(indices: Tensor | IndexSet, batch_size: int, world_size: int = 1, rank: int = 0) -> EpochShard:
+    """Lay out ``indices`` (``int64[h]``, at least one, or a set) for a scoring pass: the same number of batches on every rank.
 
     A rank that would come one sample short is padded with a duplicate, see :attr:`EpochShard.padding`.
     """
     share = -(-len(indices) // world_size)
     steps = -(-share // batch_size)
     batch_size = -(-share // steps)  # even, so that no batch of one spoils BatchNorm when the pass is in train mode
-    mine = indices[rank::world_size]
+    mine = _some(indices, range(rank, len(indices), world_size))
     padding = share - len(mine)
     if padding:
-        mine = torch.cat([mine, indices[:padding]])
+        mine = torch.cat([mine, _some(indices, range(padding))])
     return EpochShard(
         indices=mine,
         batch_size=batch_size,
@@ -311,3 +330,7 @@ def scoring_shard(indices: Tensor, batch_size: int, world_size: int = 1, rank: i
         last_start=min(len(indices), (steps - 1) * batch_size * world_size),
         padding=padding,
     )
+
+
+def _some(indices: Tensor | IndexSet, numbers: range) -> Tensor:
+    return indices[numbers.start : numbers.stop : numbers.step] if isinstance(indices, torch.Tensor) else indices.some(numbers)

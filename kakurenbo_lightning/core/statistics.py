@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.spread import ALONE, Spread
 from kakurenbo_lightning.core.sum_tree import last_rows
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Column:
         return torch.full((num_samples,), self.initial, dtype=dtype, device=device)
 
 
+Observer = Callable[["SampleStatistics", "Tensor", Mapping[str, "Tensor"], Any], None]  # a method's observe
 TARGET = Column("target", "int32", -1)  # the class of each sample, where the data set or the outputs say it
 
 
@@ -69,7 +71,10 @@ class SampleStatistics:
         correct: ``bool[N]``, whether the arg max equalled the target; see :attr:`judged` for where it is known.
         judged_since: the epoch from which on every record had ``correct``; ``None`` where the last one had none, as a regression's.
         extra: the further columns by name, each ``[N]``.
+        spread: where the rows of all samples are: here.
     """
+
+    spread: Spread = ALONE
 
     def __init__(
         self,
@@ -94,6 +99,11 @@ class SampleStatistics:
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    @property
+    def total(self) -> int:
+        """How many samples there are; statistics that are sharded have rows of a part of them."""
+        return self.spread.total(len(self))
 
     @property
     def repeats(self) -> bool:
@@ -175,9 +185,21 @@ class SampleStatistics:
             if (column := columns.get(name)) is not None:
                 column.index_copy_(0, indices, value if value.dtype is column.dtype else value.to(column.dtype))
 
+    def write(self, observe: Observer, indices: Tensor, values: Mapping[str, Tensor], epoch: Any) -> None:
+        """Let ``observe`` bring further columns up to date, then :meth:`record`; in statistics that are sharded, where the rows are.
+
+        Args:
+            observe: called with the statistics, the rows, values and ``epoch``.
+            indices: see :meth:`record`, as ``values``.
+            values: of them.
+            epoch: an ``Epoch``.
+        """
+        observe(self, indices, values, epoch)
+        self.record(indices, values, epoch.index)
+
     def nonfinite(self) -> int:
         """How many measured samples have a NaN or infinite loss."""
-        return int((self.measured & ~self.loss.isfinite()).count_nonzero())
+        return self.spread.count(self.measured & ~self.loss.isfinite())
 
     def merge(self, records: bool = True) -> None:
         """Give every rank the rows that any rank wrote since the last merge: one collective, exact to the bit.
@@ -235,6 +257,19 @@ class SampleStatistics:
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of the columns on the CPU (11 bytes per sample and the further columns); merge first when there is more than one rank."""
         return {name: column.detach().to("cpu", copy=True) for name, column in self._columns().items()}
+
+    def collected(self) -> dict[str, Tensor]:
+        """:meth:`state_dict` of all samples, on the rank that saves it. Collective in statistics that are sharded."""
+        return self.state_dict()
+
+    def without(self, protected: Sequence[int]) -> tuple[SampleStatistics, Tensor | None]:
+        """Those of all samples but ``protected``, and which rows these are (``int64[n]``; ``None``: all). For reading."""
+        if not protected:
+            return self, None
+        free = torch.ones(len(self), dtype=torch.bool)
+        free[list(protected)] = False
+        rows = free.nonzero().squeeze(1)
+        return self.subset(rows), rows
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over saved columns.

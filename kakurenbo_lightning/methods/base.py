@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, final
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.lazy_torch import torch
-from kakurenbo_lightning.core.plan import Plan
+from kakurenbo_lightning.core.plan import Plan, SetPlan
 from kakurenbo_lightning.core.random import stream_generator
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
@@ -70,6 +71,7 @@ class Method(ABC):
         needs_classes: whether the class of each sample must be known.
         needs_index: whether each sample must be known by its index in a data set; if not, the method takes iterable data too.
         changes_batches: whether its batches differ from those that the loader gives without the selection.
+        needs_all_rows: why planning needs the rows of all samples on every rank; empty if a share is enough (``statistics="sharded"``).
         unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
 
@@ -86,6 +88,7 @@ class Method(ABC):
     draws_ahead: ClassVar[int | None] = None  # batches that may be drawn ahead of training; None: any number
     changes_batches: ClassVar[bool] = False
     unforeseen: ClassVar[str] = ""
+    needs_all_rows: ClassVar[str] = "its choice was not written for rows that are spread over the ranks"
     ends_short = False  # whether an epoch ends with one more step, for samples that still wait
 
     def __post_init__(self) -> None:
@@ -114,8 +117,8 @@ class Method(ABC):
         """Return the same method for the samples of ``universe``, with settings that name samples translated to positions in it."""
         return self
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
-        """Samples (``int64[n]`` on the CPU, ascending) to score before ``epoch``: the hidden ones if the epoch makes a new choice.
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor | IndexSet:
+        """Samples (``int64[n]`` on the CPU, ascending, or a set) to score before ``epoch``: the hidden ones if it makes a new choice.
 
         Args:
             statistics: statistics of all samples; the same on every rank if a sample may be trained more than once in an epoch.
@@ -124,7 +127,7 @@ class Method(ABC):
         """
         if previous is None or self.refresh_mode is None or not self.chooses_in(epoch):
             return torch.empty(0, dtype=torch.int64)
-        return previous.hidden
+        return previous.kept.complement() if isinstance(previous, SetPlan) else previous.hidden
 
     def chooses_in(self, epoch: Epoch) -> bool:
         """Whether the plan of ``epoch`` depends on the recorded values, so that hidden samples must be scored before it."""
@@ -140,8 +143,7 @@ class Method(ABC):
             values: their values, each ``[b]``: ``loss`` and what the method reads.
             epoch: the epoch in which they were measured.
         """
-        self.observe(statistics, indices, values, epoch)
-        statistics.record(indices, values, epoch.index)
+        statistics.write(self.observe, indices, values, epoch)
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:  # noqa: B027
         """Update :attr:`columns` before ``statistics`` takes over the new values; no device synchronisation.

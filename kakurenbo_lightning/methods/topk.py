@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.permutation import shuffled
+from kakurenbo_lightning.core.spread import ALONE, Spread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,14 +30,15 @@ def in_epochs(value: int | float, max_epochs: int | None) -> int:
     return exact_floor(value, max_epochs or 0) if isinstance(value, float) else value
 
 
-def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator | None = None) -> Tensor:
+def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator | None = None, spread: Spread = ALONE) -> Tensor:
     """Mask of the eligible samples with the lowest finite values. Linear in N, without a sort.
 
     Args:
         values: ``float[N]``.
-        count: number of samples to mark; fewer are marked if fewer are eligible.
+        count: number of samples to mark, on all ranks together; fewer are marked if fewer are eligible.
         eligible: ``bool[N]``, samples that may be marked.
         ties: random stream that decides among equal values; without it the lower index comes first.
+        spread: where the values of all samples are.
 
     Returns:
         ``bool[N]``.
@@ -44,16 +46,14 @@ def lowest(values: Tensor, count: int, eligible: Tensor, ties: torch.Generator |
     infinity = float("inf")
     # comparisons with infinity instead of isfinite: they are false for NaN too, and in-place ands save memory at large N
     eligible = (values < infinity).logical_and_(values > -infinity).logical_and_(eligible)
-    count = min(count, int(eligible.count_nonzero()))
+    count = min(count, spread.count(eligible))
     if count <= 0:
         return torch.zeros_like(eligible)
-    threshold = _kth_smallest(torch.where(eligible, values, infinity), count)
+    threshold = spread.kth_smallest(values, eligible, count)
     chosen = (values < threshold).logical_and_(eligible)
-    missing = count - int(chosen.count_nonzero())
+    missing = count - spread.count(chosen)
     # several samples may equal the k-th value, of which only some are needed
-    tied = (values == threshold).logical_and_(eligible).nonzero().squeeze(1)
-    chosen[tied[:missing] if ties is None else some_of(tied, missing, ties)] = True
-    return chosen
+    return chosen.logical_or_(spread.some((values == threshold).logical_and_(eligible), missing, ties))
 
 
 def some_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -65,12 +65,3 @@ def some_of(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def mask_of(rows: Tensor, size: int) -> Tensor:
     """Convert row numbers to a mask, ``bool[size]``, which is true at ``rows``."""
     return torch.zeros(size, dtype=torch.bool, device=rows.device).index_fill_(0, rows, True)
-
-
-def _kth_smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest of ``values``, counted from 1. May reorder ``values``."""
-    if values.device.type == "cpu":  # NumPy's partition is 18 times as fast as torch.kthvalue there
-        values.numpy().partition(k - 1)
-        return values[k - 1].clone()
-    # topk, because torch 2.6 refuses kthvalue on CUDA under deterministic algorithms
-    return values.topk(k, largest=False, sorted=False).values.max()

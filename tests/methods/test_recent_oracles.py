@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from method_tester import ROWS, check_equals_reference
 
 from kakurenbo_lightning import Epoch, SampleSelection, SampleStatistics, get_method
-from kakurenbo_lightning.methods.hide import orderdp
+from kakurenbo_lightning.core.spread import ALONE
 
 
 def statistics_of(method, losses):
@@ -43,11 +43,16 @@ def test_orderdp_trains_what_the_authors_code_trains_of_the_same_draw(case, monk
     method = get_method("orderdp", random_fraction=random_fraction, top_fraction=top_fraction)
     statistics = statistics_of(method, np.random.RandomState(count).gamma(2.0, size=(1, count)).astype(np.float32))
 
-    def their_draw(rows, number, generator):
-        assert number == drawn
-        return torch.from_numpy(np.random.RandomState(7).choice(len(rows), number, replace=False))
+    our_draw = ALONE.some
 
-    monkeypatch.setattr(orderdp, "some_of", their_draw)
+    def their_draw(mask, number, generator):
+        if not mask.all():  # ties
+            return our_draw(mask, number, generator)
+        assert number == drawn
+        rows = np.random.RandomState(7).choice(len(mask), number, replace=False)
+        return torch.zeros_like(mask).index_fill_(0, torch.from_numpy(rows), True)
+
+    monkeypatch.setattr(ALONE, "some", their_draw)
     indices = method.plan(statistics, Epoch(1, 10)).indices
     assert (len(indices), int(indices.sum()), int((indices**2).sum())) == (trained, total, squares)
 

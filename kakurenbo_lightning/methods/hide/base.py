@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.lazy_torch import torch
-from kakurenbo_lightning.core.plan import EpochPlan, Plan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan, SetPlan, StreamPlan
+from kakurenbo_lightning.core.spread import ALONE, Spread
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
@@ -209,7 +210,8 @@ class HideMethod(Method):
         """Choose what ``epoch`` hides. Pure: equal inputs give equal choices on every rank and device.
 
         Args:
-            statistics: of the samples to choose from, n of them: all, or without the protected ones, or those of a class.
+            statistics: of the samples to choose from, n of them: all, or without the protected ones, or those of a class. Where each rank
+                has the rows of a share (see ``needs_all_rows``), n are this rank's, and ``statistics.spread`` knows of all of them.
             epoch: which epoch; its :meth:`~Epoch.generator` is the only source of randomness.
         """
 
@@ -280,7 +282,7 @@ class HideMethod(Method):
             return True
         return index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan | SetPlan:
         """What ``epoch`` trains.
 
         Args:
@@ -289,14 +291,27 @@ class HideMethod(Method):
             previous: the plan of the epoch before, which some epochs keep.
         """
         if not self._hides_in(epoch):
-            return EpochPlan.everything(len(statistics))
-        kept = previous if isinstance(previous, EpochPlan) and not self.chooses_in(epoch) else None
+            return statistics.spread.everything(statistics.total)
+        kept = None if isinstance(previous, StreamPlan) or self.chooses_in(epoch) else previous
         scoring, epoch = self._scoring(epoch), self._since_restart(epoch)
-        of_choice = (
-            replace(epoch, index=self.start_epoch) if scoring else epoch
-        )  # a static method's is the same whenever it is made
-        plan = self._chosen(statistics, of_choice) if kept is None else kept
-        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(len(plan.hidden), max(1, len(statistics)))))
+        # a static method's is the same whenever it is made
+        of_choice = replace(epoch, index=self.start_epoch) if scoring else epoch
+        choose = self._chosen if statistics.spread is ALONE else self._chosen_of_share
+        plan = choose(statistics, of_choice) if kept is None else kept
+        return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(plan.hidden_count, max(1, statistics.total))))
+
+    def _chosen_of_share(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan | SetPlan:
+        """As :meth:`_chosen`, without classes, where each rank has the rows of a share of the samples."""
+        spread, hidden = statistics.spread, torch.zeros(len(statistics), dtype=torch.bool)
+        weights = torch.ones(len(statistics), dtype=torch.float64) if self.unbiased else None
+        among, rows = statistics.without(self.protected)
+        if not among.total:
+            return spread.everything(statistics.total)
+        choice, place = self.choose(among, epoch), slice(None) if rows is None else rows
+        hidden[place] = self._checked(choice, len(among))
+        if weights is not None and choice.keep_probability is not None:
+            weights[place] = 1 / torch.as_tensor(choice.keep_probability, dtype=torch.float64, device="cpu")
+        return spread.plan(hidden, dict(choice.metrics), self._for_step(weights, hidden, spread))
 
     def _chosen(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan:
         classes = statistics.extra[TARGET.name].cpu().numpy() if self.needs_classes else None
@@ -322,14 +337,14 @@ class HideMethod(Method):
             weights = None if weights is None else weights.new_ones(len(statistics)).index_copy_(0, rows, weights)
         return EpochPlan.hide(hidden, metrics=dict(metrics), weights=self._for_step(weights, hidden))
 
-    def _for_step(self, weights: Tensor | None, hidden: Tensor) -> Tensor | None:
+    def _for_step(self, weights: Tensor | None, hidden: Tensor, spread: Spread = ALONE) -> Tensor | None:
         """Loss weights as steps carry them, ``float32[N]`` or ``None`` for 1, of those by which an epoch is unbiased, ``float64[N]``."""
         if weights is None:
             return None
         if self.unbiased == "step":
-            weights = weights * (int((~hidden).sum()) / len(hidden))
+            weights = weights * (spread.count(~hidden) / spread.total(len(hidden)))
         weights = weights.float()
-        return None if bool((weights == 1).all()) else weights
+        return weights if spread.count(weights != 1) else None
 
     def _checked(self, choice: Choice, count: int) -> Tensor:
         """What a choice hides, when it is one: ``bool[count]`` on the CPU."""

@@ -22,6 +22,7 @@ class Baseline(HideMethod):
     needs_index: ClassVar[bool] = False
     changes_batches: ClassVar[bool] = False  # steps as they would be without the callback
     knows_keep_probability: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str] = ""
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Nothing."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import Column, SampleStatistics
@@ -77,6 +78,7 @@ class El2n(HideMethod):
     paper: ClassVar[str] = "Paul et al., NeurIPS 2021"
     reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
     columns: ClassVar[tuple[Column, ...]] = (Column("el2n_sum", "float32", 0.0), Column("el2n_count", "int16", 0))
+    needs_all_rows: ClassVar[str] = ""
 
     def check_settings(self) -> None:
         """The window is one, and something is left to train."""
@@ -116,10 +118,10 @@ class El2n(HideMethod):
         """Eval mode, when there is a pass."""
         return "eval" if self.score_pass else None
 
-    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor:
+    def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor | IndexSet:
         """All samples before the restart, with ``score_pass``; hidden ones are not refreshed."""
         scores = self.score_pass and epoch.index == self._scoring(epoch)
-        return torch.arange(len(statistics) if scores else 0)
+        return statistics.spread.everything(statistics.total).rows if scores else torch.empty(0, dtype=torch.int64)
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Add up the scores; of a scoring pass only the last, which is recorded after that of the training."""
@@ -135,7 +137,9 @@ class El2n(HideMethod):
         count = statistics.extra["el2n_count"]
         score = statistics.extra["el2n_sum"] / count
         eligible = (count > 0) & statistics.loss.isfinite()
-        hidden = lowest(score, exact_floor(self.max_fraction, len(score)), eligible, ties=epoch.generator())
+        total, spread = statistics.total, statistics.spread
+        hidden = lowest(score, exact_floor(self.max_fraction, total), eligible, epoch.generator(), spread)
         if not self.keep_hardest:
-            hidden |= lowest(-score, exact_floor(self.drop_hardest, len(score)), eligible & ~hidden, ties=epoch.generator())
+            count = exact_floor(self.drop_hardest, total)
+            hidden |= lowest(-score, count, eligible & ~hidden, epoch.generator(), spread)
         return Choice(hidden)

@@ -43,6 +43,7 @@ class Forgetting(HideMethod):
     paper: ClassVar[str] = "Toneva et al., ICLR 2019"
     reads: ClassVar[tuple[str, ...]] = ("loss", "correct")
     columns: ClassVar[tuple[Column, ...]] = (Column("events", "int16", 0), Column("learned", "bool", False))
+    needs_all_rows: ClassVar[str] = ""
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
         """Count what was forgotten."""
@@ -62,7 +63,8 @@ class Forgetting(HideMethod):
         if self.never_learned == "last":
             events = torch.where(statistics.extra["learned"], events, torch.iinfo(torch.int16).max)
         eligible = statistics.measured & statistics.loss.isfinite()
-        return Choice(lowest(events, self.hidden_count(len(statistics), epoch), eligible, ties=epoch.generator()))
+        hidden = self.hidden_count(statistics.total, epoch)
+        return Choice(lowest(events, hidden, eligible, ties=epoch.generator(), spread=statistics.spread))
 
 
 @register_method("forget")

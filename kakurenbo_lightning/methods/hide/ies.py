@@ -54,6 +54,7 @@ class IES(HideMethod):
     paper: ClassVar[str] = "Yuan et al., ICLR 2025"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     unforeseen: ClassVar[str] = "it hides losses that have stopped to bend, and when they do is not known beforehand"
+    needs_all_rows: ClassVar[str] = ""
     share_setting: ClassVar[str | None] = None  # max_fraction only caps what the threshold hides
     columns: ClassVar[tuple[Column, ...]] = earlier_losses(3)  # of the default window
 
@@ -79,5 +80,6 @@ class IES(HideMethod):
             bend += (newest.double() - 2 * middle.double() + oldest.double()).abs()
         bend /= self.window
         settled = (bend < self.threshold).logical_and_(losses[-1].isfinite())
-        hidden = lowest(bend, exact_floor(self.max_fraction, len(statistics)), settled)
-        return Choice(hidden, metrics={"settled": float(settled.count_nonzero())})
+        spread = statistics.spread
+        hidden = lowest(bend, exact_floor(self.max_fraction, statistics.total), settled, spread=spread)
+        return Choice(hidden, metrics={"settled": float(spread.count(settled))})

@@ -16,7 +16,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import flag_or_choice, integer, proportion, setting
-from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, mask_of, some_of
+from kakurenbo_lightning.methods.topk import as_decimal, exact_floor
 
 
 @register_method("infobatch")
@@ -50,6 +50,7 @@ class InfoBatch(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     knows_keep_probability: ClassVar[bool] = True
     share_setting: ClassVar[str | None] = "prune_ratio"
+    needs_all_rows: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,12 +64,13 @@ class InfoBatch(HideMethod):
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Draw among the samples whose last loss is below the mean; one not measured yet counts as 1.0."""
-        score = torch.where(statistics.measured, statistics.loss, 1.0).cpu().double()
+        spread = statistics.spread
+        score = torch.where(statistics.measured, statistics.loss, 1.0).cpu()
         finite = score.isfinite()
-        mean = float(score[finite].numpy().mean()) if finite.any() else 0.0
-        well_learned = (score < mean).logical_and_(finite)
-        rows = well_learned.nonzero().squeeze(1)
-        keep = 1 - self.hidden_share(epoch)
-        pruned = some_of(rows, len(rows) - exact_floor(keep, len(rows)), epoch.generator())
+        # rounded once, so that it does not depend on the order of the samples, and on which rank they are
+        mean = float(spread.exact_sum(score, finite) / max(1, spread.count(finite)))
+        well_learned = (score.double() < mean).logical_and_(finite)
+        candidates, keep = spread.count(well_learned), 1 - self.hidden_share(epoch)
+        pruned = spread.some(well_learned, candidates - exact_floor(keep, candidates), epoch.generator())
         probability = torch.ones(len(score)).masked_fill_(well_learned, float(keep) or 1.0)  # 0: none is kept
-        return Choice(mask_of(pruned, len(score)), probability, {"candidates": float(len(rows))})
+        return Choice(pruned, probability, {"candidates": float(candidates)})

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from kakurenbo_lightning.core.lazy_torch import torch
+from kakurenbo_lightning.core.spread import ALONE, Spread
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod, refresh_setting
@@ -54,6 +55,7 @@ def select_hidden(
     max_hidden: int,
     tau: float,
     drop_top: int = 0,
+    spread: Spread = ALONE,
 ) -> Selection:
     """Choose the samples to hide.
 
@@ -66,15 +68,16 @@ def select_hidden(
         tau: a candidate is hidden iff it is correct and ``confidence >= tau``; the others are moved back into training
             and nothing takes their place.
         drop_top: also hide this many of highest finite loss.
+        spread: where the rows of all samples are; numbers are of all.
     """
-    candidates = lowest(loss, max_hidden, measured)
+    candidates = lowest(loss, max_hidden, measured, spread=spread)
     # tau is compared in float32, so that a confidence of 0.7 hides at tau 0.7
     threshold = torch.tensor(tau, dtype=confidence.dtype, device=confidence.device)
     hidden = (confidence >= threshold).logical_and_(correct).logical_and_(candidates)
-    counts = torch.stack([candidates.count_nonzero(), hidden.count_nonzero()]).tolist()
+    count, left = spread.count(candidates), spread.count(hidden)
     if drop_top:
-        hidden = hidden | lowest(-loss, drop_top, measured)
-    return Selection(hidden, counts[0], counts[0] - counts[1])
+        hidden = hidden | lowest(-loss, drop_top, measured, spread=spread)
+    return Selection(hidden, count, count - left)
 
 
 @register_method("kakurenbo")
@@ -125,6 +128,7 @@ class Kakurenbo(HideMethod):
     summary: ClassVar[str] = "hides correct, confident samples of lowest loss; refreshes them by a scoring pass"
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
+    needs_all_rows: ClassVar[str] = ""
 
     def check_settings(self) -> None:
         """The shares leave something to train, and the schedule of fractions is one."""
@@ -180,7 +184,7 @@ class Kakurenbo(HideMethod):
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """Choose from the last loss, confidence and correctness; no memory of earlier choices."""
-        total = len(statistics)
+        total = statistics.total
         chosen = select_hidden(
             statistics.loss,
             statistics.correct,
@@ -189,11 +193,12 @@ class Kakurenbo(HideMethod):
             self.hidden_count(total, epoch),
             self.tau,
             exact_floor(self.drop_top, total),
+            statistics.spread,
         )
         return Choice(chosen.hidden, metrics={"candidates": float(chosen.candidates), "moved_back": float(chosen.moved_back)})
 
     def lr_factor(self, statistics: SampleStatistics, epoch: Epoch, hidden_share: Fraction) -> float:
         """1 / (1 - share), unless nothing was measured yet or this is a warm-up epoch."""
-        if epoch.index < self.warmup_epochs or not bool(statistics.measured.any()):
+        if epoch.index < self.warmup_epochs or not statistics.spread.count(statistics.measured):
             return 1.0
         return float(1 / (1 - (hidden_share if self.lr_fraction == "hidden" else self.hidden_share(epoch))))

@@ -16,7 +16,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import number, proportion, setting
-from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, lowest, mask_of, some_of
+from kakurenbo_lightning.methods.topk import as_decimal, exact_floor, lowest
 
 UNSEEN = 3.0  # the loss that a sample counts with before it was measured
 
@@ -44,6 +44,7 @@ class OrderDP(HideMethod):
     summary: ClassVar[str] = "draws a part of the samples and trains those of it of highest loss"
     paper: ClassVar[str] = "Jin et al., ICLR 2026"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    needs_all_rows: ClassVar[str] = ""
 
     @property
     def largest_fraction(self) -> Fraction:
@@ -59,10 +60,10 @@ class OrderDP(HideMethod):
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """All that is not drawn, and of the drawn those of lowest loss; of another number in the proportion of the two."""
-        total, generator = len(statistics), epoch.generator()
+        total, spread, generator = statistics.total, statistics.spread, epoch.generator()
         hidden, fixed = self.hidden_count(total, epoch), self.fixed_count(total, epoch)
         drawn = total - hidden * (total - self._drawn(total)) // max(1, fixed)
         top = total - hidden
-        among = mask_of(some_of(torch.arange(total, device=statistics.device), drawn, generator), total)
+        among = spread.some(torch.ones_like(statistics.correct), drawn, generator)
         loss = torch.where(statistics.measured, statistics.loss, UNSEEN)
-        return Choice(lowest(loss, drawn - top, among, ties=generator) | ~among)
+        return Choice(lowest(loss, drawn - top, among, ties=generator, spread=spread) | ~among)

@@ -16,7 +16,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.base import Choice, HideMethod
 from kakurenbo_lightning.methods.registry import register_method
 from kakurenbo_lightning.methods.settings import checker, proportion, setting
-from kakurenbo_lightning.methods.topk import as_decimal, mask_of, some_of
+from kakurenbo_lightning.methods.topk import as_decimal, mask_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,7 @@ class RandomHiding(HideMethod):
     summary: ClassVar[str] = "hides a uniformly drawn part of the samples"
     reads: ClassVar[tuple[str, ...]] = ()
     knows_keep_probability: ClassVar[bool] = True
+    needs_all_rows: ClassVar[str] = ""
 
     @property
     def largest_fraction(self) -> Fraction:
@@ -45,10 +46,10 @@ class RandomHiding(HideMethod):
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
         """A new draw from the epoch's own stream."""
-        total = len(statistics)
+        total = statistics.total
         hidden = self.hidden_count(total, epoch)
-        rows = some_of(torch.arange(total), hidden, epoch.generator())
-        return Choice(mask_of(rows, total), keep_probability=(total - hidden) / total)
+        everyone = torch.ones(len(statistics), dtype=torch.bool)
+        return Choice(statistics.spread.some(everyone, hidden, epoch.generator()), keep_probability=(total - hidden) / total)
 
 
 @register_method("random_cycle")
@@ -62,6 +63,7 @@ class RandomCycle(RandomHiding):
 
     summary: ClassVar[str] = "takes the next part of one random permutation after another"
     paper: ClassVar[str] = "Okanovic et al., ICLR 2024 (RS2)"
+    needs_all_rows: ClassVar[str] = "it goes on in one permutation of all samples from epoch to epoch"
 
     def check_settings(self) -> None:
         """The lengths of all epochs must be known beforehand."""

@@ -53,6 +53,7 @@ class RCAP(HideMethod):
     summary: ClassVar[str] = "keeps more of the classes of high loss, and draws samples of high loss more often"
     paper: ClassVar[str] = "Hassan et al., UAI 2025"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    needs_all_rows: ClassVar[str] = "it draws from the samples of each class, by the losses of all of its samples"
     needs_classes: ClassVar[bool] = True  # also for the loss of a guess
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class SeTa(HideMethod):
     summary: ClassVar[str] = "draws a part of the samples and trains a window of it that slides from easy to hard"
     paper: ClassVar[str] = "Zhou et al., CVPR 2025"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
+    needs_all_rows: ClassVar[str] = "its groups are of the sorted losses of all samples"
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
         """``delta`` needs a run that has an end, unless it is 1."""
