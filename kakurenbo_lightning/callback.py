@@ -59,6 +59,7 @@ from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, check_before_loading
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
+from kakurenbo_lightning.trainer.sharding_compatibility import check_fit, check_values
 
 
 class SampleSelection(pl.Callback):
@@ -91,6 +92,7 @@ class SampleSelection(pl.Callback):
         bls_alpha: of that mean, ``bls_alpha * mean + (1 - bls_alpha) * loss``.
         save: the share of the training time to save, as 0.3, in place of the method's own share (F, the refresh interval): they are set
             when the first epoch, which trains on everything, has measured a forward pass. :class:`Saving` has limits beside it.
+        statistics: ``"sharded"`` for very many samples on several ranks: each has the statistics of a share of them (docs/scale.md).
         guard: trains on everything for some epochs when a validated value falls below a reference.
         **settings: of the method, when it is given by name.
 
@@ -120,6 +122,7 @@ class SampleSelection(pl.Callback):
         bls_alpha: float = 0.7,
         save: float | Saving | None = None,
         guard: SelectionGuard | None = None,
+        statistics: Literal["replicated", "sharded"] = "replicated",
         **settings: Any,
     ) -> None:
         join(SampleSelection)
@@ -128,10 +131,9 @@ class SampleSelection(pl.Callback):
         checked = compatibility.checked_arguments(
             seed=seed, align_schedules=align_schedules, on_mismatch=on_mismatch, mean_over_samples=mean_over_samples
         )
-        checked |= compatibility.checked_arguments(
-            check_attribution=check_attribution, unweighted_rest=unweighted_rest, values=values, bls_alpha=bls_alpha
-        )
-        compatibility.check_values(checked["values"], self.method)
+        checked |= compatibility.checked_arguments(check_attribution=check_attribution, unweighted_rest=unweighted_rest)
+        checked |= compatibility.checked_arguments(values=values, bls_alpha=bls_alpha, statistics=statistics)
+        check_values(checked["values"], checked["statistics"], self.method)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
         self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), **checked)
@@ -216,7 +218,7 @@ class SampleSelection(pl.Callback):
         if stage != "fit":
             return
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
-        compatibility.check_fit(trainer, pl_module, self.method, function, self._settings.mean_over_samples)
+        check_fit(trainer, pl_module, self.method, function, self._settings.mean_over_samples, self._settings.statistics)
         session = self.session
         if session is not None and trainer is not session.adapter.trainer:
             compatibility.check_free(session.adapter.trainer)

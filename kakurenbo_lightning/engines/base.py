@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 from torch import Tensor
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.shard import Shard, accumulated_scale
 from kakurenbo_lightning.core.statistics import SampleStatistics
@@ -62,8 +63,8 @@ class Engine:
 
     # --- before an epoch
 
-    def prepare(self, epoch: Epoch, plan: Plan, scored: Tensor) -> None:
-        """An epoch is planned; ``scored`` (``int64[n]``) were scored since the last step. The same on every rank."""
+    def prepare(self, epoch: Epoch, plan: Plan, scored: Tensor | IndexSet) -> None:
+        """An epoch is planned; ``scored`` (``int64[n]``, or a set) were scored since the last step. The same on every rank."""
 
     def checksum(self) -> int:
         """Of what must be equal on all ranks."""

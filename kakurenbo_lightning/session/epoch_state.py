@@ -76,7 +76,7 @@ class EpochState:
     @property
     def shown(self) -> dict[str, float]:
         """What the progress bar shows: the share of the data set that is hidden, if any is."""
-        return {"hidden": self.plan.hidden_fraction} if len(self.plan.hidden) else {}
+        return {"hidden": self.plan.hidden_fraction} if self.plan.hidden_count else {}
 
     def enter(self, phase: Phase, step: int | None = None) -> EpochState:
         """Return this epoch in another phase, and at ``step`` if that is given.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.sampler import SelectionSampler
@@ -59,7 +60,7 @@ class FollowedLoader:
 
     def check_length(self) -> None:
         """Raise ``ConflictError`` if the length of the data set has changed."""
-        check_length(num_samples(self.loader.dataset), len(self.statistics))
+        check_length(num_samples(self.loader.dataset), self.statistics.total)
 
     def seed_workers(self, epoch: int) -> None:
         """Seed the workers that are started from now on with the random numbers of ``epoch``."""
@@ -74,11 +75,15 @@ class FollowedLoader:
             method.within(universe).plan(universe.statistics(self.statistics), epoch, universe.inside(before))
         )
 
-    def rows_to_score(self, method: Method, epoch: Epoch, before: Plan | None) -> Tensor:
-        """Data set indices (``int64[n]``, ascending) that ``method`` wants to be scored before ``epoch``."""
+    def everything(self) -> Plan:
+        """The plan that trains every sample that can be trained."""
+        return everything(self.universe, self.statistics)
+
+    def rows_to_score(self, method: Method, epoch: Epoch, before: Plan | None) -> Tensor | IndexSet:
+        """Data set indices (``int64[n]``, ascending, or a set) that ``method`` wants to be scored before ``epoch``."""
         universe = self.universe
         rows = method.within(universe).rows_to_score(universe.statistics(self.statistics), epoch, universe.inside(before))
-        return universe.samples(rows)
+        return universe.samples(rows) if isinstance(rows, Tensor) else rows
 
     def shard(self, state: EpochState, draws: DrawSource | None) -> Shard:
         """This rank's part of the epoch, without the samples that were trained with another layout."""
@@ -98,6 +103,11 @@ class FollowedLoader:
         """Rank, epoch and step in words, for errors."""
         steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
         return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step} of {steps},"
+
+
+def everything(universe: Universe, statistics: SampleStatistics) -> Plan:
+    """The plan that trains every sample of ``universe``, as plans are kept with ``statistics``."""
+    return universe.everything() if universe.indices is not None else statistics.spread.everything(statistics.total)
 
 
 def worker_seed(sampler: SelectionSampler | Arrivals, epoch: int) -> int:

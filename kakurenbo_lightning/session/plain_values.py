@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kakurenbo_lightning.core.plan import EpochPlan, Plan
+from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.per_sample import PerSample
 from kakurenbo_lightning.methods.settings import plain, shown
@@ -102,7 +102,7 @@ def plain_plan(plan: Plan, method: str) -> Plan:
             raise TypeError(
                 f"{method}: metric {name!r} is {shown(plan.metrics[name])}, it must be one number; log other values elsewhere"
             )
-    if not isinstance(plan, EpochPlan):
+    if isinstance(plan, StreamPlan):
         return replace(plan, metrics=metrics)
     factor = _number(plan.lr_factor)
     if factor is None or not 0 < factor < math.inf:

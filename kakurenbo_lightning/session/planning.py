@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import check_equal_plans, collective, rank_zero_warn
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import stream_seed
 from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
@@ -15,7 +16,6 @@ from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
 from kakurenbo_lightning.engines.base import Engine, RecordValues
 from kakurenbo_lightning.methods.base import Epoch, Method
-from kakurenbo_lightning.methods.topk import mask_of
 from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
@@ -75,8 +75,8 @@ class Planner:
 
     def _score_rest(
         self, epoch: Epoch, last: int, previous: Plan | None, data: FollowedLoader, outputs: SampleOutputs, position: str
-    ) -> Tensor:
-        """Score those that the plan of ``epoch`` wants to know better; which, ``int64[n]``.
+    ) -> Tensor | IndexSet:
+        """Score those that the plan of ``epoch`` wants to know better; which, ``int64[n]`` or a set.
 
         Args:
             epoch: to be planned.
@@ -92,7 +92,7 @@ class Planner:
         if statistics.repeats:
             self.merge(statistics, position)
         rows = data.rows_to_score(self._control.method, epoch, previous)
-        hidden = previous is not None and mask_of(previous.hidden, len(statistics))[rows].all()
+        hidden = previous is not None and previous.hides(rows)
         if len(rows) and not hidden and not statistics.repeats:
             self.merge(statistics, position)  # some were trained too, perhaps by another rank than will score them
         seen: list[tuple[Tensor, Values]] = []
@@ -106,7 +106,9 @@ class Planner:
             self._method.record(statistics, scored, known, replace(epoch, index=last))  # as the epoch before measured them
         return rows
 
-    def _score(self, rows: Tensor, record: RecordValues, epoch: int, data: FollowedLoader, outputs: SampleOutputs) -> None:
+    def _score(
+        self, rows: Tensor | IndexSet, record: RecordValues, epoch: int, data: FollowedLoader, outputs: SampleOutputs
+    ) -> None:
         """A scoring pass over ``rows``, shared by the ranks."""
         if not len(rows):
             return
@@ -156,7 +158,7 @@ class Planner:
             self._restart.start_again()
             self.totals.scoring_epochs = self._restart.epochs
         if held:
-            plan = data.universe.everything()
+            plan = data.everything()
         else:
             plan = plain_plan(data.plan(self._control.method, epoch, previous), self._method.name)
             self._control.planned(epoch, plan, previous)
@@ -167,8 +169,8 @@ class Planner:
         nonfinite = statistics.nonfinite()
         seconds = watch.take()
         self.totals.select_seconds += seconds
-        self.totals.samples_hidden += len(plan.hidden)
-        self.totals.samples_spared += self._spared(index, len(plan.hidden), data)
+        self.totals.samples_hidden += plan.hidden_count
+        self.totals.samples_spared += self._spared(index, plan.hidden_count, data)
         self.totals.moved_back += int(plan.metrics.get("moved_back", 0))
         metrics = planned_metrics(plan, nonfinite, self._trainer.optimizers)
         metrics |= engine.diagnosed(epoch, plan, lambda rows, record: self._score(rows, record, index, data, outputs))
@@ -176,7 +178,7 @@ class Planner:
         if self._restart.epochs:
             metrics["scoring_epochs"] = float(min(index + 1, self._restart.epochs))
         self._warn_idle(data)
-        self._warn_nonfinite(nonfinite, len(statistics))
+        self._warn_nonfinite(nonfinite, statistics.total)
         return EpochState(index, 0, Phase.PLANNED, plan, metrics=metrics, ended_metrics=before.ended_metrics, kept=kept)
 
     def foreign_end(self, epoch: Epoch, data: FollowedLoader) -> EpochState:

@@ -161,4 +161,4 @@ def check_parts(parts: Mapping[str, Any]) -> None:
 def check_columns(saved: Mapping[str, Any], statistics: SampleStatistics) -> None:
     """Raise ``StateError`` if a column of ``statistics`` is missing in ``saved`` or has another dtype."""
     for name, column in statistics.state_dict().items():
-        table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", len(statistics))
+        table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", statistics.total)

@@ -70,7 +70,7 @@ class Session:
         self.control = Control(method, settings.save, settings.guard, self.totals)
         self.announcements = Announcements(method, self._trainer)
         self._planner = Planner(adapter, method, self.control, self.restart, self.schedules, self.totals)
-        self.loader = TrainLoader(adapter, method, self._planner, self.schedules)
+        self.loader = TrainLoader(adapter, method, self._planner, self.schedules, settings.statistics == "sharded")
         parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step, self.control)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed
@@ -170,7 +170,7 @@ class Session:
         data, given = self.data, self._settings
         self.outputs.device = data.statistics.to(self._trainer.strategy.root_device).device
         if not self._arrived:
-            self.adapter.arrive(len(data.statistics), data.identity, self.position)
+            self.adapter.arrive(data.statistics.total, data.identity, self.position)
             self.engine = engine_for(self.adapter, self._method, data.statistics, given.scorer, given.mean_over_samples)
             self.schedules.beside = self.engine.beside
         self._arrived = True

@@ -33,6 +33,7 @@ class SessionSettings:
         mean_over_samples: whether a step's gradient is the mean over the samples of all its accumulated batches; ``None``: only if the
             method changes batches.
         save: share of the training time to save by setting the method's share; ``None`` leaves the share unchanged.
+        statistics: ``"replicated"``, or ``"sharded"``: each rank has the statistics of a share of the samples.
         guard: lets epochs train on everything if a validated metric falls.
     """
 
@@ -48,6 +49,7 @@ class SessionSettings:
     bls_alpha: float = 0.7
     save: Saving | None = None
     guard: SelectionGuard | None = None
+    statistics: Literal["replicated", "sharded"] = "replicated"
 
     @property
     def source(self) -> dict[str, Any]:

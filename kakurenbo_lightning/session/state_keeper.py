@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from kakurenbo_lightning.core.distributed import collective
+from kakurenbo_lightning.core.distributed import collective, rank_zero_warn
+from kakurenbo_lightning.core.spread import ALONE
 from kakurenbo_lightning.engines.base import Engine
 from kakurenbo_lightning.errors import StateError
 from kakurenbo_lightning.methods.base import Method
@@ -103,7 +105,14 @@ class StateKeeper:
             position: rank, epoch and step, for errors.
         """
         done, data = self._step.done_batches(), self._loader.data
+        if data.statistics.spread is not ALONE and not together:
+            rank_zero_warn(
+                "this checkpoint is saved by one rank alone, which has the statistics of a share of the samples (statistics='sharded'): it "
+                "holds no selection; resume from an earlier one"
+            )
+            return {}
         state = self._after_step(state, done)
+        columns = data.statistics.collected()
         rng, known = self._streams.of_training(in_step=self._step.begins_again), engine.state_dict(not together, done)
         mine = [rng, known, self.pending.state_dict(together), data.place(done)]
         if together:
@@ -114,6 +123,8 @@ class StateKeeper:
             streams, engines, pending, places = ([part] for part in mine)
             if not self._adapter.ranks.is_alone:
                 streams = []
+        if not columns:
+            return {}  # rank 0 saves, and has those of all
         saved = to_state(
             SessionState(
                 method=self.described,
@@ -123,7 +134,7 @@ class StateKeeper:
                 layout=data.sampler.layout(state.epoch, state.done),
                 full_batches=self._schedules.full,
                 schedules=self._schedules.state_dict(),
-                statistics=data.statistics.state_dict(),
+                statistics=columns,
                 judged_since=data.statistics.judged_since,
                 totals=self._totals,
                 restart=self._restart.state_dict(),
@@ -162,6 +173,13 @@ class StateKeeper:
             return state
         return state.after_step(done, self._adapter.limited(len(self._loader.data.sampler)))
 
+    def _as_kept_here(self, epoch: EpochState) -> EpochState:
+        """The plans of ``epoch`` as they are kept with these statistics."""
+        statistics = self._loader.data.statistics
+        adopt = statistics.spread.adopted
+        kept = None if epoch.kept is None else adopt(epoch.kept, statistics.total)
+        return replace(epoch, plan=adopt(epoch.plan, statistics.total), kept=kept)
+
     def take_over(self, engine: Engine) -> tuple[EpochState, int] | None:
         """Apply the loaded state to the parts of the session.
 
@@ -179,7 +197,7 @@ class StateKeeper:
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
         # a checkpoint of an older release lacks newer settings, which then count as their defaults
         defaults = default_settings(self._method)
-        identity = Identity(self.described, len(data.statistics), data.identity, self._settings.seed, defaults)
+        identity = Identity(self.described, data.statistics.total, data.identity, self._settings.seed, defaults)
 
         def check(saved: SessionState) -> None:
             check_columns(saved.statistics, data.statistics)
@@ -191,6 +209,7 @@ class StateKeeper:
                 self._schedules.go_on(*schedules)
             return None
         data.statistics.load_state_dict(saved.statistics)
+        saved = replace(saved, epoch=self._as_kept_here(saved.epoch))
         data.statistics.judged_since = saved.judged_since
         data.sampler.seed, data.sampler.shuffle = saved.seed, saved.layout.shuffle
         data.go_on(saved.loader, saved.epoch.step)

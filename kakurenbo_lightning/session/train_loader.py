@@ -7,14 +7,16 @@ from collections.abc import Callable
 from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.class_labels import targets_of
+from kakurenbo_lightning.core.collectives import Collectives
 from kakurenbo_lightning.core.fingerprint import loader_fingerprint
 from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
+from kakurenbo_lightning.core.sharded_statistics import ShardedStatistics
 from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.followed_arrivals import follow_arrivals
-from kakurenbo_lightning.session.followed_loader import FollowedLoader, worker_seed
+from kakurenbo_lightning.session.followed_loader import FollowedLoader, everything, worker_seed
 from kakurenbo_lightning.session.planning import Planner
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -31,6 +33,7 @@ from kakurenbo_lightning.trainer.loader_compatibility import (
     warn_of_loader,
 )
 from kakurenbo_lightning.trainer.lr_schedule import EpochSchedules
+from kakurenbo_lightning.trainer.sharding_compatibility import check_sharded_loader
 
 EXPLAINED = " when this happened"  # the end of the note on an exception
 
@@ -43,13 +46,17 @@ class TrainLoader:
         method: the selection method.
         planner: checks the settings, when the length of an epoch is known.
         schedules: learn that length.
+        sharded: each rank has the statistics of a share of the samples.
 
     Attributes:
         is_asked_for: Lightning has asked for the loader in this fit.
     """
 
-    def __init__(self, adapter: TrainerAdapter, method: Method, planner: Planner, schedules: EpochSchedules) -> None:
+    def __init__(
+        self, adapter: TrainerAdapter, method: Method, planner: Planner, schedules: EpochSchedules, sharded: bool = False
+    ) -> None:
         self._adapter, self._method, self._planner, self._schedules = adapter, method, planner, schedules
+        self._sharded = sharded
         self._followed: FollowedLoader | None = None
         self._checked: str | None = None  # fingerprint of the data that the method has found to be its own
         self.is_asked_for = False
@@ -82,7 +89,7 @@ class TrainLoader:
         """Raise ``ValueError`` when Lightning asked for no loader, or the method's settings do not fit its data or this training."""
         if not self.is_asked_for:
             raise ConflictError(self._adapter.missing_message())
-        self._planner.check(len(self.data.statistics))
+        self._planner.check(self.data.statistics.total)
 
     def explain(self, exception: BaseException, state: EpochState) -> None:
         """Note on an exception of a fit how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
@@ -100,7 +107,7 @@ class TrainLoader:
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
         before = self._followed
-        data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public)
+        data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public, self._sharded)
         self._followed, self.is_asked_for = data, True
         self.measure()
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
@@ -119,6 +126,7 @@ def follow_loader(
     seed: int,
     on_set_epoch: Callable[[int], None],
     public: bool,
+    sharded: bool = False,
 ) -> FollowedLoader:
     """Follow the user's ``loader``.
 
@@ -130,6 +138,7 @@ def follow_loader(
         seed: of the order.
         on_set_epoch: called when Lightning sets the epoch, before it asks for the first batch.
         public: without Lightning's private attributes.
+        sharded: each rank has the statistics of a share of the samples.
 
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
@@ -139,23 +148,35 @@ def follow_loader(
     loader = without_position(loader)
     order = read_loader(loader, adapter.ranks.size, adapter.ranks.rank)
     check_order(order, method)
+    if sharded:
+        check_sharded_loader(order, public)
     if before is None:
-        statistics, known = empty_statistics(method, loader.dataset), loader_fingerprint(loader)
-        warn_of_loader(loader, adapter.ranks.size)
+        ranks = adapter.ranks
+        together = Collectives(ranks.rank, ranks.size) if sharded and ranks.size > 1 else None
+        statistics, known = empty_statistics(method, loader.dataset, together), loader_fingerprint(loader)
+        warn_of_loader(loader, ranks.size)
     else:
-        check_length(num_samples(loader.dataset), len(before.statistics))
+        check_length(num_samples(loader.dataset), before.statistics.total)
         same = loader.dataset is before.loader.dataset  # the user may change it in place
         statistics, known = before.statistics, before.fingerprint if same else loader_fingerprint(loader)
         check_same_samples((known, before.fingerprint), (order.universe, before.universe))
     epoch = adapter.trainer.current_epoch
     set_dataset_epoch(loader.dataset, epoch)  # workers may start before the epoch is set
-    sampler, longest = sampler_for(order, adapter, method, seed, on_set_epoch)
+    sampler, longest = sampler_for(order, adapter, method, seed, on_set_epoch, everything(order.universe, statistics))
     follower = follow_sampler(loader, sampler, worker_seed(sampler, epoch), sized=not public, ahead=method.draws_ahead)
     return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
 
 
-def empty_statistics(method: Method, dataset: Dataset) -> SampleStatistics:
-    """Statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them."""
+def empty_statistics(method: Method, dataset: Dataset, ranks: Collectives | None = None) -> SampleStatistics:
+    """Statistics with the columns ``method`` needs, and the classes where it needs them and ``dataset`` knows them.
+
+    Args:
+        method: the selection method.
+        dataset: of the train loader.
+        ranks: that have a share of the rows each; ``None``: all rows are here.
+    """
+    if ranks is not None:
+        return ShardedStatistics(num_samples(dataset), ranks, method.columns)
     columns = (*method.columns, TARGET) if method.needs_classes else method.columns
     statistics = SampleStatistics(num_samples(dataset), columns=columns, repeats=method.family == "draw")
     if method.needs_classes and (targets := targets_of(dataset)) is not None:

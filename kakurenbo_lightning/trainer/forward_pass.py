@@ -20,6 +20,7 @@ from torchmetrics import Metric
 
 from kakurenbo_lightning.core.distributed import world_size
 from kakurenbo_lightning.core.flavour import AnyTrainer
+from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.random import isolated_rng, seed_everything
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.shard import scoring_shard
@@ -144,7 +145,7 @@ def scoring(adapter: TrainerAdapter, mode: RefreshMode = "eval", thorough: bool 
 def score_samples(
     adapter: TrainerAdapter,
     loader: DataLoader,
-    indices: Tensor,
+    indices: Tensor | IndexSet,
     outputs: SampleOutputs,
     record: Callable[[Tensor, Values], None],
     mode: RefreshMode,
@@ -158,7 +159,7 @@ def score_samples(
     Args:
         adapter: of the Trainer.
         loader: the train loader.
-        indices: ``int64[h]``, at least one, the same on every rank.
+        indices: ``int64[h]``, at least one, or a set of them; the same on every rank.
         outputs: where sample values come from.
         record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.

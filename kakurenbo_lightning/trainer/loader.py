@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
-from kakurenbo_lightning.core.plan import StreamPlan
+from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
@@ -44,6 +44,7 @@ def sampler_for(
     method: Method,
     seed: int,
     on_set_epoch: Callable[[int], None],
+    everything: Plan,
 ) -> tuple[SelectionSampler, int]:
     """The sampler that takes the place of the user's, and the steps of the longest epoch, whose length Lightning hears of first.
 
@@ -53,6 +54,7 @@ def sampler_for(
         method: the selection method.
         seed: of the order.
         on_set_epoch: called when Lightning sets the epoch.
+        everything: the plan that trains every sample.
     """
     universe = order.universe
     sampler = SelectionSampler(
@@ -66,8 +68,8 @@ def sampler_for(
         order=order.listed,
         extra=method.ends_short and not adapter.passive,
         on_set_epoch=on_set_epoch,
+        plan=everything,
     )
-    sampler.follow(universe.everything())
     longest = len(sampler)
     samples = method.stream_samples(universe.num_samples, order.batch_size)
     if samples is not None:

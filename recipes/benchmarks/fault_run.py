@@ -6,7 +6,7 @@ import random
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -194,6 +194,7 @@ def train(
     workers: int = 0,
     stopping: bool = False,
     proxy: bool = False,
+    statistics: Literal["replicated", "sharded"] = "replicated",
     **settings: Any,
 ) -> dict[str, Any]:
     """Train on every rank of this process group and return what must be equal, see `describe`.
@@ -211,13 +212,16 @@ def train(
         one_cycle: see `RestlessNet`.
         workers: number of workers of the train loader.
         stopping: with `monitors`, and a learning rate that falls with the validation instead of a OneCycle.
+        statistics: of the selection.
         proxy: with a `RestlessScorer` that is trained on every third batch; `method` is `"selective_backprop"`.
         **settings: of the Trainer.
     """
     torch.set_num_threads(1)
     seed_streams(seed)
     scorer = RestlessScorer() if proxy else None
-    selection = SampleSelection(method, seed=3, scorer=scorer, **settings_of(method), **(PROXY if proxy else {}))
+    selection = SampleSelection(
+        method, seed=3, scorer=scorer, statistics=statistics, **settings_of(method), **(PROXY if proxy else {})
+    )
     record, logger = Record(folder, kill), MemoryLogger()
     module, resumed = RestlessNet(one_cycle, plateau=stopping), position(resume) if isinstance(resume, Path) else None
     if kill is not None and kill.how == "requeue":

@@ -146,7 +146,7 @@ class Recorder(pl.Callback):
             hidden=plan.hidden,
             checksum=plan.checksum(),
             lr_factor=plan.lr_factor,
-            loss_weights=torch.ones(len(self.selection.statistics)) if plan.weights is None else plan.weights,
+            loss_weights=torch.ones(self.selection.statistics.total) if plan.weights is None else plan.weights,
             statistics=self.selection.statistics.state_dict(),
             weights=copy_of(pl_module.state_dict()),
             scored=pl_module.looked,

@@ -15,7 +15,18 @@ from processes import PATHS
 LIMIT_SECONDS = 240  # without a new result; a launch has dozens of cases, and a busy machine may need long for all of them
 # of the cases that do not take two ranks
 WORLD_SIZES = dict.fromkeys(
-    ("merge", "deal", "four_ranks", "lopsided_four", "lopsided_carry_four", "plb_four", "merge_repeats", "meet_four"), 4
+    (
+        "merge",
+        "deal",
+        "four_ranks",
+        "lopsided_four",
+        "lopsided_carry_four",
+        "plb_four",
+        "merge_repeats",
+        "meet_four",
+        "share_group_four",
+    ),
+    4,
 )
 _HERE = Path(__file__).parent
 
