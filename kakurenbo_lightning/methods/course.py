@@ -101,7 +101,8 @@ def play(method: Method, max_epochs: int, values: Table, batch_size: int, whole:
         if index < whole:
             found.append((1.0, 0.0, 0.0))
             continue
-        scored = method.rows_to_score(statistics, epoch, plan)
+        rows = method.rows_to_score(statistics, epoch, plan)
+        scored = rows if isinstance(rows, torch.Tensor) else rows.tensor()
         method.record(statistics, scored, _of(values, scored), before)
         plan = method.plan(statistics, epoch, plan)
         found.append((*_played(method, epoch, plan, values, batch_size, memory), len(scored) / count))

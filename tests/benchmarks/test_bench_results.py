@@ -70,6 +70,13 @@ def save(rows):
         yield " | ".join([*figures, f"{saved[0]:.1f} ± {saved[1]:.1f} %", f"{moved[0]:+.2f} ± {moved[1]:.2f}"])
 
 
+def sharded(rows):
+    for row in rows:
+        seconds = [f"{row[key]:.2f} s" for key in ("merge_s", "plan_s", "shard_s", "seconds")]
+        held = f"{round(row['statistics_bytes_per_sample'], 2):g} | {row['peak_bytes_per_sample']:.1f}"
+        yield " | ".join([*seconds, held, f"{row['sent_bytes_per_trained_sample']:.1f} |"])
+
+
 def overhead(rows):
     yield from (f"{row['plain_ms']:.1f} ms" for row in rows[1:])
     yield from (f"{rows[0]['ratio']:.3f} | {rows[0]['extra_us_per_step']:.0f} us", f"{rows[1]['ratio']:.4f}")
@@ -191,6 +198,10 @@ QUOTED = {
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
     (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
+    (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
+    (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
+    (DOCS / "scale.md", "sharded"): lambda result, rows, million: sharded(rows),
+    (DOCS / "scale.md", "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
     (BENCHMARKS, "save"): lambda result, rows, million: save(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),

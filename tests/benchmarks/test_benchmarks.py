@@ -31,6 +31,7 @@ from recipes.benchmarks import (
     report,
     saving,
     selection,
+    sharded,
     sync,
     verification,
 )
@@ -64,6 +65,14 @@ SMALL = {
         "--sizes 1e3 --repeats 1",
         "sizes",
         lambda rows: rows[0]["times_faster"] == rows[0]["loop_s"] / rows[0]["seconds"],
+    ),
+    sharded: (
+        "--sizes 3e3 --ranks 1 2 --simulate 4e3 4",
+        "runs",
+        lambda rows: (
+            [(row["statistics"], row["ranks"]) for row in rows[:3]] == [("replicated", 1), ("replicated", 2), ("sharded", 2)]
+            and rows[-1]["simulated"]
+        ),
     ),
     plans: ("--sizes 2e3 1e3 --repeats 2 --classes 5", "plans", plans_are_of_all_cases),
     saving: (
@@ -99,7 +108,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow_cases("selection", "verification", "sync")
+@pytest.mark.slow_cases("selection", "sharded", "verification", "sync")
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_a_benchmark_end_to_end(module, tmp_path, capsys):
     path, (words, key, can_be) = tmp_path / "new" / "result.json", SMALL[module]
