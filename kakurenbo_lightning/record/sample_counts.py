@@ -40,6 +40,8 @@ class SampleCounts:
 
     def begin_step(self, number: int, indices: Tensor) -> None:
         """Count what this rank trains in step ``number`` of the epoch (``int64[b]`` on the device); never waits for the device."""
+        if not len(self):
+            return
         self._step = number, indices
         self._trained.index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
 

@@ -270,8 +270,8 @@ def rows_of(batch: Any) -> int | None:
     for leaf in tree_leaves(known):
         if isinstance(leaf, Tensor) and leaf.dim():
             return len(leaf)
-    if isinstance(known, tuple) and not any(isinstance(part, (dict, list, tuple)) for part in known):
-        return None  # parts of one sample
+    if isinstance(known, (list, tuple)) and not any(isinstance(part, (dict, list, tuple, str)) for part in known):
+        return None  # numbers: the parts of one sample
     return next((len(part) for part in _lists(known)), None)
 
 

@@ -250,8 +250,8 @@ def test_wrap_is_refused():
 
 def test_a_check_says_which_methods_take_the_stream():
     report = SampleSelection.check(Net(), flowing())
-    assert not any(report.problems[name] for name in ("baseline", "sb_fixed", "selective_backprop"))
-    assert "samples have no index" in report.problems["kakurenbo"]
+    assert not any(report.methods[name] for name in ("baseline", "sb_fixed", "selective_backprop"))
+    assert "samples have no index" in report.methods["kakurenbo"]
 
 
 def test_advice_needs_an_index():
