@@ -31,7 +31,7 @@ from weakref import WeakSet
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -56,10 +56,10 @@ from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.trial import TrialReport, run_trial
 from kakurenbo_lightning.trainer import compatibility
-from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.adapter import TrainerAdapter, inside_wrapper
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, check_before_loading
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
-from kakurenbo_lightning.trainer.sharding_compatibility import check_fit, check_values
+from kakurenbo_lightning.trainer.sharding_compatibility import check_spread, check_values
 
 
 class SampleSelection(pl.Callback):
@@ -218,7 +218,8 @@ class SampleSelection(pl.Callback):
         if stage != "fit":
             return
         function = self._sample_outputs or getattr(pl_module, "sample_outputs", None)
-        check_fit(trainer, pl_module, self.method, function, self._settings.mean_over_samples, self._settings.statistics)
+        compatibility.check_fit(trainer, pl_module, self.method, function, self._settings.mean_over_samples, self._sample_outputs)
+        check_spread(trainer, self._settings.statistics)
         session = self.session
         if session is not None and trainer is not session.adapter.trainer:
             compatibility.check_free(session.adapter.trainer)
@@ -227,7 +228,7 @@ class SampleSelection(pl.Callback):
         if session is None:  # a second fit of the same Trainer goes on where the first one ended
             settings = replace(self._settings, default_seed=int(os.environ.get("PL_GLOBAL_SEED", 0)))
             session = self.session = Session(TrainerAdapter(trainer, owner=self), self.method, settings)
-        session.begin_fit(self._settings.outputs_of(self.method, function, pl_module))
+        session.begin_fit(self._settings.outputs_of(self.method, inside_wrapper(trainer, function), pl_module))
         _stand_between(session)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -368,7 +369,7 @@ def _stand_between(session: Session) -> None:
         adapter.wrap_loops(session.streams.set_aside, session.begin_step, session.requeue.answer)
     if is_class(type(strategy.checkpoint_io), TorchCheckpointIO):
         strategy.checkpoint_io = AtomicCheckpointIO()
-    if is_instance(strategy, ModelParallelStrategy):
+    if is_instance(strategy, ModelParallelStrategy) or is_instance(strategy, FSDPStrategy):
         check_before_loading(strategy)
 
 

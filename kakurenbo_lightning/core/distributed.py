@@ -119,27 +119,39 @@ class Ranks:
             return cls()
         return cls(replicas["rank"], replicas["num_replicas"], tuple(range(replicas["num_replicas"])))
 
+    def check_mesh(self, position: str) -> list[int]:
+        """Compare the processes' meshes; the rank of each. Collective.
+
+        Raises:
+            ConflictError: on every process, when they differ.
+        """
+        with collective("compare their meshes", position):
+            found = gather((self.rank, self.size))
+        ranks = [rank for rank, _ in found]
+        counts = Counter(ranks)
+        sizes = {size for _, size in found}
+        if len(sizes) > 1 or sorted(counts) != list(range(self.size)) or len(set(counts.values())) > 1:
+            raise ConflictError(
+                f"the processes have different data-parallel meshes (rank of size, by process: "
+                f"{', '.join(f'{rank} of {size}' for rank, size in found)}); give every process the same Trainer(strategy=...)"
+            )
+        return ranks
+
     def meet(self, num_samples: int, fingerprint: str, position: str) -> Ranks:
-        """Compare the processes' data sets, by length and fingerprint, and their meshes; who records. Collective.
+        """Compare the processes' meshes, and data sets by length and fingerprint; who records. Collective.
 
         Raises:
             ConflictError: on every process, when they differ.
         """
         if self.is_alone:
             return self
+        ranks = self.check_mesh(position)
         with collective("compare their data sets", position):
-            found = gather((self.rank, self.size, num_samples, fingerprint))
-        ranks = [rank for rank, *_ in found]
-        counts = Counter(ranks)
-        if len({size for _, size, *_ in found}) > 1 or sorted(counts) != list(range(self.size)) or len(set(counts.values())) > 1:
-            raise ConflictError(
-                f"the processes have different data-parallel meshes (rank of size, by process: "
-                f"{', '.join(f'{rank} of {size}' for rank, size, *_ in found)}); give every process the same Trainer(strategy=...)"
-            )
-        if len({(length, known) for *_, length, known in found}) > 1:
+            found = gather((num_samples, fingerprint))
+        if len(set(found)) > 1:
             raise ConflictError(
                 f"the ranks hold different train data sets, or samplers that list different samples of them (lengths "
-                f"{[length for *_, length, _ in found]}); give every rank the whole data set and a sampler of all of it, the selection "
+                f"{[length for length, _ in found]}); give every rank the whole data set and a sampler of all of it, the selection "
                 "shards it"
             )
         if len(found) == self.size:

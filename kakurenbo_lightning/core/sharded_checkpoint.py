@@ -49,15 +49,16 @@ def check_part(part: Path) -> None:
     if part.suffix != SHARDS:
         check_whole(part)
         return
+    damaged = None
     try:
         with part.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for start, end in _archives(content):
                 with zipfile.ZipFile(io.BufferedReader(_Slice(content, start, end))) as archive:
-                    damaged = archive.testzip()
-                if damaged is not None:
-                    raise DamagedCheckpointError(f"checkpoint {part} is damaged: {damaged} does not match its checksum; {FIX}")
+                    damaged = damaged or archive.testzip()
     except UNREADABLE as error:
         raise DamagedCheckpointError(f"checkpoint {part} is truncated or damaged ({error}); {FIX}") from error
+    if damaged is not None:
+        raise DamagedCheckpointError(f"checkpoint {part} is damaged: {damaged} does not match its checksum; {FIX}")
 
 
 def check_sharded(folder: Path) -> None:

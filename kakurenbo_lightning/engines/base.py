@@ -121,7 +121,7 @@ class Engine:
 
     def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
         """Run ``step``, and verify on the first batch what is recorded; the module itself is run again then, outside the strategy."""
-        again = replaying(self._trainer.lightning_module, self._number)
+        again = replaying(self._trainer, self._trainer.lightning_module, self._number)
         return self._outputs.observe(step, batch, size, partial(scoring, self._adapter), weights, **again)
 
     def trained_batch(self, values: Values | None, batch: Any) -> None:

@@ -129,7 +129,7 @@ class Scorer:
         self._optimizer.zero_grad()
         if scale:
             with self.explained(), trained_beside(self._adapter, self.module, seed):
-                loss = loss_of(call_training_step(self.module, batch, number))
+                loss = loss_of(call_training_step(self._adapter.trainer, self.module, batch, number))
             if isinstance(loss, Tensor):
                 (loss * scale).backward()
         if not self._adapter.ranks.is_alone:

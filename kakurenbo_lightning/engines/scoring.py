@@ -53,7 +53,8 @@ class ScoringPass:
         same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()
         of_scorer = contextlib.nullcontext() if self._scorer is None else self._scorer.explained()
         with same, self._context(module), of_scorer:
-            return outputs.score(partial(call_training_step, module, batch, number), batch, size, **replaying(module, number))
+            step = partial(call_training_step, self._trainer, module, batch, number)
+            return outputs.score(step, batch, size, **replaying(self._trainer, module, number))
 
     @contextlib.contextmanager
     def _context(self, module: pl.LightningModule) -> Iterator[None]:

@@ -135,7 +135,7 @@ class _Trial(pl.Callback):
                 self._batch,
                 self._size,
                 partial(scoring, adapter),
-                **replaying(module, 0),
+                **replaying(adapter.trainer, module, 0),
             )
         except OutputsError as error:
             return None, str(error)

@@ -337,6 +337,8 @@ class SampleOutputs:
         elif self._sample_outputs is not None:
             values, self.report = verified_function(needs, self._sample_outputs, batch, recording.size, rehearsal)
         else:
+            if hasattr(loss_of(outputs), "to_local"):
+                raise OutputsError(refusals.DISTRIBUTED)
             self.report = verified_captured(needs, self._captured, outputs, recording, batch, rehearsal, self.report)
         self._way = self.report.way
         return values, self.report

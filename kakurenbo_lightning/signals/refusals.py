@@ -44,6 +44,11 @@ def without_lines(text: str, instead: str) -> str:
     return text
 
 
+DISTRIBUTED = (
+    "the loss that training_step returned is a distributed tensor (DTensor), as loss_parallel makes it, so what each sample adds to it is "
+    "nowhere whole. Let the last layer give whole logits (ColwiseParallel(output_layouts=Replicate()), no loss_parallel), or return a dict "
+    'with "sample_loss", a plain tensor [B], beside "loss"'
+)
 NOT_MADE_FROM_IT = (
     "loss weights: the 'loss' that training_step returns was not made from the 'sample_loss' it returns, so the weights "
     f"never reached the gradient; make it from that one:{EXAMPLE}"

@@ -26,6 +26,7 @@ from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.lr_schedule import Progress
 from kakurenbo_lightning.trainer.module_state import ModuleState
 from kakurenbo_lightning.trainer.sharded import settle
+from kakurenbo_lightning.trainer.strategy_compatibility import wraps_parameters
 
 # dotted paths from the trainer, there before data is set up; looked up by TrainerAdapter.missing
 _PRIVATE = (
@@ -95,6 +96,14 @@ def validation_metrics(trainer: AnyTrainer) -> Mapping[str, Any]:
     """What the validation that ends has logged itself; everything that was logged where this Lightning does not say it."""
     results = getattr(trainer, "_results", None)
     return trainer.callback_metrics if results is None else results.metrics(on_step=False)["callback"]
+
+
+def inside_wrapper(trainer: AnyTrainer, function: Any) -> Any:
+    """A method of the Trainer's module (or ``None``), run through the strategy where the module's parameters are whole only there."""
+    if function is None or not wraps_parameters(trainer.strategy):
+        return function
+    strategy, name = trainer.strategy, function.__name__
+    return lambda batch: strategy._forward_redirection(strategy.model, trainer.lightning_module, name, batch)
 
 
 class TrainerAdapter:

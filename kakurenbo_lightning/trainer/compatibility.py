@@ -9,7 +9,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from kakurenbo_lightning.methods.registry import available_methods, method_class
 from kakurenbo_lightning.methods.settings import Kind, Setting, choice, flag, integer, optional, proportion, shown
 from kakurenbo_lightning.methods.topk import as_decimal
 from kakurenbo_lightning.trainer.arrivals import Arrivals
-from kakurenbo_lightning.trainer.sharded import is_sharded
+from kakurenbo_lightning.trainer.strategy_compatibility import check_mesh, check_strategy
 
 # callbacks that keep weights, change optimizers or count epochs in ways that a restart cannot put back
 KEEPS_STATE = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "GradientAccumulationScheduler")
@@ -76,11 +75,18 @@ def checked_arguments(**values: object) -> dict[str, Any]:
 
 
 def check_fit(
-    trainer: AnyTrainer, module: pl.LightningModule, method: Method, sample_outputs: object, mean_over_samples: bool | None
+    trainer: AnyTrainer,
+    module: pl.LightningModule,
+    method: Method,
+    sample_outputs: object,
+    mean_over_samples: bool | None,
+    given: object = None,
 ) -> None:
-    """Refuse what cannot be fitted with ``method``, and warn of what works otherwise than one may expect."""
+    """Refuse what cannot be fitted with ``method``, and warn of what works otherwise than one may expect; ``given``: ``sample_outputs`` of
+    the callback, not of the module."""
     check_trainer(trainer)
-    check_sharded(trainer, method)
+    check_strategy(trainer, method, given)
+    check_mesh(trainer)
     check_module(trainer, module, method, sample_outputs)
     check_mean(mean_over_samples, module)
     warn_of_trainer(trainer, method)
@@ -122,21 +128,6 @@ def check_trainer(trainer: AnyTrainer) -> None:
         raise ConflictError(
             f"Trainer(overfit_batches={trainer.overfit_batches}) is not allowed with sample selection: both decide what an epoch "
             "trains; remove one, or use limit_train_batches"
-        )
-    strategy = type(trainer.strategy).__name__
-    if any(name in strategy for name in ("FSDP", "DeepSpeed", "XLA")):
-        raise ConflictError(
-            f"Trainer(strategy={strategy}) is not supported: the refresh pass runs the module outside the strategy's wrapper; "
-            "use strategy='ddp' or one device"
-        )
-
-
-def check_sharded(trainer: AnyTrainer, method: Method) -> None:
-    """Raise ``ConflictError`` for a setting of ``method`` that parameters sharded by ``ModelParallelStrategy`` cannot work with."""
-    if is_instance(trainer.strategy, ModelParallelStrategy) and _settings(method).get("inference_mode"):
-        raise ConflictError(
-            f"inference_mode=True of {method.name} is not allowed with Trainer(strategy=ModelParallelStrategy(...)): parameters that FSDP2 "
-            "first puts together under torch.inference_mode cannot be trained; leave it out, scoring then runs under torch.no_grad"
         )
 
 
@@ -210,17 +201,6 @@ def check_restart(trainer: AnyTrainer, callbacks: list[pl.Callback]) -> None:
             raise ConflictError(
                 f"callback {type(callback).__name__}: the method scores some epochs and starts the training again, and this callback's "
                 "effects cannot be put back; remove it, or use a method that does not start again, for example forget_online"
-            )
-
-
-def check_sharded_restart(trainer: AnyTrainer) -> None:
-    """Raise ``ConflictError`` for an optimizer of sharded parameters that a static method's restart cannot put back."""
-    for optimizer in trainer.optimizers:
-        if any(is_sharded(value) for state in optimizer.state.values() for value in state.values()):
-            raise ConflictError(
-                f"{type(optimizer).__name__} has a state before its first step, of parameters that are sharded: the method scores some "
-                "epochs and starts the training again, and cannot put that back; use SGD or Adam, or a method that does not start "
-                "again, for example forget_online"
             )
 
 

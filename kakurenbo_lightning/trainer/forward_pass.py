@@ -32,6 +32,7 @@ from kakurenbo_lightning.trainer.loader import seed_workers
 from kakurenbo_lightning.trainer.module_state import attributes_kept, norms_kept
 from kakurenbo_lightning.trainer.progress import with_bar
 from kakurenbo_lightning.trainer.sharded import reshard, resharded
+from kakurenbo_lightning.trainer.strategy_compatibility import wraps_parameters
 
 
 @contextlib.contextmanager
@@ -182,10 +183,10 @@ def score_samples(
             seed_workers(loader, seed)
             for number, batch in enumerate(with_bar(loader, trainer, len(indices), shard.steps)):
                 batch = adapter.to_device(batch)
-                step = partial(call_training_step, module, batch, number)
+                step = partial(call_training_step, trainer, module, batch, number)
                 size = shard.batch_length(number)
                 with _explained(trainer):
-                    values = outputs.score(step, batch, size, **replaying(module, number))
+                    values = outputs.score(step, batch, size, **replaying(trainer, module, number))
                 rows = on_device.step(number)
                 record(rows, {name: value[: len(rows)] for name, value in values.items()})
     finally:
@@ -215,16 +216,23 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def call_training_step(module: pl.LightningModule, batch: object, number: int) -> object:
-    """``training_step`` with as many of ``(batch, batch_idx)`` as it takes."""
+def call_training_step(trainer: AnyTrainer, module: pl.LightningModule, batch: object, number: int) -> object:
+    """``training_step`` with as many of ``(batch, batch_idx)`` as it takes.
+
+    Through the strategy where that wraps the Trainer's module, and the parameters are whole inside the wrapper alone; the module itself
+    else, also where ``module`` is a scorer.
+    """
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # Lightning's own rule
-    return module.training_step(batch, number) if takes_index else module.training_step(batch)
+    step = module.training_step
+    if module is trainer.lightning_module and wraps_parameters(trainer.strategy):
+        step = partial(type(trainer.strategy).training_step, trainer.strategy)  # not the one that an engine stands before
+    return step(batch, number) if takes_index else step(batch)
 
 
-def replaying(module: pl.LightningModule, number: int) -> dict[str, Any]:
+def replaying(trainer: AnyTrainer, module: pl.LightningModule, number: int) -> dict[str, Any]:
     """Arguments of ``SampleOutputs`` that say how it runs the step of batch ``number`` again, to verify what it records."""
     return {
-        "replay": lambda batch: call_training_step(module, batch, number),
+        "replay": lambda batch: call_training_step(trainer, module, batch, number),
         "kept": partial(_kept, module),  # what is appended to a list of the module's is taken away again
         "frozen": partial(frozen, module),
     }

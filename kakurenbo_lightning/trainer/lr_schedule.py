@@ -16,6 +16,11 @@ from kakurenbo_lightning.core.arrivals import UNKNOWN
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 
 
+def stepping(optimizer: Any) -> Optimizer:
+    """The optimizer of torch that steps: itself, or the one that a wrapper of DeepSpeed's, which is none of torch's, holds."""
+    return optimizer if hasattr(optimizer, "register_step_pre_hook") else optimizer.optimizer
+
+
 class LearningRateFactor:
     """Multiplies the learning rate of every parameter group while ``optimizer.step`` updates, and puts it back afterwards.
 
@@ -47,9 +52,9 @@ class LearningRateFactor:
                     f"{type(optimizer).__name__} has no learning rate, so a method's learning-rate factor (1 / (1 - hidden share)) "
                     "cannot act on it; give it an lr"
                 )
-            self._optimizers.append(optimizer)
-            self._handles.append(optimizer.register_step_pre_hook(self._begin_step))
-            self._handles.append(optimizer.register_step_post_hook(self._restore))
+            self._optimizers.append(stepping(optimizer))
+            self._handles.append(stepping(optimizer).register_step_pre_hook(self._begin_step))
+            self._handles.append(stepping(optimizer).register_step_post_hook(self._restore))
 
     def release(self) -> None:
         """Restore everything and let go of the optimizers."""

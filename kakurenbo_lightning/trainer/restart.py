@@ -17,8 +17,9 @@ from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.compatibility import check_restart, check_sharded_restart
+from kakurenbo_lightning.trainer.compatibility import check_restart
 from kakurenbo_lightning.trainer.sharded import is_sharded, load_whole_parameters, reshard, whole_parameters
+from kakurenbo_lightning.trainer.strategy_compatibility import check_sharded_restart
 
 _FILES = ("last_model_path",)  # of a ModelCheckpoint, which would begin last-v1.ckpt without it
 _ONLY_FILES = ("best_model_path",)  # of one that monitors nothing

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
-
 from kakurenbo_lightning.core.flavour import AnyTrainer
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
@@ -49,17 +47,9 @@ def _is_older(method: Method, name: str) -> bool:
     return written < said
 
 
-def check_fit(
-    trainer: AnyTrainer,
-    module: pl.LightningModule,
-    method: Method,
-    sample_outputs: object,
-    mean_over_samples: bool | None,
-    statistics: str,
-) -> None:
-    """Refuse what cannot be fitted with ``method``, and where statistics are sharded a strategy whose ranks cannot each have a share, or a
-    callback that reads all statistics on one rank."""
-    compatibility.check_fit(trainer, module, method, sample_outputs, mean_over_samples)
+def check_spread(trainer: AnyTrainer, statistics: str) -> None:
+    """Where statistics are sharded, refuse a strategy whose ranks cannot each have a share, and a callback that reads all statistics on
+    one rank."""
     if statistics != "sharded" or trainer.world_size == 1:
         return
     strategy = type(trainer.strategy).__name__

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from kakurenbo_lightning.core.durations import StepTimes
 from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
+from kakurenbo_lightning.trainer.lr_schedule import stepping
 from kakurenbo_lightning.trainer.module_state import BufferCopies
 
 BACKWARD, UPDATE = "backward", "update"  # what saved gradients have been through, of the batch that is trained again
@@ -44,7 +45,7 @@ class StepView:
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
         """Training begins with these optimizers."""
         self.release()
-        self._handles = [optimizer.register_step_post_hook(self._update) for optimizer in optimizers]
+        self._handles = [stepping(optimizer).register_step_post_hook(self._update) for optimizer in optimizers]
         self._buffers = BufferCopies(self._trainer.lightning_module)
         self._times.use(self._trainer.strategy.root_device)
         self._times.drop()

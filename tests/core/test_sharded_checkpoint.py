@@ -39,7 +39,7 @@ def test_a_changed_byte_of_a_tensor_is_refused(folder, name):
     path = shard_of(folder) if name == "shard" else folder / name
     changed(path, lambda content: content.index(VALUES.numpy().tobytes()) + 1234)
     with pytest.raises(
-        DamagedCheckpointError, match=f"{path.name} is damaged: .* does not match its checksum; resume from an earlier"
+        DamagedCheckpointError, match=f"{path.name} is damaged: [^ ]* does not match its checksum; resume from an earlier"
     ):
         check_sharded(folder)
 

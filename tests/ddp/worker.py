@@ -15,8 +15,8 @@ from pathlib import Path
 
 import backprop_cases  # noqa: F401  (registers its cases)
 import flow_cases  # noqa: F401  (likewise)
+import fsdp_cases  # noqa: F401  (likewise)
 import pod_cases  # noqa: F401  (likewise)
-import sharded_cases  # noqa: F401  (likewise)
 import share_cases  # noqa: F401  (likewise)
 import torch
 from cases import CASES

@@ -1,5 +1,6 @@
 """Cases of strategies that shard the parameters; each returns the same training under DDP and under ``ModelParallelStrategy``."""
 
+import faulthandler
 import os
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from fits import CLASSES, FEATURES, Points, SaveAt, copy_of
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection, available_methods
@@ -30,6 +31,7 @@ SETTINGS = {
     "forget": {"static_epochs": 2},
     "el2n": {"score_epochs": (0, 2)},
     "forget_online": {"start_epoch": 1},
+    "ies": {"threshold": 50.0, "window": 1, "max_fraction": 0.5},
     "stale_sb": {"staleness": 2},
     "sb_fixed": {"start": 0.2, "end": 0.8},
     "katharopoulos": {"threshold": 0.0},
@@ -83,6 +85,18 @@ class ShardedNet(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class SplitNet(ShardedNet):
+    """Its classes are split over a tensor-parallel group, and so is the loss."""
+
+    def configure_model(self):
+        last = RowwiseParallel(output_layouts=Shard(-1), use_local_output=False)
+        parallelize_module(self.network, self.device_mesh["tensor_parallel"], {"0": ColwiseParallel(), "3": last})
+
+    def training_step(self, batch, batch_idx):
+        with loss_parallel():
+            return super().training_step(batch, batch_idx)
+
+
 class Course(pl.Callback):
     """Writes down what each epoch hid and trained. Comes after the selection."""
 
@@ -107,11 +121,11 @@ def whole(tensors):
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone() for name, value in tensors}
 
 
-def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, **settings):
+def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=ShardedNet, **settings):
     """Train on all processes and return what happened."""
     torch.manual_seed(0)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    selection, net = SampleSelection(method, seed=3, **settings_of(method)), ShardedNet(dropout)
+    selection, net = SampleSelection(method, seed=3, **settings_of(method)), made(dropout)
     record = Course(selection)
     usual = {"max_epochs": EPOCHS, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(
@@ -181,6 +195,7 @@ def tensor_parallel_cut(scratch):
 @case("fsdp2_elastic")
 def elastic(scratch):
     """What two processes leave in the middle of epoch 1 one goes on with, and what that leaves in the middle of epoch 2 two."""
+    faulthandler.dump_traceback_later(240, exit=True)  # another process has to start
     two = course("kakurenbo", fsdp2(), [SaveAt(scratch / "two.ckpt", 1, 2)])
     if os.environ["RANK"] == "0":
         world = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1)}
@@ -201,6 +216,19 @@ def damaged(scratch):
         shard.write_bytes(content)
     dist.barrier()
     return failing(lambda: course("kakurenbo", fsdp2(), ckpt_path=scratch / "at.ckpt"))
+
+
+@case("fsdp2_mesh")
+def other_mesh(scratch):
+    """The second process shards parameters where the first one splits layers."""
+    mesh = ModelParallelStrategy(2, 1) if os.environ["RANK"] == "1" else ModelParallelStrategy(1, 2)
+    return failing(lambda: course("kakurenbo", mesh))
+
+
+@case("fsdp2_distributed_loss")
+def distributed_loss(scratch):
+    """The last layer's logits are split over the processes, and the loss is made of the parts."""
+    return failing(lambda: course("kakurenbo", ModelParallelStrategy(1, 2), made=SplitNet))
 
 
 @case("tensor_parallel_alone")
