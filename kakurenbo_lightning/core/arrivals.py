@@ -108,7 +108,7 @@ class ArrivingShard:
         Raises:
             ConflictError: batches are asked for that have not arrived.
         """
-        known = self._until.get(min(step, self.steps))
+        known = max(self._until.values()) if step >= self.steps else self._until.get(step)  # its end may be before its first
         if known is None:
             raise ConflictError(
                 "the mean over the samples of several batches (mean_over_samples=True, or loss_scale(accumulate=...) above 1) needs the "
