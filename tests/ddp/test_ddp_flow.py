@@ -7,6 +7,7 @@ from records import assert_same_bits, epochs
 SAME = ["flow_baseline", "flow_sb", "flow_sb_fixed", "flow_katharopoulos"]
 
 
+@pytest.mark.slow_cases("flow_katharopoulos", "flow_sb_fixed")
 @pytest.mark.parametrize("ranks", SAME, indirect=True)
 def test_ranks_train_what_they_train_of_the_same_samples_with_an_index(ranks):
     for rank in ranks:

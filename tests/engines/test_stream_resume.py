@@ -108,7 +108,7 @@ def test_cut_anywhere_and_resumed_equals_uncut(saved, tmp_path, name):
         assert_same(whole, run(tmp_path, PRETRAINED[name], resume=folder / f"{cut}.ckpt", seed=9), cut)
 
 
-@pytest.mark.quick("plb")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plb", "lb", "looking", "longer"])
 def test_cut_anywhere_with_workers_and_resumed_equals_uncut(saved, tmp_path, name):
     """Batches that workers had drawn are in the checkpoint, with the weights and the staleness they were drawn with."""

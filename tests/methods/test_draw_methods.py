@@ -68,6 +68,7 @@ def test_observations_that_are_not_finite_change_nothing_in_the_reference_either
 
 
 @every_stream
+@pytest.mark.slow_cases("0.0001", "10000.0")
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e4, 1e12])
 def test_whatever_the_scale_of_losses_the_common_factor_is_the_references(row, scale):
     """What is normalised every step is on its own scale; the factors that were taken out multiply to far more than float32 can hold."""

@@ -49,7 +49,7 @@ def alone():
     return run_all()
 
 
-@pytest.mark.slow_cases("4")
+@pytest.mark.slow_cases("1", "4")
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_ranks_that_share_the_samples_plan_and_know_the_same_as_one_process(alone, tmp_path, ranks):
     codes = run_ranks(run_share, (tmp_path,), ranks, log=tmp_path / "rank")

@@ -180,6 +180,7 @@ def test_the_best_by_a_loss_are_the_lowest(tmp_path):
     assert {group.runs[0].score for group in best_of(groups)} == {run.score for run in runs[:20]}
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_report_are_removed_and_other_files_are_not(tmp_path):
     report, run = tmp_path / "report", tmp_path / "run"
     RunFolder("kakurenbo", epochs=2, samples=30).write(run)

@@ -53,6 +53,7 @@ def test_pictures_have_colours_of_their_own_in_the_dark(report):
         assert not {"#000000"} & used, "black is not to be seen in the dark"
 
 
+@pytest.mark.slow
 def test_equal_reports_are_equal_files(tmp_path):
     write_sweep(tmp_path, [RunFolder(method, image_size=None, epochs=2, samples=30) for method in ("baseline", "plb")])
     first, second = (write_report(groups_of(tmp_path), [], tmp_path / name, "one").parent for name in ("a", "b"))

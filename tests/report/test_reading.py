@@ -82,6 +82,7 @@ def test_broken_histograms_leave_the_other_columns(tmp_path):
     assert len(problems) == 1 and "loss_histogram has gaps" in problems[0].reason
 
 
+@pytest.mark.slow
 def test_any_value_in_run_json_may_be_of_another_kind(tmp_path):
     description = json.loads((RunFolder("kakurenbo").write(tmp_path / "whole") / "run.json").read_text())
     fields = [name for name in description if name not in ("format", "method", "status")]

@@ -48,7 +48,7 @@ def plan_in(path):
 
 
 @pytest.mark.quick(*ONE_OF_A_KIND)
-@pytest.mark.slow_cases("forget")  # cut after its restart below
+@pytest.mark.slow_cases("forget", "last")  # forget is cut after its restart below
 @pytest.mark.parametrize("method", available_methods())
 @pytest.mark.parametrize("cut", ["mid-epoch", "last-batch"])
 def test_two_ranks_cut_and_resumed_equal_uncut(whole, tmp_path, method, cut):

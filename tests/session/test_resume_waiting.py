@@ -93,6 +93,7 @@ def test_waiting_samples_are_trained_by_other_ranks(before, tmp_path, name, old,
     assert all(rank["logged"] == after[0]["logged"] or not rank["logged"] for rank in after)
 
 
+@pytest.mark.slow_cases("0", "10", "3")
 @pytest.mark.parametrize(("old", "new", "cut"), [(2, 1, 0), (2, 1, 1), (2, 1, 3), (1, 2, 0), (1, 2, 4), (1, 2, 10)], ids=str)
 def test_candidates_are_chosen_from_by_other_ranks(before, tmp_path, old, new, cut):
     folder, first = before("katharopoulos", old)

@@ -244,8 +244,8 @@ def test_a_trainer_that_cannot_work_is_refused(pl):
     assert_refused(pl, "GradientAccumulationScheduler: selective_backprop waits", "selective_backprop", schedule)
     assert_refused(pl, r"accumulate_grad_batches=2\)", "selective_backprop", accumulate_grad_batches=2)
     assert_refused(pl, r"overfit_batches=0.5\)", overfit_batches=0.5)
-    split = type("FSDPStrategy", (pl.strategies.SingleDeviceStrategy,), {})(device="cpu")
-    assert_refused(pl, "strategy=FSDPStrategy", strategy=split)
+    split = type("XLAStrategy", (pl.strategies.SingleDeviceStrategy,), {})(device="cpu")
+    assert_refused(pl, "strategy=XLAStrategy", strategy=split)
 
 
 def test_callbacks_that_a_restart_cannot_put_back_are_refused(pl):

@@ -115,7 +115,7 @@ def test_one_loader_in_a_list_or_dict_is_one_loader_whose_batches_come_in_one(na
     assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 4096)
 
 
-@pytest.mark.slow_cases("infobatch", "selective_backprop")
+@pytest.mark.slow_cases("infobatch", "selective_backprop", "0")
 @pytest.mark.parametrize("method", ["kakurenbo", "infobatch", "selective_backprop", "plb"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_values_of_a_batch_in_a_list_are_those_of_the_batch(method, workers):
