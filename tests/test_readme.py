@@ -12,6 +12,9 @@ ROWS = {
     "`baseline`": "baseline",
     "`kakurenbo`": "kakurenbo",
     "`kakurenbo`, F=0.5 throughout, chosen every third epoch": "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
+    "the same, its last two epochs on everything": (
+        "kakurenbo end_fraction=0.14 every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]"
+    ),
 }
 
 

@@ -116,7 +116,7 @@ def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title
     axes = figure.subplots()
     heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"
     figure.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")  # the two lines are for the text below
-    seeded = "one seed" if seeds == 1 else f"means of {seeds} seeds, bars are standard deviations"
+    seeded = "one seed" if seeds == 1 else f"mean ± deviation of {seeds} seeds"
     about = f"{f'{title}, ' if title else ''}{seeded}.\n{READING if rising else BEATEN}"
     figure.text(0.01, 1 - 0.32 / figure.get_figheight(), about, fontsize=8.5, va="top")
     lines = _draw_points(axes, table, links, colours)

@@ -153,10 +153,10 @@ def arena(standings):
     parts = (("score", ".2f", 100), ("gain", "+.2f", 100), ("time", ".2f", 1), ("trained", ".2f", 1))
     for one in standings:
         figures = [
-            "-" if one[name]["mean"] is None else format(scale * one[name]["mean"], form)
+            written(one[name] if one[name]["mean"] is not None else None, form, scale).replace("+-", "±")
             for name, form, scale in (*parts, ("over_random", "+.2f", 100), ("over_time", "+.2f", 100))
         ]
-        yield f"| `{one['name']}` | {' | '.join(figures)} |"
+        yield f"| `{one['name']}` | {' | '.join(figures)} | {one['seeds']} | {one['survives'] or '-'} |"
 
 
 def doctor(rows):
