@@ -41,7 +41,7 @@ def check_values(values: str, statistics: str, method: Method) -> None:
 
 
 def _is_older(method: Method, name: str) -> bool:
-    """Whether a class has written the method ``name`` anew, and it was a base of it that said that no rank needs all rows."""
+    """Whether a class overrides the method ``name``, but only a base of it says that no rank needs all rows."""
     bases = type(method).__mro__
     written, said = (next(n for n, base in enumerate(bases) if each in vars(base)) for each in (name, "needs_all_rows"))
     return written < said

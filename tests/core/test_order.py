@@ -50,7 +50,7 @@ def batches_of(shards):
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("listing", [pooled, nearly_sorted])
 def test_lengths_in_a_batch_stay_similar(listing, share):
-    """Cut anew in the order as it is, batches would be made of parts of unlike ones."""
+    """Cut again in the listed order, batches would mix parts of unlike ones."""
     order, kept = order_of(listing, 7), torch.from_numpy(np.flatnonzero(np.random.default_rng(1).random(COUNT) >= share))
     filled, plain = order.of(kept, BATCH), Order(order.indices).of(kept, BATCH)
     assert torch.equal(filled.sort().values, kept)
