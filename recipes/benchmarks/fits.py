@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.core.random import isolated_rng
+from kakurenbo_lightning.methods.base import Method
 from recipes.benchmarks import report
 from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import prepare, trainer
@@ -151,10 +152,10 @@ class Fits:
         """Which training labels were replaced by wrong ones (`label_noise`); bool [N]."""
         return self.data.train_images.labels != self.data.clean_labels
 
-    def model(self, seed: int) -> ImageClassifier:
+    def model(self, seed: int, classifier: type[ImageClassifier] = ImageClassifier) -> ImageClassifier:
         """Return the model of a run with this seed, and seed the random numbers."""
         L.seed_everything(seed, verbose=False)
-        return ImageClassifier(self._network().to(memory_format=torch.channels_last), self._optimizer, num_classes=10)
+        return classifier(self._network().to(memory_format=torch.channels_last), self._optimizer, num_classes=10)
 
     def _samples(self) -> torch.Tensor:
         """Return what the reference network trains on: the text itself, or random images of the same size."""
@@ -165,10 +166,11 @@ class Fits:
         self,
         name: str,
         seed: int,
-        method: str,
+        method: str | Method,
         epochs: int | None = None,
         callbacks: Sequence = (),
         scorer: Callable[[], nn.Module] | None = None,
+        classifier: type[ImageClassifier] = ImageClassifier,
         **options: Any,
     ) -> Row:
         """Train and validate one run, with `callbacks` after the selection, and return its row of the table.
@@ -180,11 +182,12 @@ class Fits:
             epochs: number of epochs; None for that of the command line.
             callbacks: further callbacks of the Trainer.
             scorer: makes the network of the method's scorer, which has an optimizer and a schedule like the model's.
+            classifier: class of the LightningModule that is trained.
             options: settings of the method.
         """
         settings, reference = self._settings, Reference(self._samples(), self._network)
         epochs, curve = epochs or settings.epochs, Curve(reference)
-        model = self.model(seed)
+        model = self.model(seed, classifier)
         with isolated_rng():
             proxy = None if scorer is None else ImageClassifier(scorer(), self._optimizer, num_classes=10)
         selection = SampleSelection(method, scorer=proxy, **options)

@@ -8,7 +8,7 @@ import torch
 from bench_helpers import tiny_cifar, written
 from kakurenbo_recipes.models import ImageClassifier
 
-from recipes.benchmarks import controls, fits, losers, masks, noise, recent, save, stale, transfer
+from recipes.benchmarks import controls, fits, losers, masks, noise, recent, refresh, save, stale, transfer
 
 SHADES = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
 CONTROLS = [
@@ -186,6 +186,25 @@ def test_masks_end_to_end(tmp_path, capsys):
     for name in ("half, scored by the network", "half, proxy masks"):
         assert (rows[name]["samples_scored"], rows[name]["samples_trained"]) == (2 * 16, 16 + 2 * 8)
     assert "half, proxy masks" in capsys.readouterr().out
+
+
+def test_a_cheaper_refresh_scores_a_third_of_the_hidden_or_their_middle(tmp_path, capsys, monkeypatch):
+    sizes = set()
+    forward = refresh.ImageClassifier.forward
+
+    def seen(self, images):
+        if not self.training:
+            sizes.add(images.shape[-1])
+        return forward(self, images)
+
+    monkeypatch.setattr(refresh.ImageClassifier, "forward", seen)
+    monkeypatch.setattr(refresh, "HALF", {**refresh.HALF, "tau": 0.0})
+    rows = {row["run"]: row for row in refresh.main(words(tmp_path, epochs=4))}
+    assert list(rows) == ["baseline", *refresh.RUNS] and sizes == {24, 32}
+    scored = {name: rows[name]["samples_refreshed"] for name in refresh.RUNS}
+    assert 0 < scored["a third in turn, each epoch"] < scored["all, each epoch"]
+    assert scored["all, every third epoch"] == 0, "its second choice would be for epoch 4, and the last epoch is 3"
+    assert "a third in turn" in capsys.readouterr().out
 
 
 def test_losers_end_to_end(tmp_path, capsys):
