@@ -39,7 +39,8 @@ def measured(tmp_path_factory):
     train = backprop.Arms.train
     with as_before(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(backprop.Arms, "train", lambda arms: (kept.append(arms), train(arms)))
-        sizes = ["--samples", "20", "--batch-size", "8", "--depth", "8", "--width", "2", "--rounds", "3", "--percentiles", "5"]
+        # torch 2.14.1 writes beyond its memory in the backward pass of channels_last convolutions of fewer than 8 channels on a CPU
+        sizes = ["--samples", "20", "--batch-size", "8", "--depth", "8", "--width", "8", "--rounds", "3", "--percentiles", "5"]
         backprop.main([*sizes, "--threads", "1", "--json", str(path)])
     return written(path), kept[0]
 

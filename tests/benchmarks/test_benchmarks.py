@@ -76,7 +76,7 @@ SMALL = {
     ),
     plans: ("--sizes 2e3 1e3 --repeats 2 --classes 5", "plans", plans_are_of_all_cases),
     saving: (
-        "--samples 24 --batch-size 8 --width 2 --rounds 2 --shares 0.5",
+        "--samples 24 --batch-size 8 --width 8 --rounds 2 --shares 0.5",
         "shares",
         lambda rows: [row["share"] for row in rows] == [0.0, 0.5] and len(rows[1]["achieved_by_round"]) == 2,
     ),
