@@ -94,7 +94,7 @@ class SampleSelection(pl.Callback):
             when the first epoch, which trains on everything, has measured a forward pass. :class:`Saving` has limits beside it.
         statistics: ``"sharded"`` for very many samples on several ranks: each has the statistics of a share of them (docs/scale.md).
         guard: trains on everything for some epochs when a validated value falls below a reference.
-        **settings: of the method, when it is given by name.
+        **settings: of the method, when it is given by name; ``preset="fast"`` (of kakurenbo) gives several together.
 
     Attributes:
         session: the selection within the Trainer it is used with; ``None`` before ``fit``.

@@ -38,6 +38,14 @@ def own_and_common(cls: type[Method]) -> tuple[list[list[str]], list[list[str]]]
     return own, [taken for row in rows.values() if (taken := _taken(cls, row))]
 
 
+def presets_of(cls: type[Method]) -> list[str]:
+    """A line of Markdown for each preset of a method, with the settings that it stands for."""
+    return [
+        f"`preset={name!r}` stands for " + ", ".join(f"`{setting}={value!r}`" for setting, value in settings.items())
+        for name, settings in cls.presets.items()
+    ]
+
+
 def _taken(cls: type[Method], row: list[str]) -> list[str]:
     """Remove from the row of a common setting the values that the method refuses; empty if it accepts only the default."""
     name, default, allowed, meaning = row
@@ -79,8 +87,10 @@ def updated(text: str) -> str:
     """Return a Markdown file's text with current settings tables, and current names of settings in lists of methods."""
 
     def table(block: re.Match) -> str:
-        own, _ = own_and_common(FAMILIES.get(block[2]) or method_class(block[2]))
-        return f"{block[1]}{markdown(own)}{block[3]}"
+        cls = FAMILIES.get(block[2]) or method_class(block[2])
+        own, _ = own_and_common(cls)
+        presets = [f"\n{line}\n" for line in presets_of(cls)]
+        return f"{block[1]}{markdown(own)}{''.join(presets)}{block[3]}"
 
     def names(row: re.Match) -> str:
         cls = method_class(row[2])

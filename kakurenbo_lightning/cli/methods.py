@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from kakurenbo_lightning.cli.cards import BLOCK, HEAD, own_and_common, write_cards
+from kakurenbo_lightning.cli.cards import BLOCK, HEAD, own_and_common, presets_of, write_cards
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.registry import MethodInfo, available_methods, method_class
@@ -73,6 +73,7 @@ def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
             *textwrap.wrap(about.replace(" -;", ""), width),
             "",
             *(aligned(HEAD, own, width) if own else ["no settings of its own"]),
+            *(line.replace("`", "") for line in presets_of(cls)),
             "",
             *([*aligned(["common setting", *HEAD[1:]], common, width), ""] if common else []),
             *([f"--- {info.card}", ""] if info.card else []),

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Literal, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
 from kakurenbo_lightning.core.index_set import IndexSet
 from kakurenbo_lightning.core.lazy_torch import torch
@@ -72,6 +72,7 @@ class Method(ABC):
         needs_index: whether each sample must be known by its index in a data set; if not, the method takes iterable data too.
         changes_batches: whether its batches differ from those that the loader gives without the selection.
         needs_all_rows: why planning needs the rows of all samples on every rank; empty if a share is enough (``statistics="sharded"``).
+        presets: sets of settings by name, which ``preset=`` gives together; settings given beside it win over them.
         unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
 
@@ -87,6 +88,7 @@ class Method(ABC):
     needs_index: ClassVar[bool] = True
     draws_ahead: ClassVar[int | None] = None  # batches that may be drawn ahead of training; None: any number
     changes_batches: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     unforeseen: ClassVar[str] = ""
     needs_all_rows: ClassVar[str] = "its choice was not written for rows that are spread over the ranks"
     ends_short = False  # whether an epoch ends with one more step, for samples that still wait

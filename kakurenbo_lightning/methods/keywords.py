@@ -17,6 +17,9 @@ def keywords_of(classes: Iterable[type[Method]]) -> Any:
         for name, declared in settings_of(cls).items():
             kinds.setdefault(name, {})[declared.kind.type if declared else Any] = None
             owners.setdefault(name, []).append(cls.name)
+        if cls.presets:
+            kinds.setdefault("preset", {})[str] = None
+            owners.setdefault("preset", []).append(cls.name)
     made = TypedDict("Settings", {name: Union[tuple(several)] for name, several in kinds.items()}, total=False)  # type: ignore  # noqa: UP007
     made.__doc__ = "Settings of methods.\n\nArgs:\n" + "\n".join(f"    {name}: of {', '.join(owners[name])}" for name in kinds)
     return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -107,12 +107,19 @@ _SHARES = ("F", "max_fraction", "prune_ratio", "fraction")
 def get_method(name: str, /, **settings: Any) -> Method:
     """Create the method ``name`` with the given settings.
 
+    Args:
+        name: name in the registry.
+        **settings: of the method. ``preset``, where the method has one of that name, gives several together; others given beside it win.
+
     Raises:
-        ValueError: unknown method, or a setting out of range.
+        ValueError: unknown method or preset, or a setting out of range.
         TypeError: the method has no such setting.
     """
     cls = method_class(name)
     known = [field.name for field in fields(cls)]
+    if "preset" in settings and "preset" not in known:
+        preset = settings.pop("preset")
+        settings = {**_preset_of(cls, preset), **settings}
     for setting in settings:
         if setting not in known:
             own_share = [each for each in known if each in _SHARES and setting in _SHARES]
@@ -121,6 +128,19 @@ def get_method(name: str, /, **settings: Any) -> Method:
             )
             raise TypeError(f"{name} has no setting {shown(setting)}; {hint}")
     return cls(**settings)
+
+
+def _preset_of(cls: type[Method], preset: Any) -> Mapping[str, Any]:
+    if preset is None:
+        return {}
+    if not cls.presets:
+        able = sorted(name for name, other in _METHODS.items() if other.presets)
+        raise ValueError(
+            f"{cls.name} has no presets: preset={shown(preset)} is not allowed; methods that have some: {', '.join(able)}"
+        )
+    if not isinstance(preset, str) or preset not in cls.presets:
+        raise ValueError(f"{cls.name}: preset={shown(preset)} is not known; {_suggest(str(preset), cls.presets)}")
+    return cls.presets[preset]
 
 
 def check_method(method: Any) -> Method:

@@ -1,6 +1,6 @@
 """Methods by name, and what every method keeps to."""
 
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ from kakurenbo_lightning import (
     get_method,
     register_method,
 )
+from kakurenbo_lightning.arena.runs import Entry
 from kakurenbo_lightning.methods import Baseline, RandomHiding, registry
+from kakurenbo_lightning.methods.registry import method_class
 
 
 def test_the_methods_are_listed():
@@ -59,6 +61,30 @@ def test_unknown_setting_suggests_the_nearest():
             SampleSelection("kakurenbo", **{name: 1})
     with pytest.raises(TypeError, match="baseline has no setting 'tau'; available: start_epoch, "):
         SampleSelection("baseline", tau=0.3)
+
+
+def test_a_preset_gives_settings_together_and_those_beside_it_win():
+    fast = get_method("kakurenbo", preset="fast")
+    together = {"max_fraction": 0.5, "fractions": (1.0,), "milestones": (), "every_n_epochs": 3, "end_fraction": 0.14}
+    assert fast == get_method("kakurenbo", **together)
+    assert get_method("kakurenbo", preset="fast", max_fraction=0.4, tau=0.6) == replace(fast, max_fraction=0.4, tau=0.6)
+    assert SampleSelection("kakurenbo", preset="fast").method == fast
+    assert Entry.of("kakurenbo:preset=fast,tau=0.5").name == 'kakurenbo preset="fast" tau=0.5'
+    with pytest.raises(ValueError, match=r"kakurenbo: preset='fsat' is not known; did you mean 'fast'. available: fast"):
+        get_method("kakurenbo", preset="fsat")
+    assert get_method("kakurenbo", preset=None) == get_method("kakurenbo")
+    with pytest.raises(
+        ValueError, match="infobatch has no presets: preset='fast' is not allowed; methods that have some: kakurenbo"
+    ):
+        SampleSelection("infobatch", preset="fast")
+    with pytest.raises(ValueError, match=r"max_fraction=0\.5 and save=0\.2 both say how much is hidden"):
+        SampleSelection("kakurenbo", preset="fast", save=0.2)
+
+
+@pytest.mark.parametrize("name", available_methods())
+def test_every_preset_is_allowed_by_its_method(name):
+    for preset in method_class(name).presets:
+        assert get_method(name, preset=preset) != get_method(name)
 
 
 def test_settings_beside_a_method_object_are_refused():

@@ -142,18 +142,19 @@ def test_every_option_of_every_group_can_be_made_and_a_method_has_the_defaults_o
     assert Path(trainer.default_root_dir) == tmp_path
     for name in (option.removeprefix("method=") for option in options if option.startswith("method=")):
         settings = OmegaConf.to_container(cfg.method, resolve=True)
+        name, preset = ("kakurenbo", "fast") if name == "kakurenbo_fast" else (name, None)
         assert settings.pop("_target_") == "kakurenbo_lightning.SampleSelection"
         assert settings.pop("method") == name
         settings.pop("_convert_", None)
         assert (settings.pop("save", None), settings.pop("guard", None)) == (None, None)
         assert (settings.pop("values", "sample_loss"), settings.pop("bls_alpha", 0.7)) == ("sample_loss", 0.7)
-        defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name))
+        defaults = dataclasses.asdict(kakurenbo_lightning.get_method(name, preset=preset))
         assert settings == {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
 
 
 def test_every_method_is_an_option(compose):
-    assert set(GlobalHydra.instance().config_loader().get_group_options("method")) == set(METHODS)
-    assert {path.stem for path in (CONFIGS / "method").glob("*.yaml")} < set(METHODS)
+    assert set(GlobalHydra.instance().config_loader().get_group_options("method")) == {*METHODS, "kakurenbo_fast"}
+    assert {path.stem for path in (CONFIGS / "method").glob("*.yaml")} < {*METHODS, "kakurenbo_fast"}
 
 
 @pytest.mark.parametrize("wrong", ["method.tua=0.5", "method.tau=high", "method.fractions=[a]", "method.milestones=0.5"])

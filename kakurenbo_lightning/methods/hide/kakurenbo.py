@@ -6,9 +6,10 @@ Hiding Samples in Deep Neural Network Training", NeurIPS 2023.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.spread import ALONE, Spread
@@ -129,6 +130,10 @@ class Kakurenbo(HideMethod):
     paper: ClassVar[str] = "Nguyen et al., NeurIPS 2023"
     reads: ClassVar[tuple[str, ...]] = ("loss", "confidence", "correct")
     needs_all_rows: ClassVar[str] = ""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        # from the arena on CIFAR-10 (recipes/benchmarks/README.md), tried on fractals and text
+        "fast": {"max_fraction": 0.5, "fractions": (1.0,), "milestones": (), "every_n_epochs": 3, "end_fraction": 0.14},
+    }
 
     def check_settings(self) -> None:
         """The shares leave something to train, and the schedule of fractions is one."""
