@@ -23,6 +23,7 @@ from recipes.benchmarks.fits import SGD
 FOLDERS = ("nn", "_inductor", "distributed", "testing", "_dynamo", "ao", "fx", "onnx", "utils", "_higher_order_ops")
 LENGTH = 128  # length of a piece of text in bytes
 PIECES = 5_000  # most pieces of a class
+MOST_FRACTALS = 1000  # of a kind, that `kakurenbo-fractal` makes
 TESTED = 5  # every so many-th file is for testing
 
 
@@ -126,6 +127,11 @@ def fractals(settings: argparse.Namespace) -> Callable[..., ImageData]:
     """Make the fractals, unless they are there, and return what reads them: ten categories, a sixth of the images tested on."""
     folder = settings.folder / "fractals"
     each = -(-settings.samples * 6 // 5 // 10)
+    if each > MOST_FRACTALS:
+        most = MOST_FRACTALS * 10 * 5 // 6
+        raise SystemExit(
+            f"--samples {settings.samples} is not possible: of ten kinds there are at most {most:,} fractals to train on."
+        )
     if not (folder / "images.npy").is_file():
         formula_images.main([f"--instances={each}", "--categories=10", "--size=32", "--format=array", f"--output={folder}"])
     return partial(ArrayImages, str(folder), test_share=1 / 6)
@@ -133,7 +139,7 @@ def fractals(settings: argparse.Namespace) -> Callable[..., ImageData]:
 
 TASKS: dict[str, Task] = {
     "cifar10": Task("CIFAR-10", cifar10),
-    "fractals": Task("fractals", fractals),
+    "fractals": Task("fractals", fractals, defaults={"samples": 8_330, "epochs": 30}),
     "text": Task(
         "source code",
         lambda settings: SourceCode,

@@ -98,3 +98,11 @@ def test_an_arena_of_a_task_without_files(tmp_path, task):
 def test_cifar10_needs_its_files(capsys):
     with pytest.raises(SystemExit, match="--data-root is missing"):
         arena.main(["--methods", "random"])
+
+
+def test_more_fractals_than_can_be_made_are_refused_before_any_is_made(tmp_path):
+    with pytest.raises(SystemExit, match=r"--samples 50000 is not possible: of ten kinds there are at most 8,333 fractals"):
+        arena.main(["--task=fractals", "--samples=50000", f"--folder={tmp_path}", "--methods", "random"])
+    assert not list(tmp_path.rglob("*.npy"))
+    settings = tasks.TASKS["fractals"].defaults
+    assert settings["samples"] * 6 / 5 <= 10 * tasks.MOST_FRACTALS
