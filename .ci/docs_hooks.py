@@ -2,7 +2,7 @@
 
 Links in a page are those of its place in the repository, so that they work on GitHub and in an editor too; here they become those of
 the site. A file that is no page (a result, a module) is put below ``files/``. A folder cannot be opened on a site, so only the text of
-a link to one is left.
+a link to one is left. A picture that is another one on dark pages, which GitHub takes by the reader's system, is one by the palette here.
 """
 
 import os
@@ -34,12 +34,21 @@ SOURCES = {place: source for source, place in PAGES.items()}
 LINK = re.compile(
     r"^(?P<fence>`{3,})[^\n]*$.*?^(?P=fence)$|(?P<text>!?\[(?:[^\]`]|`[^`]*`)*\])\((?P<target>[^)\s]+)\)|`[^`\n]+`", re.M | re.S
 )
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="(?P<dark>[^"]+)">\s*'
+    r'<img src="(?P<light>[^"]+)" alt="(?P<text>[^"]+)">\s*</picture>'
+)
 ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]+)</code>")
 
 
 def relative_links(text: str) -> list[str]:
     """Targets of the links of a page that are no web addresses, without those in code."""
-    return [found["target"] for found in LINK.finditer(text) if found["target"] and "://" not in found["target"]]
+    return [found["target"] for found in LINK.finditer(pictured(text)) if found["target"] and "://" not in found["target"]]
+
+
+def pictured(text: str) -> str:
+    """A page with two images in the place of a picture, of which Material for MkDocs shows the one for the palette."""
+    return PICTURE.sub(r"![\g<text>](\g<light>#only-light)\n![\g<text>](\g<dark>#only-dark)", text)
 
 
 def in_repository(source: str, target: str) -> str:
@@ -86,7 +95,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         place = os.path.relpath(PAGES.get(name, f"files/{name}"), os.path.dirname(page.file.src_uri))
         return f"{found['text']}({place}{''.join(target.partition('#')[1:])})"
 
-    return re.sub(r"^<!-- .* -->\n", "", LINK.sub(link, markdown), flags=re.MULTILINE)
+    return re.sub(r"^<!-- .* -->\n", "", LINK.sub(link, pictured(markdown)), flags=re.MULTILINE)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

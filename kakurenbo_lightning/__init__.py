@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kakurenbo_lightning.session.saving import Saving
     from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO
 
-__version__ = "0.2.0.dev0"  # the only place: pyproject.toml reads it from here
+__version__ = "0.2.0"  # the only place: pyproject.toml reads it from here
 
 __all__ = [
     "AtomicCheckpointIO",

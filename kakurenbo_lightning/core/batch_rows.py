@@ -132,7 +132,7 @@ def move(batch: Any, device: torch.device | str) -> Any:
 
 
 def versions(batch: Any) -> list[int]:
-    """How often each tensor of the batch was changed in place."""
+    """The version number of each tensor of the batch, which grows whenever one is changed in place."""
     found: list[int] = []
     map_tensors(lambda tensor: found.append(tensor._version) or tensor, plain(batch))
     return found
@@ -174,7 +174,7 @@ class BatchCheck:
         self._first: dict[str, Any] | None = None
 
     def __call__(self, batch: Any, size: int) -> bool:
-        """Check a batch of ``size`` samples; whether it is the first.
+        """Check a batch of ``size`` samples, and return whether it is the first.
 
         Raises:
             TypeError: it holds something that a checkpoint could not hold and load with ``weights_only=True``.
@@ -233,7 +233,7 @@ def _shapes(batch: Any, size: int, place: str) -> dict[str, tuple[int, ...] | No
 
 
 def _difference(first: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between the shapes of two batches, but for the number of samples; empty when nothing does."""
+    """Say how the shapes of two batches differ, apart from the number of samples; empty when they do not."""
     if first.keys() != now.keys():
         return f"a batch holds {', '.join(sorted(first.keys() ^ now.keys()))}, and another one does not"
     for place, shape in now.items():

@@ -17,11 +17,11 @@ class Collectives:
     """What the ranks of the default process group do together, each process being a rank. All of its methods are collective.
 
     Args:
-        rank: this one.
-        size: how many there are.
+        rank: number of this process.
+        size: how many processes there are.
 
     Attributes:
-        device: of the tensors that go through the process group.
+        device: the device of the tensors that go through the process group.
         sent: bytes that this rank has sent to others.
     """
 
@@ -34,7 +34,7 @@ class Collectives:
         return collective("put their shares of the statistics together", f"rank {self.rank}")
 
     def sum(self, counts: np.ndarray) -> np.ndarray:
-        """The sums of the ranks' ``int64[n]``."""
+        """Add up the ranks' arrays, ``int64[n]``, element by element."""
         mine = torch.from_numpy(np.array(counts, dtype=np.int64)).to(self.device)
         self.sent += mine.nbytes
         with self._together():
@@ -42,7 +42,7 @@ class Collectives:
         return mine.cpu().numpy()
 
     def gather(self, data: np.ndarray) -> list[np.ndarray]:
-        """The ranks' ``uint8[n]``, of one length, by rank."""
+        """Collect the ranks' arrays, ``uint8[n]`` of one length, by rank."""
         mine = self._tensor(data)
         found = [torch.empty_like(mine) for _ in range(self.size)]
         self.sent += len(data) * (self.size - 1)
@@ -51,7 +51,7 @@ class Collectives:
         return [part.cpu().numpy() for part in found]
 
     def gather_objects(self, mine: Any) -> list[Any]:
-        """Small plain objects of the ranks, by rank."""
+        """Collect small plain objects of all ranks, by rank."""
         with self._together():
             return gather(mine)
 

@@ -38,7 +38,7 @@ def is_rank_zero() -> bool:
     """Whether this process is the one that speaks; known before the process group is there, too."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank() == 0
-    # before the process group is there, the launcher's variables tell
+    # Lightning makes the process group late, in fit; until then only the launcher's variables say which process this is
     return int(next((os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if os.environ.get(name)), "0")) == 0
 
 
@@ -62,7 +62,8 @@ def rank_zero_info(message: str) -> None:
 
 @contextlib.contextmanager
 def collective(purpose: str, position: str) -> Iterator[None]:
-    """Around collectives: an error in them names this rank, how far it was (``position``), and what it waited for (``purpose``)."""
+    """Run collectives inside: an error in them names this rank, how far it was (``position``), and what it waited for
+    (``purpose``)."""
     with worker_errors_wait():
         try:
             yield
@@ -75,7 +76,7 @@ def collective(purpose: str, position: str) -> Iterator[None]:
 
 
 def gather(mine: Any) -> list[Any]:
-    """An object of every process, by its number. Collective when there is more than one."""
+    """Collect an object of every process, by its number. Collective when there is more than one."""
     if world_size() == 1:
         return [mine]
     found: list[Any] = [None] * world_size()
@@ -84,7 +85,7 @@ def gather(mine: Any) -> list[Any]:
 
 
 def largest(mine: int, device: torch.device) -> int:
-    """The largest of the processes' numbers; waits for them, and for the device. Collective when there is more than one."""
+    """The largest of all processes' numbers; waits for them, and for the device. Collective when there is more than one."""
     if world_size() == 1:
         return mine
     number = torch.tensor(mine, device=device)
@@ -101,10 +102,10 @@ class Ranks:
     those of a group, whose values may differ in the last bit, end up with the same ones.
 
     Attributes:
-        rank: of this process.
+        rank: the rank that this process belongs to.
         size: number of ranks.
-        recorders: by rank, the process that records for it.
-        peers: group of the processes that share this rank; ``None`` where every process is a rank.
+        recorders: for each rank the process that records for it.
+        peers: process group of the processes that share this rank; ``None`` where every process is a rank.
     """
 
     rank: int = 0
@@ -114,7 +115,8 @@ class Ranks:
 
     @classmethod
     def of(cls, replicas: Mapping[str, Any] | None) -> Ranks:
-        """From ``trainer.distributed_sampler_kwargs``; who records is known where every process is a rank, else since :meth:`meet`."""
+        """Read ranks from ``trainer.distributed_sampler_kwargs``; which process records is known only after :meth:`meet` under
+        tensor parallelism."""
         if replicas is None:
             return cls()
         return cls(replicas["rank"], replicas["num_replicas"], tuple(range(replicas["num_replicas"])))
@@ -194,7 +196,8 @@ class Ranks:
         return value
 
     def agreed(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The values of the process that records for this rank, in place of those that it computed itself; collective among these."""
+        """Replace this process's values by those of the process that records for its rank; collective among the processes of the
+        rank."""
         if self.peers is None:
             return values
         sent = {name: value.clone(memory_format=torch.contiguous_format) for name, value in sorted(values.items())}

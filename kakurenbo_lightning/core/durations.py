@@ -79,7 +79,7 @@ class Durations:
 
 
 def _seconds(number: int) -> float:
-    """The middle of a bin."""
+    """The duration that stands for all of a bin: its middle, in seconds."""
     return SHORTEST * math.exp(number * BIN)
 
 
@@ -111,15 +111,15 @@ class StepTimes:
         self._open: deque[tuple[Durations, torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def use(self, device: torch.device) -> None:
-        """It is this device that trains."""
+        """Time on ``device``, the one that trains: by the clock for a CPU, by events for a GPU."""
         self._cuda = device.type == "cuda"
 
     def wait(self) -> None:
-        """The next batch is asked for."""
+        """Note that the next batch is asked for, so the wait for it begins."""
         self._waiting = moment(self._cuda)
 
     def begin(self) -> None:
-        """It is there: its step begins."""
+        """Note that the batch is there, so its step begins."""
         self._begun, self._is_forward_over = moment(self._cuda), False
 
     def measure_forwards(self, wanted: bool) -> None:
@@ -127,7 +127,7 @@ class StepTimes:
         self._measures_forwards = wanted
 
     def end_forward(self) -> None:
-        """Its forward pass is over, the first one of a step that has several."""
+        """Note that the step's forward pass is over; of several in one step only the first counts."""
         if self._measures_forwards and self._begun is not None and not self._is_forward_over:
             self._is_forward_over = True
             self._add(self._forwards, self._begun, moment(self._cuda))
@@ -160,7 +160,7 @@ class StepTimes:
             durations.add(begun.elapsed_time(ended) / 1000)
 
     def figures(self) -> dict[str, float]:
-        """What they come to, under the names of ``session/totals.py``; nothing where those of the beginning are missing."""
+        """Sums and medians under the names of ``session/totals.py``; empty where the times of the beginning are missing."""
         self._read_events()
         steps = sum(one.count for one in self._steps.values())
         if not self._complete or not steps:
@@ -176,7 +176,7 @@ class StepTimes:
 
     @property
     def forward_share(self) -> float | None:
-        """What a forward pass with its wait for data takes of a step with the same; ``None`` where no step was measured."""
+        """A forward pass and its wait for data as a share of a whole step and its wait; ``None`` where no step was measured."""
         self._read_events()
         steps = sum(one.count for one in self._steps.values())
         if not self._forwards.count or not steps:
@@ -186,7 +186,7 @@ class StepTimes:
         return min(1.0, (wait + self._forwards.median) / (wait + step))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """The histograms as plain numbers, without the step that is under way."""
         self._read_events()
         steps = [[kind, durations.state()] for kind, durations in self._steps.items()]
         forwards = {"forwards": self._forwards.state()} if self._forwards.count else {}
@@ -205,11 +205,12 @@ class StepTimes:
 
 
 def time_factor(totals: Mapping[str, float]) -> float:
-    """By what forward-only passes lengthen the time that the trained samples take; 1 without any, NaN where totals are missing.
+    """The factor by which forward-only passes lengthen the time of the trained samples; 1 without any, NaN where totals are
+    missing.
 
     Args:
-        totals: of a run, under the names of ``session/totals.py``; a forward-only pass counts as measured in it, or, where no time was
-            measured, as a third of training the sample.
+        totals: the totals of a run, under the names of ``session/totals.py``; a forward-only pass counts as measured in it, or, where no
+            time was measured, as a third of training the sample.
     """
 
     def total(name: str) -> float:

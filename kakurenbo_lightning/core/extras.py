@@ -16,7 +16,7 @@ def require(user: str, extra: str, *modules: str) -> None:
 
     Args:
         user: what needs them, as the error names it.
-        extra: of ``kakurenbo-lightning``, that installs them.
+        extra: the extra of ``kakurenbo-lightning`` that installs them.
         *modules: top-level modules.
 
     Raises:
@@ -28,7 +28,7 @@ def require(user: str, extra: str, *modules: str) -> None:
 
 
 def require_or_exit(program: str, extra: str, *modules: str) -> None:
-    """As :func:`require`, for a console script: print the error and end with exit code 2."""
+    """:func:`require` for a console script: a missing module is printed, and the program ends with exit code 2."""
     try:
         require(program, extra, *modules)
     except MissingExtraError as error:

@@ -60,7 +60,7 @@ def loader_fingerprint(loader: DataLoader) -> str:
 
 
 class _Probe(Dataset):
-    """Its one item is the fingerprint of the data set of the worker."""
+    """A data set of one item: the fingerprint of ``dataset``, computed in the worker that reads it."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -81,7 +81,7 @@ def _begin_worker(init: Callable[[int], None] | None, number: int) -> None:
 
 
 def _sample(dataset: Dataset, index: int) -> bytes:
-    """A hash of one sample."""
+    """A hash of one sample; of the type of its error where it cannot be read."""
     digest = hashlib.blake2b(digest_size=16)
     seed_everything(index)
     try:
@@ -92,7 +92,7 @@ def _sample(dataset: Dataset, index: int) -> bytes:
 
 
 def _update(digest: Any, value: Any) -> None:
-    """Feed one sample, whatever its structure."""
+    """Feed one sample into ``digest``, going through lists, dicts and the fields of objects."""
     if isinstance(value, torch.Tensor):
         digest.update(str((value.dtype, tuple(value.shape))).encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")

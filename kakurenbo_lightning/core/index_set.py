@@ -29,13 +29,13 @@ class IndexSet:
 
     @classmethod
     def of_mask(cls, mask: Tensor | np.ndarray) -> IndexSet:
-        """Where ``mask`` (``bool[size]``, any device) is true."""
+        """The set of the indices at which ``mask`` (``bool[size]``, any device) is true."""
         found = mask.cpu().numpy() if isinstance(mask, torch.Tensor) else mask
         return cls(np.packbits(found), len(found))
 
     @classmethod
     def of_windows(cls, windows: Iterator[np.ndarray], size: int) -> IndexSet:
-        """Where the masks ``windows``, one after the other, are true: each ``bool[WINDOW]``, the last one shorter."""
+        """The set of the indices at which ``windows``, laid end to end, are true: each ``bool[WINDOW]``, the last one shorter."""
         packed = np.zeros(-(-size // 8), dtype=np.uint8)
         for number, mask in enumerate(windows):
             bits, begin = np.packbits(mask), number * WINDOW // 8
@@ -44,18 +44,18 @@ class IndexSet:
 
     @classmethod
     def everything(cls, size: int) -> IndexSet:
-        """All indices below ``size``."""
+        """The set of all indices below ``size``."""
         packed = np.full(-(-size // 8), 255, dtype=np.uint8)
         if size % 8:
             packed[-1] = 256 - (1 << (8 - size % 8))
         return cls(packed, size)
 
     def complement(self) -> IndexSet:
-        """The indices that are not in it."""
+        """The set of the indices that are not in this one."""
         return IndexSet(IndexSet.everything(self.size).packed & ~self.packed, self.size)
 
     def __len__(self) -> int:
-        """How many indices are in it."""
+        """How many indices the set holds."""
         return self._count
 
     def __le__(self, other: IndexSet) -> bool:
@@ -63,13 +63,13 @@ class IndexSet:
         return not (self.packed & ~other.packed).any()
 
     def _windows(self) -> Iterator[np.ndarray]:
-        """Its mask, ``bool[WINDOW]`` at a time."""
+        """The set as masks of ``bool[WINDOW]``, one after the other; the last one is shorter."""
         for begin in range(0, self.size, WINDOW):
             bits = self.packed[begin // 8 : (begin + WINDOW) // 8]
             yield np.unpackbits(bits, count=min(WINDOW, self.size - begin)).view(bool)
 
     def pieces(self, length: int) -> Iterator[np.ndarray]:
-        """Its indices, ascending, ``int64[length]`` at a time; the last piece is shorter."""
+        """The indices, ascending, in pieces of ``int64[length]``; the last piece is shorter."""
         rest = np.empty(0, dtype=np.int64)
         for number, window in enumerate(self._windows()):
             rest = np.concatenate([rest, np.flatnonzero(window) + number * WINDOW])
@@ -81,7 +81,7 @@ class IndexSet:
             yield rest
 
     def some(self, numbers: range) -> Tensor:
-        """Its indices number ``numbers``, an ascending range of places: ``int64[n]``, or ``int32[n]`` where ``size`` allows."""
+        """The indices at these places of the ascending set: ``int64[n]``, or ``int32[n]`` where ``size`` allows."""
         found = np.empty(len(numbers), dtype=index_dtype(self.size))
         done = 0
         for number, piece in enumerate(self.pieces(WINDOW)):
@@ -93,11 +93,11 @@ class IndexSet:
         return torch.from_numpy(found)
 
     def tensor(self) -> Tensor:
-        """All of its indices, ``int64[n]``."""
+        """All indices of the set, ascending, ``int64[n]``."""
         return torch.from_numpy(np.concatenate([np.empty(0, dtype=np.int64), *self.pieces(WINDOW)]))
 
     def mask(self, start: int = 0, step: int = 1) -> np.ndarray:
-        """Of the indices ``start``, ``start + step``, ... whether they are in it, ``bool[n]``."""
+        """Whether each of the indices ``start``, ``start + step``, ... is in the set, ``bool[n]``."""
         parts, first = [np.empty(0, dtype=bool)], start
         for window in self._windows():
             parts.append(window[first::step])
@@ -110,7 +110,7 @@ class IndexSet:
         return torch.from_numpy(((self.packed[there >> 3] >> (7 - (there & 7))) & 1).astype(bool))
 
     def within(self, numbers: IndexSet) -> IndexSet:
-        """Those of its indices whose number (which of them it is, ascending, from 0) is in ``numbers``."""
+        """The indices whose place in this set (ascending, from 0) is in ``numbers``."""
         chosen, done = np.unpackbits(numbers.packed[:0]).view(bool), 0
 
         def windows() -> Iterator[np.ndarray]:

@@ -32,7 +32,7 @@ class Order:
     listed: Tensor | None = None
 
     def of(self, samples: Tensor, batch_size: int) -> Tensor:
-        """Some ``samples`` (``int64[k]``) in this order.
+        """The ``samples`` (``int64[k]``) in this order.
 
         Of a batch sampler each ``batch_size`` of them are a batch: those that it has whole, in its order, and between them, where their
         first sample would be, batches made of what is left of others that are alike. Those made of unlike ones come last.
@@ -81,7 +81,7 @@ def _filled(batches: np.ndarray, listed: np.ndarray, batch_size: int) -> tuple[n
     Args:
         batches: ``int64[k]``, ascending: of each sample its batch.
         listed: ``int32[E, k]``: and in other epochs.
-        batch_size: of the batches to make.
+        batch_size: samples of each batch to make.
 
     Returns:
         Places of samples, ``int64[k]``, and how many of them are whole batches of those that are alike.

@@ -90,15 +90,16 @@ def first_of_shuffled(total: int, count: int, generator: torch.Generator, block:
 
 
 def share_of_shuffled(members: IndexSet, generator: torch.Generator, places: range, block: int = BLOCK) -> Tensor:
-    """Those that come at ``places`` in :func:`shuffled` of all ``members``: ``int32[len(places)]``, or int64 where that is too small.
+    """The members at ``places`` of what :func:`shuffled` makes of ``members``: ``int32[len(places)]``, or int64 for larger
+    indices.
 
     It takes 12 bytes for each place, 4 of them returned, and a few blocks of memory: the random numbers are drawn twice.
 
     Args:
-        members: the indices, ascending.
-        generator: of the order.
-        places: an ascending range within ``len(members)``.
-        block: as there.
+        members: the indices to shuffle.
+        generator: the source of the random order.
+        places: an ascending range of places in the shuffled order, within ``len(members)``.
+        block: how many indices are thrown at a time, as in :func:`shuffled`.
     """
     total = len(members)
     if total <= _DIRECTLY * block:
@@ -144,12 +145,12 @@ class _Thrown:
     """The throws of :func:`shuffled`, without what is thrown; they can be made again.
 
     Args:
-        total: how many indices.
-        block: as there.
-        generator: is afterwards where the piles are mixed.
+        total: how many indices are thrown.
+        block: how many of them are thrown at a time.
+        generator: the source of the throws; it is left where the piles are mixed next.
 
     Attributes:
-        sizes: ``int64[piles]``.
+        sizes: ``int64[piles]``, how many indices each pile has got.
     """
 
     def __init__(self, total: int, block: int, generator: torch.Generator) -> None:
@@ -159,7 +160,7 @@ class _Thrown:
             self.sizes += counts.numpy()
 
     def again(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :func:`_throws`."""
+        """Make the throws again, as :func:`_throws` yielded them the first time."""
         generator = torch.Generator()
         generator.set_state(self._state)
         return _throws(self._total, self.block, generator)

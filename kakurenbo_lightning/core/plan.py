@@ -116,7 +116,7 @@ class SetPlan:
         kept: the samples to train.
         levels: the loss weights there are: one for all samples, or two.
         heavy: the samples of the second; ``None`` where there is one.
-        lr_factor: as of an :class:`EpochPlan`, as the next.
+        lr_factor: factor on the learning rate of every optimizer step of the epoch.
         metrics: what the method wants logged.
     """
 
@@ -138,17 +138,18 @@ class SetPlan:
 
     @property
     def indices(self) -> Tensor:
-        """See :class:`EpochPlan`; it is made each time, as the next two: 8 bytes for each of them."""
+        """The samples to train, ``int64[n]``; made at each access, as are :attr:`hidden` and :attr:`weights`, since they
+        take 8 bytes a sample."""
         return self.kept.tensor()
 
     @property
     def hidden(self) -> Tensor:
-        """See :class:`EpochPlan`."""
+        """The samples left out, ``int64[h]``, ascending."""
         return self.kept.complement().tensor()
 
     @property
     def weights(self) -> Tensor | None:
-        """See :class:`EpochPlan`."""
+        """``float32[N]`` loss weights, or ``None`` for 1 everywhere."""
         if self.levels == (1.0,):
             return None
         heavy = np.zeros(self.kept.size, dtype=bool) if self.heavy is None else self.heavy.mask()
@@ -178,7 +179,7 @@ class SetPlan:
         return not bool(self.kept.holds(rows).any()) if isinstance(rows, torch.Tensor) else rows <= self.kept.complement()
 
     def is_complement(self, num_samples: int) -> bool:
-        """Whether it is of ``num_samples``."""
+        """Whether the plan is of ``num_samples`` samples; its indices always are those that are not hidden."""
         return self.kept.size == num_samples
 
     def checksum(self) -> int:
@@ -187,7 +188,7 @@ class SetPlan:
         return hash((self.kept.checksum(), heavy, self.levels, self.lr_factor)) % (1 << 63)
 
     def shard(self, layout: Layout, draws: DrawSource | None = None) -> SetShard:
-        """See :meth:`EpochPlan.shard`."""
+        """One rank's part of the plan, see :meth:`EpochPlan.shard`; ``draws`` are not used."""
         return SetShard(self.kept, self.levels, self.heavy, layout)
 
 

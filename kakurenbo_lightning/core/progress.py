@@ -26,7 +26,7 @@ class Lines:
             self._stream.write(f"{text.strip()}\n")
 
     def flush(self) -> None:
-        """As of any stream."""
+        """Flush the stream below, as tqdm asks for after each line."""
         self._stream.flush()
 
 
@@ -34,7 +34,7 @@ def bar_settings(**settings: Any) -> dict[str, Any]:
     """Settings of a bar of tqdm; where the output is neither a terminal nor a notebook, as in a log, it writes a line a minute at most.
 
     Args:
-        settings: of the bar on a terminal; ``disable=True`` shows nothing anywhere.
+        settings: tqdm's settings of the bar on a terminal; ``disable=True`` shows nothing anywhere.
     """
     if sys.stderr.isatty() or "ipykernel" in sys.modules:
         return settings

@@ -41,8 +41,8 @@ class SelectionSampler(DistributedSampler):
         rank: this process.
         drop_last: drop an incomplete last step, as in ``DataLoader``.
         shuffle: train in random order (else ascending index).
-        seed: of the order; the same on every rank.
-        order: of an epoch and a seed the order in which the epoch's samples are trained, in place of a random one.
+        seed: seed of the order; the same on every rank.
+        order: function of an epoch and a seed that returns the order of the epoch's samples, in place of a random one.
         extra: one more batch, of a single sample, ends each epoch: the step in which a backprop method trains what is left.
         on_set_epoch: called with the epoch by :meth:`set_epoch`; how the callback plans in time.
         plan: followed first; ``None`` for every sample.
@@ -108,7 +108,7 @@ class SelectionSampler(DistributedSampler):
         return self.shard.step(number)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning's call before each epoch."""
+        """Called by Lightning before each epoch; the callback plans the epoch in it."""
         super().set_epoch(epoch)
         if self._on_set_epoch is not None:
             self._on_set_epoch(epoch)
@@ -123,5 +123,5 @@ class SelectionSampler(DistributedSampler):
         return itertools.chain(batches, [self._filler()]) if self.extra and self.start <= self.shard.steps else batches
 
     def _filler(self) -> list[int]:
-        """What the extra batch loads: any sample will do, because the step trains chosen ones in its place."""
+        """The indices that the extra batch loads: any sample will do, because the step trains chosen ones in its place."""
         return self.shard.step(self.shard.steps - 1)[-1:].tolist() or [0]

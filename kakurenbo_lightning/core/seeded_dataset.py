@@ -42,7 +42,7 @@ class SeededDataset(Dataset):
 
     Args:
         dataset: with ``__len__`` and ``__getitem__``.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0) -> None:

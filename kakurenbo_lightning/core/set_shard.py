@@ -18,18 +18,18 @@ Levels = tuple[float, ...]  # loss weights that there are: one, or a lower and a
 
 
 class SetShard(EpochShard):
-    """What :func:`~kakurenbo_lightning.core.shard.epoch_shard` makes of the same samples, to the bit.
+    """The shard that :func:`~kakurenbo_lightning.core.shard.epoch_shard` makes of the same samples, equal to the bit.
 
-    Its order is made when it is asked for.
+    Its order is made when it is asked for first, and takes memory for this rank's samples only.
 
     Args:
         kept: the samples to train.
-        levels: of their weights.
-        heavy: the samples of the higher weight.
-        layout: ranks and batches.
+        levels: the loss weights there are, ascending.
+        heavy: the samples that have the higher weight; ``None`` where all have the same.
+        layout: the ranks and batches to lay them out for.
 
     Raises:
-        ValueError: as there.
+        ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
     """
 
     _source: tuple[IndexSet, Levels, IndexSet | None]
@@ -38,12 +38,12 @@ class SetShard(EpochShard):
 
     def __init__(self, kept: IndexSet, levels: Levels, heavy: IndexSet | None, layout: Layout) -> None:
         numbers = laid_out(len(kept), layout)
-        # the base is frozen
+        # past the dataclass's own __setattr__, because the base is frozen
         vars(self).update(numbers, _numbers=numbers, _source=(kept, levels, heavy), _layout=layout)
 
     @cached_property
     def indices(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See :class:`EpochShard`; ``int32`` where that is enough."""
+        """``int64[n_rank]`` in training order, made at the first access; ``int32`` where that is enough."""
         kept, layout = self._source[0], self._layout
         if not layout.shuffle:
             return kept.some(places(self._numbers))
@@ -51,7 +51,7 @@ class SetShard(EpochShard):
 
     @cached_property
     def weights(self) -> Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """See :class:`EpochShard`."""
+        """``float32[n_rank]`` loss weights in the same order, or ``None`` for 1 everywhere; made at the first access."""
         _, levels, heavy = self._source
         if levels == (1.0,):
             return None
@@ -61,14 +61,14 @@ class SetShard(EpochShard):
         return torch.where(heavy.holds(self.indices), high, low)
 
     def to(self, device: torch.device | str) -> EpochShard:
-        """See :class:`EpochShard`."""
+        """On the CPU the shard itself, elsewhere an :class:`EpochShard` with its indices on ``device``."""
         if torch.device(device).type == "cpu":
             return self
         weights = None if self.weights is None else self.weights.to(device)
         return EpochShard(self.indices.to(device), weights=weights, **self._numbers)
 
     def same_order(self, other: EpochShard) -> bool:
-        """See :class:`EpochShard`."""
+        """Whether ``other`` trains the same samples in the same order: decided by the sets, without making either order."""
         if not isinstance(other, SetShard) or self._layout != other._layout:
             return super().same_order(other)
         (kept, *_), (there, *_) = self._source, other._source

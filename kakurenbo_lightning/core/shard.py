@@ -23,13 +23,13 @@ class Layout:
     Attributes:
         batch_size: samples per rank and step.
         world_size: number of ranks.
-        rank: this one.
+        rank: the rank whose part is wanted.
         drop_last: drop an incomplete last step.
-        shuffle: random order, else as in the plan.
-        seed: of the order; the same on every rank.
-        epoch: of the order.
+        shuffle: train in random order, else in that of the plan.
+        seed: seed of the random order; the same on every rank.
+        epoch: number of the epoch, which seeds the order too.
         done: how many steps and how many samples of the epoch were trained already, by other ranks or in other batches.
-        order: in which the epoch trains its samples, in place of a random one.
+        order: the order in which the epoch trains its samples, in place of a random one.
     """
 
     batch_size: int
@@ -63,7 +63,7 @@ class Shard(Protocol):
 
     @property
     def expected(self) -> int:
-        """The same before the epoch is over: where only its end will tell :attr:`steps`, what it is likely to be."""
+        """The number of steps as far as it is known now; an estimate where only the epoch's end will show :attr:`steps`."""
         ...
 
     @property
@@ -92,7 +92,7 @@ class Shard(Protocol):
         ...
 
     def samples_until(self, step: int) -> int:
-        """Samples trained by all ranks together in the first ``step`` steps of the epoch; those done in another layout as full ones."""
+        """Samples that all ranks train in the first ``step`` steps; steps done in another layout count as full ones."""
         ...
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
@@ -100,7 +100,7 @@ class Shard(Protocol):
         ...
 
     def to(self, device: torch.device | str) -> Shard:
-        """The same with its indices on ``device``."""
+        """The same shard with its indices on ``device``."""
         ...
 
 
@@ -108,12 +108,14 @@ class Shard(Protocol):
 class EpochShard:
     """One rank's part of a fixed set of samples. In each step the ranks' sizes differ by at most one.
 
+    What its properties and methods return is described in :class:`Shard`.
+
     Attributes:
         indices: ``int64[n_rank]``, in training order: this rank's of a global order strided over the ranks.
         batch_size: samples of a full step, per rank.
         steps: number of the epoch's steps.
         world_size: number of ranks that share the epoch.
-        rank: this one.
+        rank: the rank whose part this is.
         total: samples of all ranks together.
         last_start: place in the global order where the last step begins.
         first: number of the first step of this layout; the steps before it had another one (another world size).
@@ -137,7 +139,6 @@ class EpochShard:
 
     @property
     def expected(self) -> int:
-        """See :attr:`Shard.expected`."""
         return self.steps
 
     def _begin(self, number: int) -> int:
@@ -147,30 +148,26 @@ class EpochShard:
         return self.last_start if number == self.steps - 1 else (number - self.first) * self.batch_size * self.world_size
 
     def _mine(self, place: int) -> int:
-        """How many of the global order's first ``place`` are this rank's."""
+        """How many of the first ``place`` samples of the global order are this rank's."""
         return (place - self.rank + self.world_size - 1) // self.world_size
 
     def step(self, number: int) -> Tensor:
-        """See :meth:`Shard.step`; a slice, so nothing waits for the device."""
+        """A slice of :attr:`indices`, so nothing waits for the device."""
         return self.indices[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))].long()
 
     def step_weights(self, number: int) -> Tensor | None:
-        """See :meth:`Shard.step_weights`."""
         if self.weights is None:
             return None
         return self.weights[self._mine(self._begin(number)) : self._mine(self._begin(number + 1))]
 
     def step_total(self, number: int) -> int:
-        """See :meth:`Shard.step_total`."""
         return self._begin(number + 1) - self._begin(number)
 
     def batch_length(self, number: int) -> int:
-        """See :meth:`Shard.batch_length`."""
         end = len(self.indices) if number == self.steps - 1 else self._mine(self._begin(number + 1))
         return end - self._mine(self._begin(number))
 
     def to(self, device: torch.device | str) -> EpochShard:
-        """See :meth:`Shard.to`."""
         weights = None if self.weights is None else self.weights.to(device)
         return replace(self, indices=self.indices.to(device), weights=weights)
 
@@ -179,17 +176,14 @@ class EpochShard:
         return torch.equal(self.indices, other.indices)
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
-        """See :meth:`Shard.batches`."""
         for number in range(max(start, self.first), self.steps):
             begin = self._mine(self._begin(number))
             yield self.indices[begin : begin + self.batch_length(number)].tolist()
 
     def loss_scale(self, number: int) -> float:
-        """See :meth:`Shard.loss_scale`."""
         return len(self.step(number)) * self.world_size / self.step_total(number)
 
     def samples_until(self, step: int) -> int:
-        """See :meth:`Shard.samples_until`."""
         return self.samples_before + self._begin(step)
 
 
@@ -199,9 +193,9 @@ def accumulated_scale(shard: Shard, number: int, accumulate: int, batches: int) 
 
     Args:
         shard: this rank's part of the epoch.
-        number: of the batch.
-        accumulate: batches of an optimizer step; the last one of an epoch has what is left.
-        batches: that are trained of the epoch.
+        number: number of the batch in the epoch.
+        accumulate: batches of an optimizer step; the last step of an epoch has what is left.
+        batches: how many batches of the epoch are trained.
     """
     begin = number - number % accumulate
     samples = shard.samples_until(min(begin + accumulate, batches)) - shard.samples_until(begin)
@@ -226,9 +220,9 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
     unless ``drop_last`` drops the tail.
 
     Args:
-        indices: ``int64[n]`` on the CPU, to be trained in the epoch.
+        indices: ``int64[n]`` on the CPU, the samples to train in the epoch.
         weights: ``float32[N]`` loss weight of every data set index, or ``None`` for 1 everywhere.
-        layout: ranks and batches.
+        layout: the ranks and batches to lay them out for.
 
     Raises:
         ValueError: fewer samples than ranks, or (with ``drop_last``) fewer than one full step.
@@ -247,7 +241,7 @@ def epoch_shard(indices: Tensor, weights: Tensor | None, layout: Layout) -> Epoc
 
 
 def laid_out(count: int, layout: Layout) -> dict[str, int]:
-    """The numbers of an :class:`EpochShard` of ``count`` samples, by name.
+    """The attributes of an :class:`EpochShard` of ``count`` samples that are plain numbers, by name.
 
     Raises:
         ValueError: as :func:`epoch_shard`.
@@ -273,7 +267,7 @@ def laid_out(count: int, layout: Layout) -> dict[str, int]:
 
 
 def places(numbers: Mapping[str, int]) -> range:
-    """Which places of the epoch's order are those of the rank that :func:`laid_out` was asked for."""
+    """The places of the epoch's order that belong to the rank whose numbers :func:`laid_out` returned."""
     before, total = numbers["samples_before"], numbers["total"]
     return range(before + numbers["rank"], before + total, numbers["world_size"])
 

@@ -68,7 +68,7 @@ def check_sharded(folder: Path) -> None:
 
 
 def _archives(content: mmap.mmap) -> Iterator[tuple[int, int]]:
-    """Where each of the zip files begins and ends that follow one another in ``content``."""
+    """Yield where each zip file begins and ends: ``content`` is several of them, one after the other."""
     start = 0
     while start < len(content):
         place = content.find(_END, start)
@@ -88,7 +88,7 @@ def _is_end(content: mmap.mmap, start: int, place: int) -> bool:
 
 
 class _Slice(io.RawIOBase):
-    """A part of ``content`` as a file."""
+    """A part of ``content``, readable as a file of its own."""
 
     def __init__(self, content: mmap.mmap, start: int, end: int) -> None:
         self._content, self._start, self._size, self._place = content, start, end - start, 0
@@ -100,12 +100,12 @@ class _Slice(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place, counted from the begin, from here, or from the end."""
+        """Go to a place, counted from the beginning, from here, or from the end."""
         self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
         return self._place
 
     def readinto(self, buffer) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fill ``buffer`` so far as there is something."""
+        """Fill ``buffer`` as far as there are bytes left."""
         first = self._start + self._place
         found = self._content[first : min(first + len(buffer), self._start + self._size)]
         buffer[: len(found)] = found

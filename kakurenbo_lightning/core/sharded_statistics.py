@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE = 1 << 20  # records that go to their owners at a time
-BLOCK = 1 << 16  # rows that two bytes tell apart
+BLOCK = 1 << 16  # rows that two bytes can number
 VALUES = ("loss", "confidence", "correct", "el2n", "entropy")  # that a record may have
 Piece = dict[str, "Tensor"]
 
@@ -30,7 +30,7 @@ class ShardedStatistics(SampleStatistics):
 
     Args:
         num_samples: N.
-        ranks: R of them.
+        ranks: the R ranks that share the rows.
         columns: what a method keeps beside loss, confidence and correctness.
     """
 
@@ -49,7 +49,7 @@ class ShardedStatistics(SampleStatistics):
 
     @property
     def epoch_seen(self) -> Tensor:
-        """``int16[n]``: see :class:`SampleStatistics`."""
+        """``int16[n]``: the epoch in which each row here was last measured, -1 where never."""
         for indices in self._pending:
             self._epoch_seen.index_fill_(0, indices, self._pending_epoch)
         self._pending.clear()
@@ -57,7 +57,7 @@ class ShardedStatistics(SampleStatistics):
 
     @property
     def bytes_per_sample(self) -> int:
-        """Memory of one row."""
+        """Bytes that one row here takes; each sample has a row on one rank only."""
         return sum(column.element_size() for column in self._columns().values())
 
     def to(self, device: torch.device | str) -> SampleStatistics:
@@ -66,11 +66,11 @@ class ShardedStatistics(SampleStatistics):
         return super().to(device)
 
     def subset(self, rows: Tensor | slice) -> SampleStatistics:
-        """Not of some rows: ``without`` has all ranks' rows but some."""
+        """Not available here, because rows of one rank are no part of the data set by themselves; :meth:`without` is."""
         raise NotImplementedError("statistics that are sharded have no subset; use without(protected)")
 
     def without(self, protected: Sequence[int]) -> tuple[SampleStatistics, Tensor | None]:
-        """Those of all samples but ``protected``, and which rows here these are (``int64[n]``; ``None``: all). For reading."""
+        """Statistics of all samples but ``protected``, for reading, and which rows here they are (``int64[n]``; ``None``: all)."""
         if not protected:
             return self, None
         free = torch.ones(len(self), dtype=torch.bool)
@@ -187,7 +187,7 @@ def packed(columns: Mapping[str, np.ndarray], rows: np.ndarray, counts: np.ndarr
     """Records as ``uint8[n]``: which columns there are, how many rows of each block, their places in it, and the columns, bools as bits.
 
     Args:
-        columns: by their name in :data:`VALUES`, each ``[k]``.
+        columns: the recorded values by their name in :data:`VALUES`, each ``[k]``.
         rows: ``int64[k]``, of blocks that ascend.
         counts: ``int64[blocks]``, of the rows.
     """

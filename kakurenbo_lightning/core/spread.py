@@ -41,7 +41,7 @@ class Spread:
         return values.topk(k, largest=False, sorted=False).values.max()
 
     def some(self, mask: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Those of ``mask`` (``bool[n]``) of lowest index, or drawn uniformly: ``count`` samples of all ranks together.
+        """The ``count`` samples of ``mask`` (``bool[n]``) that have the lowest index, or are drawn uniformly, over all ranks.
 
         A draw takes from ``generator`` what a permutation of all samples in ``mask`` takes.
         """
@@ -72,13 +72,15 @@ ALONE = Spread()
 
 
 class Share(Spread):
-    """Each rank has a share of the rows: that of index i is row i // R of rank i % R. Its methods are collective.
+    """Each rank has a share of the rows: that of index i is row i // R of rank i % R.
+
+    Its methods return what those of :class:`Spread` do, and are collective.
 
     Args:
-        ranks: R of them.
+        ranks: the R ranks that share the rows.
         size: N, how many indices there are.
         rows: ``int64[n]``, which of this rank's rows are asked for, ascending; ``None`` for all.
-        among: how many rows of all ranks are asked for.
+        among: how many rows of all ranks together are asked for.
     """
 
     def __init__(self, ranks: Collectives, size: int, rows: Tensor | None = None, among: int | None = None) -> None:
@@ -86,15 +88,13 @@ class Share(Spread):
         self._among = size if among is None else among
 
     def total(self, rows: int) -> int:
-        """See :meth:`Spread.total`."""
         return self._among
 
     def count(self, mask: Tensor) -> int:
-        """See :meth:`Spread.count`."""
         return int(self.ranks.sum(np.array([int(mask.count_nonzero())]))[0])
 
     def kth_smallest(self, values: Tensor, eligible: Tensor, k: int) -> Tensor:
-        """See :meth:`Spread.kth_smallest`; what a stable sort of all ranks' values would have at that place, without one."""
+        """Found digit by digit by counting, without a sort: the same value as in a stable sort of all ranks' values."""
         return _values(self._kth_key(_keys(values), eligible, k), values.dtype).to(values.device)
 
     def _kth_key(self, keys: Tensor, eligible: Tensor, k: int) -> int:
@@ -115,7 +115,6 @@ class Share(Spread):
         return prefix
 
     def some(self, mask: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """See :meth:`Spread.some`."""
         if generator is not None:
             members = self.gathered(mask)
             chosen = first_of_shuffled(len(members), count, generator)
@@ -129,15 +128,13 @@ class Share(Spread):
         return torch.zeros_like(mask).index_fill_(0, rows[indices <= last], True)
 
     def exact_sum(self, values: Tensor, mask: Tensor) -> Fraction:
-        """See :meth:`Spread.exact_sum`."""
         return _from_parts(self.ranks.sum(_sums_by_exponent(values[mask])))
 
     def everything(self, total: int) -> EpochPlan | SetPlan:
-        """See :meth:`Spread.everything`."""
         return SetPlan(IndexSet.everything(total))
 
     def plan(self, hidden: Tensor, metrics: dict[str, float], weights: Tensor | None) -> EpochPlan | SetPlan:
-        """See :meth:`Spread.plan`.
+        """The plan as two sets of bits, gathered from all ranks.
 
         Raises:
             ValueError: ``weights`` take more than two values.
@@ -154,7 +151,6 @@ class Share(Spread):
         return SetPlan(kept, levels, heavy, metrics=metrics)
 
     def adopted(self, plan: Plan, total: int) -> Plan:
-        """See :meth:`Spread.adopted`."""
         return SetPlan.of(plan, total) if isinstance(plan, EpochPlan) else plan
 
     def gathered(self, mask: Tensor) -> IndexSet:
@@ -177,7 +173,7 @@ class Share(Spread):
         return IndexSet(packed, self.size)
 
     def _mine(self, members: IndexSet) -> Tensor:
-        """Which of the rows here are in ``members``, ``bool[n]`` on the CPU."""
+        """Whether each row here is in ``members``, ``bool[n]`` on the CPU."""
         mask = torch.from_numpy(members.mask(self.ranks.rank, self.ranks.size))
         return mask if self._rows is None else mask[self._rows.cpu()]
 
@@ -197,7 +193,7 @@ def _keys(values: Tensor) -> Tensor:
 
 
 def _values(key: int, dtype: torch.dtype) -> Tensor:
-    """The value of one of :func:`_keys`."""
+    """The floating-point value (or integer) that :func:`_keys` made into ``key``."""
     if not dtype.is_floating_point:
         return torch.tensor(key, dtype=dtype)
     whole, sign = (torch.int32, 31) if dtype is torch.float32 else (torch.int64, 63)
@@ -217,6 +213,6 @@ def _sums_by_exponent(values: Tensor) -> np.ndarray:
 
 
 def _from_parts(sums: np.ndarray) -> Fraction:
-    """The number that :func:`_sums_by_exponent` are of."""
+    """The exact sum whose parts :func:`_sums_by_exponent` collected."""
     whole = sum(part << (max(exponent, 1) - 1) for exponent, part in enumerate(sums.tolist()))
     return Fraction(whole, 1 << 149)

@@ -47,7 +47,7 @@ def _shown(value: Any) -> str:
 
 
 def anything() -> Check:
-    """What the user's own classes have saved."""
+    """Allow any value: what the user's own classes have saved."""
     return _check("there", lambda value, count: True)
 
 
@@ -69,35 +69,35 @@ def number(least: float = -math.inf, *, above: float = -math.inf, finite: bool =
 
 
 def logged() -> Check:
-    """A float or an int, NaN too."""
+    """Allow a float or an int, NaN and infinity too, as metrics may be."""
     return _check("a number", lambda value, count: type(value) in (float, int))
 
 
 def text() -> Check:
-    """A string."""
+    """Allow a string of any length."""
     return _check("a string", lambda value, count: type(value) is str)
 
 
 def flag() -> Check:
-    """``True`` or ``False``."""
+    """Allow ``True`` or ``False``, and no number in their place."""
     return _check("True or False", lambda value, count: type(value) is bool)
 
 
 def one_of(*values: Any) -> Check:
-    """One of these values."""
+    """Allow one of ``values``, of the same type."""
     return _check(" or ".join(map(repr, values)), lambda value, count: type(value) in map(type, values) and value in values)
 
 
 def array() -> Check:
-    """A tensor of any type and shape."""
+    """Allow a tensor of any type and shape."""
     return _check("a tensor", lambda value, count: isinstance(value, Tensor))
 
 
 def tensor(dtype: torch.dtype | None = None, rows: int | None = None, *, of_n: bool = False, indices: bool = False) -> Check:
-    """A tensor with one axis.
+    """Allow a tensor with one axis.
 
     Args:
-        dtype: of it; ``None`` for any.
+        dtype: its type; ``None`` for any.
         rows: how long it is.
         of_n: it is as long as the data set.
         indices: each of its values is an index of the data set; -1 where samples have none (N is 0).
@@ -122,7 +122,7 @@ def scalar() -> Check:
 
 
 def optional(check: Check) -> Check:
-    """``None``, or what ``check`` allows."""
+    """Allow ``None``, or what ``check`` allows."""
     return lambda value, place, count: None if value is None else check(value, place, count)
 
 
@@ -177,7 +177,7 @@ def table(checks: Mapping[str, Check], *, more: Check | None = None, closed: boo
     """A dict with these keys, each with its check.
 
     Args:
-        checks: by key.
+        checks: the check of each key.
         more: check of the values of other keys; by default they are not looked into.
         closed: other keys are not allowed.
     """

@@ -36,7 +36,7 @@ class Column:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Size of one value."""
+        """Bytes that one value of the column takes."""
         return np.dtype(str(self.dtype).removeprefix("torch.")).itemsize
 
     def full(self, num_samples: int, device: torch.device | str) -> Tensor:
@@ -60,7 +60,7 @@ class SampleStatistics:
 
     Args:
         num_samples: N.
-        device: of the columns.
+        device: the device of the columns.
         columns: what a method keeps beside loss, confidence and correctness.
         repeats: an index may be recorded more than once in an epoch, by any rank; the last record of it counts (of those that the ranks
             made at the same time, the highest rank's). 4 bytes more per sample.
@@ -137,7 +137,7 @@ class SampleStatistics:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Memory of one row."""
+        """Bytes that one row takes, with the further columns."""
         return sum(column.element_size() for column in self._columns().values()) + (1 if self._when is None else 5)
 
     def to(self, device: torch.device | str) -> SampleStatistics:
@@ -223,7 +223,7 @@ class SampleStatistics:
         self._records = 0
 
     def _keep_last(self, when: Tensor) -> None:
-        """Of the ranks that wrote a row only the last one goes on as its writer; collective."""
+        """Where several ranks wrote one row, let only the one that wrote it last go on as its writer; collective."""
         self._columns()  # writes what is pending
         place = when * world_size() + torch.distributed.get_rank() + 1
         mine = torch.where(self._touched, place, 0)
@@ -263,7 +263,7 @@ class SampleStatistics:
         return self.state_dict()
 
     def without(self, protected: Sequence[int]) -> tuple[SampleStatistics, Tensor | None]:
-        """Those of all samples but ``protected``, and which rows these are (``int64[n]``; ``None``: all). For reading."""
+        """Statistics of all samples but ``protected``, for reading, and which rows they are (``int64[n]``; ``None``: all)."""
         if not protected:
             return self, None
         free = torch.ones(len(self), dtype=torch.bool)

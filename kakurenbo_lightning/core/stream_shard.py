@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch that was drawn.
+    """A batch that was drawn, with what is needed to weight it and to say how stale its draw was.
 
     Attributes:
         indices: ``int64[B]`` on the CPU.
@@ -58,7 +58,7 @@ class UniformDraws:
         return torch.randperm(self.num_samples, generator=torch.Generator().manual_seed(0))
 
     def draw(self, number: int) -> Drawn:
-        """The next ``batch_size`` of the order."""
+        """The next ``batch_size`` samples of the one random order."""
         places = torch.arange(number * self.batch_size, (number + 1) * self.batch_size) % self.num_samples
         return Drawn(self._order[places], None, 0)
 
@@ -69,11 +69,13 @@ class UniformDraws:
 class StreamShard:
     """One rank's part of a drawn epoch; all batches are full, so the last step may draw a few samples more than the plan says.
 
+    What its properties and methods return is described in :class:`~kakurenbo_lightning.core.shard.Shard`.
+
     Attributes:
-        samples: that the epoch draws, on all ranks together.
-        layout: ranks and batches.
-        draws: where batches come from.
-        device: of what :meth:`step` returns.
+        samples: how many samples the epoch draws, on all ranks together.
+        layout: ranks and batches of the epoch.
+        draws: where the batches come from.
+        device: the device of the tensors that :meth:`step` returns.
     """
 
     samples: int
@@ -83,55 +85,46 @@ class StreamShard:
 
     @property
     def batch_size(self) -> int:
-        """See :attr:`Shard.batch_size`."""
         return self.layout.batch_size
 
     @property
     def steps(self) -> int:
-        """See :attr:`Shard.steps`."""
         done_steps, done_samples = self.layout.done
         return done_steps + max(0, -(-(self.samples - done_samples) // (self.batch_size * self.layout.world_size)))
 
     @property
     def expected(self) -> int:
-        """See :attr:`Shard.expected`."""
         return self.steps
 
     @property
     def total(self) -> int:
-        """See :attr:`Shard.total`."""
         return (self.steps - self.layout.done[0]) * self.batch_size * self.layout.world_size
 
     def to(self, device: torch.device | str) -> StreamShard:
-        """See :meth:`Shard.to`."""
         return replace(self, device=device)
 
     def batches(self, start: int = 0) -> Iterator[list[int]]:
-        """See :meth:`Shard.batches`; each is drawn when it is asked for."""
+        """Each batch is drawn when it is asked for."""
         for number in range(max(start, self.layout.done[0]), self.steps):
             yield self.draws.draw(number).indices.tolist()
 
     def step(self, number: int) -> Tensor:
-        """See :meth:`Shard.step`: of the step that is trained, or of those drawn ahead."""
+        """The indices of a batch that was drawn: the one that is trained, or one drawn ahead by workers."""
         return self.draws.drawn(number).indices.to(self.device, non_blocking=True)
 
     def step_weights(self, number: int) -> Tensor | None:
-        """See :meth:`Shard.step_weights`."""
         weights = self.draws.drawn(number).weights
         return None if weights is None else weights.to(self.device, non_blocking=True)
 
     def step_total(self, number: int) -> int:
-        """See :meth:`Shard.step_total`."""
         return self.batch_size * self.layout.world_size
 
     def batch_length(self, number: int) -> int:
-        """See :meth:`Shard.batch_length`."""
         return self.batch_size
 
     def loss_scale(self, number: int) -> float:
-        """See :meth:`Shard.loss_scale`: every rank has as many samples."""
+        """Always 1, because every rank has as many samples in a step."""
         return 1.0
 
     def samples_until(self, step: int) -> int:
-        """See :meth:`Shard.samples_until`."""
         return self.layout.done[1] + (step - self.layout.done[0]) * self.batch_size * self.layout.world_size

@@ -27,7 +27,8 @@ class SumTree:
 
     Args:
         values: ``float[N]``, N >= 1, finite, >= 0, at least one positive.
-        dtype: in which they are kept: ``torch.float32`` if ``None``, or ``torch.float64`` for values that span more than 70 powers of ten.
+        dtype: type in which the values are kept: ``torch.float32`` if ``None``, or ``torch.float64`` for values that span more than 70
+            powers of ten.
 
     Attributes:
         smallest: positive value that :meth:`scale` leaves.

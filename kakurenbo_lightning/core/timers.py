@@ -18,7 +18,7 @@ class PhaseTimer:
     :meth:`take`.
 
     Args:
-        device: that does the work.
+        device: the device that does the work.
         enabled: ``False`` measures nothing and costs nothing.
     """
 
@@ -50,7 +50,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """A phase around a ``with`` block."""
+        """Time what runs inside a ``with`` block as one phase."""
         self.start(phase)
         try:
             yield

@@ -45,11 +45,11 @@ class Universe:
         return EpochPlan(self.indices, hidden=torch.empty(0, dtype=torch.int64))
 
     def statistics(self, statistics: SampleStatistics) -> SampleStatistics:
-        """Those of its samples, for reading, of all N."""
+        """The rows of its samples, for reading, out of statistics of all N."""
         return statistics if self.indices is None else statistics.subset(self.indices)
 
     def places(self, indices: Tensor) -> Tensor:
-        """Where some of its samples, ``int64[k]`` data set indices, are within it."""
+        """The places within the universe of some of its samples (``int64[k]`` data set indices)."""
         return indices if self.indices is None else torch.searchsorted(self.indices, indices)
 
     def samples(self, places: Tensor) -> Tensor:

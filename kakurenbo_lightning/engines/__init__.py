@@ -1,4 +1,4 @@
-"""What happens within an epoch, by family."""
+"""The engines: what happens within an epoch, one for each family of methods."""
 
 from __future__ import annotations
 

@@ -62,14 +62,14 @@ class BackpropEngine(Engine):
     """Scores every loaded batch, chooses, and trains what was chosen; the buffer and the method's memory live here.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         method: the selection method.
-        statistics: of all samples.
+        statistics: the statistics of all samples.
         scorer: scores in the module's place, see :class:`Scorer`.
 
     Attributes:
-        memory: of the method.
-        counts: of the epoch.
+        memory: the method's memory, such as its history of losses.
+        counts: what the epoch has counted so far.
     """
 
     skips = True
@@ -101,7 +101,7 @@ class BackpropEngine(Engine):
         self._of_choice: list[Callable[[], None]] = []  # what the step under way has to write, known before it
 
     def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
-        """What waits is carried over."""
+        """Begin an epoch; samples that waited for their batch in the last one are carried over."""
         super().begin_epoch(epoch, plan, shard, start, outputs)
         self.timer.start("data")
         if start == 0:
@@ -209,7 +209,7 @@ class BackpropEngine(Engine):
         self._adapter.hold_step(not ready)
 
     def _mean(self, value: Tensor) -> Tensor:
-        """Mean over the ranks; collective."""
+        """The mean of a value over the ranks; collective."""
         return value if self._adapter.ranks.is_alone else self._adapter.ranks.sum(value) / self._adapter.ranks.size
 
     def _warn(self, what: str, text: str) -> None:
@@ -287,18 +287,18 @@ class BackpropEngine(Engine):
         return scored if isinstance(self._decision, SkipStep) else f"{scored} trained".strip()
 
     def end_batch(self, number: int) -> None:
-        """The next batch is waited for."""
+        """End the step; the wait for the next batch begins."""
         super().end_batch(number)
         self.timer.start("data")
 
     def release(self) -> None:
-        """Batches make steps again."""
+        """Let loaded batches make optimizer steps again, as Lightning has it."""
         self._adapter.hold_step(False)
 
     # --- state
 
     def _keep(self) -> Kept:
-        """What is known now; cheap, as nothing in it is changed in place."""
+        """Keep what is known now; cheap, as nothing in it is changed in place."""
         return Kept(
             dict(self.memory),
             self._buffer.parts,
@@ -310,7 +310,7 @@ class BackpropEngine(Engine):
         )
 
     def state_dict(self, alone: bool = False, done: int = sys.maxsize) -> dict[str, Any]:
-        """Of this rank, without the batch that is made again when ``done`` are done; loads with ``weights_only=True``."""
+        """This rank's state without the batch that is made again when ``done`` steps are done; loads with ``weights_only=True``."""
         again = self._before_step is not None and done <= self._number
         kept = self._before_step if again and self._before_step else self._keep()
         return {
@@ -358,7 +358,7 @@ class BackpropEngine(Engine):
 
 
 def gathered(adapter: TrainerAdapter, *mine: int) -> list[list[int]]:
-    """For each of these numbers those of all ranks; collective."""
+    """Collect each of these numbers from all ranks, by rank; collective."""
     if adapter.ranks.is_alone:
         return [[number] for number in mine]
     here = torch.tensor(mine, device=adapter.trainer.strategy.root_device)

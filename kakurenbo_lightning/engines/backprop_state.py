@@ -1,4 +1,4 @@
-"""What a backprop engine knows between two batches, counts in an epoch and saves."""
+"""The state of a backprop engine: what it knows between two batches, counts in an epoch and saves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Counts:
         scored: went through a scoring pass.
         carried: waited in the buffer since the epoch before.
         trained: went through a training step, those that were not scored too.
-        chosen_trained: of these, the ones that were chosen.
+        chosen_trained: how many of these were chosen.
         rejected: were scored and are not trained.
         pooled: wait in the buffer.
         unknown: could not be scored.
@@ -60,16 +60,16 @@ STATE = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What an engine knows before a batch, by which that batch can be begun again.
+    """What an engine knows before a batch, so that the batch can be begun again.
 
     Attributes:
-        memory: of the method.
+        memory: the method's memory, such as its history of losses.
         pool: samples that wait.
         candidates: scored samples among which nothing is chosen yet, with their values.
         undecided: how many these are on all ranks.
         carried: how many in the pool were scored in another epoch.
         held: the batch before made no step.
-        counts: of the epoch.
+        counts: what the epoch had counted.
     """
 
     memory: dict[str, Any]
@@ -82,7 +82,7 @@ class Kept:
 
 
 def reshard(pools: list[list[dict[str, Any]]], rank: int, world_size: int) -> list[dict[str, Any]]:
-    """What rank ``rank`` of ``world_size`` gets of the samples that waited on other ranks."""
+    """The samples that rank ``rank`` of ``world_size`` gets of those that waited on other ranks."""
     parts = [Samples.of(part) for pool in pools for part in pool]
     if not parts:
         return []

@@ -31,15 +31,15 @@ class Engine:
     """Hooks in the order of the loop. A family that does something within the epoch derives from this one.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         method: the selection method.
-        statistics: of all samples, on the device that trains.
+        statistics: the statistics of all samples, on the device that trains.
         mean_over_samples: a step's gradient is the mean over the samples of all its accumulated batches, not of the batches' means.
 
     Attributes:
         skips: leaves out optimizer steps.
         timed: measures the phases of a step: scoring, forward, backward and waiting for data.
-        timer: of the phases.
+        timer: times the phases.
         beside: a module that is trained beside the Trainer's, and Lightning's configs of its schedules; ``None`` for none.
     """
 
@@ -67,11 +67,11 @@ class Engine:
         """An epoch is planned; ``scored`` (``int64[n]``, or a set) were scored since the last step. The same on every rank."""
 
     def checksum(self) -> int:
-        """Of what must be equal on all ranks."""
+        """A number made of all that must be equal on all ranks."""
         return 0
 
     def diagnosed(self, epoch: Epoch, plan: Plan, score: ScorePass) -> Counts:
-        """What to log of the state an epoch begins with; ``score(rows, record)`` makes a scoring pass. Collective."""
+        """Metrics of the state that an epoch begins with; ``score(rows, record)`` makes a scoring pass. Collective."""
         return {}
 
     def begin_epoch(self, epoch: Epoch, plan: Plan, shard: Shard, start: int, outputs: SampleOutputs) -> None:
@@ -89,7 +89,7 @@ class Engine:
     # --- a step
 
     def begin_batch(self, batch: Any, number: int) -> None:
-        """Batch ``number`` of the epoch is there."""
+        """Note that batch ``number`` of the epoch is there."""
         self._number = number
         self._after_step = []
 
@@ -116,7 +116,8 @@ class Engine:
         return outputs, indices
 
     def loss_scale(self, accumulate: int) -> float:
-        """See :func:`~kakurenbo_lightning.core.shard.accumulated_scale`, of the current batch."""
+        """The factor on this rank's mean loss of the current batch, see
+        :func:`~kakurenbo_lightning.core.shard.accumulated_scale`."""
         return accumulated_scale(self._shard, self._number, accumulate, self._adapter.limited(self._shard.steps))
 
     def _observe(self, step: Callable[[], Any], batch: Any, size: int, weights: Tensor | None) -> tuple[Any, Values | None]:
@@ -148,14 +149,14 @@ class Engine:
     # --- after an epoch
 
     def end_epoch(self, last: bool) -> tuple[Counts, Counts]:
-        """What to log of the epoch, with counts of samples, and seconds of the phases; ``last``: of the session."""
+        """Metrics and counts of the epoch, and seconds of its phases; ``last``: it is the last of the session."""
         if not self.timed:
             return {}, {}
         seconds = self.timer.take()
         return {}, {f"{phase}_seconds": seconds.get(phase, 0.0) for phase in PHASES}
 
     def release(self) -> None:
-        """Let go of the Trainer."""
+        """Let go of the Trainer, at the end of a fit."""
 
     # --- state
 
@@ -165,7 +166,7 @@ class Engine:
             self._write_step()
 
     def state_dict(self, alone: bool, done: int) -> dict[str, Any] | None:
-        """Of this rank; loads with ``weights_only=True``. ``None`` for an engine that remembers nothing.
+        """This rank's state; loads with ``weights_only=True``. ``None`` for an engine that remembers nothing.
 
         Args:
             alone: the other ranks save nothing.
@@ -174,7 +175,7 @@ class Engine:
         return None
 
     def shared_state(self) -> Any:
-        """What is the same on every rank, after :meth:`state_dict`."""
+        """The part of the state that is the same on every rank; asked for after :meth:`state_dict`."""
         return None
 
     def check_state(self, states: list[dict[str, Any]] | None, shared: Any, count: int) -> None:

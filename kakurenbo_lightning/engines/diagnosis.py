@@ -25,7 +25,8 @@ def _probabilities(values: Tensor) -> Tensor:
 
 
 def ordered_share(stored: Tensor, real: Tensor) -> float:
-    """Of the pairs of samples whose real values differ, the share that the stored values order alike; equal stored values count a half.
+    """The share of the pairs of samples, among those whose real values differ, that stored values order alike; equal stored
+    values count a half.
 
     1 is a perfect order, 0.5 none at all. Time O(n^2), memory O(n).
 

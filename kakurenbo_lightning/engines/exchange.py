@@ -1,4 +1,4 @@
-"""What the ranks observed of the samples they drew, on its way to all of them."""
+"""The way of what a rank observed, of the samples it drew, to all ranks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Exchange:
 
     Args:
         observed: indices (``int64[B]`` on the CPU, :data:`NOBODY` for none) and values (``float32[B]``) of each of this rank's steps.
-        ranks: of the training; collective when there is more than one process.
-        device: of the values.
+        ranks: the ranks of the training; exchanging is collective when there is more than one process.
+        device: the device of the values.
     """
 
     def __init__(self, observed: list[tuple[Tensor, Tensor]], ranks: Ranks, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class Exchange:
             self._indices = [part.cpu() for part in indices]
 
     def take(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each step the indices and values of all ranks, by rank; waits until they are there."""
+        """Wait for, and return, the indices and values of all ranks: for each step, by rank."""
         if self._copied is not None:
             self._copied.synchronize()
         else:

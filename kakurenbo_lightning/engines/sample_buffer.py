@@ -15,7 +15,7 @@ class Samples:
     """Some samples of batches, with what they are: a batch that is cut and joined by rows.
 
     Args:
-        batch: of ``size`` samples, as :func:`~kakurenbo_lightning.core.batch_rows.plain` makes it.
+        batch: a batch of ``size`` samples, as :func:`~kakurenbo_lightning.core.batch_rows.plain` makes it.
         indices: ``int64[size]``, which samples of the data set they are.
         weights: ``float32[size]`` or ``None``.
     """
@@ -33,12 +33,12 @@ class Samples:
         return Samples(take_rows(self.batch, rows, len(self)), self.indices[rows], weights)
 
     def split(self, count: int) -> tuple[Samples, Samples]:
-        """The first ``count`` and the others."""
+        """The first ``count`` samples, and the others."""
         order = torch.arange(len(self), device=self.indices.device)
         return self.take(order[:count]), self.take(order[count:])
 
     def to(self, device: torch.device | str) -> Samples:
-        """The same on ``device``."""
+        """The same samples with all tensors on ``device``."""
         weights = None if self.weights is None else self.weights.to(device)
         return Samples(move(self.batch, device), self.indices.to(device), weights)
 
@@ -52,17 +52,17 @@ class Samples:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Samples:
-        """Those of a :meth:`state_dict`."""
+        """Make samples of what :meth:`state_dict` returned."""
         return cls(state["batch"], state["indices"], state["weights"])
 
     def state_dict(self) -> dict[str, Any]:
-        """On the CPU."""
+        """Batch, indices and weights, on the CPU."""
         there = self.to("cpu")
         return {"batch": there.batch, "indices": there.indices, "weights": there.weights}
 
 
 class SampleBuffer:
-    """Samples first in, first out.
+    """A queue of samples: first in, first out.
 
     Args:
         device: where they wait.
@@ -77,11 +77,11 @@ class SampleBuffer:
 
     @property
     def parts(self) -> list[Samples]:
-        """What waits, in order."""
+        """The samples that wait, in the parts and the order in which they came."""
         return list(self._parts)
 
     def put(self, samples: Samples) -> None:
-        """Wait behind the others."""
+        """Put ``samples`` behind those that wait."""
         if len(samples):
             self._parts.append(samples.to(self._device))
 
@@ -104,11 +104,11 @@ class SampleBuffer:
         return dropped
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Of what waits; the batches themselves."""
+        """The states of the parts that wait, which hold the batches themselves."""
         return [part.state_dict() for part in self._parts]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Wait with these."""
+        """Replace what waits by what :meth:`state_dict` returned."""
         self._parts = []
         for part in state:
             self.put(Samples.of(part))

@@ -29,14 +29,14 @@ class Scorer:
     other lengths than they were built for ``EpochSchedules`` of the session takes care that they end where they should.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         module: has a ``training_step``, and ``configure_optimizers`` that returns one optimizer, with schedules or without, or ``None``:
             it is then never trained.
         every: it is trained on what is chosen of every so-many-th loaded batch; ``None``: on all that the Trainer's module trains.
 
     Attributes:
         module: the scorer.
-        every: as given.
+        every: the argument of that name.
         schedules: Lightning's configs of its own.
 
     Raises:
@@ -61,7 +61,7 @@ class Scorer:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """An error inside, where the scorer's step is run, says that the step is not the module's."""
+        """Let an error inside, where the scorer's step is run, say that the step is not the module's."""
         try:
             yield
         except OutputsError as error:
@@ -114,7 +114,7 @@ class Scorer:
         return self._optimizer is not None and self._batches >= self._due
 
     def learn(self, batch: Any, number: int, scale: float, seed: int) -> None:
-        """Train it by one step; collective.
+        """Train the scorer by one step; collective.
 
         Args:
             batch: of this rank.
@@ -153,7 +153,7 @@ class Scorer:
         self._move("step", number + 1)
 
     def end_epoch(self) -> None:
-        """An epoch is over."""
+        """Count the epoch, and move the scorer's schedules of interval ``"epoch"``."""
         self._epochs += 1
         self._move("epoch", self._epochs)
 
@@ -163,7 +163,7 @@ class Scorer:
                 self.module.lr_scheduler_step(config.scheduler, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the scorer, its optimizer and schedules, and where it is."""
+        """The state of the scorer, its optimizer and schedules, and how many batches and epochs it has behind it."""
         state = {
             "module": dict(self.module.state_dict()),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
@@ -184,7 +184,7 @@ class Scorer:
 
 
 def _plain(state: Any) -> Any:
-    """With dicts for classes derived from them, such as MultiStepLR's Counter, which a state cannot hold."""
+    """A copy with dicts for classes derived from them, such as MultiStepLR's Counter, which a state cannot hold."""
     if isinstance(state, Mapping):
         return {key: _plain(part) for key, part in state.items()}
     return [_plain(part) for part in state] if type(state) is list else state

@@ -48,10 +48,10 @@ class StreamEngine(Engine):
     rank) only.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         method: what is written.
-        statistics: of all samples.
-        mean_over_samples: as of the base engine.
+        statistics: the statistics of all samples.
+        mean_over_samples: the argument of the base engine.
     """
 
     timed = True
@@ -75,7 +75,7 @@ class StreamEngine(Engine):
 
     @property
     def draws(self) -> StreamEngine:
-        """Itself."""
+        """The engine itself, which draws the batches."""
         return self
 
     @property
@@ -119,7 +119,7 @@ class StreamEngine(Engine):
         self._drawn = {number: drawn[number] for number in drawn if number >= start}
 
     def drawn(self, number: int) -> Drawn:
-        """Batch ``number``, of those that were drawn.
+        """A batch that was drawn already: the one that is trained, or one that workers load ahead.
 
         Raises:
             IndexError: it is not drawn yet, or trained long ago.
@@ -131,7 +131,7 @@ class StreamEngine(Engine):
         return self._drawn[number]
 
     def draw(self, number: int) -> Drawn:
-        """Batch ``number``; it is drawn now if it was not."""
+        """Batch ``number``, drawn now unless it was before."""
         if number not in self._drawn:
             self._drawn[number] = self._draw(number)
         return self._drawn[number]
@@ -150,7 +150,7 @@ class StreamEngine(Engine):
         return Drawn(indices, weights, self._written)
 
     def diagnosed(self, epoch: Epoch, plan: Plan, score: ScorePass) -> Counts:
-        """How far the values of some samples are from the real ones, which ``score(rows, record)`` finds out; collective."""
+        """Compare the stored values of some samples with their real ones, which ``score(rows, record)`` finds out; collective."""
         method, count = self._method, min(self._method.diagnose, len(self._statistics))
         if not count or not isinstance(plan, StreamPlan):
             return {}
@@ -170,7 +170,7 @@ class StreamEngine(Engine):
     # --- the step
 
     def begin_batch(self, batch: Any, number: int) -> None:
-        """The batch is there."""
+        """Note that the batch is there, so the wait for it ends."""
         super().begin_batch(batch, number)
         self.timer.stop("data")
 
@@ -206,7 +206,7 @@ class StreamEngine(Engine):
         self._exchange = Exchange(self._observed, self._adapter.ranks, self._statistics.device)
 
     def end_batch(self, number: int) -> None:
-        """Write what was observed."""
+        """Write what the step observed into the tree, on every rank."""
         super().end_batch(number)
         self._finish_exchange()
         self._in_step = False
@@ -245,7 +245,7 @@ class StreamEngine(Engine):
             )
 
     def end_epoch(self, last: bool) -> tuple[Counts, Counts]:
-        """How stale draws were, and how uneven probabilities are."""
+        """Metrics of how stale draws were, and how uneven probabilities are."""
         if self._observed:
             self._begin_exchange()
             self._finish_exchange()
@@ -274,11 +274,11 @@ class StreamEngine(Engine):
     # --- state
 
     def checksum(self) -> int:
-        """Of the tree: another one on a rank whose values differ."""
+        """A number made of the tree: another one on a rank whose values differ."""
         return 0 if self._tree is None else int(self._tree.values.view(torch.int32).sum())
 
     def state_dict(self, alone: bool, done: int) -> dict[str, Any]:
-        """What this rank has drawn and observed; what a step observed that is made again is left out."""
+        """What this rank has drawn and observed, without what was observed by a step that is made again."""
         again = self._in_step and done <= self._number
         if not again and (self._is_alone or not alone):
             self._finish_exchange()
@@ -308,7 +308,7 @@ class StreamEngine(Engine):
                 raise StateError(f"shared is no sum tree of {count} values: {error}") from None
 
     def load_state_dict(self, states: list[dict[str, Any]], shared: dict[str, Any] | None, rank: int, world_size: int) -> None:
-        """On another number of ranks, what was drawn ahead is drawn again."""
+        """Take over saved states; on another number of ranks, what was drawn ahead is drawn again."""
         own = states[rank % len(states)]
         self._tree = None
         if shared is not None:

@@ -20,7 +20,7 @@ class EpochRows:
     """A row per epoch that is over, and an open one for the epoch that is trained.
 
     Args:
-        view: of the selection that plans the epochs.
+        view: the view of the selection that plans the epochs.
 
     Attributes:
         validation: names of what validation logs.
@@ -44,7 +44,7 @@ class EpochRows:
 
     @property
     def last(self) -> int:
-        """Epoch of the last closed row."""
+        """The epoch of the last closed row."""
         return self._rows[-1]["epoch"]
 
     @property
@@ -75,7 +75,7 @@ class EpochRows:
         self._rows.append(row)
 
     def _added(self, names: Iterable[str]) -> dict[str, float]:
-        """By how much totals have grown since they were last asked for."""
+        """How much totals have grown since they were last asked for."""
         now = {name: getattr(self._view.selection.totals, name) for name in names}
         added = {name: value - self._before.get(name, 0) for name, value in now.items()}
         self._before |= now
@@ -105,7 +105,7 @@ class EpochRows:
             self._rows[-1] = {**last, "logged": last["logged"] | _logged(trainer, names)}
 
     def logged(self, name: str | None) -> list[float]:
-        """What was logged as ``name``, by epoch."""
+        """The values logged as ``name``, by epoch; epochs without it are left out."""
         return [row["logged"][name] for row in self._rows if name in row["logged"]]
 
     # --- out and in
@@ -116,7 +116,7 @@ class EpochRows:
         return [ours | logged | ours for ours, logged in rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The rows and what they go by, as plain values."""
         return {
             "rows": [dict(row) for row in self._rows],
             "open": {**self._open, "logged": dict(self._open["logged"])} if self._open else None,

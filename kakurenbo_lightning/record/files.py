@@ -17,7 +17,7 @@ from kakurenbo_lightning.record.schema import Thumbnails
 
 
 def write_run(folder: Path, info: Mapping[str, Any]) -> None:
-    """Write run.json."""
+    """Write run.json, with null for numbers that JSON does not have."""
     text = json.dumps(schema.json_ready({"format": schema.FORMAT, **info}), indent=2, allow_nan=False) + "\n"
     with replacing(folder / schema.RUN) as path:
         path.write_text(text)
@@ -104,7 +104,7 @@ class BackgroundWriter:
             )
 
     def flush(self) -> None:
-        """Wait until everything is written."""
+        """Wait until everything submitted is written."""
         for one in self._pending:
             one.result()
         self._pending = []

@@ -38,7 +38,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions by name."""
+    """Versions of Python, torch, Lightning and this package, by name."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Name of the processor, as the system gives it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -82,7 +82,7 @@ def without_secrets(value: Any, name: str = "") -> Any:
     """Settings with HIDDEN in the place of passwords: of text under a name like ``api_key``, and in addresses.
 
     Args:
-        value: of dicts, lists, text and numbers.
+        value: settings made of dicts, lists, text and numbers.
         name: under which it stands.
     """
     if isinstance(value, Mapping):

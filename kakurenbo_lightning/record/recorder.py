@@ -46,13 +46,13 @@ class RunRecorder(L.Callback):
     Memory: 4 bytes per sample on the device, 24 on the host and 28 in a checkpoint.
 
     Args:
-        selection: to record; it stands before the recorder in the Trainer's callbacks. By default, for configs, the one there.
+        selection: the selection to record, which stands before the recorder in the Trainer's callbacks; by default the one found there.
         folder: where to write; made when it is not there. It has no default.
         metric: the logged validation metric that runs are compared by; by default the first of ``METRICS`` that is logged.
         every_n_epochs: how often samples.parquet is written, and histograms logged.
         to_loggers: also give histograms and images to loggers that can show them (TensorBoard, Weights & Biases).
         config: the settings of the program, written to run.json without passwords.
-        class_names: by class; by default those of the data set (its attribute ``classes``).
+        class_names: name of each class; by default those of the data set (its attribute ``classes``).
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -90,7 +90,7 @@ class RunRecorder(L.Callback):
         return self._view.selection
 
     def _reset(self) -> None:
-        """Start with no counts and rows."""
+        """Start a record with no counts and rows."""
         self._rows = EpochRows(self._view)
         self._counts, self._counting = SampleCounts(0, torch.device("cpu")), False
         self._loaded: dict[str, Any] | None = None
@@ -167,7 +167,7 @@ class RunRecorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The step is complete."""
+        """Count the samples of the step, which is complete now."""
         self._counts.end_step()
 
     def _enter_epoch(self, epoch: int) -> None:
@@ -192,7 +192,7 @@ class RunRecorder(L.Callback):
         self._rows.open(epoch)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what is logged before."""
+        """Remember which metrics were logged before, to know those of the validation."""
         self._logged_before = set(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -206,7 +206,7 @@ class RunRecorder(L.Callback):
             _warn_once(self._warned, "metric", text)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the epoch's row."""
+        """Close the row of the epoch, and write the rows."""
         if self._rows.epoch == trainer.current_epoch:
             self._rows.take_training(trainer)
             self._rows.close()
@@ -215,7 +215,7 @@ class RunRecorder(L.Callback):
     # --- the end
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing more is logged."""
+        """Take what the module logged last: its ``on_train_epoch_end`` comes after a callback's."""
         self._rows.take_late(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -260,7 +260,7 @@ class RunRecorder(L.Callback):
     # --- files
 
     def flush(self) -> None:
-        """Wait until everything is written."""
+        """Wait until all files are written."""
         self._writer.flush()
 
     def _write_rows(self) -> None:

@@ -17,8 +17,8 @@ class SampleCounts:
 
     Args:
         count: N; 0 before it is known, and of samples without an index.
-        device: that trains.
-        ranks: of the training.
+        device: the device that trains.
+        ranks: the ranks of the training.
 
     Attributes:
         hidden: ``int32[N]``, epochs whose plan left the sample out.
@@ -46,7 +46,7 @@ class SampleCounts:
         self._trained.index_add_(0, indices, torch.ones_like(indices, dtype=torch.int32))
 
     def end_step(self) -> None:
-        """The step is complete."""
+        """Count the samples of the step, which is complete now."""
         self._step = None
 
     def hide(self, indices: Tensor, epoch: int) -> None:

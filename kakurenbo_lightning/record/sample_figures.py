@@ -55,11 +55,11 @@ class SampleFigures:
         return {"times_measured": self._times_measured, "times_forgotten": self._times_forgotten, **averages}
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies, 17 bytes per sample."""
+        """Copies of the sums, 17 bytes per sample."""
         return {"through": self._through, **{name: column.clone() for name, column in self._saved().items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over ``state_dict``."""
+        """Take over what ``state_dict`` returned."""
         self._through = state["through"]
         for name, column in self._saved().items():
             column.copy_(state[name])
@@ -96,7 +96,7 @@ def margin(in_label: Tensor, confidence: Tensor, correct: Tensor) -> Tensor:
     The area under the margin: Pleiss et al., Identifying Mislabeled Data using the Area Under the Margin Ranking, NeurIPS 2020.
 
     Args:
-        in_label: of :func:`label_log_probability`.
+        in_label: what :func:`label_log_probability` returned.
         confidence: the largest probability, float ``[N]``.
         correct: whether it is that of the label, bool ``[N]``.
     """

@@ -69,7 +69,7 @@ class Thumbnails:
         images: ``uint8[h, w, 3]`` by data set index, all of one size.
         most_hidden: indices of the most hidden samples, the first one hidden most often; none that was never hidden, but for methods that
             hide none: then of the least trained ones.
-        least_hidden: of the least hidden ones, the first one hidden least often; of equal ones that of highest loss.
+        least_hidden: indices of the least hidden ones, the first one hidden least often; of equal ones that of highest loss.
     """
 
     images: dict[int, np.ndarray]

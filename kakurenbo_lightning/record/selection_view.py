@@ -31,11 +31,11 @@ class SelectionView:
     Attributes:
         selection: whose session it is; known from :meth:`find` on.
         method: name, settings and family of the method, as plain values.
-        seed: of order and choice.
+        seed: seed of the order and of what methods draw.
         fingerprint: a hash of the data set; None before it is known.
         dataset: the train data set; None before it is known.
-        statistics: of every sample, from the start of training on.
-        plan: of the epoch, from its start on.
+        statistics: the statistics of every sample, there from the start of training on.
+        plan: the plan of the epoch, there from its start on.
         step: number of the batch that is trained, in its epoch.
         metrics: what the selection logs of the planned epoch.
         last_metrics: what it logged of the last epoch that ended.

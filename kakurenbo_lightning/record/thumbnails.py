@@ -20,7 +20,7 @@ def thumbnails_of(dataset: Any, columns: Mapping[str, np.ndarray]) -> Thumbnails
     """Images of the most and the least hidden samples; ``None`` when the items of the data set hold no images.
 
     Args:
-        dataset: of N items.
+        dataset: a data set of N items.
         columns: ``"loss"``, ``"times_trained"`` and ``"times_hidden"``, each ``[N]``.
     """
     loss, hidden = np.nan_to_num(columns["loss"], nan=np.inf), columns["times_hidden"]

@@ -83,7 +83,7 @@ def by_metric(groups: list[Group]) -> dict[str, list[Group]]:
 
 
 def score_axis(groups: list[Group]) -> tuple[float, str]:
-    """Factor and label of a validation metric."""
+    """The factor on a validation metric and the label of its axis."""
     return (100.0, f"validation {metric_name(groups)} (%)") if is_share(groups) else (1.0, f"validation {metric_name(groups)}")
 
 

@@ -23,12 +23,12 @@ COLUMNS = ("target", "correct", *OVER_EPOCHS)
 
 @dataclass(frozen=True)
 class Findings:
-    """What the doctor finds in a run.
+    """What the data doctor finds in a run.
 
     Attributes:
         suspects: the first rows of :func:`suspects`.
-        classes: of :func:`hardness`, the hardest ones.
-        agreement: of :func:`agreement`.
+        classes: the hardest classes, see :func:`hardness`.
+        agreement: how far the rankings agree, see :func:`agreement`.
         issues: how many samples are label issues.
         judged: how many samples could be.
         count: how many samples there are.

@@ -20,7 +20,7 @@ FEWEST, MOST = 6, 24  # of either kind for a group
 
 @dataclass(frozen=True)
 class Shown:
-    """A sample as it is shown.
+    """A sample as it is shown in a grid.
 
     Attributes:
         image: uint8 [h, w, 3].
@@ -32,7 +32,7 @@ class Shown:
 
     @property
     def source(self) -> str:
-        """The image within a page."""
+        """The image as an address within the page."""
         packed = io.BytesIO()
         Image.fromarray(self.image).save(packed, "webp", quality=80)
         return data_address(packed.getvalue(), "webp")
@@ -66,7 +66,7 @@ def times_hidden(run: Run, index: int) -> float:
 
 
 def written(run: Run, index: int) -> tuple[str, str, str]:
-    """What stands below a sample: its class, its index, and how often it was hidden or trained."""
+    """The text below a sample: its class, its index, and how often it was hidden or trained."""
     if run.samples is None or index not in run.samples.shown.index:
         return "?", f"#{index}", ""
     row = run.samples.shown.loc[index].to_dict()

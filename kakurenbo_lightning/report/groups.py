@@ -37,10 +37,10 @@ LONG = 40  # characters of a value in a group's name
 
 @dataclass(eq=False)
 class Group:
-    """Runs that differ in their seed only.
+    """Runs that differ in their seed only, and are shown as one.
 
     Attributes:
-        name: the method and what tells the group from the others.
+        name: the method, and the settings in which the group differs from the others.
         runs: ordered by seed.
         leaves: the conditions of the runs that are not the same in all groups, by their paths.
         baseline: the runs of the method `baseline` that the group is compared with.
@@ -156,7 +156,7 @@ def task_of(group: Group) -> str:
 
 
 def unlike(group: Group, other: Group) -> list[str]:
-    """The conditions that differ between two groups."""
+    """The conditions in which two groups differ."""
     return [leaf for leaf, value in group.leaves.items() if key(value) != key(other.leaves[leaf])]
 
 
@@ -188,7 +188,7 @@ def is_noise(leaf: str) -> bool:
 
 
 def key(value: Any) -> str:
-    """Text that is equal for equal values."""
+    """A text by which values compare: equal for equal values."""
     return json.dumps(value, sort_keys=True, default=str)
 
 

@@ -76,7 +76,7 @@ def draw_all(groups: list[Group], problems: list[Problem]) -> list[Picture]:
 
 
 def render(groups: list[Group], pictures: list[Picture], problems: list[Problem], title: str) -> str:
-    """The page as text."""
+    """The report as one HTML page."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kakurenbo_lightning.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

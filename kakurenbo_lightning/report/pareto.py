@@ -60,7 +60,7 @@ def error_of(values: Any, groups: list[Group]) -> Any:
 
 
 def error_label(groups: list[Group]) -> str:
-    """What `error_of` gives."""
+    """The label of an axis that shows `error_of`."""
     return "validation error (%)" if is_share(groups) else f"validation {metric_name(groups)}"
 
 
@@ -77,7 +77,7 @@ def comparable(groups: list[Group]) -> list[list[Group]]:
 
 
 def units_of(groups: list[Group]) -> list[str]:
-    """In what the groups' costs are compared: seconds say nothing where machines differ."""
+    """The unit in which the groups' costs are compared: seconds say nothing where machines differ."""
     places = {place for group in groups for place in group.frame["place"]}
     return [SECONDS, WORK] if len(places) == 1 else [WORK]
 
@@ -172,7 +172,8 @@ def draw_points(axes: Axes, table: pd.DataFrame, unit: str, optimal: np.ndarray,
 
 
 def cost_by_epoch(run: Run, unit: str) -> pd.Series:
-    """What a run had cost at the end of each epoch: its total, in proportion to the samples trained and passed forward until then.
+    """What a run had cost by the end of each epoch: its total, in proportion to the samples trained and passed forward until
+    then.
 
     In that a machine that stood still in one of its epochs does not change it.
     """
@@ -198,7 +199,8 @@ def cost_to_error(run: Run, target: float, groups: list[Group], unit: str) -> fl
 
 
 def times_to_error(group: Group, groups: list[Group], unit: str) -> dict[float, tuple[float, int, int]]:
-    """By factor on the baseline's last error with the same seed: the mean cost of the runs that reach it, how many do, and of how many."""
+    """By factor on the baseline's last error with the same seed: the mean cost of the runs that reach it, how many do, and out of
+    how many."""
     baseline = group if group.method == BASELINE else group.baseline
     if baseline is None:
         return {}

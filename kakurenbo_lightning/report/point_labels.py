@@ -21,10 +21,10 @@ def label_points(axes: Axes, points: np.ndarray, labels: Mapping[int, str], size
     """Write texts beside points, with a line to its own where another one is about as near; limits and layout must be final.
 
     Args:
-        axes: of the points.
+        axes: the axes that the points are drawn in.
         points: ``float[n, 2]``, in the data's units.
-        labels: by place in ``points``, which are finite there; the first ones find the best places.
-        size: of the letters, in typographic points.
+        labels: text by place in ``points``, which are finite there; the first ones find the best places.
+        size: size of the letters, in typographic points.
         lines: ``float[m, 2]``, points of lines that texts rather do not cover.
     """
     scale = 72 / axes.figure.dpi
@@ -68,7 +68,7 @@ def _half(axes: Axes, label: str, size: float) -> np.ndarray:
 
 
 def _offset(reach: float, angle: float, half: np.ndarray) -> np.ndarray:
-    """From a point to the middle of a text whose nearest edge is ``reach`` from its marker."""
+    """The way from a point to the middle of a text whose nearest edge is ``reach`` from its marker."""
     way = np.array([np.cos(angle), np.sin(angle)])
     return way * (MARKER + reach) + np.clip(way * 1.5, -1, 1) * half
 

@@ -39,9 +39,9 @@ class Samples:
         epochs: how many epochs it covers.
         classes: float64, by target: the means of `times_trained` and `times_hidden`; without samples of unknown target.
         shown: the rows of the samples that have a thumbnail, by index.
-        findings: of the data doctor; None where no figures over the epochs were recorded, as by versions before 0.2.0, or no sample is
-            judged.
-        is_unjudged: whether the latter.
+        findings: what the data doctor finds; None where no figures over the epochs were recorded, as by versions before 0.2.0, or no
+            sample is judged.
+        is_unjudged: whether no sample is judged.
     """
 
     epochs: int
@@ -105,7 +105,7 @@ class Run:
 
     @property
     def progress(self) -> str:
-        """Epochs done, of how many."""
+        """How many epochs are done, and out of how many."""
         done, planned = number(self.info.get("epochs")), number(self.info.get("max_epochs"))
         return f"{0 if math.isnan(done) else done:.0f} epochs" + ("" if math.isnan(planned) else f" of {planned:.0f}")
 
@@ -117,12 +117,12 @@ class Run:
         return "?" if target < 0 else str(target)
 
     def total(self, name: str) -> float:
-        """A sum over the run."""
+        """A sum over the run, NaN where it is not recorded."""
         return self.totals.get(name, math.nan)
 
     @property
     def figures(self) -> dict[str, float]:
-        """What the run came to and what it cost.
+        """The score of the run and what it cost, by name.
 
         `hidden_share` is that of all presentations that were hidden, or scored and rejected. `time_factor` is by what forward-only passes
         lengthen the time of the trained samples, as measured in this run. `steady_seconds` and their standard error are as `Totals` has
@@ -284,7 +284,7 @@ def read_table(path: Path, columns: list[str] | None = None, more: Sequence[str]
     The `read_table` of parquet would take a folder named F=0.2 for a column.
 
     Args:
-        path: of the file.
+        path: the file to read.
         columns: None for all.
         more: columns that are read where the file has them.
     """

@@ -97,7 +97,7 @@ class Picture:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """All of them, by their ending."""
+        """The figure's files by their ending."""
         return {"png": self.png, "svg": self.svg, "pdf": self.pdf}
 
 
@@ -170,7 +170,7 @@ def tiles(names: Sequence[str], height: float, room: float = 0.15, **options: An
 
     Args:
         names: the titles, each once.
-        height: of a panel.
+        height: height of a panel, in inches.
         room: inches for what is beside the panels.
         **options: of the axes.
     """
@@ -185,7 +185,7 @@ def tiles(names: Sequence[str], height: float, room: float = 0.15, **options: An
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """In how many columns labels stand in a legend: two where they are many and short."""
+    """How many columns a legend with these labels has: two where they are many and short."""
     return 2 if len(labels) > 4 and max(map(len, labels)) <= 20 else 1
 
 

@@ -60,7 +60,7 @@ def comparison(groups: list[Group]) -> pd.DataFrame:
 
 
 def comparison_row(group: Group) -> dict[str, Any]:
-    """The figures of one group."""
+    """The row of one group in the comparison."""
     seeds, pairs = group.seeds, group.pairs
     difference: Any = (pairs["score"] - pairs["score_baseline"]).dropna()
     seconds: Any = seeds["steady_seconds"].fillna(seeds["seconds"])

@@ -196,7 +196,7 @@ def _judged_since(statistics: Mapping[str, Tensor]) -> int | None:
 
 
 def _phase_of(state: Mapping[str, Any]) -> Phase:
-    """Read the phase. Without ``pending`` a state does not tell whether a validation was over; it counts as over and is not
+    """Read the phase. Without ``pending`` a state does not say whether a validation was over; it counts as over and is not
     repeated.
     """
     phase = Phase(state["phase"])

@@ -134,7 +134,7 @@ class Pending:
 
 
 def _has_stopped(callback: Any) -> bool:
-    # stopped_epoch alone does not tell: it stays 0 when training stops in epoch 0
+    # stopped_epoch alone does not show it: it stays 0 when training stops in epoch 0
     return callback.stopped_epoch > 0 or callback.wait_count >= callback.patience
 
 

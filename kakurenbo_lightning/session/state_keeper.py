@@ -80,7 +80,7 @@ class StateKeeper:
         return describe_method(self._method, {**self._settings.source, **self._control.settings()})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Keep a loaded state."""
+        """Keep a loaded state until training begins."""
         self.loaded = dict(state) or None
         if self._adapter.trainer.strategy.restore_checkpoint_after_setup:  # and after on_fit_start, where it is asked for else
             self._restart.extend(self.saved_restart)

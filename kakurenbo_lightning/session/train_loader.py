@@ -74,7 +74,7 @@ class TrainLoader:
 
     @property
     def is_known(self) -> bool:
-        """Whether :attr:`data` is there."""
+        """Whether Lightning has asked for the loader, so that :attr:`data` is there."""
         return self._followed is not None
 
     def expect(self) -> None:

@@ -43,7 +43,7 @@ class Verdict:
 
 ONE_SAMPLE = "the batch has one sample"
 NOISY = Verdict("skipped", "two equal passes differ: the step draws random numbers")
-ALIKE = Verdict("skipped", "all losses of the first batch are the same, or nearly, so they do not tell whose they are")
+ALIKE = Verdict("skipped", "all losses of the first batch are the same, or nearly, so they do not show whose they are")
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def compare(whole: Tensor, half: Tensor, again: Callable[[int], Tensor], toleran
     """Compare the values of a whole batch, ``[B]``, with those of its first half alone, ``[B // 2]``; waits for the device.
 
     If they differ by more than ``tolerance``, ``again(k)`` is called for k = 1, 2, ...: it returns the values of the whole batch with the
-    k-th other set of random numbers, which tells the noise of dropout from a dependence on the batch.
+    k-th other set of random numbers, by which the noise of dropout is known from a dependence on the batch.
     """
     scale, first = whole.abs().nanmean(), whole[: len(half)]
     if _same(half, first, scale, tolerance):
@@ -199,7 +199,7 @@ def _tried(cut: Cut, runs: Sequence[Tried], again: Again) -> Verdict:
         if verdict.outcome != "verified" and verdict is not ALIKE and not verdict.own:
             return verdict
         verdicts.append(verdict)
-    if any(verdict.own for verdict in verdicts):  # other random numbers cannot tell how a part scales
+    if any(verdict.own for verdict in verdicts):  # other random numbers do not show how a part scales
         return replace(NOISY, own=True, cut=cut)
     counts = _counts(*runs)
     parts = [_scaled(one, other, runs[0].size, runs[1].size, counts) for one, other in zip(whole, half, strict=True)]

@@ -56,7 +56,7 @@ class Prediction:
         return cls(call.key, order, by_sample, module, len(alike), len(used), used.index(call) if call in used else 0)
 
     def found(self, recording: Recording, terms: Sequence[Term], cut: Cut) -> LossCall | None:
-        """Find the same call in a later step; ``None`` if it cannot be told which one it is.
+        """Find the same call in a later step; ``None`` if it is not known which one it is.
 
         Args:
             recording: the calls of that step.

@@ -65,7 +65,7 @@ class ModuleCall:
     def may_be_loss(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, size: int, graph: bool = True) -> bool:
         """Whether a module got predictions of B rows (or a multiple) and returned one number, or one per sample.
 
-        ``graph``: if the output has a graph, at least one floating-point argument must have one too: that tells predictions from data.
+        ``graph``: if the output has a graph, at least one floating-point argument must have one too, as predictions have and data have not.
         """
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.shape not in ((), (size,)):
             return False

@@ -76,7 +76,7 @@ def partial_calls(counts: Mapping[str, Sequence[int]], size: int) -> str:
     more = all(min(rows) > size for rows in counts.values())  # more rows than samples
     joined, of_joined = (", or the nodes of joined graphs", GRAPHS) if more else ("", "")
     return (
-        f"{' and '.join(said)}, and the batch has {size} samples: nothing tells to which samples the rows belong that "
+        f"{' and '.join(said)}, and the batch has {size} samples: nothing says to which samples the rows belong that "
         f"a mask, a loop or chunks take from a batch{joined}. Call the criterion once on the whole batch with "
         f"reduction='none', and leave out what does not count "
         f"afterwards, (sample_loss * mask).sum() / mask.sum(), or tokens by ignore_index{of_joined}"

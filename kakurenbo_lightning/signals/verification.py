@@ -177,7 +177,7 @@ class Returned:
     """How a returned loss depends on the ``sample_loss`` returned beside it.
 
     Attributes:
-        share: share of the loss that ``sample_loss`` makes up; ``None`` if the loss is not made of it, or nothing tells.
+        share: share of the loss that ``sample_loss`` makes up; ``None`` if the loss is not made of it, or nothing shows it.
         complete: the loss depends on parameters through ``sample_loss`` alone; ``None``: not known.
     """
 

@@ -93,7 +93,7 @@ def _shown_in(bar: Any, shown: Callable[[], Mapping[str, float]]) -> Callable[[]
 
 
 def validation_metrics(trainer: AnyTrainer) -> Mapping[str, Any]:
-    """What the validation that ends has logged itself; everything that was logged where this Lightning does not say it."""
+    """What the validation that is ending has logged itself; all logged values where this Lightning release keeps no such results."""
     results = getattr(trainer, "_results", None)
     return trainer.callback_metrics if results is None else results.metrics(on_step=False)["callback"]
 
@@ -129,7 +129,7 @@ class TrainerAdapter:
         self.missing = [f"trainer.{path}" for path in _PRIVATE if not _has(trainer, path)]
 
     def missing_message(self) -> str:
-        """What to do when :attr:`missing` is not empty."""
+        """What to do when :attr:`missing` is not empty, for an error."""
         package = "lightning" if isinstance(self.trainer, pl.Trainer) else "pytorch_lightning"
         return (
             f"Lightning {sys.modules[package].__version__} ({package}) has no {', '.join(self.missing)}, which the loader swap needs. "
@@ -140,55 +140,58 @@ class TrainerAdapter:
     # --- who and where
 
     def arrive(self, num_samples: int, fingerprint: str, position: str) -> None:
-        """The processes meet, see :meth:`~kakurenbo_lightning.core.distributed.Ranks.meet`, and the module has its device. Collective."""
+        """Let the processes meet, when the module has its device: :meth:`~kakurenbo_lightning.core.distributed.Ranks.meet`. Collective."""
         self.ranks = self.ranks.meet(num_samples, fingerprint, position)
         settle(self.trainer.lightning_module.modules())
 
     @property
     def passive(self) -> bool:
-        """Lightning's learning-rate finder or batch-size scaler has put our callback aside: every epoch is a full one."""
+        """Whether Lightning's learning-rate finder or batch-size scaler has put our callback aside: every epoch is a full one then."""
         return not any(callback is self._owner for callback in self.trainer.callbacks)
 
     @property
     def is_fitting(self) -> bool:
-        """Lightning is within ``fit``, perhaps handling its exception."""
+        """Whether Lightning is within ``fit``, perhaps handling its exception."""
         return self.trainer.state.fn == TrainerFn.FITTING and self.trainer.state.stage is not None
 
     @property
     def is_apart(self) -> bool:
-        """This process was started for the training (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``), and ends with it: what callbacks know
-        is not brought back to the process that called ``fit``; Lightning brings back the weights and the logged metrics only."""
+        """Whether this process was started for the training (``ddp_spawn``, ``ddp_fork``, ``ddp_notebook``) and ends with it. What
+        callbacks know is then lost to the process that called ``fit``: Lightning brings back weights and logged metrics only."""
         return is_instance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
 
     @property
     def other_callbacks(self) -> list[pl.Callback]:
-        """The Trainer's callbacks but ours."""
+        """The Trainer's callbacks without ours."""
         return [callback for callback in self.trainer.callbacks if callback is not self._owner]
 
     # --- the loader
 
     def install_loader_swap(self, swap: Callable[[Any], Any]) -> None:
-        """From now on the train loader Lightning asks for passes through ``swap``; replaces an earlier one."""
+        """Let the train loader that Lightning asks for pass through ``swap`` from now on; replaces an earlier one."""
+        # at its source: Lightning asks before on_train_start, and earlier still where estimated_stepping_batches is read
         source = self.trainer.fit_loop._data_source
         source.dataloader = lambda: swap(type(source).dataloader(source))
 
     def remove_loader_swap(self) -> None:
-        """Undo :meth:`install_loader_swap`."""
+        """Undo :meth:`install_loader_swap`: Lightning gets the user's loader again."""
         vars(self.trainer.fit_loop._data_source).pop("dataloader", None)
 
     # --- the training step
 
     def wrap_training_step(self, wrapper: Callable[..., Any]) -> None:
-        """``wrapper(step, *args)`` runs in place of ``strategy.training_step``, outside DDP's wrapper."""
+        """Let ``wrapper(step, *args)`` run in place of ``strategy.training_step``, outside DDP's wrapper."""
+        # not in place of the module's, which torch.compile may trace
         strategy = self.trainer.strategy
         strategy.training_step = functools.partial(wrapper, functools.partial(type(strategy).training_step, strategy))
 
     def unwrap_training_step(self) -> None:
-        """Undo :meth:`wrap_training_step`."""
+        """Undo :meth:`wrap_training_step`: the strategy's own step runs again."""
         vars(self.trainer.strategy).pop("training_step", None)
 
     def hold_step(self, hold: bool) -> None:
         """``True``: the current batch makes no backward pass and no step, as if gradients were accumulated; ``False``: it does."""
+        # a step that returns None would be counted; a large accumulate_grad_batches would step at an epoch's last batch all the same
         fit_loop = self.trainer.fit_loop
         fit_loop._skip_backward = hold
         if hold:
@@ -199,7 +202,7 @@ class TrainerAdapter:
     # --- validation
 
     def wrap_validation(self, around: Callable[[], AbstractContextManager[None]]) -> None:
-        """Validation during ``fit``, and what a resumed run does in its place, run inside ``around()``; replaces an earlier one."""
+        """Run validation during ``fit``, and what a resumed run does in its place, inside ``around()``; replaces an earlier one."""
         loop = self.trainer.fit_loop.epoch_loop.val_loop
 
         def inside(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,7 +216,7 @@ class TrainerAdapter:
             setattr(loop, name, inside(getattr(type(loop), name)))
 
     def unwrap_validation(self) -> None:
-        """Undo :meth:`wrap_validation`."""
+        """Undo :meth:`wrap_validation`: Lightning validates by itself again."""
         for name in _VALIDATION:
             vars(self.trainer.fit_loop.epoch_loop.val_loop).pop(name, None)
 
@@ -222,12 +225,13 @@ class TrainerAdapter:
     def wrap_loops(
         self, around_validation: Callable[[], AbstractContextManager[None]], begin: Callable[[], None], end: Callable[[], None]
     ) -> None:
-        """:meth:`wrap_validation` and :meth:`wrap_advance`."""
+        """Wrap both loops, see :meth:`wrap_validation` and :meth:`wrap_advance`."""
         self.wrap_validation(around_validation)
         self.wrap_advance(begin, end)
 
     def wrap_advance(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
-        """``begin()`` runs before a train batch is loaded, ``end()`` when it is done and counted; replaces an earlier one."""
+        """Call ``begin()`` before a train batch is loaded, and ``end()`` when it is done and counted; replaces an earlier one."""
+        # no hook of a callback comes as early, or as late: Lightning counts a batch after on_train_batch_end
         loop = self.trainer.fit_loop.epoch_loop
 
         def advance(fetcher: Any) -> None:
@@ -240,7 +244,7 @@ class TrainerAdapter:
     # --- the progress bar
 
     def show_in_bar(self, shown: Callable[[], Mapping[str, float]]) -> None:
-        """The progress bar shows ``shown()`` before the metrics that are logged; one of these with the same name is shown in its place.
+        """Let the progress bar show ``shown()`` before the metrics that are logged; a logged one of the same name is shown in its place.
 
         It is logged nowhere, so that no metric of the user's shares a name with it.
         """
@@ -300,7 +304,7 @@ class TrainerAdapter:
 
     @property
     def in_step(self) -> bool:
-        """Whether it has one that would be trained again if a checkpoint were resumed that is saved now."""
+        """Whether the loop has a batch that a training resumed from a checkpoint saved now would train again."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return progress.ready > progress.processed
 
@@ -334,7 +338,8 @@ class TrainerAdapter:
         epoch_loop.restarting = False
 
     def refresh_lengths(self) -> None:
-        """Tell Lightning the length of the epoch that is about to begin."""
+        """Give Lightning the length of the epoch that is about to begin, in each of the places where it keeps one."""
+        # it reads it once: with an old one it cuts longer epochs off, and skips the validation of shorter ones
         trainer = self.trainer
         fit_loop = trainer.fit_loop
         combined = fit_loop._combined_loader
@@ -350,12 +355,12 @@ class TrainerAdapter:
             trainer.val_check_batch = min(interval, fit_loop.max_batches)
 
     def limited(self, batches: int) -> int:
-        """``batches`` under the Trainer's ``limit_train_batches``."""
+        """How many of ``batches`` the Trainer's ``limit_train_batches`` lets an epoch have."""
         limit = self.trainer.limit_train_batches
         return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
     def reiterate_if_needed(self, has_begun: bool) -> None:
-        """Lightning makes a new iterator for each epoch but the first one and a resumed one: make that one.
+        """Make the iterator of a first or resumed epoch, which Lightning makes before the epoch is planned; later ones it makes in time.
 
         Not so when ``has_begun``, the iterator that is there loads the batches of the first epoch, and none was taken (one may be loaded
         ahead): workers would be started twice.
@@ -368,10 +373,8 @@ class TrainerAdapter:
             iter(fit_loop._data_fetcher)
 
     def keep_error(self) -> None:
-        """Before Lightning takes down a fit that failed: an error while loaders were started stays the one that the user gets.
-
-        Lightning then asks a loader that has no iterator for its length, and raises in place of that error.
-        """
+        """Let an error that came while loaders were started be the one that the user gets; called before Lightning takes down the fit."""
+        # Lightning would ask the loader, which has no iterator, for its length, and raise in place of that error
         fit_loop = self.trainer.fit_loop
         if fit_loop._combined_loader is not None and fit_loop._combined_loader._iterator is None:
             fit_loop._data_fetcher = None
@@ -393,14 +396,11 @@ class TrainerAdapter:
     # --- batches outside the loop
 
     def to_device(self, batch: Any) -> Any:
-        """Everything Lightning does to a train batch between the loader and ``training_step``.
-
-        A loader that is alone in a list or a dict gives batches that are alone in one.
-        """
+        """Everything Lightning does to a train batch between the loader and ``training_step``."""
         trainer = self.trainer
         combined = trainer.fit_loop._combined_loader
         if combined is not None:  # else a session with `wrap` resumes, before Lightning has its loader
-            batch = tree_map(lambda loader: batch, combined.iterables)
+            batch = tree_map(lambda loader: batch, combined.iterables)  # of a loader in a list or a dict a batch in one
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -58,7 +58,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, after comparing each of its records with its checksum.
 
         Raises:
             DamagedCheckpointError: the file is not what was written.

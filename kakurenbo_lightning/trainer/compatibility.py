@@ -66,7 +66,7 @@ _ARGUMENTS = {
 
 
 def checked_arguments(**values: object) -> dict[str, Any]:
-    """Arguments of SampleSelection as plain Python values.
+    """The arguments of SampleSelection, checked and as plain Python values.
 
     Raises:
         ValueError: naming one, its value, what is allowed and the fix.
@@ -286,7 +286,7 @@ def warn_of_batch_hooks(trainer: AnyTrainer, source: str) -> None:
 
 
 def has_no_step(module: pl.LightningModule) -> bool:
-    """Whether ``training_step`` is Lightning's, which only warns."""
+    """Whether ``training_step`` is Lightning's own, which trains nothing and only warns."""
     # by name, because Lightning is there under two names
     return getattr(module.training_step, "__qualname__", "") == "LightningModule.training_step"
 
@@ -366,7 +366,7 @@ def idle_settings(method: Method, max_epochs: int | None, num_samples: int, targ
     Args:
         method: the selection method.
         max_epochs: length of the training; ``None`` when it has no end.
-        num_samples: of the data set.
+        num_samples: length of the data set.
         targets: ``int64[N]``, the class of each sample, -1 where it is not known; ``None`` where none is needed.
     """
     setting = _settings(method)
@@ -382,7 +382,7 @@ def idle_settings(method: Method, max_epochs: int | None, num_samples: int, targ
 
 
 def _late_settings(setting: dict[str, Any], max_epochs: int) -> list[str]:
-    """Those that would act after the last epoch."""
+    """Settings that would act after the last epoch, each as ``setting=value (why)``."""
     last = f"the last epoch is {max_epochs - 1}"
     found = []
     full = int((1 - as_decimal(setting.get("end_fraction", 0.0))) * max_epochs)

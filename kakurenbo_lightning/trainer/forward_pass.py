@@ -96,7 +96,7 @@ def metrics_kept(parts: list[nn.Module]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced(module: pl.LightningModule) -> Iterator[None]:
-    """``self.log`` and ``self.log_dict`` do nothing inside."""
+    """Let ``self.log`` and ``self.log_dict`` of ``module`` do nothing inside."""
     hidden = {name: vars(module).pop(name, None) for name in ("log", "log_dict")}
 
     def discard(*args: Any, **kwargs: Any) -> None:
@@ -158,13 +158,13 @@ def score_samples(
     train loader, whose :class:`SelectionSampler` is borrowed for the pass, so there is one pool of workers.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         loader: the train loader.
         indices: ``int64[h]``, at least one, or a set of them; the same on every rank.
         outputs: where sample values come from.
         record: ``record(rows, values)`` is given the values of some of them.
         mode: "eval", or "train" to let BatchNorm update its running statistics.
-        seed: of the random numbers the pass may draw (augmentation).
+        seed: seed of the random numbers the pass may draw (augmentation).
 
     Returns:
         Seconds; the device has nothing left to do, before and after, so that they are counted where they are spent.

@@ -32,7 +32,7 @@ _APART = (type, ModuleType, Dataset, DataLoader, torch.nn.Module, torch.Tensor) 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a sampler lists in an epoch.
+    """What a sampler lists in one epoch.
 
     Attributes:
         indices: ``int64[n]`` data set indices, each once.
@@ -44,12 +44,13 @@ class Listing:
 
     @property
     def batches(self) -> np.ndarray:
-        """``int64[n]``, the batch of each."""
+        """``int64[n]``, the number of the batch that each index is in."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
 
 class ListedOrder:
-    """What a sampler of the user's lists in each epoch, as a function of the epoch and a seed: equal on every rank and after a resume.
+    """The order in which a sampler of the user's lists samples, as a function of epoch and seed: equal on every rank and after a
+    resume.
 
     The user's sampler is not touched. Each listing is by a copy of it (which has the data sets themselves, no copies), whose
     ``set_epoch`` is called, whose own generators are seeded, and around which the global random streams are set aside and seeded. One that
@@ -57,11 +58,11 @@ class ListedOrder:
 
     Args:
         loader: whose sampler, or batch sampler if it is not torch's, is listed.
-        world_size: of the Trainer.
+        world_size: how many ranks train.
 
     Attributes:
-        name: of the sampler, for errors.
-        batch_size: of a batch sampler its largest batch.
+        name: name of the sampler, for errors.
+        batch_size: the loader's, or the largest batch of a batch sampler.
         drop_last: whether an incomplete last step is dropped.
         universe: the samples that are listed.
 
@@ -151,7 +152,7 @@ class ListedOrder:
         return torch.from_numpy(found)
 
     def _list(self, epoch: int, seed: int) -> Listing:
-        """What the sampler lists, checked: samples of the data set, each at most once."""
+        """Ask the sampler for an epoch, and check it: samples of the data set, each at most once."""
         found = self._counted(epoch, seed) if self._counts else self._listed_by(self._copy(), epoch, seed)
         batches = [list(batch) for batch in found] if self._batched else [found]
         flat = [index for batch in batches for index in batch]
@@ -169,7 +170,8 @@ class ListedOrder:
         return self._without_repeats(listed.astype(np.int64), sizes, epoch)
 
     def _listed_by(self, sampler: Any, epoch: int, seed: int) -> list[Any]:
-        """What a copy of the sampler yields in ``epoch``; one more than there can be, so that one without an end has an error too."""
+        """List what ``sampler``, a copy, yields in ``epoch``; at most one more than there can be, so that one without an end is
+        an error."""
         seed = stream_seed(seed, epoch, "user order")
         with isolated_rng():
             seed_everything(seed)
@@ -180,7 +182,7 @@ class ListedOrder:
             return list(islice(sampler, self._total + 1))
 
     def _counted(self, epoch: int, seed: int) -> list[Any]:
-        """What a copy yields that has listed the epochs before, too."""
+        """List ``epoch`` by a copy that has listed the epochs before it too, for a sampler that counts them itself."""
         sampler, of, following = self._counting or (None, 0, 0)
         if sampler is None or of != seed or following > epoch:
             sampler, following = self._copy(), 0

@@ -50,9 +50,9 @@ def sampler_for(
 
     Args:
         order: what :func:`read_loader` said of the user's loader.
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         method: the selection method.
-        seed: of the order.
+        seed: seed of the order.
         on_set_epoch: called when Lightning sets the epoch.
         everything: the plan that trains every sample.
     """
@@ -92,10 +92,11 @@ def follow_sampler(
     Args:
         loader: checked by :func:`read_loader`.
         sampler: becomes both sampler and batch sampler.
-        seed: of the first workers.
+        seed: seed of the first workers.
         sized: ``False`` hides the length, so that Lightning asks each epoch's iterator for its end instead.
         ahead: workers take at most so many batches of indices ahead; ``None``: as many as the loader has it.
     """
+    # a copy, because making a loader of the same class again fails where its __init__ has arguments of its own
     follower = copy.copy(loader)
     changes: dict[str, Any] = {
         "batch_sampler": sampler,
@@ -109,7 +110,7 @@ def follow_sampler(
         changes.update(num_workers=workers, prefetch_factor=ahead // workers if workers else None)
         if not workers:
             changes.update(persistent_workers=False, timeout=0)
-    vars(follower).update(changes)
+    vars(follower).update(changes)  # past DataLoader.__setattr__, which refuses another sampler after __init__
     if not sized:
         follower.__class__ = type(f"Unsized{type(loader).__name__}", (type(loader),), {"__len__": _no_length})
     return follower

@@ -54,7 +54,7 @@ def only_loader(loaders: Any) -> Any:
 
 
 def in_place_of(loaders: Any, loader: DataLoader) -> Any:
-    """What ``train_dataloader`` returned, with ``loader`` where :func:`only_loader` found the user's."""
+    """What ``train_dataloader`` returned, with ``loader`` in the place where :func:`only_loader` found the user's."""
     if is_instance(loaders, CombinedLoader):
         loaders = copy.copy(loaders)
         loaders.flattened = [loader]
@@ -102,7 +102,7 @@ def check_same_samples(fingerprints: tuple[str, str], universes: tuple[Universe,
 
 @dataclass(frozen=True)
 class LoaderOrder:
-    """What a train loader's sampler says.
+    """What a train loader's sampler says of the order and the samples of an epoch.
 
     Attributes:
         shuffle: whether it shuffles.
@@ -124,8 +124,8 @@ def read_loader(loader: DataLoader, world_size: int, rank: int) -> LoaderOrder:
 
     Args:
         loader: the user's.
-        world_size: of the Trainer.
-        rank: of this process.
+        world_size: how many ranks train.
+        rank: the rank of this process.
 
     Raises:
         ConflictError: naming the setting, its value and the fix.
@@ -296,7 +296,8 @@ def check_order(order: LoaderOrder, method: Method) -> None:
 
 
 def no_classes(method: Method) -> str:
-    """What is said where neither the data set nor the training step gives the classes that a setting, or the method itself, needs."""
+    """The error text where neither the data set nor the training step gives the classes that a setting, or the method itself,
+    needs."""
     asking = {name: getattr(method, name, None) for name in ("balance", "protected_classes")}
     named = [] if type(method).needs_classes is True else [f"{name}={shown(value)}" for name, value in asking.items() if value]
     left = " and ".join(name for name, value in asking.items() if value)

@@ -24,7 +24,7 @@ class Place:
 
     Attributes:
         loader: its state; ``None`` for one that has none, and where its next epoch begins at its start.
-        samples: of all ranks, in the batches of the epoch before.
+        samples: how many samples all ranks have trained in the epoch before this place.
         steps: batches of the epoch, where this is its end.
     """
 
@@ -54,12 +54,13 @@ class LoaderPlaces:
         return all(callable(getattr(self._loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
     def samples_before(self, number: int) -> int:
-        """Of all ranks, in the batches before ``number``, at which a checkpoint was saved; else 0."""
+        """How many samples all ranks trained before batch ``number``, where a checkpoint was saved at it; else 0."""
         known = self._resumed
         return known[1].samples if known is not None and known[0] == number else 0
 
     def begin(self, epoch: int, first: int, seed: int) -> tuple[Iterator[Any] | None, int | None]:
-        """An iterator over what is left of ``epoch`` from batch ``first`` on; or ``None``, and how many batches it had.
+        """Return an iterator over what is left of ``epoch`` from batch ``first`` on; or ``None``, and how many batches the epoch
+        had.
 
         Workers, and data sets that draw numbers when they begin, draw them by the epoch, the same on every rank: which samples a rank has
         may depend on them. The process's own random numbers are afterwards what they were.
@@ -130,7 +131,7 @@ class LoaderPlaces:
         )
 
     def state_dict(self, done: int) -> dict[str, Any]:
-        """Of this rank, after ``done`` batches of the epoch."""
+        """This rank's place after ``done`` batches of the epoch."""
         place = self._places.get(done, Place())
         return {"loader": place.loader, "samples": place.samples, "steps": place.steps, "length": self.length}
 

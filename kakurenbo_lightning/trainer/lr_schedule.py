@@ -242,9 +242,9 @@ class Progress:
 
     Attributes:
         full: batches of each epoch; ``None`` when that is not known.
-        epochs: that were over.
+        epochs: how many epochs were over.
         rest: batches of the one that was not; 0 when all were.
-        steps: of the optimizer.
+        steps: how many steps the optimizer had made.
     """
 
     full: int | None
@@ -293,7 +293,7 @@ class EpochSchedules:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of a full epoch."""
+        """How many optimizer steps a full epoch has."""
         return ceil(self.full_batches / self._trainer.accumulate_grad_batches)
 
     def follow(self, start: int) -> None:
@@ -303,7 +303,7 @@ class EpochSchedules:
     def go_on(
         self, paces: dict[str, Any] | None = None, full_batches: int | None = None, resharded_at: int | None = None
     ) -> None:
-        """The epoch goes on.
+        """Go on with an epoch that a checkpoint cut short.
 
         Args:
             paces: a saved :meth:`state_dict`; by default where the schedules stand now.
@@ -317,7 +317,7 @@ class EpochSchedules:
             self._resumed |= {"anchor_step": resharded_at, "anchors": positions(self._configs)}
 
     def _know(self, full_batches: int | None, full_accumulate: int | None) -> None:
-        """What the schedules were built for, where it is known and is not that of now."""
+        """Note what the schedules were built for, where it is known and differs from what is trained now."""
         if full_batches not in (None, self.full_batches):
             self.built_for = full_batches
         if full_accumulate not in (None, self._configured):
@@ -343,7 +343,7 @@ class EpochSchedules:
         self._again = again | {name: again[name][: len(configs)] + new for name in ("anchors", "origins")}
 
     def begin_batch(self, batches: int, skips: bool) -> None:
-        """The first batch since :meth:`follow` tells how long its epoch is, when every callback has set its accumulation.
+        """Learn how long the epoch is from its first batch since :meth:`follow`, when every callback has set its accumulation.
 
         Args:
             batches: of the epoch, :data:`UNKNOWN` for iterable data without a length.
@@ -367,7 +367,7 @@ class EpochSchedules:
         return trainer.max_steps < 0 or 0 < self.steps_per_epoch * (trainer.max_epochs or 0) <= trainer.max_steps
 
     def end_batch(self, number: int) -> None:
-        """Take the steps that are due."""
+        """Take the schedulers' steps that are due after batch ``number``."""
         self._aligner.after_batch(number, self._step_scheduler)
 
     def catch_up(self, done: int) -> None:
@@ -385,7 +385,7 @@ class EpochSchedules:
         module.lr_scheduler_step(scheduler, None)
 
     def release(self) -> None:
-        """Hand the schedulers back to Lightning."""
+        """Hand the schedulers back to Lightning, which steps them by itself again."""
         self._aligner.release()
 
     def state_dict(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class ModuleState:
 
     @contextlib.contextmanager
     def kept(self, module: pl.LightningModule, parts: list[nn.Module], thorough: bool, but_norms: bool) -> Iterator[None]:
-        """A scoring pass over ``module`` runs inside.
+        """Run a scoring pass over ``module`` inside, and put back afterwards what it moved.
 
         Args:
             module: whose state is kept.
@@ -149,7 +149,7 @@ def _buffers(parts: list[nn.Module]) -> Iterator[tuple[Place, Tensor | None]]:
 
 
 def _copy(buffer: Tensor | None) -> Tensor | None:
-    """On the host where a second one might not fit on the device."""
+    """A copy of a buffer; a large one is copied to the host, because a second one might not fit on the device."""
     if buffer is None:
         return None
     return buffer.clone() if buffer.nbytes <= LARGE else buffer.to("cpu", copy=True)
@@ -253,7 +253,7 @@ class _Rest:
         self._before = self._marks()
 
     def changed(self) -> list[str]:
-        """Names of those that are not what they were, or are new."""
+        """Names of the parameters and attributes that are not what they were, or are new."""
         now = self._marks()
         return [name for name, mark in now.items() if name not in self._before or self._before[name] != mark]
 
@@ -273,7 +273,7 @@ class _Rest:
         return marks
 
     def _mark(self, value: Any, depth: int) -> Any:
-        """Another one when ``value`` was replaced, or changed so far as can be seen ``depth`` levels down."""
+        """A mark of ``value`` that differs when it was replaced, or changed so far as can be seen ``depth`` levels down."""
         if isinstance(value, bool | int | float | complex | str | bytes | None):
             return repr(value)
         self._alive.append(value)

@@ -27,10 +27,10 @@ def with_bar(loader: DataLoader, trainer: AnyTrainer, samples: int, batches: int
     """The batches of ``loader``, with a bar on rank 0 where the Trainer has one.
 
     Args:
-        loader: of the pass.
+        loader: the loader of the pass.
         trainer: beside whose bar it is shown.
-        samples: that the pass scores.
-        batches: that it has.
+        samples: how many samples the pass scores.
+        batches: how many batches it has.
     """
     text, bar = f"Scoring {samples:,} samples", trainer.progress_bar_callback
     if has_bar(trainer) and is_instance(bar, RichProgressBar) and _is_live(bar.progress):

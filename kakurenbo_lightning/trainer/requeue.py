@@ -20,7 +20,7 @@ class Requeue:
     one process answers before its next batch.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
     """
 
     def __init__(self, adapter: TrainerAdapter) -> None:
@@ -32,7 +32,7 @@ class Requeue:
         self._answered_first = False  # another rank was notified before this one
 
     def hold(self) -> None:
-        """From now on the signal waits, if Lightning answers one; collective."""
+        """Let SLURM's signal wait from now on, if Lightning answers one; collective."""
         self.release()
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM}:
             handler = signal.getsignal(number)
@@ -62,7 +62,7 @@ class Requeue:
             self._handler(self._number, None)
 
     def release(self) -> None:
-        """Hand the signal back to Lightning."""
+        """Hand the signal back to Lightning's own handler."""
         if self._handler is not None and self._number is not None and signal.getsignal(self._number) == self._note:
             signal.signal(self._number, self._handler)
         self._handler = None

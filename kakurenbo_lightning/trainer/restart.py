@@ -33,11 +33,11 @@ class Restart:
     training). Counters of epochs and steps go on. While it scores, nothing stops the training early.
 
     Args:
-        adapter: of the Trainer.
-        scoring_epochs: tells how many epochs are scored before a training of ``max_epochs``; 0: there is no restart.
+        adapter: the Trainer's adapter.
+        scoring_epochs: function of ``max_epochs`` that returns how many epochs are scored before it; 0: there is no restart.
 
     Attributes:
-        epochs: that number, decided when the first training begins; a resumed one has the number of the checkpoint.
+        epochs: how many epochs are scored, decided when the first training begins; a resumed one has the number of the checkpoint.
     """
 
     def __init__(self, adapter: TrainerAdapter, scoring_epochs: Callable[[int | None], int]) -> None:
@@ -72,14 +72,14 @@ class Restart:
         loop.min_epochs = self.epochs + max(1, loop.min_epochs or 0)
 
     def shorten(self) -> None:
-        """Undo :meth:`extend`."""
+        """Undo :meth:`extend`: the Trainer has the user's number of epochs again."""
         if self._extended is not None:
             self._trainer.fit_loop.max_epochs -= self.epochs
             self._trainer.fit_loop.min_epochs = self._extended[1]
             self._extended = None
 
     def user_epochs(self, max_epochs: int | None) -> int | None:
-        """``max_epochs`` without the scoring epochs."""
+        """The user's number of epochs: ``max_epochs`` without the scoring epochs."""
         return max_epochs if max_epochs is None or self._extended is None else max_epochs - self.epochs
 
     def keep(self) -> None:
@@ -105,7 +105,7 @@ class Restart:
         )
 
     def start_again(self) -> None:
-        """Put it back."""
+        """Put the initial state back, so that the training begins on the samples that are left."""
         trainer, initial = self._trainer, self._initial
         if initial is None:
             raise ConflictError(self._not_scored())
@@ -173,7 +173,7 @@ class Restart:
         return {"epochs": self.epochs, "initial": self._initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over :meth:`state_dict`."""
+        """Take over what :meth:`state_dict` returned."""
         self.epochs, self._initial = state["epochs"], state["initial"]
 
 

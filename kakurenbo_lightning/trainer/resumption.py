@@ -66,7 +66,7 @@ class Resumption:
                 setattr(loop, limit, count + 1)
 
     def close(self) -> None:
-        """Undo :meth:`hold_open`."""
+        """Undo :meth:`hold_open`: the limits of the run are the user's again."""
         for name in ("setup_data", "on_run_start"):
             vars(self.trainer.fit_loop).pop(name, None)
         while self._lifted:
@@ -78,7 +78,7 @@ class Resumption:
         return {name: torch.as_tensor(value).detach().cpu() for name, value in self.trainer.callback_metrics.items()}
 
     def on_device(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Saved metrics, where the module's are."""
+        """Saved metrics, moved to the device of the module's."""
         return {name: value.to(self.trainer.strategy.root_device) for name, value in metrics.items()}
 
     @property
@@ -98,7 +98,7 @@ class Resumption:
         return [callback for callback in self.trainer.callbacks if is_class(type(callback), ModelCheckpoint)]
 
     def checkpoints_memory(self) -> dict[str, dict[str, Any]]:
-        """What each ``ModelCheckpoint`` knows and does not save, by its state key."""
+        """What each ``ModelCheckpoint`` knows but does not save, by its state key."""
         return {
             checkpoint.state_key: {name: vars(checkpoint)[name] for name in _CHECKPOINT_MEMORY if name in vars(checkpoint)}
             for checkpoint in self.checkpoints
@@ -162,7 +162,7 @@ class Resumption:
         epoch_loop.advance = advance
 
     def _forget_begun(self) -> None:
-        """Of the batch that is trained again: Lightning counts it twice in its totals, by which it knows where the next resume begins."""
+        """Take back Lightning's count of the batch that is trained again: its totals, by which it resumes, would have it twice."""
         epoch_loop = self.trainer.fit_loop.epoch_loop
         batches, steps = epoch_loop.batch_progress.total, epoch_loop.automatic_optimization.optim_progress.optimizer
         for counter in (batches, steps.step.total, steps.zero_grad.total):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def _fully_sharded(parts: Iterable[nn.Module]) -> list[Any]:
-    """Those of ``parts`` that ``fully_shard`` was applied to; where nobody has loaded it there are none."""
+    """The ``parts`` that ``fully_shard`` was applied to; none where nobody has imported it."""
     fsdp = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(fsdp, "FSDPModule", None)
     return [] if kind is None else [part for part in parts if isinstance(part, kind)]
@@ -26,7 +26,7 @@ def reshard(parts: Iterable[nn.Module]) -> None:
 
 @contextlib.contextmanager
 def resharded(parts: Iterable[nn.Module]) -> Iterator[None]:
-    """:func:`reshard` what is run inside."""
+    """Run what is inside, then :func:`reshard` the ``parts``."""
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ class StepView:
     trained again for what it logs and observes, and they take the place of what that gives.
 
     Args:
-        adapter: of the Trainer.
+        adapter: the Trainer's adapter.
         times: are given how long steps take.
     """
 
@@ -43,7 +43,7 @@ class StepView:
     # --- the step
 
     def attach(self, optimizers: Iterable[Optimizer]) -> None:
-        """Training begins with these optimizers."""
+        """Follow these optimizers from the start of training on."""
         self.release()
         self._handles = [stepping(optimizer).register_step_post_hook(self._update) for optimizer in optimizers]
         self._buffers = BufferCopies(self._trainer.lightning_module)
@@ -51,7 +51,7 @@ class StepView:
         self._times.drop()
 
     def release(self) -> None:
-        """Let go of the optimizers."""
+        """Let go of the optimizers and of the copies of buffers."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._buffers = [], None
@@ -64,7 +64,7 @@ class StepView:
         self._times.wait()
 
     def loaded(self) -> None:
-        """Its batch is there."""
+        """Note that the batch of the step is there."""
         self._times.begin()
 
     def end(self, kind: str) -> None:
@@ -85,7 +85,7 @@ class StepView:
         self._put_back(BACKWARD)
 
     def before_update(self) -> None:
-        """Mixed precision has scaled the gradients back."""
+        """Note that mixed precision has scaled the gradients back, so the update comes next."""
         self._scaled_back = True
         self._put_back(UPDATE)
 
@@ -123,7 +123,8 @@ class StepView:
     # --- gradients of accumulated batches
 
     def gradients(self) -> dict[str, Any]:
-        """What was accumulated for a step that more batches belong to, empty where nothing was, or where parameters are sharded.
+        """What was accumulated for a step that further batches belong to; empty where nothing was, or where parameters are
+        sharded.
 
         ``of`` has it by parameter, on the CPU; ``through`` says what it has been through of the batch that is trained again, ``""`` for
         nothing.

@@ -298,7 +298,7 @@ SCALARS = {bool: "true or false", int: "an int", float: "a number", str: "a text
 
 
 def fits(value: Any, kind: Any) -> bool | None:
-    """Whether a YAML value fits a type; None if only the target itself can tell."""
+    """Whether a YAML value fits a type; None if only the target itself can say."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         found = [fits(value, part) for part in parts]

@@ -196,6 +196,18 @@ class Task(L.LightningModule):
         """Return the logits of images, float32 [B, C, H, W], in the precision of the network (`trainer.precision=64-true`)."""
         return self.network(images.to(self.dtype))
 
+    def configure_model(self) -> None:
+        """Shard the network where the strategy is FSDP2 (`trainer=fsdp2`); under any other one there is no mesh."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = self.device_mesh["data_parallel"]
+        for part in self.network.children():
+            if next(part.parameters(), None) is not None:
+                fully_shard(part, mesh=mesh)
+        fully_shard(self.network, mesh=mesh)
+
     def configure_optimizers(self) -> dict:
         """Return the optimizer and its schedule."""
         optimizer = self.optimizer(self.parameters())

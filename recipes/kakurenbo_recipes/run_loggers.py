@@ -1,4 +1,4 @@
-"""Tells a run's loggers its settings, and a name and a group for tools that show runs side by side."""
+"""Gives a run's loggers its settings, and a name and a group for tools that show runs side by side."""
 
 from __future__ import annotations
 

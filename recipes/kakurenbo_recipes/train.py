@@ -255,7 +255,7 @@ def small(cfg: DictConfig) -> DictConfig:
 
 
 def is_group(cfg: DictConfig, name: str) -> bool:
-    """Tell whether `name` is a config group, not a single setting."""
+    """Whether `name` is a config group, not a single setting."""
     return "." not in name and isinstance(cfg.get(name), DictConfig)
 
 

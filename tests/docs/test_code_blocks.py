@@ -98,6 +98,20 @@ def test_the_loops_without_a_trainer_hide_samples(tmp_path, monkeypatch):
         assert names["plan"].hidden_fraction > 0.1 and names["statistics"].measured.all()
 
 
+def test_the_step_with_mixup_trains_and_is_chosen_from():
+    (block,) = (block for block in blocks("docs/faq.md", "python") if "lam" in block)
+    names = {"torch": torch, "F": torch.nn.functional}
+    exec(compile(block, "faq.md", "exec", dont_inherit=True), names)
+    step = {
+        "training_step": lambda self, batch, batch_idx: names["training_step"](self, batch[:2], batch_idx),
+        "forward": lambda self, x: self.network(x),
+    }
+    selection = SampleSelection("kakurenbo", max_fraction=0.5, tau=0.2)
+    trainer = L.Trainer(accelerator="cpu", max_epochs=4, callbacks=[selection], **QUIET)
+    trainer.fit(type("Mixed", (Net,), step)(), Data())
+    assert selection.totals.samples_hidden > 0
+
+
 def test_a_recorder_in_a_config_is_made_as_reports_md_shows(tmp_path):
     (block,) = blocks("docs/reports.md", "yaml")
     config = OmegaConf.create({**yaml.safe_load(block), "paths": {"output_dir": str(tmp_path)}})

@@ -98,3 +98,19 @@ def test_a_block_of_code_is_in_a_language_that_is_tested():
 @pytest.mark.parametrize("page", OURS)
 def test_a_page_begins_with_its_title(page):
     assert text_of(page).startswith("# ")
+
+
+def test_a_picture_for_dark_pages_is_shown_by_the_palette(site):
+    """On GitHub ``<picture>`` goes by the reader's system; here the reader may choose."""
+    pictures = {page: HOOKS.PICTURE.findall(text_of(page)) for page in PAGES if "<picture" in text_of(page)}
+    assert {"README.md", "docs/results.md"} <= set(pictures)
+    for page, found in pictures.items():
+        assert len(found) == text_of(page).count("<picture"), "in the form that the hook knows"
+        (path,) = (path for path in site if path.as_posix().endswith(f"site0/{HOOKS.PAGES[page].replace('.md', '.html')}"))
+        shown = [link.rpartition("/")[2] for link in site[path].fetched if "#only-" in link]
+        names = [
+            f"{name.rpartition('/')[2]}#only-{kind}"
+            for dark, light, _ in found
+            for name, kind in ((light, "light"), (dark, "dark"))
+        ]
+        assert shown == names

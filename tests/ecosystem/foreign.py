@@ -21,9 +21,9 @@ READ = ("kakurenbo", "infobatch", "selective_backprop", "plb")  # they read the 
 INDIVISIBLE = dict.fromkeys(READ, r"cannot be split into one value for each sample.*use random.*sample_outputs=")
 PARTIAL = dict.fromkeys(
     READ,
-    r"nothing tells to which samples the rows belong.*sample_outputs=.*random, random_cycle, weighted and baseline need no values",
+    r"nothing says to which samples the rows belong.*sample_outputs=.*random, random_cycle, weighted and baseline need no values",
 )
-BATCH_DEPENDENT = dict.fromkeys(READ, r"the value of a sample depends on which others are in its batch.*Use random")
+BATCH_DEPENDENT = dict.fromkeys(READ, r"the value of a sample depends on which others are in its batch.*values=\"bls\".*, use random, ")
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative to the largest true number
 METHODS: dict[str, dict[str, Any]] = {
     "baseline": {},

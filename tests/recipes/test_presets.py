@@ -7,16 +7,19 @@ from string import Template
 
 import lightning as L
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 from kakurenbo_recipes import train
 from kakurenbo_recipes.config_check import check_config
+from kakurenbo_recipes.models import CifarResNet, load_network
 from kakurenbo_recipes.run_folder import STARTED, OneRun
 from kakurenbo_recipes.schema import TrainSchema, names_of
 from kakurenbo_recipes.train import run, small
 from omegaconf import OmegaConf
 from recipe_runs import CONFIGS, TINY, composed, kakurenbo_train
+from torch.torch_version import TorchVersion
 
 import kakurenbo_lightning
 
@@ -27,7 +30,19 @@ import kakurenbo_lightning
         ("cpu", {"accelerator": "cpu", "devices": 1, "strategy": "auto"}),
         ("gpu", {"accelerator": "gpu", "devices": 1, "strategy": "auto"}),
         ("ddp", {"accelerator": "auto", "devices": 2, "strategy": "ddp"}),
-        ("fsdp", {"accelerator": "gpu", "devices": 2, "strategy": "fsdp"}),
+        (
+            "fsdp2",
+            {
+                "accelerator": "gpu",
+                "devices": 2,
+                "strategy": {
+                    "_target_": "lightning.pytorch.strategies.ModelParallelStrategy",
+                    "data_parallel_size": "${trainer.devices}",
+                    "tensor_parallel_size": 1,
+                    "save_distributed_checkpoint": False,
+                },
+            },
+        ),
     ],
 )
 def test_a_preset_of_the_trainer_changes_the_devices_alone(preset, expected):
@@ -90,6 +105,19 @@ def test_a_test_without_a_best_checkpoint_is_of_the_last_epoch(compose, capsys):
     assert result.test_score == result.score, "without held-out images those of the validation are tested"
     (other,) = run(compose(*TINY, "method=baseline", "trainer.enable_checkpointing=false", "record=none"))
     assert other.test_score is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(TorchVersion(torch.__version__) < (2, 13), reason="over gloo FSDP2 added gradients up: pytorch issue 162338")
+def test_two_ranks_train_sharded_parameters_and_leave_a_file_that_goes_on(tmp_path):
+    words = [*TINY, "trainer=fsdp2", "trainer.accelerator=cpu", "method=random", "F=0.25", "hydra.run.dir=run"]
+    kakurenbo_train(*words, cwd=tmp_path)
+    file = tmp_path / "run/random/checkpoints/last.ckpt"
+    assert "tensors taken over" in load_network(CifarResNet(width=4), str(file)), "whole tensors, not shards"
+    kakurenbo_train(*words, "trainer.max_epochs=3", "ckpt_path=last", cwd=tmp_path)
+    (result,) = json.loads((tmp_path / "run/results.json").read_text())
+    assert result["totals"]["samples_trained"] == 3 * 72
+    assert torch.load(file, weights_only=True)["epoch"] == 2
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_the_cosine_schedule_ends_at_zero_with_the_last_step(tmp_path):
 
 @pytest.mark.parametrize("options", together(OPTIONS), ids=" ".join)
 def test_every_option_of_every_group_can_be_made_and_a_method_has_the_defaults_of_the_code(compose, options, tmp_path):
-    needs_gpu = {"trainer=gpu", "trainer=fsdp"} & set(options)
+    needs_gpu = {"trainer=gpu", "trainer=fsdp2"} & set(options)
     cfg = compose(*options, *(("trainer.accelerator=cpu", "trainer.strategy=auto") if needs_gpu else ()))
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     check_config(cfg, names_of(TrainSchema))

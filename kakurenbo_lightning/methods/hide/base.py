@@ -47,7 +47,7 @@ def refresh_setting() -> Any:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a method chose.
+    """What a method chose for an epoch, or for one part of its samples.
 
     Attributes:
         hidden: ``bool[n]``, the samples to leave out.
@@ -141,7 +141,7 @@ class HideMethod(Method):
         return None
 
     def check_settings(self) -> None:
-        """``unbiased`` needs a probability of being kept, and what changes the fraction a fraction."""
+        """Refuse ``unbiased`` without a probability of being kept, and settings of the fraction without a fraction."""
         super().check_settings()
         self._check_fraction()
         checker(self)(
@@ -174,15 +174,15 @@ class HideMethod(Method):
         )
 
     def fixed_fraction(self, epoch: Epoch) -> Fraction:
-        """Which share of the samples ``epoch`` may hide, without ``fraction_schedule``."""
+        """The share of the samples that ``epoch`` may hide, without ``fraction_schedule``."""
         return self.largest_fraction or Fraction(0)
 
     def fixed_count(self, total: int, epoch: Epoch) -> int:
-        """How many of ``total`` samples that is."""
+        """How many of ``total`` samples :meth:`fixed_fraction` is, rounded down."""
         return exact_floor(self.fixed_fraction(epoch), total)
 
     def hidden_share(self, epoch: Epoch) -> Fraction:
-        """Which share of the samples ``epoch`` may hide, in all or in this part."""
+        """The share of the samples that ``epoch`` may hide, in all of them or in the part that is chosen from."""
         if epoch.fraction is not None:
             return epoch.fraction
         if not self.fraction_schedule:
@@ -220,7 +220,7 @@ class HideMethod(Method):
         return 1.0
 
     def within(self, universe: Universe) -> HideMethod:
-        """Protected samples are known by their place in ``universe``; those outside are never trained."""
+        """The method for ``universe``: protected samples become places in it; those outside are never trained."""
         if universe.indices is None or not self.protected:
             return self
         protected = torch.tensor(self.protected)
@@ -254,12 +254,12 @@ class HideMethod(Method):
 
     @property
     def weighs(self) -> bool:
-        """When they are unbiased."""
+        """Whether steps carry loss weights: when the method shall be unbiased."""
         return bool(self.unbiased)
 
     @property
     def needs_classes(self) -> bool:
-        """To balance or protect them."""
+        """Whether classes must be known, to balance or to protect them."""
         return self.balance is not None or bool(self.protected_classes)
 
     def chooses_in(self, epoch: Epoch) -> bool:
@@ -283,7 +283,7 @@ class HideMethod(Method):
         return index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
     def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan | SetPlan:
-        """What ``epoch`` trains.
+        """Choose what ``epoch`` trains, or keep the choice of the epoch before.
 
         Args:
             statistics: of all N samples, the same on every rank.
@@ -301,7 +301,7 @@ class HideMethod(Method):
         return plan.with_lr_factor(self.lr_factor(statistics, epoch, Fraction(plan.hidden_count, max(1, statistics.total))))
 
     def _chosen_of_share(self, statistics: SampleStatistics, epoch: Epoch) -> EpochPlan | SetPlan:
-        """As :meth:`_chosen`, without classes, where each rank has the rows of a share of the samples."""
+        """:meth:`_chosen` where each rank has the rows of a share of the samples; without classes, which need all rows."""
         spread, hidden = statistics.spread, torch.zeros(len(statistics), dtype=torch.bool)
         weights = torch.ones(len(statistics), dtype=torch.float64) if self.unbiased else None
         among, rows = statistics.without(self.protected)
@@ -347,7 +347,7 @@ class HideMethod(Method):
         return weights if spread.count(weights != 1) else None
 
     def _checked(self, choice: Choice, count: int) -> Tensor:
-        """What a choice hides, when it is one: ``bool[count]`` on the CPU."""
+        """Check that ``choice`` is one, and return what it hides: ``bool[count]`` on the CPU."""
         hidden = getattr(choice, "hidden", choice)
         if (
             isinstance(choice, Choice)

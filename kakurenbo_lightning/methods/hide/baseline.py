@@ -25,5 +25,5 @@ class Baseline(HideMethod):
     needs_all_rows: ClassVar[str] = ""
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """Nothing."""
+        """Hide nothing: every sample is kept with probability 1."""
         return Choice(torch.zeros(len(statistics), dtype=torch.bool), keep_probability=1.0)

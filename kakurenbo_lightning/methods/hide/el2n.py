@@ -81,7 +81,7 @@ class El2n(HideMethod):
     needs_all_rows: ClassVar[str] = ""
 
     def check_settings(self) -> None:
-        """The window is one, and something is left to train."""
+        """Refuse a window that is none, and fractions that leave nothing to train."""
         super().check_settings()
         window = self.score_epochs
         checker(self)(
@@ -101,7 +101,7 @@ class El2n(HideMethod):
         )
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """The scoring is no longer than the training."""
+        """Refuse a scoring that is longer than the training."""
         super().check_run(max_epochs, num_samples)
         require_epochs(checker(self), "score_epochs", self.score_epochs, max_epochs)
 
@@ -110,12 +110,12 @@ class El2n(HideMethod):
         return first, max(first + 1, end)
 
     def scoring_epochs(self, max_epochs: int | None) -> int:
-        """Until the last scored one."""
+        """The number of epochs up to the last one that is scored."""
         return self._window(max_epochs)[1]
 
     @property
     def refresh_mode(self) -> RefreshMode | None:
-        """Eval mode, when there is a pass."""
+        """Eval mode, where all samples are scored in a pass; ``None`` where training's values count."""
         return "eval" if self.score_pass else None
 
     def rows_to_score(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None) -> Tensor | IndexSet:
@@ -133,7 +133,7 @@ class El2n(HideMethod):
             count.index_copy_(0, rows, torch.ones_like(count[rows]) if self.score_pass else count[rows] + 1)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """The lowest scores; ties are drawn."""
+        """Hide the samples of lowest mean score; ties are drawn."""
         count = statistics.extra["el2n_count"]
         score = statistics.extra["el2n_sum"] / count
         eligible = (count > 0) & statistics.loss.isfinite()

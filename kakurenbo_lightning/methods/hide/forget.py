@@ -46,7 +46,7 @@ class Forgetting(HideMethod):
     needs_all_rows: ClassVar[str] = ""
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
-        """Count what was forgotten."""
+        """Count the samples that were correct when last recorded and are wrong now."""
         events, learned = statistics.extra["events"], statistics.extra["learned"]
         forgotten = statistics.correct[rows] & ~values["correct"]
         events.index_copy_(0, rows, events[rows] + forgotten)
@@ -54,7 +54,7 @@ class Forgetting(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """F."""
+        """F, the setting ``max_fraction``, as a decimal."""
         return as_decimal(self.max_fraction)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
@@ -86,21 +86,21 @@ class Forget(Forgetting):
     summary: ClassVar[str] = "removes the least often forgotten samples once, and starts the training again on the rest"
 
     def check_settings(self) -> None:
-        """One choice has no schedule."""
+        """Refuse a ``fraction_schedule``, because there is only one choice."""
         super().check_settings()
         checker(self)(not self.fraction_schedule, "fraction_schedule", "empty, because forget chooses once", "Use forget_online.")
 
     def check_run(self, max_epochs: int | None, num_samples: int) -> None:
-        """The counting is no longer than the training."""
+        """Refuse a counting that is longer than the training."""
         super().check_run(max_epochs, num_samples)
         require_epochs(checker(self), "static_epochs", [self.static_epochs], max_epochs)
 
     def scoring_epochs(self, max_epochs: int | None) -> int:
-        """``static_epochs``, in epochs."""
+        """The setting ``static_epochs`` as a number of epochs, at least one."""
         return max(1, in_epochs(self.static_epochs, max_epochs))
 
     def observe(self, statistics: SampleStatistics, rows: Tensor, values: Mapping[str, Tensor], epoch: Epoch) -> None:
-        """Count until the restart."""
+        """Count forgetting events, until the training starts again."""
         if epoch.index < self._scoring(epoch):
             super().observe(statistics, rows, values, epoch)
 

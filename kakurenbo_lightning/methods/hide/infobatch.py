@@ -22,7 +22,7 @@ from kakurenbo_lightning.methods.topk import as_decimal, exact_floor
 @register_method("infobatch")
 @dataclass(frozen=True)
 class InfoBatch(HideMethod):
-    """InfoBatch (Qin et al., ICLR 2024)."""
+    """InfoBatch (Qin et al., ICLR 2024): prunes some samples of below-average loss, and re-weights those of them that stay."""
 
     prune_ratio: float = setting(
         0.5,
@@ -59,7 +59,7 @@ class InfoBatch(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """r."""
+        """r, the setting ``prune_ratio``, as a decimal; a share of the candidates."""
         return as_decimal(self.prune_ratio)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:

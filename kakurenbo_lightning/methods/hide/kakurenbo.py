@@ -58,7 +58,7 @@ def select_hidden(
     drop_top: int = 0,
     spread: Spread = ALONE,
 ) -> Selection:
-    """Choose the samples to hide.
+    """Choose the samples to hide from their last loss, correctness and confidence.
 
     Args:
         loss: ``float32[N]``. A sample whose loss is not finite is never a candidate.
@@ -171,7 +171,7 @@ class Kakurenbo(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """F."""
+        """F, the setting ``max_fraction``, as a decimal."""
         return as_decimal(self.max_fraction)
 
     def fraction(self, epoch: Epoch) -> Fraction:
@@ -184,7 +184,7 @@ class Kakurenbo(HideMethod):
         return as_decimal(self.max_fraction) * as_decimal(self.fractions[passed])
 
     def fixed_fraction(self, epoch: Epoch) -> Fraction:
-        """F_e."""
+        """F_e, the setting ``max_fraction`` times the factor of the milestones passed."""
         return self.fraction(epoch)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:

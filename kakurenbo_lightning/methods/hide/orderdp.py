@@ -48,14 +48,14 @@ class OrderDP(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """1 - r q."""
+        """1 - r q: what is left when r of the samples are drawn and q of these trained."""
         return 1 - as_decimal(self.random_fraction) * as_decimal(self.top_fraction)
 
     def _drawn(self, total: int) -> int:
         return max(1, exact_floor(self.random_fraction, total))
 
     def fixed_count(self, total: int, epoch: Epoch) -> int:
-        """All but the top of the drawn."""
+        """How many of ``total`` are hidden: all but the top of those that are drawn."""
         return total - max(1, exact_floor(self.top_fraction, self._drawn(total)))
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:

@@ -41,11 +41,11 @@ class RandomHiding(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """F."""
+        """F, the setting ``max_fraction``, as a decimal."""
         return as_decimal(self.max_fraction)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """A new draw from the epoch's own stream."""
+        """Draw from the epoch's own random stream."""
         total = statistics.total
         hidden = self.hidden_count(total, epoch)
         everyone = torch.ones(len(statistics), dtype=torch.bool)
@@ -66,7 +66,7 @@ class RandomCycle(RandomHiding):
     needs_all_rows: ClassVar[str] = "it goes on in one permutation of all samples from epoch to epoch"
 
     def check_settings(self) -> None:
-        """The lengths of all epochs must be known beforehand."""
+        """Refuse ``balance="rcap"``: the lengths of all epochs must be known beforehand."""
         super().check_settings()
         checker(self)(
             self.balance != "rcap",
@@ -76,7 +76,7 @@ class RandomCycle(RandomHiding):
         )
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:
-        """The next part; the same whenever it is asked for."""
+        """Hide all but the next part of the permutation; the same whenever it is asked for."""
         total = len(statistics)
         ends = self._ends(total, epoch)
         rounds, number = divmod((epoch.index - self.start_epoch) // self.every_n_epochs, len(ends) - 1)

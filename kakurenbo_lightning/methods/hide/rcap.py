@@ -63,7 +63,7 @@ class RCAP(HideMethod):
 
     @property
     def largest_fraction(self) -> Fraction:
-        """F."""
+        """F, the setting ``max_fraction``, as a decimal."""
         return as_decimal(self.max_fraction)
 
     def choose(self, statistics: SampleStatistics, epoch: Epoch) -> Choice:

@@ -91,7 +91,8 @@ class SeTa(HideMethod):
 
 
 def parted(values: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """What parts ``values`` (``float32[n]``, in the order they were drawn in) into at most ``groups`` groups, from easy to hard.
+    """Find the bounds that part ``values`` (``float32[n]``, in the order they were drawn in) into at most ``groups`` groups, from
+    easy to hard.
 
     Returns:
         ``key[n]`` and ``float64[groups - 1]``, ascending: those with a key in (bounds[g - 1], bounds[g]] are group g. The key is the
@@ -104,7 +105,7 @@ def parted(values: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kmeans_bounds(values: np.ndarray, groups: int) -> np.ndarray:
-    """Where 1-D k-means parts ``values`` (``float32[n]``): ``float64[groups - 1]``, ascending.
+    """Find where 1-D k-means parts ``values`` (``float32[n]``): ``float64[groups - 1]``, ascending.
 
     Lloyd's iterations from :func:`kmeans_start`, until no sample changes its group or the centres hardly move. A sample half-way
     between two centres belongs to the lower one; an empty group keeps its centre; there are no more groups than different values.
@@ -151,7 +152,7 @@ def kmeans_start(values: np.ndarray, groups: int) -> np.ndarray:
 
 
 class _Sums:
-    """Sums of pieces of ``values`` (``float64[n]``), quickly.
+    """Sums of neighbouring pieces of ``values`` (``float64[n]``), with work for the pieces' ends only.
 
     By sums of blocks, not by differences of one running sum, in which a value of 1e30 would swallow the others.
     """
@@ -161,7 +162,7 @@ class _Sums:
         self._blocks = np.add.reduceat(values, np.arange(0, len(values), BLOCK)) if len(values) > 64 * BLOCK else None
 
     def __call__(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Of the pieces from ``starts`` to ``ends``, which lie side by side and are all of ``values``."""
+        """Sum up the pieces from ``starts`` to ``ends``, which lie side by side and cover all of ``values``."""
         blocks = self._blocks
         if blocks is None:
             return np.add.reduceat(self._values, starts)

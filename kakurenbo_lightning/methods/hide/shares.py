@@ -36,7 +36,7 @@ def parts_of(
 
     Args:
         total: N.
-        classes: of all samples, ``int[N]``, -1 where unknown; ``None`` where neither of the next two needs them.
+        classes: the class of each sample, ``int[N]``, -1 where unknown; ``None`` where neither of the next two needs them.
         protected: samples that are left out.
         protected_classes: whose samples are left out.
         by_class: each class is a part; else all are one.
@@ -65,8 +65,8 @@ def alternated(counts: Sequence[int], factors: Sequence[float], place: int) -> i
     """How many samples choice number ``place`` of a period hides, so that all of them together hide ``sum(counts)``.
 
     Args:
-        counts: of the period's choices, each at a constant fraction.
-        factors: of the choices; their shares of the sum are in this proportion, rounded down together.
+        counts: how many each of the period's choices hides at a constant fraction.
+        factors: one factor for each choice; their shares of the sum are in this proportion, rounded down together.
         place: which choice, from 0.
     """
     exact = [as_decimal(factor) for factor in factors]
@@ -84,7 +84,7 @@ def rcap_fractions(loss: np.ndarray, parts: Sequence[Part], kept: int) -> list[F
     """The share of each part to hide, see :func:`kept_by_class`.
 
     Args:
-        loss: of all parts, >= 0, ``float64[n]``.
+        loss: ``float64[n]`` >= 0, the losses of all parts.
         parts: which lie side by side.
         kept: how many samples all parts keep together.
     """
