@@ -23,7 +23,9 @@ PARTIAL = dict.fromkeys(
     READ,
     r"nothing says to which samples the rows belong.*sample_outputs=.*random, random_cycle, weighted and baseline need no values",
 )
-BATCH_DEPENDENT = dict.fromkeys(READ, r"the value of a sample depends on which others are in its batch.*values=\"bls\".*, use random, ")
+BATCH_DEPENDENT = dict.fromkeys(
+    READ, r"the value of a sample depends on which others are in its batch.*values=\"bls\".*, use random, "
+)
 TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative to the largest true number
 METHODS: dict[str, dict[str, Any]] = {
     "baseline": {},

@@ -54,7 +54,10 @@ def case(name, criterion, target=classes, refused=None):
 
 
 HALF = r"a sum of \[\d+\] is only .*of the loss.*unweighted_rest=True"
-OF_THE_BATCH = {**dict.fromkeys(READ, f"{HALF}.*random, random_cycle, weighted and baseline need no values"), "infobatch": f"loss weights: {HALF}"}
+OF_THE_BATCH = {
+    **dict.fromkeys(READ, f"{HALF}.*random, random_cycle, weighted and baseline need no values"),
+    "infobatch": f"loss weights: {HALF}",
+}
 CASES = [
     case("LabelSmoothingCrossEntropy", losses.LabelSmoothingCrossEntropy(0.1)),
     case("SoftTargetCrossEntropy", losses.SoftTargetCrossEntropy(), soft),
