@@ -104,7 +104,10 @@ class Standing:
     def survives(self) -> str:
         """``yes`` if it is better than both controls by more than the interval of the differences; ``no`` if it is worse than one, or
         one of its trainings diverged; else ``not resolved``. Without reliable times the baseline of equal time had the wrong length.
+        ``-`` for the baseline, which has no controls.
         """
+        if self.name == BASELINE:
+            return "-"
         if not all(map(math.isfinite, self.score.values)):
             return "no"
         intervals = [self.over_random.interval, self.over_time.interval if self.is_timed else (math.nan, math.nan)]
@@ -196,7 +199,7 @@ def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[s
             one.trained.written(),
             one.over_random.written(sign="+", scale=scale),
             one.over_time.written(sign="+", scale=scale),
-            "-" if one.name == BASELINE else one.survives,
+            one.survives,
             str(len(one.score.values)),
         )
         for one in found

@@ -156,7 +156,7 @@ def arena(standings):
             written(one[name] if one[name]["mean"] is not None else None, form, scale).replace("+-", "±")
             for name, form, scale in (*parts, ("over_random", "+.2f", 100), ("over_time", "+.2f", 100))
         ]
-        yield f"| `{one['name']}` | {' | '.join(figures)} | {one['seeds']} | {one['survives'] or '-'} |"
+        yield f"| `{one['name']}` | {' | '.join(figures)} | {one['seeds']} | {one['survives']} |"
 
 
 def doctor(rows):
@@ -197,6 +197,7 @@ QUOTED = {
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
     (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
+    (BENCHMARKS, "arena-fractals"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
     (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
@@ -238,7 +239,8 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 def test_each_file_is_quoted_and_each_named_file_is_there():
     documents = [REPOSITORY / "README.md", *DOCS.glob("*.md"), BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
-    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png", "arena.png", "arena-dark.png"}
+    arenas = {f"{name}{dark}.png" for name in ("arena", "arena-fractals") for dark in ("", "-dark")}
+    quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png"} | arenas
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}
 
 
