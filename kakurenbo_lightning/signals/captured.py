@@ -108,7 +108,7 @@ class CapturedLoss:
     @property
     def source(self) -> str:
         """One line for the log that says where the values come from."""
-        return f"the step's call of {' + '.join(self.calls)}, seen {self.manner}"
+        return f"{' + '.join(self.calls)} in the step, seen {self.manner}"
 
     @property
     def sight(self) -> Sight:

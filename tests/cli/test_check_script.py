@@ -60,7 +60,7 @@ def test_a_classification_works_with_every_method():
     assert report.values.decomposes and report.values.attribution == "verified" and report.values.weights == "exact"
     assert not report.problem
     text = str(report)
-    assert "values come from: the step's call of F.cross_entropy" in text and "share of the loss: 100.0%" in text
+    assert "values come from: F.cross_entropy in the step" in text and "share of the loss: 100.0%" in text
     assert re.search(r"infobatch +hide +yes", text)
 
 

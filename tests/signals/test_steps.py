@@ -321,7 +321,7 @@ def test_nothing_of_a_step_is_kept_alive(heads, batches):
 def test_the_report_says_what_was_verified(heads, batches):
     source, _ = observed(LOSSES["distillation"].step, heads, batches[:1])
     assert source.report.lines() == [
-        "values come from: the step's call of F.kl_div + F.cross_entropy, seen by its name in torch.nn.functional",
+        "values come from: F.kl_div + F.cross_entropy in the step, seen by its name in torch.nn.functional",
         "values: loss, confidence, correct",
         "share of the loss: 100.0%",
         "decomposes over samples: yes",
