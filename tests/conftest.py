@@ -45,6 +45,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
 
 
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        gc.enable()  # this process hands the tests out, and collects none
+
+
 def pytest_collection_finish(session):
     """Collect garbage from here on, among what tests make: not among what was imported, nor in a worker's copy of it."""
     gc.freeze()
