@@ -1,7 +1,11 @@
 """Test processes share the cores, one thread each, and print as wide everywhere; those they start do too."""
 
+import functools
+import gc
+import importlib.metadata
 import logging
 import os
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "120"  # tables and help wrap at the width of the terminal that the tests were started from
@@ -11,8 +15,24 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+gc.disable()  # until the tests are collected: what they import is a million objects that stay
 settings.register_profile("repository", deadline=None, derandomize=True)  # no timed test, fixed seeds
 settings.load_profile("repository")
+
+_entry_points = importlib.metadata.entry_points
+
+
+@functools.cache
+def _found_on(path, **group):
+    return _entry_points(**group)
+
+
+def once_for_each_path(**group):
+    """Every Trainer asks for entry points, which reads a file of each installed package: a tenth of a small fit."""
+    return _found_on(tuple(sys.path), **group)
+
+
+importlib.metadata.entry_points = once_for_each_path
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,6 +43,17 @@ def pytest_collection_modifyitems(items):
         quick, slow = item.get_closest_marker("quick"), item.get_closest_marker("slow_cases")
         if (quick is not None and not set(parts) & set(quick.args)) or (slow is not None and set(parts) & set(slow.args)):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        gc.enable()  # this process hands the tests out, and collects none
+
+
+def pytest_collection_finish(session):
+    """Collect garbage from here on, among what tests make: not among what was imported, nor in a worker's copy of it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,12 @@ class Imports(ast.NodeVisitor):
 
 def files(folder=None):
     """The package's modules, or those of one folder (or single file) of the map, with their syntax trees."""
-    paths = sorted(path for path in PACKAGE.rglob("*.py") if folder in (None, folder_of(path)))
-    return [(path, ast.parse(path.read_text(), str(path))) for path in paths]
+    return [(path, tree) for path, tree in parsed() if folder in (None, folder_of(path))]
+
+
+@cache
+def parsed():
+    return [(path, ast.parse(path.read_text(), str(path))) for path in sorted(PACKAGE.rglob("*.py"))]
 
 
 def folder_of(path):

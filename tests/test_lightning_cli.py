@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import lightning as L
 import pytest
 from helpers import Net, loader
 from lightning.pytorch.cli import LightningCLI
-from processes import environment
+from processes import program
 
 from kakurenbo_lightning import SampleSelection, available_methods, get_method
 from kakurenbo_lightning.methods import InfoBatch, Kakurenbo
@@ -68,10 +66,7 @@ def shown(language):
 def started(folder, *arguments):
     """What the program prints at the end."""
     (folder / "main.py").write_text(MAIN)
-    command = [sys.executable, "main.py", "fit", "--seed_everything=0", *QUIET, *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1]
+    return program(folder / "main.py", "fit", "--seed_everything=0", *QUIET, *arguments, cwd=folder).splitlines()[-1]
 
 
 def test_the_command_of_the_page_trains(tmp_path):

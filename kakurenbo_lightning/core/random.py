@@ -29,7 +29,9 @@ def rng_state() -> dict[str, Any]:
         ],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if (
+        torch.cuda.is_initialized()
+    ):  # is_available() looks for a driver each time where there is none, and this is called in every step
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -71,7 +73,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         torch.cuda.manual_seed(seed)
 
 

@@ -83,7 +83,9 @@ class Picture:
     @cached_property
     def png(self) -> bytes:
         """The figure as a PNG file."""
-        return raster(self.figure, self.photos)
+        drawn = raster(self.figure, self.photos)
+        self.figure.set_layout_engine("none")  # its axes have their places, and keep them in the other files
+        return drawn
 
     @cached_property
     def svg(self) -> bytes:

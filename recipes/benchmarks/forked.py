@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import gc
 import multiprocessing
 import os
 import signal
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 GRACE_SECONDS = 10  # time between a rank's own end at its limit, when it prints its stack, and the kill
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["recipes.benchmarks.fault_run"])
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["recipes.benchmarks.fault_run"])
 
 
 class TimeLimitError(RuntimeError):
@@ -45,7 +46,7 @@ def run_ranks(
     port, ranks = _free_port(), []
     for rank in range(world_size):
         arguments = (function, args, rank, world_size, port, f"{log}.{rank}.log", seconds)
-        ranks.append(_context.Process(target=_run_rank, args=arguments))
+        ranks.append(FORKSERVER.Process(target=_run_rank, args=arguments))
     try:
         for process in ranks:
             process.start()  # the first start waits until the server has imported everything, which is slow on a busy machine
@@ -88,6 +89,7 @@ def _free_port() -> int:
 
 def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: int, port: int, log: str, seconds: float) -> None:
     """Run as one rank: leader of a process group, with a log and a time limit of its own. Never returns."""
+    gc.freeze()  # what the server has imported is no garbage
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # the start method of data loader workers
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

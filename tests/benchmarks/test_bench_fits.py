@@ -207,6 +207,7 @@ def test_a_cheaper_refresh_scores_a_third_of_the_hidden_or_their_middle(tmp_path
     assert "a third in turn" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # the same fits as those of the controls, of other methods
 def test_losers_end_to_end(tmp_path, capsys):
     rows = {row["run"]: row for row in losers.main(words(tmp_path))}
     assert [name for name in rows if "time of" not in name] == ["baseline", *losers.RUNS]
@@ -220,6 +221,7 @@ def test_losers_end_to_end(tmp_path, capsys):
     assert "1.4 x error" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # like those of the controls
 def test_noise_end_to_end(tmp_path, capsys):
     noise.main([*words(tmp_path, epochs=2), "--noise", "0", "0.5"])
     summary = {row["run"]: row for row in written(tmp_path / "result.json")["summary"]}

@@ -108,7 +108,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow_cases("selection", "sharded", "verification", "sync")
+@pytest.mark.slow_cases("selection", "sharded", "verification", "sync", "recording", "plans")
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_a_benchmark_end_to_end(module, tmp_path, capsys):
     path, (words, key, can_be) = tmp_path / "new" / "result.json", SMALL[module]

@@ -5,7 +5,7 @@ import csv
 import pytest
 from report_runs import RunFolder, write_sweep
 
-from kakurenbo_lightning.cli.report import NARROW, main
+from kakurenbo_lightning.cli.report import NARROW, default_target, main
 
 
 def said(capsys, *arguments):
@@ -20,13 +20,6 @@ def test_the_help_shows_what_to_type(capsys):
         main(["--help"])
     assert ended.value.code == 0
     assert "kakurenbo-report multirun/2026-01-31/12-00-00 --format markdown >> README.md" in capsys.readouterr().out
-
-
-def test_a_report_is_written_into_the_folder_and_printed(tmp_path, capsys):
-    write_sweep(tmp_path, [RunFolder("baseline"), RunFolder("kakurenbo", score=0.91)])
-    out, _ = said(capsys, tmp_path)
-    assert "kakurenbo 91.00 +1.00" in out and f"report: {tmp_path / 'report' / 'report.html'} (0." in out
-    assert (tmp_path / "report" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -58,16 +51,19 @@ def test_a_narrow_terminal_has_fewer_columns_and_a_note_says_so(tmp_path, capsys
     assert ("forwards" in lines[0], "Not shown for want of room" in " ".join(lines)) == (columns >= NARROW, columns < NARROW)
 
 
-def test_running_and_stopped_runs_are_drawn_and_listed_but_not_compared(tmp_path, capsys):
-    RunFolder("baseline").write(tmp_path / "0")
-    RunFolder("kakurenbo", epochs=6, changes={"status": "running", "epochs": 3}).write(tmp_path / "1")
+def test_a_report_is_written_into_the_folder_and_printed(tmp_path, capsys):
+    """Running and stopped runs are drawn and listed but not compared."""
+    RunFolder("baseline", image_size=None).write(tmp_path / "0")
+    RunFolder("kakurenbo", score=0.91).write(tmp_path / "3")
+    RunFolder("kakurenbo", 1, epochs=6, image_size=None, changes={"status": "running", "epochs": 3}).write(tmp_path / "1")
     stopped = {"status": "stopped", "epochs": 0, "error": "ValueError: <b>", "score": None}
     missing = ("selection.parquet", "samples.parquet", "thumbnails.npz")
     RunFolder("random", changes=stopped, left_out=missing).write(tmp_path / "2")
     out, _ = said(capsys, tmp_path)
+    assert "kakurenbo 91.00 +1.00" in out and f"report: {tmp_path / 'report' / 'report.html'} (0." in out
     assert f"{tmp_path / '1'}: has not finished (or was killed) after 3 epochs of 6" in out
     assert f"{tmp_path / '2'}: stopped after 0 epochs of 6" in out and ".parquet" not in out
-    assert [row["group"] for row in csv.DictReader((tmp_path / "report" / "comparison.csv").open())] == ["baseline"]
+    assert [row["group"] for row in csv.DictReader((tmp_path / "report" / "comparison.csv").open())] == ["baseline", "kakurenbo"]
     page = (tmp_path / "report" / "report.html").read_text()
     assert "ValueError: &lt;b&gt;" in page and ">3 of 6<" in page
 
@@ -105,8 +101,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, capsys):
     assert ended.value.code == 2 and "Name a folder that can, with -o." in capsys.readouterr().err
 
 
-def test_a_report_of_several_folders_lies_beside_them(tmp_path, capsys):
-    for name in ("a", "b"):
-        write_sweep(tmp_path / "results" / name, [RunFolder("baseline", image_size=None)])
-    said(capsys, tmp_path / "results" / "a", tmp_path / "results" / "b")
-    assert (tmp_path / "results" / "report" / "report.html").is_file()
+def test_a_report_of_several_folders_lies_beside_them(tmp_path):
+    first, second = tmp_path / "results" / "a", tmp_path / "results" / "b"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+    assert default_target([first]) == first / "report"
+    assert default_target([first, second]) == tmp_path / "results" / "report"

@@ -2,15 +2,14 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from processes import PATHS
+
+from recipes.benchmarks.forked import FORKSERVER
 
 LIMIT_SECONDS = 240  # without a new result; a launch has dozens of cases, and a busy machine may need long for all of them
 # of the cases that do not take two ranks
@@ -28,7 +27,6 @@ WORLD_SIZES = dict.fromkeys(
     ),
     4,
 )
-_HERE = Path(__file__).parent
 
 
 def world_size(name):
@@ -42,24 +40,37 @@ def launch(folder, names):
     for name in sorted(names):
         groups.setdefault(world_size(name), []).append(name)
     (folder / "groups.json").write_text(json.dumps(list(groups.items())))
-    env = {key: value for key, value in os.environ.items() if key not in ("PL_GLOBAL_SEED", "GROUP_RANK")}
-    env.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="", PYTHONPATH=f"{PATHS}{os.pathsep}{env.get('PYTHONPATH', '')}")
-    with open(folder / "worker.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(_HERE / "worker.py"), str(folder)], env=env, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            results = -1
-            while process.poll() is None and results < (results := len(list(folder.glob("*.pt")))):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LIMIT_SECONDS)
-            if process.poll() is None:
+    process = FORKSERVER.Process(target=_work, args=(folder,))
+    process.start()
+    try:
+        results = -1
+        while process.is_alive() and results < (results := len(list(folder.glob("*.pt")))):
+            process.join(LIMIT_SECONDS)
+        if process.is_alive():
+            with open(folder / "worker.log", "a") as log:
                 log.write(f"\nkilled after {LIMIT_SECONDS} s in which no rank has finished a case")
-        finally:
-            # Lightning traps SIGTERM
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    finally:
+        # Lightning traps SIGTERM
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
+def _work(folder):
+    """Run the cases in this process, which leads the group of all ranks and of their data loaders' workers."""
+    from worker import main  # with all cases, which the tests' process does without
+
+    os.setsid()
+    log = os.open(folder / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(log, number)
+    for name in ("PL_GLOBAL_SEED", "GROUP_RANK"):
+        os.environ.pop(name, None)
+    os.environ.update(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of data loaders' workers
+    main(folder)
+    os._exit(0)
 
 
 def read(folder, name):

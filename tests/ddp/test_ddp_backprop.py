@@ -13,7 +13,7 @@ EVEN = ["sb", "sb_topk", "scored", "proxy", "proxy_lopsided", "stale_sb", "sb_fi
 BATCH = 4
 
 # run by test-all: ranks are as unlike with two of them, and methods/test_methods_ranks.py has four
-pytestmark = pytest.mark.slow_cases("lopsided_four", "lopsided_carry_four")
+pytestmark = pytest.mark.slow_cases("lopsided_four", "lopsided_carry_four", "sb_topk", "sb_fixed")
 every = pytest.mark.parametrize("ranks", [*LOPSIDED, *EVEN], indirect=True)
 
 

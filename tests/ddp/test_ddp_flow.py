@@ -39,6 +39,7 @@ def test_what_longer_streams_lose_is_told_once(ranks):
     assert "train loader of rank 1 ended after 6 batches and those of other ranks had more" in said[0]
 
 
+@pytest.mark.slow_cases("flow_resume_last", "flow_resume_ended")
 @pytest.mark.parametrize("ranks", ["flow_resume_middle", "flow_resume_last", "flow_resume_ended"], indirect=True)
 def test_each_rank_resumes_at_its_own_place(ranks):
     for rank in ranks:

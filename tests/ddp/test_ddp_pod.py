@@ -22,6 +22,7 @@ every = pytest.mark.parametrize("ranks", [*STREAMS, *LATER], indirect=True)
 # run by test-all: they take the path of plb and lb, or of a moment nearby
 pytestmark = pytest.mark.slow_cases(
     *("owc", "nlb", "peb", "plb_four", "owc_cut", "lb_cut_inside_3", "lb_cut_inside_due_3", "plb_cut_workers", "plb_looking"),
+    *("plb_cut_exchange", "plb_cut_last", "weighted_cut"),
     *(
         "lb",
         "lb_exchange",

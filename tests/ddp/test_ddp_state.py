@@ -25,7 +25,7 @@ def test_a_checkpoint_within_an_epoch_holds_what_all_ranks_saw(ranks):
     assert within >= 3
 
 
-@pytest.mark.slow_cases("resume_returned", "resume_subset")
+@pytest.mark.slow_cases("resume_returned", "resume_subset", "resume_last_batch")
 @pytest.mark.parametrize("ranks", RESUMED, indirect=True)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks):
     for rank in ranks:

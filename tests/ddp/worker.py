@@ -1,4 +1,4 @@
-"""Imports once, then forks the ranks: ``python worker.py FOLDER`` runs the cases that ``FOLDER/groups.json`` lists.
+"""Forks the ranks: ``main(FOLDER)`` runs the cases that ``FOLDER/groups.json`` lists.
 
 ``groups.json`` is a list of ``[world_size, [case, ...]]``. All ranks of a group run its cases one after another in one
 process group. A rank writes what a case returned to ``CASE.RANK.pt``, and everything it prints to ``CASE.RANK.log``. A
@@ -6,12 +6,12 @@ case that fails or hangs ends its process group; the cases after it get a new on
 """
 
 import faulthandler
+import gc
 import json
 import os
 import socket
 import sys
 import traceback
-from pathlib import Path
 
 import backprop_cases  # noqa: F401  (registers its cases)
 import flow_cases  # noqa: F401  (likewise)
@@ -25,6 +25,7 @@ CASE_SECONDS = 60
 
 
 def main(folder):
+    gc.freeze()  # no rank looks for garbage among what it was forked with
     for world_size, names in json.loads((folder / "groups.json").read_text()):
         while names:
             run_group(folder, world_size, names)
@@ -77,7 +78,3 @@ def run_rank(folder, names, rank, world_size, port):
             # at once: the other ranks see the connection close instead of waiting
             os._exit(1)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -282,7 +282,7 @@ def test_importance_sampling_that_does_not_pay_looks_at_nothing():
 # ---- resume
 
 
-@pytest.mark.slow_cases("stale_sb", "sb_fixed")
+@pytest.mark.slow_cases("stale_sb", "sb_fixed", "katharopoulos")
 @pytest.mark.parametrize(
     "method",
     [SelectiveBackprop(), SelectiveBackprop(leftover="carry"), StaleSB(), FixedRate(start=0.2), Katharopoulos(threshold=0.0)],

@@ -192,7 +192,7 @@ def test_a_schedule_may_be_as_long_as_the_trainer_expects_the_run_to_be(pool):
     assert small.rates[-1] == pytest.approx(0.2 * (1 + math.cos(math.pi * (30 + 3 * pool) / lengths[0])) / 2)
 
 
-@pytest.mark.slow_cases("function", "one cycle", "every second epoch", "cosine")
+@pytest.mark.slow_cases("function", "one cycle", "every second epoch", "cosine", "steps")
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_of_any_kind_resumes_exactly(tmp_path, name):
     saving = ModelCheckpoint(tmp_path, every_n_train_steps=13, save_top_k=-1, filename="{step}")
@@ -256,6 +256,7 @@ class OneCycle(Proxy):
 # --- killed and resumed
 
 
+@pytest.mark.slow_cases("on_after_backward", "on_before_optimizer_step", "on_validation_end")  # each has one beside it
 @pytest.mark.parametrize(
     "hook, batch",
     [

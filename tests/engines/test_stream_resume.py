@@ -131,7 +131,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.slow_cases("2")
+@pytest.mark.slow_cases("2", "no validation", "max_steps")
 @pytest.mark.parametrize(("setting", "workers"), [*((setting, 0) for setting in SETTINGS), ("so many batches", 2)])
 def test_cut_and_resumed_equals_uncut_whatever_the_trainer_does(tmp_path, setting, workers):
     cuts = {"mid": ("on_train_batch_end", 1, 3), "last": ("on_train_batch_end", 1, -1), "end": ("on_train_epoch_end", 1)}
@@ -183,7 +183,7 @@ def plain_run(method, *first, workers=0, ckpt_path=None, after=()):
 @pytest.mark.quick("plb")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", [OWC(), LB(), PLB()], ids=lambda method: method.name)
-@pytest.mark.parametrize("batch", [3, -1])
+@pytest.mark.parametrize("batch", [pytest.param(3, marks=pytest.mark.slow), -1])
 def test_saved_before_the_selection_has_ended_the_batch_resumes_exactly(tmp_path, method, workers, batch):
     """The batch is trained, its observations are on their way: they are in the checkpoint, once."""
     save = SaveAt(tmp_path / "first.ckpt", "on_train_batch_end", 1, batch)
@@ -196,6 +196,7 @@ def test_saved_before_the_selection_has_ended_the_batch_resumes_exactly(tmp_path
     assert equal(table.state, untouched.state), "saving leaves no trace"
 
 
+@pytest.mark.slow_cases("lb", "nlb")
 @pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step"])
 @pytest.mark.parametrize("method", [OWC(), LB(), NLB(), PLB()], ids=lambda method: method.name)
 def test_saved_inside_a_step_that_batch_is_trained_again_and_counts_once(tmp_path, method, hook):

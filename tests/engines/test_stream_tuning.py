@@ -1,5 +1,7 @@
 """Lightning's learning-rate finder and batch-size scaler leave a stream as if they had not run."""
 
+from itertools import product
+
 import lightning
 import pytest
 import torch
@@ -53,7 +55,14 @@ METHODS = [PLB(), PLB(epoch_length=5), PLB(epoch_length=13), LB(pretrain_epochs=
 
 
 @pytest.mark.parametrize(
-    ("method", "when"), [(METHODS[0], "tuner"), (METHODS[0], 0), *((m, when) for m in METHODS for when in ("callback", 2))]
+    ("method", "when"),
+    [
+        *((METHODS[0], "tuner"), (METHODS[0], 0)),
+        *(
+            pytest.param(method, when, marks=() if number in (2, 7) else pytest.mark.slow)
+            for number, (method, when) in enumerate(product(METHODS, ("callback", 2)))
+        ),
+    ],
 )
 def test_a_rate_finder_leaves_no_trace(tmp_path, method, when):
     epochs = 6  # enough for the finder's steps, which Lightning counts from the epoch it is called in

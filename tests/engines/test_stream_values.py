@@ -29,6 +29,7 @@ from kakurenbo_lightning.methods import PLB
 # ---- how stale draws are
 
 
+@pytest.mark.slow_cases("1")
 @pytest.mark.parametrize(("count", "prefetch"), [(0, None), (1, 2), (2, 2), (2, 4)])
 def test_staleness_is_what_workers_draw_ahead_and_is_logged(count, prefetch):
     ahead = count * (prefetch or 0)
@@ -39,6 +40,7 @@ def test_staleness_is_what_workers_draw_ahead_and_is_logged(count, prefetch):
         assert draws.logged[epoch]["staleness"] == pytest.approx(np.mean(draws.staleness(epoch)))
 
 
+@pytest.mark.slow_cases("1", "4")
 @pytest.mark.parametrize(("bound", "real"), [(0, 0), (1, 1), (2, 2), (3, 2), (4, 4), (100, 8)])
 def test_staleness_is_bounded_and_the_users_loader_untouched(bound, real):
     train = loader(SAMPLES, **workers(2, 4))
@@ -160,6 +162,7 @@ def test_the_stalest_are_looked_at_and_the_table_gets_their_new_values():
     assert selection.totals.samples_refreshed == SAMPLES + sum(counts)
 
 
+@pytest.mark.quick("plb", "owc")
 @pytest.mark.parametrize(("name", "count"), [("plb", 0), ("plb", 2), ("owc", 0), ("lb", 0), ("nlb", 0), ("peb", 0)])
 def test_diagnosing_changes_no_training(name, count):
     train = {"train": loader(SAMPLES, **workers(count, 2))}

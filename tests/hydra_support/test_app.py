@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from installed import REPOSITORY, built_wheel, editable_paths, install, run
+from installed import REPOSITORY, beside, built_wheel, editable_paths, install, run
 
 THIRD = REPOSITORY / "tests" / "methods" / "plugin"
 TEMPLATE = Path(__file__).with_name("template")
@@ -103,7 +103,13 @@ def site(request, tmp_path_factory):
     return [folder]
 
 
+def trained(script, *arguments, site):
+    """What a script that trains prints."""
+    return beside(site, script, *arguments, "hydra.output_subdir=null", cwd=script.parent)
+
+
 def started(program, *arguments, site, fails=False):
+    """What a script prints that starts with nothing imported."""
     done = run(sys.executable, program, *arguments, "hydra.output_subdir=null", cwd=program.parent, site=site, fails=fails)
     return done.stdout + done.stderr
 
@@ -113,7 +119,7 @@ def test_an_app_has_every_method_without_code(site, tmp_path):
     program = app(tmp_path, APP, config=CONFIG)
     chosen = ["kakurenbo/method@other=mean_loss", "other.pool=0.4", "other.protected=[1,2]"]
     changed = [*chosen, "callbacks.selection.max_fraction=0.25"]
-    printed = started(program, *changed, site=site)
+    printed = trained(program, *changed, site=site)
     assert "hidden 20 RandomHiding(start_epoch=0," in printed
     assert "max_fraction=0.25)" in printed
     assert "other MeanLoss(" in printed and "protected=(1, 2)" in printed and "pool=0.4" in printed
@@ -199,7 +205,7 @@ def test_five_lines_are_all_that_is_needed():
 def test_the_lines_of_readme_add_the_callback_to_an_app_of_that_shape(site, tmp_path):
     program = template(tmp_path)
     changed = ["callbacks=kakurenbo", "logger=many_loggers", "callbacks.selection.tau=0.6"]
-    printed = started(program, *changed, f"hydra.run.dir={tmp_path}/run", site=site)
+    printed = trained(program, *changed, f"hydra.run.dir={tmp_path}/run", site=site)
     (selection, hidden) = re.search(r"^selection (.*) (\d+)$", printed, re.MULTILINE).groups()
     assert "Kakurenbo(" in selection and "max_fraction=0.3, tau=0.6" in selection and int(hidden) > 0
     files = {path.name.partition(".")[0] for path in (tmp_path / "run").rglob("*") if path.is_file()}
@@ -211,10 +217,10 @@ def test_such_an_app_sweeps_over_methods_and_resumes(site, tmp_path):
     program = template(tmp_path)
     chosen = "+kakurenbo/method@callbacks.selection"  # no line of YAML at all
     later = "callbacks.selection.start_epoch=1"
-    printed = started(program, "-m", f"{chosen}=baseline,random", f"++{later}", f"hydra.sweep.dir={tmp_path}/sweep", site=site)
+    printed = trained(program, "-m", f"{chosen}=baseline,random", f"++{later}", f"hydra.sweep.dir={tmp_path}/sweep", site=site)
     assert re.findall(r"^selection (\w+)\(.* (\d+)$", printed, re.MULTILINE) == [("Baseline", "0"), ("RandomHiding", "24")]
     resumed = [f"{chosen}=random", later, "trainer.max_epochs=4", f"ckpt_path={tmp_path}/sweep/1/checkpoints/last.ckpt"]
-    printed = started(program, *resumed, f"hydra.run.dir={tmp_path}/resumed", site=site)
+    printed = trained(program, *resumed, f"hydra.run.dir={tmp_path}/resumed", site=site)
     assert re.findall(r"^selection (\w+)\(.* (\d+)$", printed, re.MULTILINE) == [("RandomHiding", "36")]
 
 
@@ -225,7 +231,7 @@ def test_an_experiment_of_such_an_app_chooses_another_method(site, tmp_path):
     text = f"# @package _global_\ndefaults:\n  {lines}\n  - _self_\ncallbacks: {{selection: {{max_fraction: 0.5}}}}\n"
     (tmp_path / "configs" / "experiment" / "half.yaml").write_text(text)
     (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown().rpartition("selection:")[0])
-    printed = started(program, "experiment=half", f"hydra.run.dir={tmp_path}/run", site=site)
+    printed = trained(program, "experiment=half", f"hydra.run.dir={tmp_path}/run", site=site)
     assert "RandomHiding(" in printed and "max_fraction=0.5" in printed
     (tmp_path / "configs" / "callbacks" / "kakurenbo.yaml").write_text(shown())
     assert "Key 'tau' not in 'random'" in started(program, "experiment=half", site=site, fails=True)

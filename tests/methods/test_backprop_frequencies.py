@@ -69,6 +69,7 @@ def exact_inclusion(weights, count):
     return odds
 
 
+@pytest.mark.slow_cases("0.25", "0.75")
 @pytest.mark.parametrize("keep", [0.25, 0.5, 0.75])
 def test_the_fixed_rate_draws_as_one_after_another_without_replacement(keep):
     method, times, size = FixedRate(keep=keep), 4000, 8
@@ -87,6 +88,7 @@ def test_the_fixed_rate_draws_as_one_after_another_without_replacement(keep):
     assert odds.max() / odds.min() > 1.5, "the odds are not alike, so the test shows something"
 
 
+@pytest.mark.slow_cases("2", "5")
 @pytest.mark.parametrize("presample", [2, 3, 5])
 def test_weighted_means_are_those_of_all_samples_in_expectation(presample):
     method, size, times = Katharopoulos(presample=presample), 30, 4000

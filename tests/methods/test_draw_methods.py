@@ -57,18 +57,20 @@ def test_after_10_000_steps_values_are_the_references(row):
     tester.check_stream(row, get_method(row.name, mix=0.2), SEEN, 10_000, seeing(1))
 
 
+@pytest.mark.slow_cases("lb", "nlb", "peb")  # test_any_step_is_the_references has all their settings, in fewer steps
 @every_variant
 def test_with_every_setting_values_are_the_references(row, method):
     tester.check_stream(row, method, SEEN, 400, seeing(2))
 
 
+@pytest.mark.quick("{'mix': 0.3, 'unbiased': True}")
 @every_variant
 def test_observations_that_are_not_finite_change_nothing_in_the_reference_either(row, method):
     tester.check_stream(row, method, HISTORIES["random, some not finite"], 200, seeing(3, bad=0.2))
 
 
 @every_stream
-@pytest.mark.slow_cases("0.0001", "10000.0")
+@pytest.mark.slow_cases("0.0001", "10000.0", "lb", "nlb", "peb")
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e4, 1e12])
 def test_whatever_the_scale_of_losses_the_common_factor_is_the_references(row, scale):
     """What is normalised every step is on its own scale; the factors that were taken out multiply to far more than float32 can hold."""

@@ -31,6 +31,7 @@ def assert_binomial(counts, probability):
     assert (counts - TIMES * probability).abs().max() < 6 * (TIMES * probability * (1 - probability)) ** 0.5
 
 
+@pytest.mark.slow_cases("el2n", "forget", "forget_online", "random_cycle")
 @pytest.mark.parametrize(
     ("name", "settings", "epoch", "probability"),
     [

@@ -16,6 +16,8 @@ from method_tester import ROWS, check_equals_reference, check_run, takes, varian
 from kakurenbo_lightning import Epoch, available_methods, get_method
 
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# what all share, by methods that hide by loss, by class, at random, by groups and by what was learned
+of_each_kind = pytest.mark.quick("kakurenbo", "rcap", "random", "seta", "forget")
 ALL_PROTECTED = [{"protected": range(20)}, {"protected_classes": (1,)}, {"protected_classes": (1,), "balance": "class"}]
 LONG = drawn(47, seed=5, epochs=14)  # the longest of short runs: four epochs of scoring, and ten
 
@@ -73,6 +75,7 @@ def test_any_plan_is_that_of_the_reference(row, samples, protected, protected_cl
         check_equals_reference(row, method, history, seed=seed)
 
 
+@of_each_kind
 @every_row
 @pytest.mark.parametrize(
     "options",
@@ -163,6 +166,7 @@ def test_a_loss_that_is_not_finite_is_never_hidden(row, name):
             assert not bad & set(method.plan(statistics, Epoch(index, MAX_EPOCHS)).hidden.tolist())
 
 
+@of_each_kind
 @every_row
 @pytest.mark.parametrize("options", [{}, {"balance": "class"}], ids=str)
 def test_plans_are_pure(row, options):
@@ -203,6 +207,7 @@ def test_memory_per_sample_is_as_declared(row):
     assert declared == statistics.bytes_per_sample == row.bytes_per_sample
 
 
+@of_each_kind
 @every_row
 def test_batch_size_and_order_of_recording_change_nothing(row):
     for method in variants(row):

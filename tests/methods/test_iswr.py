@@ -41,6 +41,9 @@ def test_iswr_plans_are_those_of_the_reference(method, name):
             assert np.allclose(plan.weights, [1 / (len(seen) * p) for p in expected], rtol=1e-5)
 
 
+@pytest.mark.slow_cases(
+    "{'temperature': 0.5, 'mix': 0.5}", "{'mix': 0.3, 'unbiased': True}", "{'refresh': False, 'unbiased': True}"
+)
 @every_iswr
 def test_iswr_draws_each_sample_in_proportion(method):
     statistics = tester.recorded(method, SEEN)

@@ -2,11 +2,10 @@
 
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from installed import editable_paths, install, run
+from installed import beside, editable_paths, install
 
 from kakurenbo_lightning.cli.methods import ADDING
 
@@ -33,9 +32,14 @@ def shown(page):
     return dict(re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL))
 
 
-def beside(site):
-    """The path of a user who has this repository, and what is installed in ``site``."""
-    return [*editable_paths(), site]
+def printed_by(target, *arguments, cwd, site):
+    """What a user's module or script prints who has this repository, and what is installed in ``site``."""
+    return beside([*editable_paths(), site], target, *arguments, cwd=cwd)
+
+
+def printed_by_code(code, cwd, site):
+    (cwd / "code.py").write_text(code)
+    return printed_by(cwd / "code.py", cwd=cwd, site=site)
 
 
 def commands(page):
@@ -75,7 +79,7 @@ info = available_methods()["mean_loss"]
 assert SampleSelection("mean_loss", pool=0.2).method == method
 print(type(method).__module__, method.pool, info.bytes_per_sample, info.card.name)
 """
-    printed = run(sys.executable, "-c", program, cwd=tmp_path, site=beside(site)).stdout.split()
+    printed = printed_by_code(program, tmp_path, site).splitlines()[-1].split()
     assert printed == ["kakurenbo_mean_loss", "0.2", "16", "kakurenbo_mean_loss.md"]
 
 
@@ -93,21 +97,19 @@ def test_the_commands_of_the_page_are_those_tried_here():
 @pytest.mark.slow  # that its tests pass is fast
 def test_the_page_trains(project, site):
     """200 samples, a pool of 100: epoch 0 hides none, the other two 50 each."""
-    printed = run(sys.executable, "try_it.py", cwd=project, site=beside(site)).stdout
+    printed = printed_by(project / "try_it.py", cwd=project, site=site)
     assert "trained 500 samples, hid 100 (16.7%)" in printed
     assert "50 samples hidden in the last epoch" in printed
 
 
 def test_the_card_of_the_package_is_printed(site, tmp_path):
-    printed = run(sys.executable, "-m", "kakurenbo_lightning.cli.methods", "mean_loss", cwd=tmp_path, site=beside(site)).stdout
+    printed = printed_by("kakurenbo_lightning.cli.methods", "mean_loss", cwd=tmp_path, site=site)
     assert str(site / "kakurenbo_mean_loss.md") in printed
     assert "a random half of the `pool` N samples of lowest mean loss" in " ".join(printed.split())
 
 
 def test_the_tests_of_the_page_pass(project, site):
-    printed = run(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mean_loss.py", cwd=project, site=beside(site)
-    ).stdout
+    printed = printed_by("pytest", "-q", "-p", "no:cacheprovider", "test_mean_loss.py", cwd=project, site=site)
     assert re.search(r"^\d+ passed", printed, flags=re.MULTILINE)
 
 
@@ -116,10 +118,10 @@ def test_the_recipe_has_the_method_as_an_option(project, site):
     tiny = ["data.size=8", "data.subset=96", "data.batch_size=8", "data.drop_last=false", "data.crop_padding=1", "model.width=4"]
     tiny += ["trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
     overrides = ["method=mean_loss", "method.pool=0.4", "method.start_epoch=1"]
-    done = run(sys.executable, "-m", "kakurenbo_recipes.train", *overrides, *tiny, cwd=project, site=beside(site))
-    assert "mean_loss(start_epoch=1, pool=0.4) hides" in done.stdout + done.stderr
+    printed = printed_by("kakurenbo_recipes.train", *overrides, *tiny, cwd=project, site=site)
+    assert "mean_loss(start_epoch=1, pool=0.4) hides" in printed
     tiny += ["compare=[random,mean_loss]", "trainer.max_epochs=1"]
-    printed = run(sys.executable, "-m", "kakurenbo_recipes.train", *tiny, cwd=project, site=beside(site)).stdout
+    printed = printed_by("kakurenbo_recipes.train", *tiny, cwd=project, site=site)
     assert re.search(r"^\W*mean_loss\b", printed, flags=re.MULTILINE)
 
 
@@ -134,8 +136,9 @@ def test_a_package_that_cannot_be_imported_is_named_and_left_out(site, tmp_path)
 from kakurenbo_lightning import available_methods, get_method
 print(sorted(available_methods()), get_method("mean_loss").name, get_method("kakurenbo").name)
 """
-    done = run(sys.executable, "-c", program, cwd=tmp_path, site=beside(both))
-    assert done.stderr.count("the methods of kakurenbo-broken are left out") == 1
-    assert "No module named 'a_module_that_is_not_there'" in done.stderr
-    assert done.stdout.rstrip().endswith("mean_loss kakurenbo")
-    assert "'broken'" not in done.stdout and "'baseline'" in done.stdout
+    printed = printed_by_code(program, tmp_path, both)
+    assert printed.count("the methods of kakurenbo-broken are left out") == 1
+    assert "No module named 'a_module_that_is_not_there'" in printed
+    said = printed.splitlines()[-1]
+    assert said.endswith("mean_loss kakurenbo")
+    assert "'broken'" not in said and "'baseline'" in said

@@ -22,6 +22,7 @@ from recipe_runs import composed, set_up
 
 EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
 PAPERS = [name for name in EXPERIMENTS if name != "quickstart"]
+SOME = ("imagenet_resnet50", "sb_cifar10", "emnist_streaming", "deepcam")
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -54,7 +55,7 @@ def test_the_learning_rate_is_in_proportion_to_the_samples_of_a_step():
 
 
 @pytest.mark.quick("kakurenbo")
-@pytest.mark.parametrize("name", PAPERS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in SOME else pytest.mark.slow) for name in PAPERS])
 @pytest.mark.parametrize("method", ["baseline", "random", "infobatch", "kakurenbo", "selective_backprop", "plb"])
 def test_every_method_can_be_trained_with_the_settings_of_an_experiment(name, method):
     cfg = composed(f"experiment={name}", f"method={method}")

@@ -1,5 +1,6 @@
 """Fractal images: iterated function systems, their variations, and the command that writes a set."""
 
+import functools
 import json
 import os
 from dataclasses import replace
@@ -22,6 +23,14 @@ from recipes.benchmarks import fractal as bench
 from recipes.benchmarks import report
 
 SIERPINSKI = System(np.array([[0.5, 0, 0, 0.5, x, y] for x, y in ((0, 0), (0.5, 0), (0.25, 0.5))], dtype=float))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_category_is_searched_once():
+    """However many tests draw its images: the search takes longer than they do. The benchmark's own is not changed by it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fractal, "category", functools.cache(fractal.category))
+        yield
 
 
 def run(system, count, seed=0):

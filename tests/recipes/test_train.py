@@ -23,7 +23,8 @@ from recipe_runs import TINY, composing, kakurenbo_train
 from torch.nn import functional as F
 
 import kakurenbo_lightning
-from kakurenbo_lightning.cli import report
+from kakurenbo_lightning.report import make_groups, read_runs
+from kakurenbo_lightning.report.curves import overview
 from kakurenbo_lightning.session.control import Control
 from kakurenbo_lightning.session.totals import Totals
 
@@ -255,8 +256,8 @@ def test_quickstart_leaves_results_that_can_be_reported(tmp_path):
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert [result["method"] for result in results] == ["baseline", "kakurenbo"]
     assert {"accuracy", "seconds", "hidden_share", "totals"} <= set(results[0])
-    report.main([str(tmp_path / "run"), "-o", str(tmp_path / "report")])
-    assert (tmp_path / "report" / "overview.png").stat().st_size > 5000
+    runs, problems = read_runs([tmp_path / "run"])
+    assert not problems and len(overview(make_groups(runs))[0].png) > 5000
 
 
 @pytest.mark.slow

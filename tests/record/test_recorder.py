@@ -193,7 +193,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.slow_cases("infobatch", "forget", "iswr", "selective_backprop", "validation end", "last batch")
+@pytest.mark.slow_cases("infobatch", "forget", "iswr", "selective_backprop", "validation end", "last batch", "epoch start")
 @pytest.mark.parametrize(("cut", "moment"), CUTS, indirect=["cut"])
 def test_cut_and_resumed_leaves_the_files_of_the_uncut_run(cut, moment):
     _, folder, whole = cut

@@ -13,7 +13,7 @@ from kakurenbo_lightning.cli.report import main
 from kakurenbo_lightning.record.schema import SAMPLES
 from kakurenbo_lightning.report.doctor import agreement, examine, hardness, is_issue, suspects
 from kakurenbo_lightning.report.doctor_section import doctor_sections
-from kakurenbo_lightning.report.page import write_report
+from kakurenbo_lightning.report.page import render
 
 
 def samples(**columns):
@@ -82,7 +82,7 @@ def test_the_page_and_the_terminal_show_the_findings_of_the_baseline(tmp_path, c
     assert "loss 1.00, probability 1.00, times forgotten -0.0" in section.summary
     assert section.suspects["sample"].tolist() == [f"#{index}" for index in range(19, 4, -1)]
     assert section.suspects["label"][0] == "car" and section.suspects["by loss"][0] == "1." and len(section.classes) == 10
-    page = write_report(groups, [], tmp_path / "report", "a sweep").read_text()
+    page = render(groups, [], [], "a sweep")
     assert "20 of 199 labels" in page and ">#5<" in page and '<a href="#data">' in page
     main([str(tmp_path), "--format", "terminal"])
     printed = capsys.readouterr().out
@@ -91,7 +91,7 @@ def test_the_page_and_the_terminal_show_the_findings_of_the_baseline(tmp_path, c
 
 def test_a_report_of_older_runs_has_no_findings(tmp_path, capsys):
     groups = groups_of(write_sweep(tmp_path, [RunFolder("baseline")]))
-    assert not doctor_sections(groups) and "#data" not in write_report(groups, [], tmp_path / "report", "old").read_text()
+    assert not doctor_sections(groups) and "#data" not in render(groups, [], [], "old")
     main([str(tmp_path), "--format", "terminal"])
     assert "doctor" not in capsys.readouterr().out
 
@@ -107,4 +107,4 @@ def test_a_report_says_why_there_are_no_findings(tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     assert "No data doctor (labels that are probably wrong), because no value of a sample" in printed
     assert "return sample_loss, logits and target from training_step" in printed and "Without it: baseline; random" in printed
-    assert "No data doctor" in write_report(groups_of(folders), [], tmp_path / "report", "a sweep").read_text()
+    assert "No data doctor" in render(groups_of(folders), [], [], "a sweep")

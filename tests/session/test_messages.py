@@ -91,6 +91,7 @@ def own_fit(kind, *callbacks, method="selective_backprop", **settings):
     return selection, module
 
 
+@pytest.mark.slow_cases("katharopoulos")
 @pytest.mark.parametrize("method", ["selective_backprop", "katharopoulos"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_of_own_classes_train_as_tuples_do(kind, method):
@@ -382,6 +383,7 @@ def test_a_run_without_an_end_may_reach_any_epoch():
 # --- a training in processes of its own
 
 
+@pytest.mark.slow_cases("ddp_notebook")  # another name of it
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_it_is_said_that_totals_are_not_there_after_the_fit(flavour, strategy, tmp_path):

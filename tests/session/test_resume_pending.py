@@ -214,7 +214,9 @@ def to_the_end(tmp_path_factory):
     return get
 
 
-@pytest.mark.slow_cases("plb", "selective_backprop", "whole in max_steps", "validation", "cut by max_steps, schedule to the end")
+@pytest.mark.slow_cases(
+    *("plb", "selective_backprop", "baseline"), *("whole in max_steps", "validation", "cut by max_steps, schedule to the end")
+)
 @pytest.mark.parametrize("case", LAST_EPOCH)
 @pytest.mark.parametrize(("method", "hook"), [(method, hook) for method in (*METHODS, "baseline") for hook in LAST_HOOKS])
 def test_what_was_pending_in_the_last_epoch_is_done(to_the_end, method, case, hook):

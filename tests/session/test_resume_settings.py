@@ -38,7 +38,7 @@ def not_exact(folder, settings, stride, method=METHOD):
     return found
 
 
-@pytest.mark.quick("accumulate", "validation twice an epoch", "validation every 5 batches of the run", "max_steps alone", "bf16")
+@pytest.mark.quick("accumulate", "validation every 5 batches of the run", "max_steps alone", "bf16")
 @pytest.mark.parametrize("name", SETTINGS)
 def test_cut_and_resumed_equals_uncut(tmp_path, name):
     assert not_exact(tmp_path, SETTINGS[name], stride=7) == {}

@@ -49,6 +49,7 @@ def assert_exact(folder, method, *cuts, **settings):
 @pytest.mark.slow_cases(
     "plb",
     "last",
+    "forward",
     "on_train_batch_start",
     "on_before_zero_grad",
     "on_before_backward",

@@ -25,7 +25,7 @@ def test_saved_by_user_code_between_steps_resumes_exactly(whole, tmp_path, hook,
     assert_resumes_exactly(whole, SaveAt(tmp_path / "user.ckpt", hook, 1, batch))
 
 
-@pytest.mark.slow_cases("3")
+@pytest.mark.slow_cases("0", "3")
 @pytest.mark.parametrize(
     "hook",
     ["on_train_epoch_start", "on_validation_start", "on_validation_batch_start", "on_validation_end", "on_train_epoch_end"],

@@ -72,7 +72,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.slow_cases("5", "6", "8", "12", "carry")
+@pytest.mark.slow_cases("5", "6", "8", "11", "12", "carry")
 @pytest.mark.parametrize(("name", "old", "new", "cut"), CUTS, ids=str)
 def test_waiting_samples_are_trained_by_other_ranks(before, tmp_path, name, old, new, cut):
     folder, first = before(name, old)

@@ -170,6 +170,7 @@ def test_the_state_of_the_callback_is_plain_and_complete(tmp_path):
     assert state["statistics"]["loss"].untyped_storage().nbytes() == 64 * 4  # not a view of something larger
 
 
+@pytest.mark.slow_cases("0", "2")  # 1 is the first epoch after one that hides, 3 the last
 @pytest.mark.parametrize("epoch", [0, 1, 2, 3])
 @pytest.mark.parametrize("at", ["train epoch end", "validation end"])
 def test_resuming_after_an_epoch_trains_what_the_whole_run_trained(tmp_path, epoch, at):

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from processes import REPOSITORY, program
 
 
 def run(*command, cwd, site=None, fails=False):
@@ -17,6 +17,11 @@ def run(*command, cwd, site=None, fails=False):
     done = subprocess.run(list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, timeout=240)
     assert (done.returncode != 0) is fails, done.stdout + done.stderr
     return done
+
+
+def beside(site, target, *arguments, cwd):
+    """What a module or script prints with ``site`` on its path, that imports Lightning: it does so at once."""
+    return program(target, *arguments, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, site)))
 
 
 def install(*packages, into, cwd):

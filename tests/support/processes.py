@@ -22,21 +22,21 @@ def environment(home, **more):
     return {"PYTHONPATH": PATHS, "PATH": "/usr/bin:/bin", "HOME": str(home), "OMP_NUM_THREADS": "1", **more}
 
 
-def program(module, *arguments, cwd, fails=False, timeout=240, **more):
-    """Run ``python -m module`` and return what it printed, errors included; see `program_server` for how it starts at once.
+def program(target, *arguments, cwd, fails=False, timeout=240, **more):
+    """Run ``python -m target``, or a script, and return what it printed, errors included; `program_server` starts it at once.
 
     ``more`` is for its environment.
     """
     server = started_server()
     with tempfile.NamedTemporaryFile() as output:
-        order = {"module": module, "arguments": list(map(str, arguments)), "cwd": str(cwd)}
+        order = {"target": str(target), "arguments": list(map(str, arguments)), "cwd": str(cwd)}
         order.update(environment=environment(cwd, **more), output=output.name)
         server.stdin.write(json.dumps(order) + "\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], timeout)[0]:
             os.killpg(server.pid, signal.SIGKILL)  # the server, the program and what it started
             started_server.cache_clear()
-            raise TimeoutError(f"{module} was not done after {timeout} s\n{Path(output.name).read_text(errors='replace')}")
+            raise TimeoutError(f"{target} was not done after {timeout} s\n{Path(output.name).read_text(errors='replace')}")
         code, printed = int(server.stdout.readline()), Path(output.name).read_text(errors="replace")
     assert (code != 0) is fails, printed
     return printed
@@ -47,7 +47,7 @@ def started_server():
     """The process of this test process that runs its programs; it ends when its input does."""
     return subprocess.Popen(
         [sys.executable, program_server.__file__],
-        env=environment(tempfile.gettempdir()),
+        env=environment(tempfile.gettempdir(), PYTHONPATH=""),  # a program's is put before its libraries'
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

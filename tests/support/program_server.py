@@ -1,10 +1,12 @@
 """A process that has imported the large libraries, and becomes the programs it is asked to run, each in a fork of its own."""
 
+import gc
 import importlib
 import json
 import os
 import runpy
 import sys
+from pathlib import Path
 
 LIBRARIES = (
     *("lightning.pytorch", "torchmetrics", "torchvision.transforms.v2", "timm", "datasets", "sklearn.datasets", "h5py"),
@@ -23,21 +25,30 @@ def next_program():
     return None
 
 
-def become(module, arguments, cwd, environment, output):
-    """Be ``python -m module``, started in ``cwd`` with ``environment``; what it prints goes to the file ``output``."""
+def become(target, arguments, cwd, environment, output):
+    """Be ``python target``, for a script, or ``python -m target``, started in ``cwd`` with ``environment``.
+
+    What it prints goes to the file ``output``.
+    """
     for number, file in ((0, os.devnull), (1, output), (2, output)):
         os.dup2(os.open(file, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = [module, *arguments]
-    sys.path[0] = cwd  # as `python -m` does
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.argv = [target, *arguments]
+    script = target.endswith(".py")
+    sys.path[:1] = [str(Path(target).parent) if script else cwd, *environment["PYTHONPATH"].split(os.pathsep)]
+    importlib.invalidate_caches()
+    if script:
+        runpy.run_path(target, run_name="__main__")
+    else:
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()  # no program looks for garbage among the libraries
     program = next_program()
     if program is not None:
         become(**program)

@@ -45,6 +45,7 @@ def test_a_second_fit_on_other_data_of_the_same_length_is_refused(workers):
         fitted_twice(points(num_workers=workers), points(seed=1, num_workers=workers))
 
 
+@pytest.mark.slow_cases("2")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_second_fit_on_the_same_data_goes_on(workers):
     spy = fitted_twice(points(num_workers=workers), points(num_workers=workers))

@@ -43,6 +43,7 @@ def assert_equal_weights(one, other):
 # --- what works
 
 
+@pytest.mark.slow_cases("lightning.pytorch")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_of_each_family_trains_the_same(pl, method):
     trainer, hidden, module = run_method(pl, method, enable_progress_bar=method == "kakurenbo")
@@ -52,7 +53,7 @@ def test_a_method_of_each_family_trains_the_same(pl, method):
     assert any(hidden.values()) or trainer.callbacks[0].totals.samples_scored or method == "plb"
 
 
-@pytest.mark.slow_cases("infobatch", "forget", "selective_backprop")
+@pytest.mark.slow_cases("infobatch", "forget", "selective_backprop", "lightning.pytorch")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cut_run_resumes_exactly(pl, method, tmp_path):
     keep = pl.callbacks.ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
@@ -120,6 +121,7 @@ def test_an_exception_says_where_and_leaves_a_checkpoint_that_resumes(pl, tmp_pa
     assert hidden == {epoch: undisturbed("kakurenbo")[0][epoch] for epoch in (2, 3)}
 
 
+@pytest.mark.slow_cases("lightning.pytorch")
 @pytest.mark.parametrize("method", ["kakurenbo", "selective_backprop"])
 def test_two_ranks_train_the_same(pl, method, tmp_path):
     assert run_ranks(run_rank, (pl.__name__, method, tmp_path / "rank"), 2, log=tmp_path / "log") == [0, 0], printed(

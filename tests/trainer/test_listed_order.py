@@ -135,7 +135,10 @@ def test_batches_stay_within_their_buckets():
         assert rest == sorted(rest, key=rest.index)  # those of a bucket side by side
 
 
-@pytest.mark.slow_cases("of transformers, global", "numpy", "within a batch sampler", "subclass", "infobatch", "forget")
+@pytest.mark.slow_cases(
+    *("of transformers, global", "of transformers", "numpy", "buckets by numpy", "within a batch sampler", "subclass"),
+    *("infobatch", "forget"),
+)
 @pytest.mark.parametrize("method", ["kakurenbo", "infobatch", "forget", "selective_backprop"])
 @pytest.mark.parametrize("name", EACH)
 def test_cut_and_resumed_equals_uncut(tmp_path, name, method):

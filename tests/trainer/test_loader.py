@@ -115,9 +115,9 @@ def test_one_loader_in_a_list_or_dict_is_one_loader_whose_batches_come_in_one(na
     assert torch.equal(selection.statistics.confidence, (torch.arange(64) + 1) / 4096)
 
 
-@pytest.mark.slow_cases("infobatch", "selective_backprop", "0")
+@pytest.mark.slow_cases("infobatch", "selective_backprop")
 @pytest.mark.parametrize("method", ["kakurenbo", "infobatch", "selective_backprop", "plb"])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.quick("plb"))])
 def test_values_of_a_batch_in_a_list_are_those_of_the_batch(method, workers):
     seen = []
     for wrap in (lambda train: train, lambda train: [train], lambda train: {"a": train}):
@@ -158,6 +158,7 @@ class HiddenArguments(DataLoader):
         super().__init__(Points(count), 8, True)
 
 
+@pytest.mark.slow_cases("True")
 @pytest.mark.parametrize("hooked", [False, True])
 @pytest.mark.parametrize(
     "make",
@@ -310,12 +311,16 @@ def test_workers_that_do_not_persist_are_others_in_each_epoch_and_refresh_pass()
     assert len(module.trained_by) == 2 * EPOCHS
     assert len(module.refreshed_by) == 2 * sum(map(bool, list(spy.hidden.values())[:-1]))
     assert not module.refreshed_by & module.trained_by
+    assert_every_epoch_draws_anew(module)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_every_epoch_draws_anew_in_the_workers(workers):
+def test_every_epoch_draws_anew_without_workers():
     module = PidNet()
-    watched_fit(module, DataLoader(WorkerPoints(), 8, shuffle=True, num_workers=workers))
+    watched_fit(module, DataLoader(WorkerPoints(), 8, shuffle=True))
+    assert_every_epoch_draws_anew(module)
+
+
+def assert_every_epoch_draws_anew(module):
     first = [module.drawn[epoch, 0] for epoch in range(EPOCHS)]
     assert not any(torch.equal(a, b) for i, a in enumerate(first) for b in first[:i])
 

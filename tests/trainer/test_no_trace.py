@@ -241,6 +241,7 @@ class Steps(pl.Callback):
     ],
     ids=["refresh", "refresh in train mode", "backprop", "backprop in inference mode", "draw"],
 )
+@pytest.mark.slow_cases("Queueing")
 @pytest.mark.parametrize("kind", [Queueing, QueueingOutputs])
 def test_buffers_hold_what_was_trained_and_nothing_of_scoring_passes(method, kind):
     module, steps, selection = kind(), Steps(), SampleSelection(method)

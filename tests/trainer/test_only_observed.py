@@ -28,6 +28,7 @@ class WithModule(Net):
     [{}, {"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}, {"gradient_clip_val": 0.1}],
     ids=lambda settings: next(iter(settings), "plain"),
 )
+@pytest.mark.slow_cases("WithModule")  # its criterion is seen as that of Net is
 @pytest.mark.parametrize("module", [Net, SureNet, WithOutputs, WithModule])
 def test_a_run_that_is_only_observed_is_the_run_without_the_callback(module, settings):
     weights = []

@@ -79,7 +79,7 @@ def assert_refreshed(module, selection, train=None, other=None, **settings):
         assert seen["epoch_seen"].tolist() == [epoch] * len(hidden)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.quick("Fooled"))])
 @pytest.mark.parametrize("module", [Net, Fooled])
 def test_the_hidden_are_measured_by_the_network_the_epoch_left(module, workers):
     assert_refreshed(module(), hide_all_that_is_sure(), loader(num_workers=workers))
@@ -168,7 +168,7 @@ class MixingOutputs(Mixing):
 
 
 @pytest.mark.filterwarnings("ignore:sample_outputs")
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.quick("Mixing"))])
 @pytest.mark.parametrize("module", [Mixing, MixingOutputs])
 def test_a_pass_sees_no_mixture_of_samples_that_are_mixed_for_training_only(module, workers):
     assert_refreshed(module(), hide_all_that_is_sure(), loader(num_workers=workers), other=Net())

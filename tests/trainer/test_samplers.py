@@ -132,7 +132,7 @@ def test_protected_samples_are_those_of_the_data_set():
 # --- resumed
 
 
-@pytest.mark.slow_cases("infobatch", "forget", "stale_sb")
+@pytest.mark.slow_cases("infobatch", "forget", "stale_sb", "first")
 @pytest.mark.parametrize("indices", [SCATTERED, FIRST], ids=["scattered", "first"])
 @pytest.mark.parametrize("name", ["kakurenbo", "infobatch", "forget", "iswr", "selective_backprop", "stale_sb"])
 def test_a_run_on_a_part_resumes_exactly(tmp_path, name, indices):

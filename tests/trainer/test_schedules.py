@@ -87,6 +87,7 @@ def run(schedule, selection=None, *callbacks, module=Constant, **settings):
 # --- the factor
 
 
+@pytest.mark.quick("one_cycle per step", "step per epoch", "plateau per epoch", "plateau per step")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("align", [False, True])
 def test_each_step_uses_the_scheduled_rate_times_the_factor(schedule, align):
@@ -220,6 +221,7 @@ def saved_states(folder, schedule, selection):
     return [(state["lr_schedulers"], state["optimizer_states"][0]["param_groups"][0]["lr"]) for state in loaded]
 
 
+@pytest.mark.quick("one_cycle per step", "step per epoch", "plateau per epoch")
 @pytest.mark.parametrize("schedule", [p for p in SCHEDULES if p.id != "plateau per step"])
 def test_at_each_epochs_end_the_schedule_stands_where_a_full_epoch_leaves_it(tmp_path, schedule):
     plain = saved_states(tmp_path / "plain", schedule, None)
@@ -227,6 +229,7 @@ def test_at_each_epochs_end_the_schedule_stands_where_a_full_epoch_leaves_it(tmp
     assert hiding == plain
 
 
+@pytest.mark.slow_cases("cosine")
 @pytest.mark.parametrize(
     ("make", "frequency", "accumulate"),
     [
@@ -344,7 +347,7 @@ def test_a_run_resumed_within_an_epoch_uses_the_same_rates(tmp_path, position):
     assert resumed.lr_scheduler_configs[0].scheduler.last_epoch == made.lr_scheduler_configs[0].scheduler.last_epoch
 
 
-@pytest.mark.slow_cases("cosine")
+@pytest.mark.slow_cases("cosine", "5")
 @pytest.mark.parametrize("make", [one_cycle, cosine])
 @pytest.mark.parametrize(("before", "after", "accumulate"), [(16, 8, 1), (8, 16, 1), (16, 5, 1), (16, 8, 2), (16, 16, 2)])
 def test_after_resharding_what_is_left_of_the_way_is_spread_over_the_steps_that_are_left(
