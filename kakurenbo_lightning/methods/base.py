@@ -72,6 +72,7 @@ class Method(ABC):
         needs_index: whether each sample must be known by its index in a data set; if not, the method takes iterable data too.
         changes_batches: whether its batches differ from those that the loader gives without the selection.
         needs_all_rows: why planning needs the rows of all samples on every rank; empty if a share is enough (``statistics="sharded"``).
+        needs_places: why samples that come by themselves, each with a key, are not enough (``key=``); empty if they are.
         unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
 
@@ -89,6 +90,7 @@ class Method(ABC):
     changes_batches: ClassVar[bool] = False
     unforeseen: ClassVar[str] = ""
     needs_all_rows: ClassVar[str] = "its choice was not written for rows that are spread over the ranks"
+    needs_places: ClassVar[str] = ""
     ends_short = False  # whether an epoch ends with one more step, for samples that still wait
 
     def __post_init__(self) -> None:
