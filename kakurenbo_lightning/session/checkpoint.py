@@ -226,6 +226,10 @@ def _plan_of(state: Mapping[str, Any], num_samples: int) -> Plan:
     if "samples" in state:
         return StreamPlan(num_samples, state["samples"], dict(state["metrics"]))
     if "keys" in state:
+        if len(state["keys"]) != len(state["weights"]):
+            raise StateError(
+                f"plan.weights has {len(state['weights'])} values, it must have one for each of {len(state['keys'])} keys"
+            )
         return KeyPlan(**{**state, "metrics": dict(state["metrics"])})
     if state["indices"] is not None:
         return EpochPlan(state["indices"], state["hidden"], state["weights"], state["lr_factor"], dict(state["metrics"]))

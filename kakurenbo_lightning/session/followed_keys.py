@@ -57,6 +57,12 @@ class FollowedKeys(FollowedArrivals):
         """The plan that trains all that arrives."""
         return KeyPlan.everything(len(self.statistics))
 
+    def position(self, state: EpochState) -> str:
+        """Rank, epoch and step, for errors; with why BatchNorm may have stopped."""
+        alone = state.step > 0 and self.sampler.shard.batch_length(state.step) == 1
+        tail = " at a batch of one sample, which is what an epoch's hidden samples left (drop_last=True of the loader leaves it out),"
+        return super().position(state) + tail * alone
+
     def shard(self, state: EpochState, draws: DrawSource | None) -> Shard:
         """This rank's part of the epoch; from now on the pipeline lets through what the plan trains."""
         if isinstance(state.plan, KeyPlan):
