@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import Unpack  # which torch needs; in typing since Python 3.11
 
 from kakurenbo_lightning.core.flavour import is_class, is_instance, join, leave_log
+from kakurenbo_lightning.core.key_filter import no_key
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.core.timers import Stopwatch
@@ -58,6 +59,7 @@ from kakurenbo_lightning.session.trial import TrialReport, run_trial
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter, inside_wrapper
 from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, check_before_loading
+from kakurenbo_lightning.trainer.key_compatibility import checked_key
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
 from kakurenbo_lightning.trainer.sharding_compatibility import check_spread, check_values
 
@@ -77,9 +79,8 @@ class SampleSelection(pl.Callback):
         sample_outputs: ``sample_outputs(batch) -> dict`` with ``sample_loss`` and ``logits`` + ``target`` (or ``confidence`` and
             ``correct``); by default the module's method of that name, if any.
         on_mismatch: when a checkpoint's selection is of another data set, method or setting: ``"error"``, or ``"reset"`` to begin again.
-        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own, with a schedule or
-            without, that scores batches in the module's place and is trained beside it: on what the module trains, or, with the setting
-            ``train_scorer_every=n``, on what is chosen of every n-th batch.
+        scorer: for backprop methods: a small LightningModule with ``training_step`` and one optimizer of its own that scores batches in
+            the module's place and is trained beside it: on what the module trains, or, with ``train_scorer_every=n``, on every n-th choice.
         check_attribution: on the first batch, run the step forward on the whole batch and on its first half, and raise when a sample's
             value depends on which others are in its batch, or is another sample's. ``False`` goes on without this test.
         unweighted_rest: for methods with loss weights, when the values are only a part of the loss: ``True`` says that the rest is no
@@ -93,15 +94,18 @@ class SampleSelection(pl.Callback):
         save: the share of the training time to save, as 0.3, in place of the method's own share (F, the refresh interval): they are set
             when the first epoch, which trains on everything, has measured a forward pass. :class:`Saving` has limits beside it.
         statistics: ``"sharded"`` for very many samples on several ranks: each has the statistics of a share of them (docs/scale.md).
+        key: of iterable data: the field of a sample, by name or position, that names it; :attr:`keep` then goes into the data's pipeline.
+        max_hidden_epochs: with ``key``, of a method that refreshes hidden samples: for how many epochs in a row one may be left out.
         guard: trains on everything for some epochs when a validated value falls below a reference.
         **settings: of the method, when it is given by name; ``preset="fast"`` (of kakurenbo) gives several together.
 
     Attributes:
         session: the selection within the Trainer it is used with; ``None`` before ``fit``.
+        keep: with ``key``, says of a sample of iterable data, also in workers, whether the epoch trains it (docs/streams.md).
 
     Raises:
-        ValueError: unknown method, a setting out of range; at setup or when training begins: a Trainer, loader or data set
-            that cannot work. The message names the setting, its value, what is allowed and the fix.
+        ValueError: unknown method, a setting out of range; later: a Trainer, loader or data set that cannot work. The message names the
+            setting, its value, what is allowed and the fix.
         TypeError: a setting the method does not have, or one of a method of your own whose value no checkpoint can hold.
     """
 
@@ -123,21 +127,24 @@ class SampleSelection(pl.Callback):
         save: float | Saving | None = None,
         guard: SelectionGuard | None = None,
         statistics: Literal["replicated", "sharded"] = "replicated",
+        key: str | int | Sequence[str | int] | None = None,
+        max_hidden_epochs: int = 3,
         **settings: Any,
     ) -> None:
         join(SampleSelection)
         self.method, saving = method_and_saving(method, settings, save)
         savable(self.method)
-        checked = compatibility.checked_arguments(
-            seed=seed, align_schedules=align_schedules, on_mismatch=on_mismatch, mean_over_samples=mean_over_samples
-        )
-        checked |= compatibility.checked_arguments(check_attribution=check_attribution, unweighted_rest=unweighted_rest)
-        checked |= compatibility.checked_arguments(values=values, bls_alpha=bls_alpha, statistics=statistics)
+        check = compatibility.checked_arguments
+        checked = check(seed=seed, align_schedules=align_schedules, on_mismatch=on_mismatch, check_attribution=check_attribution)
+        checked |= check(unweighted_rest=unweighted_rest, mean_over_samples=mean_over_samples, values=values, bls_alpha=bls_alpha)
+        checked |= check(statistics=statistics, max_hidden_epochs=max_hidden_epochs)
+        keep = checked_key(key, self.method, save=saving, values=values, statistics=statistics)
         check_values(checked["values"], checked["statistics"], self.method)
         compatibility.check_scorer(scorer, self.method)
         self.session: Session | None = None
-        self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), **checked)
-        self._sample_outputs = compatibility.checked_arguments(sample_outputs=sample_outputs)["sample_outputs"]
+        self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), keep=keep, **checked)
+        self.keep: Callable[..., bool] = keep or no_key
+        self._sample_outputs = check(sample_outputs=sample_outputs)["sample_outputs"]
         self._watch = Stopwatch()
         self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one
 
@@ -156,8 +163,7 @@ class SampleSelection(pl.Callback):
     @property
     def totals(self) -> Totals:
         """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own.
-        Counts: ``samples_trained``, ``samples_hidden``, ``samples_refreshed``, ``samples_scored``, ``samples_rejected``, ``moved_back``;
-        ``seconds``, ``saved_seconds`` (estimated) and others; ``as_dict()`` has all, ``help(selection.totals)`` says what each is.
+        ``samples_trained``, ``saved_seconds`` (estimated) and others: ``as_dict()`` has all, ``help(selection.totals)`` says what each is.
         """
         return Totals() if self.session is None else self.session.totals
 
@@ -309,7 +315,7 @@ class SampleSelection(pl.Callback):
         session.requeue.answer()
         session.merge()
         session.restart.warn_if_cut()
-        session.announcements.conclude(session.totals, session.control, session.state.epoch + 1, len(session.data.universe))
+        session.announcements.conclude(session.totals, session.control, session.state.epoch + 1, session.data.count)
         compatibility.warn_of_processes(session.adapter.is_apart)
         session.release()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kakurenbo_lightning.cli.text_table import aligned, show, terminal_width
 from kakurenbo_lightning.core.checkpoint_file import check_whole, is_old_format
+from kakurenbo_lightning.core.key_plan import KeyPlan
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.sharded_checkpoint import META, check_sharded, is_sharded_checkpoint
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
@@ -36,7 +37,8 @@ examples:
 A checkpoint may be a folder, too: the sharded one of ModelParallelStrategy.
 
 A checkpoint says how often each sample was hidden if a RunRecorder was among the callbacks (kakurenbo-train adds one). Without it the
-samples that are hidden now are listed, lowest loss first. Indices are those of the data set."""
+samples that are hidden now are listed, lowest loss first. Indices are those of the data set; samples of iterable data have keys, which
+are integers as they are and hashes of strings."""
 
 
 def selection_in(path: Path, trust: bool = False) -> tuple[SessionState, dict[str, Any] | None, int | None]:
@@ -109,7 +111,9 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int
         steps: optimizer steps since training began.
         most: how many of the most hidden samples to list.
     """
-    statistics, hidden, count = state.statistics, state.epoch.plan.hidden, state.num_samples
+    statistics, plan, count = state.statistics, state.epoch.plan, state.num_samples
+    keys = statistics["keys"] if isinstance(plan, KeyPlan) else None  # of iterable data, ascending
+    hidden = plan.hidden if keys is None else torch.searchsorted(keys, plan.hidden)
     measured = statistics["epoch_seen"] >= 0
     judged = measured & (statistics["epoch_seen"] >= state.judged_since if state.judged_since is not None else False)
     loss = statistics["loss"]
@@ -121,12 +125,13 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int
         **state.method,
         "seed": state.seed,
         "num_samples": count,
+        "keyed": keys is not None,
         "epoch": state.epoch.epoch,
         "step": steps,
         "epoch_batches": state.epoch.step,
         "world_size": state.layout.world_size,
         "batch_size": state.layout.batch_size,
-        "lr_factor": state.epoch.plan.lr_factor,
+        "lr_factor": plan.lr_factor,
         "hidden": len(hidden),
         "hidden_share": len(hidden) / max(1, count),
         "measured": int(measured.count_nonzero()),
@@ -136,19 +141,22 @@ def summary(state: SessionState, counts: Mapping[str, Tensor] | None, steps: int
         "totals": asdict(state.totals),
         "saved_seconds": state.totals.saved_seconds,
         "ideal": state.totals.ideal,
-        "most_hidden": _most_hidden(hidden, loss, times, most),
+        "most_hidden": _most_hidden(hidden, loss, times, most, keys),
         "waits": _waiting(state.engines),
     }
 
 
-def _most_hidden(hidden: Tensor, loss: Tensor, times: Mapping[str, Tensor], most: int) -> list[dict[str, Any]]:
+def _most_hidden(
+    hidden: Tensor, loss: Tensor, times: Mapping[str, Tensor], most: int, keys: Tensor | None
+) -> list[dict[str, Any]]:
     """The samples hidden most often, ties ordered by fewest times trained. Samples never hidden are left out.
 
     Without counts, the samples that are hidden now, lowest loss first.
     """
     if not times:
         rows = hidden[loss[hidden].nan_to_num(nan=torch.inf).argsort(stable=True)[:most]].tolist()
-        return [{"index": row, "loss": float(loss[row])} for row in rows]
+        names = [{"index": row} if keys is None else {"key": int(keys[row])} for row in rows]
+        return [{**name, "loss": float(loss[row])} for name, row in zip(names, rows, strict=True)]
     least_trained = times["trained"].argsort(stable=True)
     order = least_trained[times["hidden"][least_trained].argsort(descending=True, stable=True)[:most]]
     rows = order[times["hidden"][order] > 0].tolist()
@@ -180,7 +188,9 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
     lines = {
         "method": f"{found['method']}({settings})",
         "seed": found["seed"],
-        "data": f"{found['num_samples']:,} samples" if found["num_samples"] else "iterable data, whose samples have no index",
+        "data": f"{found['num_samples']:,} samples{' of iterable data, by key' * found['keyed']}"
+        if found["num_samples"]
+        else "iterable data, whose samples have no index",
         "position": position(found),
         "ranks": f"{found['world_size']}, with batches of {found['batch_size']}",
         "hidden now": f"{found['hidden']:,} ({found['hidden_share']:.1%}), learning rate x {found['lr_factor']:.3f}",

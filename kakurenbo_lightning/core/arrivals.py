@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from kakurenbo_lightning.core.lazy_torch import torch
-from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.errors import ConflictError
 
 if TYPE_CHECKING:
@@ -16,19 +15,6 @@ if TYPE_CHECKING:
 UNKNOWN = sys.maxsize  # batches of an epoch whose length is not known
 NO_INDEX = -1  # of a sample
 _KEPT = 8  # batches whose sizes are known: the current one, those that are loaded ahead, and some before
-
-
-class NoStatistics(SampleStatistics):
-    """Of samples without an index: it has no rows, and nothing that is recorded is kept."""
-
-    def __init__(self) -> None:
-        super().__init__(0)
-
-    def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
-        """Forget them."""
-
-    def merge(self, records: bool = True) -> None:
-        """There is nothing that the ranks could give each other."""
 
 
 class ArrivingShard:
@@ -63,14 +49,23 @@ class ArrivingShard:
         """No batch has arrived."""
         self.batch_size, self.steps = self._given_size, UNKNOWN
         self._sizes: dict[int, Sequence[int]] = {}  # of each rank, by batch
+        self._keys: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # and loss weights, of this rank
         self._until = {self.first: self._before}  # samples of all ranks in the batches before
 
-    def arrive(self, number: int, sizes: Sequence[int]) -> None:
-        """Batch ``number`` is there, with so many samples by rank."""
+    def arrive(self, number: int, sizes: Sequence[int], keys: Tensor | None = None, weights: Tensor | None = None) -> None:
+        """Batch ``number`` is there.
+
+        Args:
+            number: of it.
+            sizes: how many samples each rank has.
+            keys: those of this rank's, ``int64[b]`` on the CPU, where they have any.
+            weights: of their losses, ``float32[b]``; ``None``: 1.
+        """
         self.batch_size = self.batch_size or max(sizes)
-        self._sizes[number] = sizes
+        self._sizes[number], self._keys[number] = sizes, (keys, weights)
         self._until[number + 1] = self._until[number] + sum(sizes)
         self._sizes.pop(number - _KEPT, None)
+        self._keys.pop(number - _KEPT, None)
         self._until.pop(number - _KEPT, None)
 
     def end(self, steps: int) -> None:
@@ -83,11 +78,16 @@ class ArrivingShard:
         return max(self._until.values()) - self._before
 
     def step(self, number: int) -> Tensor:
-        """See :meth:`Shard.step`: :data:`NO_INDEX` for each sample."""
+        """See :meth:`Shard.step`: the keys, on the CPU, where there are any, else :data:`NO_INDEX` for each sample."""
+        keys = self._keys.get(number, (None, None))[0]
+        if keys is not None:
+            return keys
         return torch.full((self.batch_length(number),), NO_INDEX, device=self._device)
 
-    def step_weights(self, number: int) -> None:
-        """See :meth:`Shard.step_weights`: nobody knows the samples before."""
+    def step_weights(self, number: int) -> Tensor | None:
+        """See :meth:`Shard.step_weights`."""
+        weights = self._keys.get(number, (None, None))[1]
+        return None if weights is None else weights.to(self._device, non_blocking=True)
 
     def step_total(self, number: int) -> int:
         """See :meth:`Shard.step_total`."""

@@ -1,5 +1,5 @@
 """What an epoch trains on: a fixed set of samples (:class:`EpochPlan`; :class:`SetPlan` in a bit for each), or draws while it is trained
-(:class:`StreamPlan`)."""
+(:class:`StreamPlan`). Of samples that are known by keys it is a :class:`~kakurenbo_lightning.core.key_plan.KeyPlan`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from kakurenbo_lightning.core.index_set import IndexSet
+from kakurenbo_lightning.core.key_plan import KeyPlan
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.set_shard import Levels, SetShard
 from kakurenbo_lightning.core.shard import EpochShard, Layout, epoch_shard
@@ -228,7 +229,7 @@ class StreamPlan:
         return len(rows) == 0
 
 
-Plan = EpochPlan | SetPlan | StreamPlan
+Plan = EpochPlan | SetPlan | StreamPlan | KeyPlan
 
 
 def _where(mask: Tensor) -> Tensor:

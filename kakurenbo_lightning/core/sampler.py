@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from kakurenbo_lightning.core.order import Order
-from kakurenbo_lightning.core.plan import EpochPlan, Plan, SetPlan, StreamPlan
+from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.shard import Layout, Shard, same_batches
 
 
@@ -88,7 +88,7 @@ class SelectionSampler(DistributedSampler):
 
     def follow(self, plan: Plan | Shard, epoch: int = 0, start: int = 0) -> None:
         """Make ``plan``, or this rank's part of one, the current epoch; iteration begins at step ``start``."""
-        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, (EpochPlan, SetPlan, StreamPlan)) else plan
+        self.shard: Shard = plan.shard(self.layout(epoch)) if isinstance(plan, Plan) else plan
         self.start = start
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -72,9 +72,11 @@ class SampleStatistics:
         judged_since: the epoch from which on every record had ``correct``; ``None`` where the last one had none, as a regression's.
         extra: the further columns by name, each ``[N]``.
         spread: where the rows of all samples are: here.
+        grows: samples are known by keys, and have a row from when they were first trained on.
     """
 
     spread: Spread = ALONE
+    grows: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -285,3 +287,16 @@ class SampleStatistics:
         for name, column in self._columns().items():
             column.copy_(state[name])
         self._touched.zero_()
+
+
+class NoStatistics(SampleStatistics):
+    """Of samples without an index: it has no rows, and nothing that is recorded is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
+        """Forget them."""
+
+    def merge(self, records: bool = True) -> None:
+        """There is nothing that the ranks could give each other."""

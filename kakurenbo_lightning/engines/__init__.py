@@ -23,9 +23,9 @@ def engine_for(
 ) -> Engine:
     """The engine of a method's family; for one that only plans epochs, the base engine. The one place that asks ``isinstance``.
 
-    ``mean_over_samples=None`` is ``True`` for methods that change batches.
+    ``mean_over_samples=None`` is ``True`` for methods that change batches, where their sizes are known before.
     """
-    by_samples = method.changes_batches if mean_over_samples is None else mean_over_samples
+    by_samples = method.changes_batches and not statistics.grows if mean_over_samples is None else mean_over_samples
     if isinstance(method, BackpropMethod):
         return BackpropEngine(adapter, method, statistics, scorer)
     if isinstance(method, StreamMethod):

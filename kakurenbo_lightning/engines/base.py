@@ -108,8 +108,8 @@ class Engine:
             outputs, values = self._observe(partial(step, *args), args[0], shard.batch_length(number), shard.step_weights(number))
         indices = shard.step(number)
         self._after_step = []  # of an optimizer that runs the step more than once, as LBFGS does, the last time counts
-        if values is not None:
-            self._after_step.append(partial(self._record, indices, values))
+        if values is not None or self._statistics.grows:
+            self._after_step.append(partial(self._record, indices, values or {}))
         self.trained_batch(values, args[0])
         if self._trainer.lightning_module.automatic_optimization:
             outputs = scaled(outputs, self.loss_scale(self._trainer.accumulate_grad_batches if self._mean_over_samples else 1))

@@ -73,6 +73,7 @@ class Method(ABC):
         changes_batches: whether its batches differ from those that the loader gives without the selection.
         needs_all_rows: why planning needs the rows of all samples on every rank; empty if a share is enough (``statistics="sharded"``).
         presets: sets of settings by name, which ``preset=`` gives together; settings given beside it win over them.
+        needs_places: why samples that come by themselves, each with a key, are not enough (``key=``); empty if they are.
         unforeseen: why the values of one moment do not say how much it hides; empty if they do.
     """
 
@@ -91,6 +92,7 @@ class Method(ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     unforeseen: ClassVar[str] = ""
     needs_all_rows: ClassVar[str] = "its choice was not written for rows that are spread over the ranks"
+    needs_places: ClassVar[str] = ""
     ends_short = False  # whether an epoch ends with one more step, for samples that still wait
 
     def __post_init__(self) -> None:

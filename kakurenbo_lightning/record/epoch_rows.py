@@ -140,7 +140,9 @@ def histogram(loss: Tensor) -> list[int]:
 
 
 def _threshold(plan: Plan, statistics: SampleStatistics) -> float:
-    """The largest loss among the hidden samples that were predicted correctly; NaN when there are none."""
+    """The largest loss among the hidden samples that were predicted correctly; NaN when there are none, or their rows are not known."""
+    if not len(statistics):
+        return math.nan
     rows = plan.hidden.to(statistics.device)
     losses = statistics.loss[rows][statistics.correct[rows]]
     return losses.max().item() if len(losses) else math.nan

@@ -278,7 +278,7 @@ class RunRecorder(L.Callback):
             "seed": self._view.seed,
             "metric": name,
             "score": scores[-1] if scores else None,
-            "num_samples": len(statistics) if statistics is not None and len(statistics) else None,
+            "num_samples": len(statistics) if statistics is not None and len(statistics) and not statistics.grows else None,
             "class_names": [str(one) for one in classes] if isinstance(classes, list | tuple) else None,
             "epochs": len(self._rows),
             "fit_seconds": self._fit_seconds + time.perf_counter() - self._clock,

@@ -51,6 +51,8 @@ class SampleCounts:
 
     def hide(self, indices: Tensor, epoch: int) -> None:
         """Count what ``epoch`` leaves out (``int64[h]`` on the host)."""
+        if not len(self):
+            return  # of samples without an index, which may have keys
         now = torch.zeros_like(self._now).index_fill_(0, indices, True)
         self.hidden += now
         self.changed.masked_fill_(now ^ self._now, epoch)

@@ -15,6 +15,7 @@ from kakurenbo_lightning.core.class_labels import targets_of
 from kakurenbo_lightning.core.distributed import Ranks, rank_zero_warn
 from kakurenbo_lightning.core.plan import Plan
 from kakurenbo_lightning.core.random import rng_state, set_rng_state
+from kakurenbo_lightning.core.statistics import NoStatistics
 from kakurenbo_lightning.methods.settings import require as check
 from kakurenbo_lightning.record.sample_counts import SampleCounts
 from kakurenbo_lightning.record.schema import JUDGED, Thumbnails
@@ -90,7 +91,8 @@ class SelectionView:
 
     @property
     def statistics(self) -> SampleStatistics:
-        return self._session.data.statistics
+        known = self._session.data.statistics
+        return NoStatistics() if known.grows else known  # samples of streams have no index
 
     @property
     def plan(self) -> Plan:

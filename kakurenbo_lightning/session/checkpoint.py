@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kakurenbo_lightning.core.distributed import rank_zero_info, rank_zero_warn
+from kakurenbo_lightning.core.key_plan import KeyPlan
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, StreamPlan
 from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.errors import MismatchError, StateError
@@ -209,6 +210,8 @@ def _phase_of(state: Mapping[str, Any]) -> Phase:
 def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
     if isinstance(plan, StreamPlan):
         return {"samples": plan.samples, "metrics": dict(plan.metrics)}
+    if isinstance(plan, KeyPlan):
+        return {**vars(plan), "keys": plan.keys.clone(), "weights": plan.weights.clone(), "metrics": dict(plan.metrics)}
     return {
         "hidden": plan.hidden.clone(),
         # trained samples follow from the hidden ones, except in plans that draw
@@ -222,6 +225,12 @@ def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
 def _plan_of(state: Mapping[str, Any], num_samples: int) -> Plan:
     if "samples" in state:
         return StreamPlan(num_samples, state["samples"], dict(state["metrics"]))
+    if "keys" in state:
+        if len(state["keys"]) != len(state["weights"]):
+            raise StateError(
+                f"plan.weights has {len(state['weights'])} values, it must have one for each of {len(state['keys'])} keys"
+            )
+        return KeyPlan(**{**state, "metrics": dict(state["metrics"])})
     if state["indices"] is not None:
         return EpochPlan(state["indices"], state["hidden"], state["weights"], state["lr_factor"], dict(state["metrics"]))
     mask = torch.zeros(num_samples, dtype=torch.bool).index_fill_(0, state["hidden"], True)
@@ -271,14 +280,14 @@ class Identity:
 
     Attributes:
         method: name and settings, see :func:`describe_method`.
-        num_samples: number of samples in the data set.
+        num_samples: number of samples in the data set; ``None`` fits any, where they become known as they arrive.
         fingerprint: hash of the data set.
         seed: the user's seed; ``None`` fits any.
         defaults: default settings of the method, used for settings that did not exist when the checkpoint was saved.
     """
 
     method: dict[str, Any]
-    num_samples: int
+    num_samples: int | None
     fingerprint: str
     seed: int | None
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -289,7 +298,7 @@ def mismatches(saved: SessionState, current: Identity) -> list[str]:
     if saved.method["method"] != current.method["method"]:
         return [f"method={current.method['method']!r}, the checkpoint has {saved.method['method']!r}"]
     differing = []
-    if saved.num_samples != current.num_samples:
+    if current.num_samples not in (None, saved.num_samples):
         differing.append(f"the data set has {current.num_samples} samples, the checkpoint's had {saved.num_samples}")
     elif saved.fingerprint != current.fingerprint:
         same = saved.fingerprint.split("/")[0] == current.fingerprint.split("/")[0]
@@ -366,7 +375,7 @@ def in_layout(saved: SessionState, layout: Layout) -> tuple[EpochState, dict[str
     and the random streams are ``None``.
     """
     before, epoch = saved.layout, saved.epoch
-    if not saved.num_samples:  # iterable data, whose batches nobody lays out
+    if isinstance(epoch.plan, KeyPlan) or not saved.num_samples:  # iterable data, whose batches nobody lays out
         return epoch, saved.rng[layout.rank] if len(saved.rng) == layout.world_size else None
     begun = epoch.step > 0 and epoch.phase not in (Phase.TRAINED, Phase.ENDED)
     if begun and saved.order != layout.order_digest:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kakurenbo_lightning.core.arrivals import UNKNOWN, NoStatistics
+from kakurenbo_lightning.core.arrivals import UNKNOWN
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
-from kakurenbo_lightning.core.seeded_dataset import set_dataset_epoch
 from kakurenbo_lightning.core.shard import Shard
 from kakurenbo_lightning.core.stream_shard import DrawSource
-from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.methods.base import Epoch, Method
 from kakurenbo_lightning.session.epoch_state import EpochState, Phase
 from kakurenbo_lightning.session.followed_loader import FollowedLoader
-from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.arrivals import Arrivals
 from kakurenbo_lightning.trainer.loader_compatibility import check_arrivals
 
@@ -77,27 +73,3 @@ class FollowedArrivals(FollowedLoader):
         steps = 0 if state.phase is Phase.IDLE else self.sampler.shard.steps
         of = "" if steps == UNKNOWN else f" of {steps}"
         return f"rank {self.sampler.rank}, in epoch {max(0, state.epoch)} after step {state.step}{of},"
-
-
-def follow_arrivals(
-    loader: object,
-    before: FollowedLoader | None,
-    adapter: TrainerAdapter,
-    method: Method,
-    seed: int,
-    on_set_epoch: Callable[[int], None],
-    public: bool,
-) -> FollowedArrivals:
-    """Follow the user's ``loader`` of iterable data; the arguments are those of :func:`follow_loader`.
-
-    Raises:
-        ConflictError: the method needs an index, or the loader has nothing to train.
-    """
-    check_arrivals(loader, method, public, before is None or isinstance(before, FollowedArrivals))
-    trainer = adapter.trainer
-    most = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else None
-    extra = method.ends_short and not adapter.passive
-    sampler = Arrivals(loader, adapter.ranks.size, adapter.ranks.rank, seed, extra, most, trainer.current_epoch, on_set_epoch)
-    set_dataset_epoch(sampler.loader.dataset, trainer.current_epoch)  # workers may start before the epoch is set
-    statistics = NoStatistics() if before is None else before.statistics
-    return FollowedArrivals(sampler.loader, sampler, public, "iterable data", Universe(0), statistics, longest=0)

@@ -46,6 +46,11 @@ class FollowedLoader:
     longest: int
 
     @property
+    def count(self) -> int:
+        """How many samples can be trained; 0 where that is not known."""
+        return len(self.universe)
+
+    @property
     def full_batches(self) -> int:
         """Batches of a full epoch; 0 where that is not known."""
         return self.longest

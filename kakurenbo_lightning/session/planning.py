@@ -148,7 +148,7 @@ class Planner:
             position: of this rank, for errors.
         """
         statistics, epoch = data.statistics, self.epoch(index, data.sampler.seed, data.sampler.batch_size)
-        held, previous = self._control.begin(epoch, before, len(data.universe), position)
+        held, previous = self._control.begin(epoch, before, data.count, position)
         kept = previous if held and self._restart.epochs and not self._method.chooses_in(epoch) else None
         scored = self._score_rest(epoch, max(0, before.epoch), None if held else previous, data, outputs, position)
         watch = Stopwatch(running=True)
@@ -191,9 +191,9 @@ class Planner:
         Plain training has no scoring epochs, ``limit_train_batches`` cuts its epochs off too, and it comes to ``max_steps`` earlier.
         """
         trainer = self._trainer
-        if self._method.family != "hide" or not len(data.universe):
+        if self._method.family != "hide" or not data.count:
             return 0
-        count, step = len(data.universe), data.sampler.batch_size * data.sampler.num_replicas
+        count, step = data.count, data.sampler.batch_size * data.sampler.num_replicas
         full, own = (min(n, self._adapter.limited(-(-n // step)) * step) for n in (count, count - hidden))
         if trainer.max_steps >= 0:
             done = index * self._schedules.steps_per_epoch, trainer.global_step
@@ -202,11 +202,12 @@ class Planner:
         return (0 if index < self._restart.epochs else full) - own
 
     def _warn_idle(self, data: FollowedLoader) -> None:
-        if not self._warned_idle and not self._trainer.fast_dev_run:
+        is_known = data.count or not data.statistics.grows
+        if is_known and not self._warned_idle and not self._trainer.fast_dev_run:
             self._warned_idle = True
             universe = data.universe
             targets = universe.statistics(data.statistics).extra.get(TARGET.name)
-            warn_of_idle_settings(self._method.within(universe), self.max_epochs, len(universe), targets)
+            warn_of_idle_settings(self._method.within(universe), self.max_epochs, data.count, targets)
 
     def _warn_nonfinite(self, count: int, total: int) -> None:
         if count and not self._warned_nonfinite:

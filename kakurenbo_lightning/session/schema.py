@@ -36,6 +36,7 @@ from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.trainer import loader_place
 
+_COUNT = integer()
 _METRICS = mapping(logged())
 _WHOLE_PLAN = {
     "hidden": tensor(torch.int64, indices=True),
@@ -44,6 +45,14 @@ _WHOLE_PLAN = {
     "lr_factor": number(above=0),
     "metrics": _METRICS,
 }
+_KEYED_PLAN = {
+    "keys": tensor(torch.int64),
+    "weights": tensor(torch.float32),
+    "total": _COUNT,
+    "lr_factor": number(above=0),
+    "metrics": _METRICS,
+}
+_SET_PLAN = either("keys", table(_KEYED_PLAN, closed=True), table(_WHOLE_PLAN))
 _STREAMS = {  # core/random.py: rng_state
     "python": row(integer(), listed(integer(), 625), optional(number())),
     "numpy": row(tensor(rows=624), integer(), integer(), number()),
@@ -58,7 +67,6 @@ _RESTART = {
     "callbacks": mapping(mapping(anything())),
     "rng": listed(table(_STREAMS)),
 }
-_COUNT = integer()
 _CHECKPOINT = {"_last_global_step_saved": _COUNT, "_last_checkpoint_saved": text(), "_defer_save_until_validation": flag()}
 _GRADIENTS = table({"through": one_of("", "backward", "update"), "of": mapping(array())}, closed=True)  # trainer/step_view.py
 _PENDING = {  # session/pending.py
@@ -97,7 +105,7 @@ STATE = {
     "step": _COUNT,
     "phase": one_of(*(phase.value for phase in Phase if phase is not Phase.IDLE)),
     "done": row(_COUNT, _COUNT),
-    "plan": either("samples", table({"samples": integer(1), "metrics": _METRICS}), table(_WHOLE_PLAN)),
+    "plan": either("samples", table({"samples": integer(1), "metrics": _METRICS}), _SET_PLAN),
     "metrics": _METRICS,
     "ended_metrics": _METRICS,
     "world_size": integer(1),
@@ -134,7 +142,7 @@ STATE = {
     "control": absent(control.STATE),
     "order": absent(text()),
     "loader": absent(listed(loader_place.STATE)),
-    "kept": absent(table(_WHOLE_PLAN)),
+    "kept": absent(_SET_PLAN),
 }
 
 
@@ -161,4 +169,4 @@ def check_parts(parts: Mapping[str, Any]) -> None:
 def check_columns(saved: Mapping[str, Any], statistics: SampleStatistics) -> None:
     """Raise ``StateError`` if a column of ``statistics`` is missing in ``saved`` or has another dtype."""
     for name, column in statistics.state_dict().items():
-        table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", statistics.total)
+        table({name: tensor(column.dtype, of_n=True)})(saved, "statistics", len(saved["loss"]))

@@ -70,7 +70,7 @@ class Session:
         self.control = Control(method, settings.save, settings.guard, self.totals)
         self.announcements = Announcements(method, self._trainer)
         self._planner = Planner(adapter, method, self.control, self.restart, self.schedules, self.totals)
-        self.loader = TrainLoader(adapter, method, self._planner, self.schedules, settings.statistics == "sharded")
+        self.loader = TrainLoader(adapter, method, self._planner, self.schedules, settings)
         parts = (self.loader, self.schedules, self.restart, self.streams, self.totals, self.step, self.control)
         self.keeper = StateKeeper(adapter, method, settings, *parts)
         self.seed = settings.default_seed if settings.seed is None else settings.seed

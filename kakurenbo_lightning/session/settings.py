@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch import Tensor
 
+from kakurenbo_lightning.core.key_filter import KeyFilter
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.guard import SelectionGuard
 from kakurenbo_lightning.session.saving import Saving
@@ -34,6 +35,8 @@ class SessionSettings:
             method changes batches.
         save: share of the training time to save by setting the method's share; ``None`` leaves the share unchanged.
         statistics: ``"replicated"``, or ``"sharded"``: each rank has the statistics of a share of the samples.
+        keep: lets an epoch's samples through, where they are known by keys; ``None``: by index, or not at all.
+        max_hidden_epochs: with keys, for how many epochs in a row a sample may be hidden by a method that refreshes.
         guard: lets epochs train on everything if a validated metric falls.
     """
 
@@ -50,11 +53,18 @@ class SessionSettings:
     save: Saving | None = None
     guard: SelectionGuard | None = None
     statistics: Literal["replicated", "sharded"] = "replicated"
+    keep: KeyFilter | None = None
+    max_hidden_epochs: int = 3
 
     @property
     def source(self) -> dict[str, Any]:
-        """Settings of sample values that a checkpoint must share; empty if the values are the samples' own losses."""
-        return {"values": self.values, "bls_alpha": self.bls_alpha} if self.values == "bls" else {}
+        """Settings beside the method's that a checkpoint must share; empty if samples have losses of their own, and no keys."""
+        values = {"values": self.values, "bls_alpha": self.bls_alpha} if self.values == "bls" else {}
+        return (
+            values
+            if self.keep is None
+            else {"key": self.keep.field.setting, "max_hidden_epochs": self.max_hidden_epochs, **values}
+        )
 
     def outputs_of(
         self, method: Method, function: Callable[[Any], Mapping[str, Tensor]] | None, module: pl.LightningModule

@@ -197,7 +197,8 @@ class StateKeeper:
         state, self.loaded, data = self.loaded or {}, None, self._loader.data
         # a checkpoint of an older release lacks newer settings, which then count as their defaults
         defaults = default_settings(self._method)
-        identity = Identity(self.described, data.statistics.total, data.identity, self._settings.seed, defaults)
+        known = None if data.statistics.grows else data.statistics.total
+        identity = Identity(self.described, known, data.identity, self._settings.seed, defaults)
 
         def check(saved: SessionState) -> None:
             check_columns(saved.statistics, data.statistics)

@@ -9,21 +9,27 @@ from torch.utils.data import DataLoader, Dataset
 from kakurenbo_lightning.core.class_labels import targets_of
 from kakurenbo_lightning.core.collectives import Collectives
 from kakurenbo_lightning.core.fingerprint import loader_fingerprint
+from kakurenbo_lightning.core.keyed_statistics import KeyedStatistics
 from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
 from kakurenbo_lightning.core.sharded_statistics import ShardedStatistics
-from kakurenbo_lightning.core.statistics import TARGET, SampleStatistics
+from kakurenbo_lightning.core.statistics import TARGET, NoStatistics, SampleStatistics
+from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
-from kakurenbo_lightning.session.followed_arrivals import follow_arrivals
+from kakurenbo_lightning.session.followed_arrivals import FollowedArrivals
+from kakurenbo_lightning.session.followed_keys import FollowedKeys
 from kakurenbo_lightning.session.followed_loader import FollowedLoader, everything, worker_seed
 from kakurenbo_lightning.session.planning import Planner
+from kakurenbo_lightning.session.settings import SessionSettings
 from kakurenbo_lightning.signals.outputs import SampleOutputs
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
-from kakurenbo_lightning.trainer.arrivals import is_iterable_data
+from kakurenbo_lightning.trainer.arrivals import Arrivals, is_iterable_data
 from kakurenbo_lightning.trainer.compatibility import check_left
+from kakurenbo_lightning.trainer.key_compatibility import check_no_index
 from kakurenbo_lightning.trainer.loader import follow_sampler, sampler_for, without_position
 from kakurenbo_lightning.trainer.loader_compatibility import (
+    check_arrivals,
     check_length,
     check_order,
     check_same_samples,
@@ -46,17 +52,22 @@ class TrainLoader:
         method: the selection method.
         planner: checks the settings, when the length of an epoch is known.
         schedules: learn that length.
-        sharded: each rank has the statistics of a share of the samples.
+        settings: the user's.
 
     Attributes:
         is_asked_for: Lightning has asked for the loader in this fit.
     """
 
     def __init__(
-        self, adapter: TrainerAdapter, method: Method, planner: Planner, schedules: EpochSchedules, sharded: bool = False
+        self,
+        adapter: TrainerAdapter,
+        method: Method,
+        planner: Planner,
+        schedules: EpochSchedules,
+        settings: SessionSettings | None = None,
     ) -> None:
         self._adapter, self._method, self._planner, self._schedules = adapter, method, planner, schedules
-        self._sharded = sharded
+        self._settings = settings or SessionSettings()
         self._followed: FollowedLoader | None = None
         self._checked: str | None = None  # fingerprint of the data that the method has found to be its own
         self.is_asked_for = False
@@ -107,7 +118,7 @@ class TrainLoader:
     def follow(self, loader: DataLoader, seed: int, on_set_epoch: Callable[[int], None], public: bool) -> FollowedLoader:
         """Follow the user's ``loader``, see :func:`follow_loader`."""
         before = self._followed
-        data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public, self._sharded)
+        data = follow_loader(loader, before, self._adapter, self._method, seed, on_set_epoch, public, self._settings)
         self._followed, self.is_asked_for = data, True
         self.measure()
         if not self._adapter.passive:  # the learning-rate finder has another max_steps
@@ -126,7 +137,7 @@ def follow_loader(
     seed: int,
     on_set_epoch: Callable[[int], None],
     public: bool,
-    sharded: bool = False,
+    settings: SessionSettings,
 ) -> FollowedLoader:
     """Follow the user's ``loader``.
 
@@ -138,13 +149,16 @@ def follow_loader(
         seed: of the order.
         on_set_epoch: called when Lightning sets the epoch, before it asks for the first batch.
         public: without Lightning's private attributes.
-        sharded: each rank has the statistics of a share of the samples.
+        settings: the user's.
 
     Raises:
         ConflictError: the loader cannot be followed, or its samples are others than before.
     """
     if is_iterable_data(loader):
-        return follow_arrivals(loader, before, adapter, method, seed, on_set_epoch, public)
+        return follow_arrivals(loader, before, adapter, method, seed, on_set_epoch, public, settings)
+    if settings.keep is not None:
+        check_no_index(loader)
+    sharded = settings.statistics == "sharded"
     loader = without_position(loader)
     order = read_loader(loader, adapter.ranks.size, adapter.ranks.rank)
     check_order(order, method)
@@ -165,6 +179,40 @@ def follow_loader(
     sampler, longest = sampler_for(order, adapter, method, seed, on_set_epoch, everything(order.universe, statistics))
     follower = follow_sampler(loader, sampler, worker_seed(sampler, epoch), sized=not public, ahead=method.draws_ahead)
     return FollowedLoader(follower, sampler, public, known, order.universe, statistics, longest)
+
+
+def follow_arrivals(
+    loader: object,
+    before: FollowedLoader | None,
+    adapter: TrainerAdapter,
+    method: Method,
+    seed: int,
+    on_set_epoch: Callable[[int], None],
+    public: bool,
+    settings: SessionSettings,
+) -> FollowedArrivals:
+    """Follow the user's ``loader`` of iterable data; the arguments are those of :func:`follow_loader`.
+
+    Raises:
+        ConflictError: the method needs an index, or the loader has nothing to train.
+    """
+    keep = settings.keep
+    check_arrivals(loader, method, public, before is None or isinstance(before, FollowedArrivals), keep is not None)
+    trainer = adapter.trainer
+    most = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else None
+    extra = method.ends_short and not adapter.passive
+    sampler = Arrivals(
+        loader, adapter.ranks.size, adapter.ranks.rank, seed, extra, most, trainer.current_epoch, on_set_epoch, keep
+    )
+    set_dataset_epoch(sampler.loader.dataset, trainer.current_epoch)  # workers may start before the epoch is set
+    loader, known = sampler.loader, Universe(0)
+    if keep is None:
+        statistics = NoStatistics() if before is None else before.statistics
+        return FollowedArrivals(loader, sampler, public, "iterable data", known, statistics, longest=0)
+    rows = before.statistics if before is not None else KeyedStatistics(method.columns)
+    assert isinstance(rows, KeyedStatistics), "the settings of a session stay"
+    keep.publish(None)
+    return FollowedKeys(loader, sampler, public, "iterable data by key", known, rows, 0, keep, settings.max_hidden_epochs)
 
 
 def empty_statistics(method: Method, dataset: Dataset, ranks: Collectives | None = None) -> SampleStatistics:
@@ -199,6 +247,6 @@ def check_followed(data: FollowedLoader, method: Method, largest: Method, output
         ValueError: too few samples would be left for a batch.
     """
     check_values_kept(values, data.statistics)
-    check_left(largest, len(data.universe), data.sampler)
+    check_left(largest, data.count, data.sampler)
     if method.needs_classes and bool((data.statistics.extra[TARGET.name] < 0).any()):
         outputs.need_classes(no_classes(method))

@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, IterableDataset
 from kakurenbo_lightning.core.arrivals import UNKNOWN, ArrivingShard
 from kakurenbo_lightning.core.batch_rows import plain
 from kakurenbo_lightning.core.distributed import collective, gather, rank_zero_warn, world_size
+from kakurenbo_lightning.core.key_filter import KeyFilter
 from kakurenbo_lightning.core.shard import Layout
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.trainer.loader_place import LoaderPlaces
 
 _END = object()  # in place of a batch
+_NO_ROWS, _NO_KEYS = -1, -2  # in place of the size of a batch
 
 
 def is_iterable_data(loader: object) -> bool:
@@ -43,6 +45,7 @@ class Arrivals:
         max_batches: of the training, where ``max_steps`` says it: an epoch without a length may be as long.
         epoch: that is trained first.
         on_set_epoch: called with the epoch by :meth:`set_epoch`.
+        keep: knows which keys an epoch leaves out, where samples have keys; how many batches are left is not known then.
 
     Attributes:
         held: no batch is loaded, because a checkpoint will say where to begin.
@@ -62,10 +65,11 @@ class Arrivals:
         max_batches: int | None,
         epoch: int,
         on_set_epoch: Callable[[int], None],
+        keep: KeyFilter | None = None,
     ) -> None:
         self.num_replicas, self.rank, self.seed, self.extra = num_replicas, rank, seed, extra
-        self._source, self._max_batches, self._on_set_epoch = loader, max_batches, on_set_epoch
-        self.announced = _agreed_length(loader)
+        self._source, self._max_batches, self._on_set_epoch, self._keep = loader, max_batches, on_set_epoch, keep
+        self.announced = _agreed_length(loader) if keep is None else None
         self.places = LoaderPlaces(loader)
         self._begun: ArrivingShard | None = None
         self._warned: set[str] = set()
@@ -146,13 +150,14 @@ class Arrivals:
         shard.end(steps or self.announced or UNKNOWN)
         while iterator is not None and number < shard.steps:
             batch = next(iterator, _END)
-            sizes = self._exchange(0 if batch is _END else rows_of(batch), shard, number)
+            size, keys, weights, error = self._read(batch, shard.epoch, number)
+            sizes = self._exchange(size, error, shard, number)
             if not all(sizes):
                 self._end_early(sizes, number)
                 shard.end(number)
                 places.end(number, exhausted=batch is _END, extra=self.extra)
                 break
-            shard.arrive(number, sizes)
+            shard.arrive(number, sizes, keys, weights)
             places.took(number, shard.samples_until(number + 1))
             number += 1
             if number == shard.steps:  # before the last one is trained, so that a checkpoint saved then knows of the end
@@ -162,13 +167,32 @@ class Arrivals:
         if self.extra and number <= shard.steps:  # any batch will do, the step trains chosen samples in its place
             yield places.filler() if last is _END else last
 
-    def _exchange(self, size: int | None, shard: ArrivingShard, number: int) -> list[int]:
+    def _read(self, batch: Any, epoch: int, number: int) -> tuple[int, Tensor | None, Tensor | None, ConflictError | None]:
+        """Size, keys and loss weights of a batch; or what is wrong with it, which the other ranks must know of first."""
+        size = 0 if batch is _END else rows_of(batch)
+        if not size or self._keep is None:
+            return _NO_ROWS if size is None else size, None, None, None
+        try:
+            keys = self._keep.field.of_batch(batch, size)
+            weights = self._keep.weights(keys)
+            if weights is not None and not bool(weights.all()):
+                raise ConflictError(
+                    f"{int((weights == 0).sum())} of {size} samples of batch {number} are to be left out of epoch {epoch}, and have come "
+                    "all the same: put selection.keep into the data's pipeline, before decoding and before what outlives an epoch (for "
+                    "example .select(selection.keep) of webdataset, dataset.filter(selection.keep), or in __iter__: if keep(key)), with "
+                    f"the key that the batch has ({self._keep.field})"
+                )
+        except ConflictError as error:
+            return _NO_KEYS, None, None, error
+        return size, keys, weights, None
+
+    def _exchange(self, size: int, error: ConflictError | None, shard: ArrivingShard, number: int) -> list[int]:
         """The sizes that batch ``number`` has on the ranks. Collective.
 
         Raises:
-            ConflictError: on every rank, when one does not know the size of its batch.
+            ConflictError: on every rank, when one does not know the size of its batch, or there is an ``error``.
         """
-        sizes = [-1 if size is None else size]
+        sizes = [size]
         if world_size() > 1:
             if self._group is None and "gloo" not in dist.get_backend():
                 self._group = dist.new_group(backend="gloo")  # its numbers are on the host: nothing waits for the device
@@ -178,6 +202,10 @@ class Arrivals:
             with collective("say how many samples their next batch has", position):
                 dist.all_gather(found, mine, group=self._group)
             sizes = self._by_rank([each.tolist() for each in found], number)
+        if _NO_KEYS in sizes:
+            raise error or ConflictError(
+                f"batch {number} of rank {sizes.index(_NO_KEYS)} has no valid keys; its own error says why"
+            )
         if min(sizes) < 0:
             raise ConflictError(
                 f"batch {number} of the train loader holds no tensor or list with one row per sample, so it is not known how many samples "
@@ -214,7 +242,8 @@ class Arrivals:
                 "uneven",
                 f"{who} ended after {number} batches and those of other ranks had more: epochs end on every rank with the shortest one, "
                 "and what others had is not trained. Give the ranks streams of one length (as many shards per rank, or a stream that is "
-                "repeated and cut to a length)",
+                "repeated and cut to a length)"
+                + ("; what an epoch leaves out by key=... makes them differ a little, so shuffle" if self._keep else ""),
             )
         if self.announced is not None and number < self.announced:
             self._warn(

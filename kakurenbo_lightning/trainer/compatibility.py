@@ -53,6 +53,7 @@ _ARGUMENTS = {
     "statistics": Setting(
         choice("replicated", "sharded"), "", "", "'sharded' gives each rank the statistics of a share of the samples."
     ),
+    "max_hidden_epochs": Setting(integer(1), "", "", "Of iterable data with key=...; 3 is the default."),
     "bls_alpha": Setting(proportion(), "", "", "0.7 is the published one; 0 takes the last batch's loss alone."),
     "accumulate": Setting(integer(1), "", "", "It is the number of batches whose gradients make an optimizer step."),
     "on_mismatch": Setting(choice("error", "reset"), "", "", "'reset' forgets a checkpoint's selection that does not fit."),

@@ -21,12 +21,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from kakurenbo_lightning.core.arrivals import NoStatistics
 from kakurenbo_lightning.core.distributed import rank_zero_warn
 from kakurenbo_lightning.core.flavour import is_instance
 from kakurenbo_lightning.core.sampler import SelectionSampler
 from kakurenbo_lightning.core.seeded_dataset import num_samples
-from kakurenbo_lightning.core.statistics import SampleStatistics
+from kakurenbo_lightning.core.statistics import NoStatistics, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
@@ -240,7 +239,7 @@ def _sampler_refusal(sampler: Any) -> str:
     )
 
 
-def check_arrivals(loader: Any, method: Method, public: bool, is_first: bool) -> None:
+def check_arrivals(loader: Any, method: Method, public: bool, is_first: bool, keyed: bool = False) -> None:
     """Raise ``ConflictError`` for a loader of iterable data where it cannot be followed.
 
     Args:
@@ -248,15 +247,17 @@ def check_arrivals(loader: Any, method: Method, public: bool, is_first: bool) ->
         method: the selection method.
         public: it is given to ``selection.wrap``.
         is_first: no map-style data set was followed before.
+        keyed: its samples have keys.
     """
     kind = type(getattr(loader, "dataset", loader)).__name__
-    if method.needs_index or method.needs_classes:
+    if not keyed and (method.needs_index or method.needs_classes):
         known = {name: method_class(name) for name in available_methods()}
         works = ", ".join(name for name, cls in known.items() if not cls.needs_index)
         what = f"{method.name} knows samples by their index" if method.needs_index else f"{method.name} needs their classes"
+        by_key = "" if method.needs_places or method.needs_classes else "say what names a sample (SampleSelection(key=...)), "
         raise ConflictError(
             f"the train loader's {kind} is iterable data, whose samples have no index, and {what}: give the loader a map-style data set "
-            f"with __len__ and __getitem__, or use a method that takes samples as they come: {works}"
+            f"with __len__ and __getitem__, {by_key}or use a method that takes samples as they come: {works}"
         )
     if public:
         raise ConflictError(

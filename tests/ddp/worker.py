@@ -16,6 +16,7 @@ import traceback
 import backprop_cases  # noqa: F401  (registers its cases)
 import flow_cases  # noqa: F401  (likewise)
 import fsdp_cases  # noqa: F401  (likewise)
+import key_cases  # noqa: F401  (likewise)
 import pod_cases  # noqa: F401  (likewise)
 import share_cases  # noqa: F401  (likewise)
 import torch

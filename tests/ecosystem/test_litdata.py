@@ -5,8 +5,10 @@ import torch
 from cuts import SaveAt
 from driven import Trained
 from helpers import Net, Points, fit
+from keyed import LineNet
 from litdata import StreamingDataLoader, StreamingDataset
 from litdata.streaming import Cache
+from torch.utils.data import DataLoader, IterableDataset
 
 from kakurenbo_lightning import SampleSelection
 
@@ -61,4 +63,42 @@ def test_a_cut_run_resumes_exactly(folder, cut, tmp_path):
     resumed = run(folder, ckpt_path=tmp_path / "cut.ckpt")
     assert resumed[2].indices(2) == uncut[2].indices(2)
     states = [made[3].state_dict().values() for made in (resumed, uncut)]
+    assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+class Kept(IterableDataset):
+    """What an epoch leaves of a StreamingDataset, whose own loader would count what is hidden as still to come when it resumes."""
+
+    def __init__(self, data, keep):
+        self.data, self.keep = data, keep
+
+    def set_epoch(self, epoch):
+        self.data.set_epoch(epoch)
+
+    def __iter__(self):
+        return filter(self.keep, iter(self.data))
+
+
+def keyed_run(folder, *callbacks, workers=0, ckpt_path=None):
+    selection, seen, net = SampleSelection("random", seed=3, key="number"), Seen(), RowsNet(dropout=0.0)
+    data = Kept(StreamingDataset(folder, shuffle=True, seed=1), selection.keep)
+    net.network = LineNet().network  # without BatchNorm, which stops at a last batch of one sample
+    train = DataLoader(data, BATCH, num_workers=workers)
+    fit(net, train, selection, seen, *callbacks, ckpt_path=ckpt_path, max_epochs=4)
+    return selection, seen, net
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_hidden_by_their_number(folder, workers):
+    selection, seen, _ = keyed_run(folder, workers=workers)
+    assert sorted(seen.indices(0)) == list(range(COUNT))
+    assert sorted(seen.indices(3)) == sorted(set(range(COUNT)) - set(selection.plan.hidden.tolist()))
+    assert selection.totals.samples_hidden == 3 * int(0.3 * COUNT)
+
+
+def test_a_run_with_hidden_samples_resumes_exactly_at_the_end_of_an_epoch(folder, tmp_path):
+    uncut = keyed_run(folder, SaveAt(tmp_path / "cut.ckpt", "on_train_epoch_end", 1))
+    resumed = keyed_run(folder, ckpt_path=tmp_path / "cut.ckpt")
+    assert [resumed[1].indices(epoch) for epoch in (2, 3)] == [uncut[1].indices(epoch) for epoch in (2, 3)]
+    states = [made[2].state_dict().values() for made in (resumed, uncut)]
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))

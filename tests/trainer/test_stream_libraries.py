@@ -7,6 +7,7 @@ import webdataset as wds
 from cuts import SaveAt
 from driven import Trained
 from helpers import Net, Points, fit
+from keyed import LineNet
 from torch.utils.data import DataLoader, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -98,6 +99,93 @@ def test_a_streamed_data_set_of_hugging_face_is_shuffled_by_its_epoch():
     assert [sorted(seen.indices(epoch)) for epoch in range(3)] == [list(range(COUNT))] * 3
     assert len({tuple(seen.indices(epoch)) for epoch in range(3)}) == 3
     assert selection.totals.samples_trained == 3 * COUNT
+
+
+# ---- hidden by key
+
+
+def rows_net():
+    """Without BatchNorm, which stops at a last batch of one sample."""
+    net = RowsNet(dropout=0.0)
+    net.network = LineNet().network
+    return net
+
+
+def plan_of(selection):
+    return set(selection.plan.hidden.tolist())
+
+
+def keyed(method, key):
+    return SampleSelection(method, seed=3, key=key)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """How many samples were decoded."""
+    count, decode = [], wds.autodecode.Decoder.decode
+
+    def counted(self, sample):
+        count.append(sample["__key__"])
+        return decode(self, sample)
+
+    monkeypatch.setattr(wds.autodecode.Decoder, "decode", counted)
+    return count
+
+
+@pytest.mark.parametrize("name", ["kakurenbo", "infobatch"])
+def test_samples_of_a_web_dataset_are_left_out_before_they_are_decoded(shards, name, decoded):
+    settings = {"tau": 0.3} if name == "kakurenbo" else {"end_fraction": 0.0}
+    selection = SampleSelection(name, seed=3, key=("__url__", "__key__"), **settings)
+    data = wds.WebDataset(shards, shardshuffle=False).select(selection.keep).shuffle(8, seed=1).decode()
+    parts = data.map(lambda sample: {name.split(".")[0]: value for name, value in sample.items()})
+
+    def collate(samples):
+        return default_collate([{**sample, "__url__": str(sample["__url__"])} for sample in samples])
+
+    loader = wds.WebLoader(parts.batched(BATCH, collation_fn=collate), batch_size=None, num_workers=0)
+    hidden = []
+
+    class Hidden(Seen):
+        def on_train_epoch_start(self, trainer, pl_module):
+            hidden.append(selection.plan.hidden_count)
+
+    seen = Hidden()
+    fit(rows_net(), loader, selection, seen, max_epochs=4)
+    assert [len(seen.indices(epoch)) for epoch in range(4)] == [COUNT - count for count in hidden]
+    assert len(decoded) == 4 * COUNT - sum(hidden) < 4 * COUNT
+    assert selection.totals.samples_hidden == sum(hidden)
+
+
+def test_workers_of_a_web_loader_leave_them_out(shards):
+    selection = keyed("random", 2)
+    data = wds.WebDataset(shards, shardshuffle=False).select(by_number(selection.keep)).decode()
+    data = data.to_tuple("x.pth", "y.cls", "number.cls").batched(BATCH, collation_fn=default_collate)
+    loader = wds.WebLoader(data, batch_size=None, num_workers=2, persistent_workers=True)
+    seen = Seen()
+    fit(rows_net(), loader, selection, seen, max_epochs=3)
+    assert sorted(seen.indices(0)) == list(range(COUNT))
+    assert sorted(seen.indices(2)) == sorted(set(range(COUNT)) - plan_of(selection))
+    assert selection.totals.samples_hidden == 2 * int(0.3 * COUNT)
+
+
+class by_number:
+    """Asks for a raw sample by the number in its key; may be pickled."""
+
+    def __init__(self, keep):
+        self.keep = keep
+
+    def __call__(self, sample):
+        return self.keep(int(sample["__key__"]))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_samples_of_a_streamed_data_set_of_hugging_face_are_filtered(workers):
+    selection, seen = keyed("kakurenbo", "number"), Seen()
+    loader = DataLoader(streaming().filter(selection.keep), BATCH, num_workers=workers)
+    fit(rows_net(), loader, selection, seen, max_epochs=3)
+    assert sorted(seen.indices(0)) == list(range(COUNT))
+    assert plan_of(selection)
+    assert sorted(seen.indices(2)) == sorted(set(range(COUNT)) - plan_of(selection))
 
 
 @pytest.mark.slow

@@ -98,6 +98,7 @@ class BackpropMethod(Method):
     )
 
     family: ClassVar[str] = "backprop"
+    needs_places: ClassVar[str] = "it chooses among the samples that have been loaded, so nothing could be left out before"
     pooled: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
 

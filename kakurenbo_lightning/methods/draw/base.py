@@ -64,6 +64,7 @@ class DrawMethod(Method):
     )
 
     family: ClassVar[str] = "draw"
+    needs_places: ClassVar[str] = "it draws samples by their index, and those of iterable data come by themselves"
     reads: ClassVar[tuple[str, ...]] = ("loss",)
     repeats: ClassVar[bool] = True
     observes: ClassVar[str] = "loss"

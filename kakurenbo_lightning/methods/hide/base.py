@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
+from kakurenbo_lightning.core.key_plan import KeyPlan
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan, SetPlan, StreamPlan
 from kakurenbo_lightning.core.spread import ALONE, Spread
@@ -282,7 +283,7 @@ class HideMethod(Method):
             return True
         return index < int((1 - as_decimal(self.end_fraction)) * epoch.max_epochs)
 
-    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan | SetPlan:
+    def plan(self, statistics: SampleStatistics, epoch: Epoch, previous: Plan | None = None) -> EpochPlan | SetPlan | KeyPlan:
         """Choose what ``epoch`` trains, or keep the choice of the epoch before.
 
         Args:

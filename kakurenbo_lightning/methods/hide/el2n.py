@@ -79,6 +79,7 @@ class El2n(HideMethod):
     reads: ClassVar[tuple[str, ...]] = ("loss", "el2n")
     columns: ClassVar[tuple[Column, ...]] = (Column("el2n_sum", "float32", 0.0), Column("el2n_count", "int16", 0))
     needs_all_rows: ClassVar[str] = ""
+    needs_places: ClassVar[str] = "it chooses once and starts the training again, with a data set that is known"
 
     def check_settings(self) -> None:
         """Refuse a window that is none, and fractions that leave nothing to train."""

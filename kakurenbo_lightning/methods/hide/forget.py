@@ -83,6 +83,7 @@ class Forget(Forgetting):
         fix="For example: 20, or 0.1.",
     )
 
+    needs_places: ClassVar[str] = "it chooses once and starts the training again, with a data set that is known"
     summary: ClassVar[str] = "removes the least often forgotten samples once, and starts the training again on the rest"
 
     def check_settings(self) -> None:
