@@ -136,7 +136,7 @@ class SumTree:
 
 
 def last_rows(indices: Tensor) -> Tensor:
-    """For each of ``indices`` (``int64[k]``) the row where the same index is there for the last time, ``int64[k]``; no synchronisation."""
+    """The row of the last occurrence of each of ``indices`` (``int64[k]``) among them, ``int64[k]``; no synchronisation."""
     indices = indices.contiguous()
     ordered, order = indices.sort(stable=True)
     return order[torch.searchsorted(ordered, indices, right=True) - 1]

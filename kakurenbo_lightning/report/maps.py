@@ -17,7 +17,7 @@ SIDE = 12  # values of F or tau in a map with a number in each cell
 
 
 def sweeps(groups: list[Group]) -> list[tuple[str, pd.DataFrame]]:
-    """For each method and rest of settings with at least 2 x 2 of F and tau, its name and rows.
+    """Name and rows of each method and rest of settings that has at least 2 x 2 values of F and tau.
 
     A row has the columns `max_fraction`, `tau`, `score` and `saving`, the means over the seeds.
     """

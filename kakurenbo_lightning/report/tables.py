@@ -91,13 +91,13 @@ def comparison_row(group: Group) -> dict[str, Any]:
 
 
 def ideals(pairs: pd.DataFrame) -> pd.Series:
-    """For each pair the most that can be saved: the share of samples not trained, less what forward-only passes cost."""
+    """The most that each pair can save: the share of samples not trained, less what forward-only passes cost."""
     trained: Any = pairs["samples_trained_baseline"]
     return 1 - pairs["samples_trained"] / trained.where(trained > 0) * pairs["time_factor"]
 
 
 def savings(group: Group) -> pd.DataFrame:
-    """For each seed with a baseline on the same machine: saving, ideal, and noise (two standard errors of the saving)."""
+    """Saving, ideal, and noise (two standard errors of the saving) of each seed that has a baseline on the same machine."""
     pairs: Any = group.pairs[~group.pairs.index.isin(group.unlike("place"))]  # of another machine seconds say nothing
     timed = pairs["steady_seconds"].notna() & pairs["steady_seconds_baseline"].notna()  # both or none
     own = pairs["steady_seconds"].where(timed, pairs["seconds"])

@@ -110,7 +110,7 @@ class Budget:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """To log of an epoch."""
+        """Metrics of an epoch: the share and the interval that the aim has chosen."""
         return {} if self._chosen is None else {self._name: self._chosen.share, "every_n_epochs": float(self._chosen.every)}
 
     # --- before training

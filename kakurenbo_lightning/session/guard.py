@@ -122,7 +122,7 @@ class SelectionGuard:
         return None if math.isnan(value) else value
 
     def drop(self, value: float, expected: float) -> float:
-        """By how much ``value`` is worse than ``expected``; infinite for NaN."""
+        """How much worse ``value`` is than ``expected``; infinite for NaN."""
         worse = expected - value if self.mode == "max" else value - expected
         return math.inf if math.isnan(worse) else worse
 

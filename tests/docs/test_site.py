@@ -35,7 +35,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The pages by their path; a warning while they are built is an error."""
-    folder = tmp_path_factory.mktemp("site")
+    folder = tmp_path_factory.mktemp("documentation", numbered=False)  # other modules of tests have sites too
     log = logging.getLogger("mkdocs")
     level = log.level
     try:
@@ -46,7 +46,7 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_built(site):
-    built = {path.as_posix().split("/site0/")[-1] for path in site}
+    built = {path.as_posix().split("/documentation/")[-1] for path in site}
     assert built == {place.replace(".md", ".html") for place in HOOKS.PAGES.values()}
 
 
@@ -106,7 +106,9 @@ def test_a_picture_for_dark_pages_is_shown_by_the_palette(site):
     assert {"README.md", "docs/results.md"} <= set(pictures)
     for page, found in pictures.items():
         assert len(found) == text_of(page).count("<picture"), "in the form that the hook knows"
-        (path,) = (path for path in site if path.as_posix().endswith(f"site0/{HOOKS.PAGES[page].replace('.md', '.html')}"))
+        (path,) = (
+            path for path in site if path.as_posix().endswith(f"documentation/{HOOKS.PAGES[page].replace('.md', '.html')}")
+        )
         shown = [link.rpartition("/")[2] for link in site[path].fetched if "#only-" in link]
         names = [
             f"{name.rpartition('/')[2]}#only-{kind}"

@@ -168,7 +168,7 @@ class StaleSB(SelectiveBackprop):
 
 
 def _share_below(values: np.ndarray) -> np.ndarray:
-    """For each of ``values``, the share of them that is strictly smaller; ``float64[n]``."""
+    """The share of ``values`` that is strictly smaller than each of them; ``float64[n]``."""
     order = np.argsort(values)
     ordered = values[order]
     first = np.zeros(len(values), dtype=np.int64)
