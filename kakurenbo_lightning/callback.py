@@ -163,7 +163,8 @@ class SampleSelection(pl.Callback):
     @property
     def totals(self) -> Totals:
         """What was trained, hidden and refreshed so far; zeros before ``fit``, and where the training ran in processes of its own.
-        ``samples_trained``, ``saved_seconds`` (estimated) and others: ``as_dict()`` has all, ``help(selection.totals)`` says what each is.
+        Counts are ``samples_trained``, ``samples_hidden``, ``samples_refreshed``, ``samples_scored`` and ``samples_rejected``; seconds are
+        ``saved_seconds`` (estimated) and others, which ``as_dict()`` has and ``help(selection.totals)`` explains.
         """
         return Totals() if self.session is None else self.session.totals
 

@@ -196,7 +196,7 @@ def page(found: Mapping[str, Any], family: str = "") -> str:
         "hidden now": f"{found['hidden']:,} ({found['hidden_share']:.1%}), learning rate x {found['lr_factor']:.3f}",
         "measured": f"{found['measured']:,} samples, {'unknown how many' if right is None else f'{right:,}'} predicted correctly, "
         f"{found['not_finite']:,} without a finite loss",
-        "whole epochs": Totals(**found["totals"]).summary(family),
+        "so far": f"{Totals(**found['totals']).summary(family)} (of whole epochs)",
     }
     if found["loss_quantiles"]:
         lines["loss"] = "{:.3g} least, {:.3g} | {:.3g} | {:.3g} quartiles, {:.3g} largest".format(*found["loss_quantiles"])

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from installed import REPOSITORY, beside, built_wheel, editable_paths, install, run
 
+from kakurenbo_lightning.cli import report
+
 THIRD = REPOSITORY / "tests" / "methods" / "plugin"
 TEMPLATE = Path(__file__).with_name("template")
 PAGE = REPOSITORY / "docs" / "hydra.md"
@@ -222,6 +224,25 @@ def test_such_an_app_sweeps_over_methods_and_resumes(site, tmp_path):
     resumed = [f"{chosen}=random", later, "trainer.max_epochs=4", f"ckpt_path={tmp_path}/sweep/1/checkpoints/last.ckpt"]
     printed = trained(program, *resumed, f"hydra.run.dir={tmp_path}/resumed", site=site)
     assert re.findall(r"^selection (\w+)\(.* (\d+)$", printed, re.MULTILINE) == [("RandomHiding", "36")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # five processes that train
+def test_such_an_app_sweeps_over_settings_beside_a_baseline_and_reports(site, tmp_path):
+    program = template(tmp_path)
+    (recorder,) = re.findall(r"^```yaml\n(recorder:\n.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    without = re.sub(r"^selection: {.*\n", "", shown(), flags=re.MULTILINE).replace(
+        "@selection: kakurenbo", "@selection: baseline"
+    )
+    for name, lines in {"kakurenbo": shown(), "baseline": without}.items():
+        (tmp_path / "configs" / "callbacks" / f"{name}.yaml").write_text(lines + recorder)
+    swept = ["callbacks.selection.max_fraction=0.2,0.4", "callbacks.selection.tau=0.3,0.6"]
+    started(program, "-m", "callbacks=kakurenbo", *swept, f"hydra.sweep.dir={tmp_path}/runs", site=site)
+    started(program, "callbacks=baseline", f"hydra.run.dir={tmp_path}/runs/baseline", site=site)
+    report.main([str(tmp_path / "runs"), "-o", str(tmp_path / "report")])
+    table = (tmp_path / "report" / "comparison.md").read_text()
+    assert table.count("| kakurenbo, max_fraction=0.") == 4 and table.count("| baseline ") == 1
+    assert (tmp_path / "report" / "f_tau.png").is_file()
 
 
 @pytest.mark.slow
