@@ -11,10 +11,7 @@ MOST_WORDS, LONGEST = 700, 120
 ROWS = {
     "`baseline`": "baseline",
     "`kakurenbo`": "kakurenbo",
-    "`kakurenbo`, F=0.5 throughout, chosen every third epoch": "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
-    "the same, its last two epochs on everything": (
-        "kakurenbo end_fraction=0.14 every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]"
-    ),
+    '`kakurenbo`, `preset="fast"`': "kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]",
 }
 
 
@@ -39,11 +36,22 @@ def test_the_two_lines_with_a_plus_are_all_that_a_program_needs():
     assert selection.totals.samples_trained + selection.totals.samples_hidden == 3 * 32
 
 
+def of_arena(name):
+    found = json.loads((REPOSITORY / f"recipes/benchmarks/results/{name}.json").read_text())["standings"]
+    return {one["name"]: one for one in found}
+
+
+def test_its_sentence_on_a_redundant_set_has_the_figures_of_that_arena():
+    standings = of_arena("arena-fractals")
+    one, baseline = standings["kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.7 milestones=[]"], standings["baseline"]
+    score, other = (written(each["score"], ".2f", 100) for each in (one, baseline))
+    assert f"takes {written(one['time'], '.2f', 1)} of the time:" in README and one["survives"] == "yes"
+    assert f"{score} % against {other} %, {written(one['over_time'], '.2f', 100)} points above a baseline" in README
+
+
 def test_its_table_has_the_figures_of_the_arena():
     """Those of recipes/benchmarks/results/arena.json; so has the sentence on what does not pay."""
-    standings = {
-        one["name"]: one for one in json.loads((REPOSITORY / "recipes/benchmarks/results/arena.json").read_text())["standings"]
-    }
+    standings = of_arena("arena")
     for row, name in ROWS.items():
         one = standings[name]
         cells = [written(one[key], form, scale) for key, form, scale in (("score", ".2f", 100), ("time", ".2f", 1))]

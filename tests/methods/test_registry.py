@@ -65,7 +65,7 @@ def test_unknown_setting_suggests_the_nearest():
 
 def test_a_preset_gives_settings_together_and_those_beside_it_win():
     fast = get_method("kakurenbo", preset="fast")
-    together = {"max_fraction": 0.5, "fractions": (1.0,), "milestones": (), "every_n_epochs": 3, "end_fraction": 0.14}
+    together = {"max_fraction": 0.5, "fractions": (1.0,), "milestones": (), "every_n_epochs": 3}
     assert fast == get_method("kakurenbo", **together)
     assert get_method("kakurenbo", preset="fast", max_fraction=0.4, tau=0.6) == replace(fast, max_fraction=0.4, tau=0.6)
     assert SampleSelection("kakurenbo", preset="fast").method == fast
