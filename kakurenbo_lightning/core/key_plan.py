@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,7 +61,7 @@ class KeyPlan:
         """``int64[h]`` on the CPU, ascending: the keys left out of this epoch."""
         return self.keys[self.weights == 0]
 
-    @property
+    @cached_property
     def hidden_count(self) -> int:
         """How many known samples are left out."""
         return int((self.weights == 0).sum())

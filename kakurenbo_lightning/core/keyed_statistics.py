@@ -130,7 +130,7 @@ class KeyedStatistics(SampleStatistics):
         Raises:
             StateError: the keys do not ascend.
         """
-        keys = state[KEYS]
+        keys = state[KEYS].cpu()
         if not bool((keys[1:] > keys[:-1]).all()):
             raise StateError(f"statistics.{KEYS} must ascend, each key once")
         self._columns()

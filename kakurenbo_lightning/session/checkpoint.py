@@ -211,7 +211,8 @@ def _plan_state(plan: Plan, num_samples: int) -> dict[str, Any]:
     if isinstance(plan, StreamPlan):
         return {"samples": plan.samples, "metrics": dict(plan.metrics)}
     if isinstance(plan, KeyPlan):
-        return {**vars(plan), "keys": plan.keys.clone(), "weights": plan.weights.clone(), "metrics": dict(plan.metrics)}
+        whole = {name: getattr(plan, name) for name in ("total", "lr_factor")}
+        return {**whole, "keys": plan.keys.clone(), "weights": plan.weights.clone(), "metrics": dict(plan.metrics)}
     return {
         "hidden": plan.hidden.clone(),
         # trained samples follow from the hidden ones, except in plans that draw

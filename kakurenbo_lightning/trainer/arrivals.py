@@ -236,6 +236,7 @@ class Arrivals:
             raise ConflictError(
                 f"{who} has no batch at all, so there is nothing to train; check where its data set reads from, and how it is split over "
                 "ranks and workers: each needs a part of its own (at least one shard per rank and worker)"
+                + (", of which the epoch leaves something, so hide less where all of it is hidden" if self._keep else "")
             )
         if len(ended) < len(sizes):
             self._warn(

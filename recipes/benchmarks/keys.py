@@ -1,8 +1,8 @@
 """Hiding by key on iterable data: look-ups of keys, and what an epoch that hides a share saves.
 
 Look-ups: of a table of F times as many keys, in arrays, and one at a time through `selection.keep`. Epochs: a fit on webdataset's shards of
-JPEG images in which every second epoch hides the share F at random. Passes of the same shards that only read them, and that also decode
-them, take turns with nothing: they are made after the fit.
+JPEG images in which every second epoch hides the share F at random. Passes over the same shards that only read them, or also
+decode them, are made after the fit.
 """
 
 import argparse

@@ -23,6 +23,13 @@ def result_of(name):
     return result, rows, next((row for row in rows if row.get("samples") == MILLION), None)
 
 
+def keys(result, rows):
+    pair = result["epochs"]
+    yield "{:.1f}, {:.1f} and {:.1f} million".format(*(row["per_second"]["median"] / 1e6 for row in rows))
+    yield f"{pair['ratio']['median']:.2f} of one that trains on everything"
+    yield f"of which reading takes {100 * pair['reading_share']:.0f} % and decoding {100 * pair['decoding_share']:.0f} %"
+
+
 def controls(rows):
     for row in rows:
         yield from (written(row["accuracy"], ".2f", 100), f"{row['samples_trained']['mean']:,.0f}", f"{row['cpu_s']['mean']:.1f}")
@@ -203,6 +210,8 @@ QUOTED = {
     (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
     (DOCS / "scale.md", "sharded"): lambda result, rows, million: sharded(rows),
     (DOCS / "scale.md", "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
+    (BENCHMARKS, "keys"): lambda result, rows, million: keys(result, rows),
+    (DOCS / "streams.md", "keys"): lambda result, rows, million: keys(result, rows),
     (BENCHMARKS, "save"): lambda result, rows, million: save(rows),
     (BENCHMARKS, "fractal"): lambda result, rows, million: fractal(rows),
     (BENCHMARKS, "fractal-exfractaldb"): lambda result, rows, million: fractal(rows),

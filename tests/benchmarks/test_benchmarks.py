@@ -24,6 +24,7 @@ from recipes.benchmarks import (
     drawing,
     fault_run,
     faults,
+    keys,
     on_digits,
     overhead,
     plans,
@@ -85,6 +86,11 @@ SMALL = {
         "--sizes 2000 --repeats 1",
         "sizes",
         lambda rows: rows[0]["hidden"] > 100 and 11 * 2000 < rows[0]["bytes"] < 20 * 2000 + 20_000,
+    ),
+    keys: (
+        "--sizes 2e3 --asked 4e3 --turns 1 --samples 96 --pixels 32 --width 2",
+        "sizes",
+        lambda rows: rows[0]["per_second"]["median"] > 0 and 5 < rows[0]["bytes"] / 2000 < 20,
     ),
     recording: (
         "--samples 256 --epochs 6 --sizes 1000 --repeats 2",

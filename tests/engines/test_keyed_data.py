@@ -180,7 +180,7 @@ def test_a_run_is_recorded_and_inspected(tmp_path, capsys, caplog):
     inspect([str(tmp_path / "last.ckpt")])
     shown = capsys.readouterr().out
     assert f"{COUNT} samples of iterable data, by key" in shown and "key=3" in shown
-    assert f"hidden now  {selection.plan.hidden_count} (" in shown
+    assert f" {selection.plan.hidden_count} ({selection.plan.hidden_fraction:.1%})" in shown
     assert all(str(key) in shown for key in selection.plan.hidden[:3].tolist())
 
 
