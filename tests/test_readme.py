@@ -47,6 +47,8 @@ def test_its_sentence_on_a_redundant_set_has_the_figures_of_that_arena():
     score, other = (written(each["score"], ".2f", 100) for each in (one, baseline))
     assert f"takes {written(one['time'], '.2f', 1)} of the time:" in README and one["survives"] == "yes"
     assert f"{score} % against {other} %, {written(one['over_time'], '.2f', 100)} points above a baseline" in README
+    fast = standings["kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]"]
+    assert f'`preset="fast"`: {written(fast["score"], ".2f", 100)} % in {written(fast["time"], ".2f", 1)}.' in README
 
 
 def test_its_table_has_the_figures_of_the_arena():

@@ -76,7 +76,7 @@ def draw(
     percent = bool(higher_is_better and table["score"].between(0, 1).all())
     table[["score", "score_std"]] *= 100 if percent else 1
     links = [(entry.name, control) for entry in comparison.entries for control in controls_of(comparison, entry, rows)]
-    words = (f"{score} (%)" if percent else score, title, higher_is_better, len(comparison.seeds))
+    words = (f"{score} (%)" if percent else score, title, higher_is_better, _seeds(comparison, rows))
     target.parent.mkdir(parents=True, exist_ok=True)
     themes = {"": {}} if target.suffix in (".svg", ".pdf") else {"": {}, "-dark": NIGHT}
     for ending, theme in themes.items():
@@ -86,6 +86,16 @@ def draw(
             file.write_bytes(write.get(target.suffix, raster)(figure))
     shown = [f"{row.group} {row.score:.1f}{' %' * percent} at {row.time:.2f}" for row in _rows(table) if row.kind != CHANCE]
     return f"{score.capitalize()} against time, that of the baseline being 1: {'; '.join(shown)}."
+
+
+def _seeds(comparison: Comparison, rows: Mapping[str, Row]) -> str:
+    """Over how many seeds the points of methods are means; it may be more for some than for others."""
+    counts = [sum(comparison.of(entry, seed).name in rows for seed in comparison.seeds) for entry in comparison.entries]
+    trained = sorted({count for count in counts if count} or {len(comparison.seeds)})
+    least, most = trained[0], trained[-1]
+    if most == 1:
+        return "one seed"
+    return f"mean ± deviation of {most if least == most else f'{least} to {most}'} seeds"
 
 
 def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool) -> pd.DataFrame:
@@ -106,7 +116,7 @@ def _rows(table: pd.DataFrame) -> Iterable[Any]:
     return table.itertuples()
 
 
-def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title: str, rising: bool, seeds: int) -> Figure:
+def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title: str, rising: bool, seeds: str) -> Figure:
     """The figure, in the colours of the style that is set."""
     names, key = _labels(table)
     colours = dict(
@@ -116,8 +126,7 @@ def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title
     axes = figure.subplots()
     heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"
     figure.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")  # the two lines are for the text below
-    seeded = "one seed" if seeds == 1 else f"mean ± deviation of {seeds} seeds"
-    about = f"{f'{title}, ' if title else ''}{seeded}.\n{READING if rising else BEATEN}"
+    about = f"{f'{title}, ' if title else ''}{seeds}.\n{READING if rising else BEATEN}"
     figure.text(0.01, 1 - 0.32 / figure.get_figheight(), about, fontsize=8.5, va="top")
     lines = _draw_points(axes, table, links, colours)
     axes.set(

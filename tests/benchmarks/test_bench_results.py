@@ -166,6 +166,18 @@ def arena(standings):
         yield f"| `{one['name']}` | {' | '.join(figures)} | {one['seeds']} | {one['survives']} |"
 
 
+def refreshed(summary):
+    parts = (
+        ("accuracy", ".2f", 100),
+        ("difference", "+.2f", 100),
+        ("samples_trained", ",.0f", 1),
+        ("samples_refreshed", ",.0f", 1),
+    )
+    for row in summary:
+        figures = [written(row[name], form, scale).replace("+-", "±") for name, form, scale in (*parts, ("time_ratio", ".3f", 1))]
+        yield f"| {row['run']} | {' | '.join(figures)} |"
+
+
 def doctor(rows):
     for row in rows:
         area = "-" if row["auroc"] is None else f"{row['auroc']['mean']:.4f}"
@@ -205,6 +217,7 @@ QUOTED = {
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
     (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "arena-fractals"): lambda result, rows, million: arena(result["standings"]),
+    (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
     (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
