@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
@@ -52,9 +52,9 @@ class ListedOrder:
     """The order in which a sampler of the user's lists samples, as a function of epoch and seed: equal on every rank and after a
     resume.
 
-    The user's sampler is not touched. Each listing is by a copy of it (which has the data sets themselves, no copies), whose
-    ``set_epoch`` is called, whose own generators are seeded, and around which the global random streams are set aside and seeded. One that
-    counts its epochs itself is listed as often as it would have been.
+    The user's sampler is not touched. Each listing is by a copy of it (which has the data sets, modules and Trainer themselves, no
+    copies), whose ``set_epoch`` is called, whose own generators are seeded, and around which the global random streams are set aside and
+    seeded. One that counts its epochs itself is listed as often as it would have been.
 
     Args:
         loader: whose sampler, or batch sampler if it is not torch's, is listed.
@@ -175,7 +175,7 @@ class ListedOrder:
         seed = stream_seed(seed, epoch, "user order")
         with isolated_rng():
             seed_everything(seed)
-            for each in _parts(sampler):
+            for each in _parts(sampler)[0]:
                 _seed(each, seed)
                 if callable(set_epoch := getattr(each, "set_epoch", None)):
                     set_epoch(epoch)
@@ -224,12 +224,12 @@ class ListedOrder:
             )
 
     def _copy(self) -> Any:
-        """A copy of the sampler; data sets are not copied."""
-        memo: dict[int, Any] = {id(self._dataset): self._dataset}
-        for each in _parts(self._sampler):
+        """A copy of the sampler; data sets, modules and the Trainer are not copied."""
+        parts, others = _parts(self._sampler)
+        memo: dict[int, Any] = {id(each): each for each in (self._dataset, *others) if not isinstance(each, torch.Tensor)}
+        for each in parts:
             if isinstance(each, torch.Generator):  # which cannot be copied in older releases
                 memo[id(each)] = torch.Generator()
-            memo |= {id(value): value for value in _attributes(each).values() if isinstance(value, Dataset)}
         try:
             return copy.deepcopy(self._sampler, memo)
         except Exception as error:
@@ -243,21 +243,24 @@ def _attributes(value: object) -> dict[str, Any]:
     return getattr(value, "__dict__", {})
 
 
-def _parts(sampler: Any) -> Iterator[Any]:
-    """The sampler, and the objects that it is made of."""
-    pending, known = [sampler], set()
+def _parts(sampler: Any) -> tuple[list[Any], list[Any]]:
+    """The sampler and the objects that it is made of, and others that these refer to."""
+    pending, known, parts, others = [sampler], set(), [], []
     while pending:
         each = pending.pop()
-        if id(each) in known or isinstance(each, _APART) or is_instance(each, pl.Trainer):
+        if id(each) in known:
             continue
         known.add(id(each))
-        if isinstance(each, (list, tuple)):
+        if isinstance(each, _APART) or is_instance(each, pl.Trainer):
+            others.append(each)
+        elif isinstance(each, (list, tuple)):
             pending += each if len(each) <= NESTED else ()
         elif isinstance(each, Mapping):
             pending += each.values() if len(each) <= NESTED else ()
         else:
-            yield each
+            parts.append(each)
             pending += _attributes(each).values()
+    return parts, others
 
 
 def _seed(part: object, seed: int) -> None:

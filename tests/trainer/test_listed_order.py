@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -410,3 +411,15 @@ def test_the_data_set_is_not_copied():
     data = Uncopied()
     order = ListedOrder(DataLoader(data, BATCH, sampler=Listing(ALL, source=data)), 1)
     assert order(0, 0).indices.tolist() == ALL
+
+
+@pytest.mark.parametrize("kept", [lambda trainer: trainer, lambda trainer: [trainer.lightning_module]])
+def test_a_sampler_that_keeps_the_trainer_or_the_module_copies_neither(kept):
+    class Uncopied(Net):
+        def __deepcopy__(self, memo):
+            raise AssertionError("it may take most of the device's memory")
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(Uncopied())
+    loader = DataLoader(Points(COUNT), BATCH, sampler=Listing(ALL, source=kept(trainer)))
+    assert ListedOrder(loader, 1)(0, 0).indices.tolist() == ALL
