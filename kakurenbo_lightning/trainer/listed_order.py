@@ -24,7 +24,7 @@ from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 
 LISTED = 3  # epochs that show which samples there are, and which of them share batches
-MOST_LISTED = 12  # where each one shows more samples
+MOST_LISTED, SURE = 24, 6  # where epochs leave some out: until each sample that is listed at all was in so many
 FEW = 0.1  # of an epoch's samples: so many it may leave out, or repeat to fill batches
 NESTED = 100  # items of a list, or a dict, in which parts of a sampler are looked for at most
 _APART = (type, ModuleType, Dataset, DataLoader, torch.nn.Module, torch.Tensor)  # no parts of a sampler that refers to them
@@ -114,26 +114,27 @@ class ListedOrder:
         return Order(indices, torch.from_numpy(np.concatenate([listing.batches, alone])), self._shared)
 
     def _first_listings(self) -> list[Listing]:
-        """A few epochs; where they leave out some samples, as many as it takes until two in a row list no new ones."""
+        """A few epochs; where they leave out some samples, as many as it takes to be sure that no other is ever listed."""
         listings = [self._list(0, 0), self._list(1, 0)]
         if np.array_equal(listings[0].indices, listings[1].indices):
             self._counts = True
             listings[1] = self._list(1, 0)
             self._counts = not np.array_equal(listings[0].indices, listings[1].indices)
-        seen, known = np.zeros(self._total, dtype=bool), []
+        counts = np.zeros(self._total, dtype=np.int64)
         for epoch in range(MOST_LISTED):
             if epoch >= len(listings):
                 listings.append(self._list(epoch, 0))
-            seen[listings[epoch].indices] = True
-            known.append(int(seen.sum()))
-            each_has_all = all(len(each.indices) == known[-1] for each in listings)
-            if epoch + 1 >= (LISTED if self._batched else 2) and (each_has_all or known[-1:] == known[-3:-2]):
+            counts[listings[epoch].indices] += 1
+            listed = counts[counts > 0]
+            each_has_all = len(listed) == self._total or all(len(each.indices) == len(listed) for each in listings)
+            if epoch + 1 >= (LISTED if self._batched else 2) and (each_has_all or listed.min() >= SURE):
                 break
         return listings
 
     def _universe(self, listings: list[Listing], world_size: int) -> Universe:
-        """All that was listed, or the whole data set where an epoch leaves out so many that chance may have left out some in all."""
-        inside = np.unique(np.concatenate([each.indices for each in listings]))
+        """All that was listed, or the whole data set where each epoch leaves out so much that chance may have left out some in all."""
+        counts = np.bincount(np.concatenate([each.indices for each in listings]), minlength=self._total)
+        inside = np.flatnonzero(counts)
         left_out = max(len(inside) - len(each.indices) for each in listings)
         if left_out >= max(self.batch_size * world_size, FEW * len(inside)):
             raise ConflictError(
@@ -141,7 +142,7 @@ class ListedOrder:
                 "must know which samples there are; list the same ones in each epoch (drop_last=False, if it has that), and let the "
                 "method choose"
             )
-        whole = self._total - len(inside) <= left_out
+        whole = len(inside) == self._total or (counts[inside].min() < SURE and self._total - len(inside) <= left_out)
         return Universe(self._total, None if whole else torch.from_numpy(inside))
 
     def _batches_of(self, listings: list[Listing]) -> torch.Tensor:
