@@ -207,19 +207,34 @@ class Ranks:
         return sent
 
 
-def check_equal_plans(checksum: int, device: torch.device, method: str, epoch: int, position: str) -> None:
-    """Compare the plans of all processes by a checksum of 63 bits; one small collective.
+def check_equal_plans(plan: int, order: int, device: torch.device, method: str, epoch: int, position: str) -> None:
+    """Compare what all processes plan, and the order in which the user's sampler lists it; one small collective.
+
+    Args:
+        plan: a checksum of 63 bits, as the next.
+        order: 0 where there is no such sampler.
+        device: of the collective.
+        method: that chose, for errors; likewise the next two.
+        epoch: that is planned.
+        position: of this rank.
 
     Raises:
-        RuntimeError: on every rank, when they differ.
+        RuntimeError: on every rank, when plans differ.
+        ConflictError: likewise, when orders do.
     """
-    mine = torch.tensor([checksum], device=device)
+    mine = torch.tensor([plan, order], device=device)
     gathered = [torch.empty_like(mine) for _ in range(torch.distributed.get_world_size())]
     with collective("compare their plans", position):
         torch.distributed.all_gather(gathered, mine)
-    sums = [int(value) for value in gathered]
-    if len(set(sums)) > 1:
+    plans, orders = zip(*(each.tolist() for each in gathered), strict=True)
+    if len(set(plans)) > 1:
         raise RuntimeError(
-            f"{method} chose differently on different ranks for epoch {epoch} (checksums {sums}); a method must be a pure "
+            f"{method} chose differently on different ranks for epoch {epoch} (checksums {list(plans)}); a method must be a pure "
             "function of the merged statistics and the epoch; every rank needs the same data set, seed and settings"
+        )
+    if len(set(orders)) > 1:
+        raise ConflictError(
+            f"the train loader's sampler lists epoch {epoch} in another order on other ranks, so that samples would be trained twice, or "
+            "by none. Let it draw from the random numbers of torch, numpy or random, or from a generator that it keeps (each is seeded for "
+            "an epoch), not from a new one without a seed, and let it not go through a set of strings, which every process orders anew"
         )

@@ -119,6 +119,9 @@ class SetPlan:
         heavy: the samples of the second; ``None`` where there is one.
         lr_factor: factor on the learning rate of every optimizer step of the epoch.
         metrics: what the method wants logged.
+
+    Raises:
+        ValueError: more than two loss weights.
     """
 
     kept: IndexSet
@@ -127,9 +130,16 @@ class SetPlan:
     lr_factor: float = 1.0
     metrics: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if len(self.levels) > 2:
+            raise ValueError(
+                f"the method gives samples the loss weights {', '.join(f'{level:g}' for level in self.levels[:3])}, and others; "
+                "with statistics='sharded' they may have two values; use statistics='replicated'"
+            )
+
     @classmethod
     def of(cls, plan: EpochPlan, num_samples: int) -> SetPlan:
-        """The plan of ``num_samples`` samples, whose indices do not repeat and whose weights have at most two values."""
+        """The plan of ``num_samples`` samples, whose indices do not repeat."""
         kept = torch.ones(num_samples, dtype=torch.bool).index_fill_(0, plan.hidden, False)
         levels, heavy = (1.0,), None
         if plan.weights is not None:

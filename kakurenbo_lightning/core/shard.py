@@ -47,6 +47,11 @@ class Layout:
         """A hash of the order as it is laid out; empty for a random one."""
         return "" if self.order is None else self.order.digest(self.batch_size)
 
+    @property
+    def order_checksum(self) -> int:
+        """The same as a number of 63 bits; 0 for a random one."""
+        return int(self.order_digest or "0", 16) >> 1
+
 
 class Shard(Protocol):
     """What engines, samplers and schedules ask of one rank's part of an epoch. All ranks have the same number of steps."""

@@ -171,7 +171,7 @@ class ShardedStatistics(SampleStatistics):
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this rank's rows of the saved columns of all samples.
+        """Take this rank's rows of the saved columns of all samples, in place of what waits for a merge too.
 
         Raises:
             ValueError: they are of another data set length.
@@ -179,6 +179,7 @@ class ShardedStatistics(SampleStatistics):
         rank, size = self.ranks.rank, self.ranks.size
         if len(state["loss"]) != self.total:
             raise ValueError(f"the saved statistics are of {len(state['loss'])} samples, this data set has {self.total}")
+        self._pieces, self._filled, self._writing = [], 0, None
         for name, column in self._columns().items():
             column.copy_(state[name][rank::size])
 

@@ -142,11 +142,6 @@ class Share(Spread):
         kept, levels, heavy = self.gathered(hidden).complement(), (1.0,), None
         if weights is not None:
             levels = tuple(sorted(set().union(*self.ranks.gather_objects(weights.unique().tolist()[:3]))))
-            if len(levels) > 2:
-                raise ValueError(
-                    f"the method gives samples the loss weights {', '.join(f'{level:g}' for level in levels)}, and others; "
-                    "with statistics='sharded' they may have two values; use statistics='replicated'"
-                )
             heavy = self.gathered(weights == levels[-1]) if len(levels) == 2 else None
         return SetPlan(kept, levels, heavy, metrics=metrics)
 

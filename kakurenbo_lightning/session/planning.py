@@ -164,8 +164,8 @@ class Planner:
             self._control.planned(epoch, plan, previous)
         engine.prepare(epoch, plan, scored)
         if not self._adapter.ranks.is_alone and dist.is_initialized():
-            checksum = plan.checksum() ^ engine.checksum()
-            check_equal_plans(checksum, statistics.device, self._method.name, index, position)
+            checksum, order = plan.checksum() ^ engine.checksum(), data.sampler.layout(index).order_checksum
+            check_equal_plans(checksum, order, statistics.device, self._method.name, index, position)
         nonfinite = statistics.nonfinite()
         seconds = watch.take()
         self.totals.select_seconds += seconds

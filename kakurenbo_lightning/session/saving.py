@@ -64,7 +64,8 @@ def method_and_saving(method: str | Method, settings: Mapping[str, Any], save: A
     """
     if not isinstance(method, str) and settings:
         raise TypeError(
-            f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...)"
+            f"settings {shown(sorted(settings))} are given beside a method object; put them into {type(method).__name__}(...), or give "
+            "the method by name"
         )
     saving = None if save is None else save if isinstance(save, Saving) else _of_number(save)
     name = None if saving is None or not isinstance(method, str) else share_setting(method_class(method))
@@ -95,8 +96,9 @@ def _check_method(method: Method, settings: Mapping[str, Any], save: Saving) -> 
         )
     share = getattr(method, name)
     if name in settings or share != default_of(type(method), name):
+        of_preset = f" (of preset={shown(settings['preset'])})" if "preset" in settings and name not in settings else ""
         raise ValueError(
-            f"{method.name}: {name}={shown(share)} and save={save.share:g} both say how much is hidden; leave one of them "
+            f"{method.name}: {name}={shown(share)}{of_preset} and save={save.share:g} both say how much is hidden; leave one of them "
             f"out (in a config of Hydra: {name}=null)"
         )
     try:

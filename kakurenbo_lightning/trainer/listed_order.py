@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from types import ModuleType
@@ -24,7 +24,7 @@ from kakurenbo_lightning.core.universe import Universe
 from kakurenbo_lightning.errors import ConflictError
 
 LISTED = 3  # epochs that show which samples there are, and which of them share batches
-MOST_LISTED = 12  # where each one shows more samples
+MOST_LISTED, SURE = 24, 6  # where epochs leave some out: until each sample that is listed at all was in so many
 FEW = 0.1  # of an epoch's samples: so many it may leave out, or repeat to fill batches
 NESTED = 100  # items of a list, or a dict, in which parts of a sampler are looked for at most
 _APART = (type, ModuleType, Dataset, DataLoader, torch.nn.Module, torch.Tensor)  # no parts of a sampler that refers to them
@@ -52,9 +52,9 @@ class ListedOrder:
     """The order in which a sampler of the user's lists samples, as a function of epoch and seed: equal on every rank and after a
     resume.
 
-    The user's sampler is not touched. Each listing is by a copy of it (which has the data sets themselves, no copies), whose
-    ``set_epoch`` is called, whose own generators are seeded, and around which the global random streams are set aside and seeded. One that
-    counts its epochs itself is listed as often as it would have been.
+    The user's sampler is not touched. Each listing is by a copy of it (which has the data sets, modules and Trainer themselves, no
+    copies), whose ``set_epoch`` is called, whose own generators are seeded, and around which the global random streams are set aside and
+    seeded. One that counts its epochs itself is listed as often as it would have been.
 
     Args:
         loader: whose sampler, or batch sampler if it is not torch's, is listed.
@@ -114,26 +114,27 @@ class ListedOrder:
         return Order(indices, torch.from_numpy(np.concatenate([listing.batches, alone])), self._shared)
 
     def _first_listings(self) -> list[Listing]:
-        """A few epochs; where they leave out some samples, as many as it takes until two in a row list no new ones."""
+        """A few epochs; where they leave out some samples, as many as it takes to be sure that no other is ever listed."""
         listings = [self._list(0, 0), self._list(1, 0)]
         if np.array_equal(listings[0].indices, listings[1].indices):
             self._counts = True
             listings[1] = self._list(1, 0)
             self._counts = not np.array_equal(listings[0].indices, listings[1].indices)
-        seen, known = np.zeros(self._total, dtype=bool), []
+        counts = np.zeros(self._total, dtype=np.int64)
         for epoch in range(MOST_LISTED):
             if epoch >= len(listings):
                 listings.append(self._list(epoch, 0))
-            seen[listings[epoch].indices] = True
-            known.append(int(seen.sum()))
-            each_has_all = all(len(each.indices) == known[-1] for each in listings)
-            if epoch + 1 >= (LISTED if self._batched else 2) and (each_has_all or known[-1:] == known[-3:-2]):
+            counts[listings[epoch].indices] += 1
+            listed = counts[counts > 0]
+            each_has_all = len(listed) == self._total or all(len(each.indices) == len(listed) for each in listings)
+            if epoch + 1 >= (LISTED if self._batched else 2) and (each_has_all or listed.min() >= SURE):
                 break
         return listings
 
     def _universe(self, listings: list[Listing], world_size: int) -> Universe:
-        """All that was listed, or the whole data set where an epoch leaves out so many that chance may have left out some in all."""
-        inside = np.unique(np.concatenate([each.indices for each in listings]))
+        """All that was listed, or the whole data set where each epoch leaves out so much that chance may have left out some in all."""
+        counts = np.bincount(np.concatenate([each.indices for each in listings]), minlength=self._total)
+        inside = np.flatnonzero(counts)
         left_out = max(len(inside) - len(each.indices) for each in listings)
         if left_out >= max(self.batch_size * world_size, FEW * len(inside)):
             raise ConflictError(
@@ -141,7 +142,7 @@ class ListedOrder:
                 "must know which samples there are; list the same ones in each epoch (drop_last=False, if it has that), and let the "
                 "method choose"
             )
-        whole = self._total - len(inside) <= left_out
+        whole = len(inside) == self._total or (counts[inside].min() < SURE and self._total - len(inside) <= left_out)
         return Universe(self._total, None if whole else torch.from_numpy(inside))
 
     def _batches_of(self, listings: list[Listing]) -> torch.Tensor:
@@ -175,7 +176,7 @@ class ListedOrder:
         seed = stream_seed(seed, epoch, "user order")
         with isolated_rng():
             seed_everything(seed)
-            for each in _parts(sampler):
+            for each in _parts(sampler)[0]:
                 _seed(each, seed)
                 if callable(set_epoch := getattr(each, "set_epoch", None)):
                     set_epoch(epoch)
@@ -224,12 +225,12 @@ class ListedOrder:
             )
 
     def _copy(self) -> Any:
-        """A copy of the sampler; data sets are not copied."""
-        memo: dict[int, Any] = {id(self._dataset): self._dataset}
-        for each in _parts(self._sampler):
+        """A copy of the sampler; data sets, modules and the Trainer are not copied."""
+        parts, others = _parts(self._sampler)
+        memo: dict[int, Any] = {id(each): each for each in (self._dataset, *others) if not isinstance(each, torch.Tensor)}
+        for each in parts:
             if isinstance(each, torch.Generator):  # which cannot be copied in older releases
                 memo[id(each)] = torch.Generator()
-            memo |= {id(value): value for value in _attributes(each).values() if isinstance(value, Dataset)}
         try:
             return copy.deepcopy(self._sampler, memo)
         except Exception as error:
@@ -243,21 +244,24 @@ def _attributes(value: object) -> dict[str, Any]:
     return getattr(value, "__dict__", {})
 
 
-def _parts(sampler: Any) -> Iterator[Any]:
-    """The sampler, and the objects that it is made of."""
-    pending, known = [sampler], set()
+def _parts(sampler: Any) -> tuple[list[Any], list[Any]]:
+    """The sampler and the objects that it is made of, and others that these refer to."""
+    pending, known, parts, others = [sampler], set(), [], []
     while pending:
         each = pending.pop()
-        if id(each) in known or isinstance(each, _APART) or is_instance(each, pl.Trainer):
+        if id(each) in known:
             continue
         known.add(id(each))
-        if isinstance(each, (list, tuple)):
+        if isinstance(each, _APART) or is_instance(each, pl.Trainer):
+            others.append(each)
+        elif isinstance(each, (list, tuple)):
             pending += each if len(each) <= NESTED else ()
         elif isinstance(each, Mapping):
             pending += each.values() if len(each) <= NESTED else ()
         else:
-            yield each
+            parts.append(each)
             pending += _attributes(each).values()
+    return parts, others
 
 
 def _seed(part: object, seed: int) -> None:

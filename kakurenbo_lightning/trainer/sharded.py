@@ -51,24 +51,36 @@ def local(tensor: Tensor) -> Tensor:
     return part.to_local() if is_sharded(tensor) else tensor
 
 
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and activation checkpointing
+
+
+def _sharded_names(module: nn.Module) -> dict[str, str]:
+    """The names of the sharded parameters, and what torch calls each in a state dict, where wrappers within ``module`` have no part."""
+    names = {name: name for name, parameter in module.named_parameters() if is_sharded(parameter)}
+    for wrapper in _WRAPPERS:
+        names = {name: saved.replace(wrapper, "") for name, saved in names.items()}
+    return names
+
+
 def whole_parameters(module: nn.Module) -> dict[str, Tensor]:
     """The sharded parameters of ``module``, each whole and on the CPU, on the first process; nothing on others. Collective."""
-    names = [name for name, parameter in module.named_parameters() if is_sharded(parameter)]
+    names = _sharded_names(module)
     if not names:
         return {}
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     found: dict[str, Any] = get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: found[name] for name in names if name in found}
+    return {name: found[saved] for name, saved in names.items()} if found else {}  # there are none on other processes
 
 
 def load_whole_parameters(module: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Take over :func:`whole_parameters`, of the first process. Collective."""
-    names = [name for name, parameter in module.named_parameters() if is_sharded(parameter)]
+    names = _sharded_names(module)
     if not names:
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
     first = torch.distributed.get_rank() == 0
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    set_model_state_dict(module, {name: parameters[name] for name in names} if first else {}, options=options)
+    whole: dict[str, Any] = {saved: parameters[name] for name, saved in names.items()} if first else {}
+    set_model_state_dict(module, whole, options=options)

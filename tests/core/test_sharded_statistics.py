@@ -15,6 +15,7 @@ from kakurenbo_lightning.core.plan import EpochPlan, SetPlan
 from kakurenbo_lightning.core.shard import Layout, same_batches
 from kakurenbo_lightning.core.sharded_statistics import ShardedStatistics
 from kakurenbo_lightning.core.spread import ALONE, Share
+from kakurenbo_lightning.methods import Kakurenbo
 from kakurenbo_lightning.methods.topk import lowest
 
 SIZES = st.integers(1, 5)
@@ -157,6 +158,27 @@ def test_records_of_two_epochs_do_not_wait_for_one_merge():
             write(1)
 
     on_ranks(1, on_rank)
+
+
+def test_a_loaded_state_takes_the_place_of_records_that_wait_for_a_merge():
+    """Of a training that was given up, in whose place the checkpoint's goes on: nothing of them is left, and its epoch may come before."""
+
+    def on_rank(ranks):
+        method, statistics, loaded = Kakurenbo(), ShardedStatistics(7, ranks), SampleStatistics(7)
+        rows, values = (
+            torch.arange(ranks.rank, 7, ranks.size).flip(0),
+            {"loss": torch.ones(len(range(ranks.rank, 7, ranks.size)))},
+        )
+        method.record(statistics, rows, values, Epoch(2))
+        method.record(loaded, torch.arange(7), {"loss": torch.arange(7.0)}, Epoch(0))
+        statistics.load_state_dict(loaded.state_dict())
+        method.record(statistics, rows[:1], {"loss": torch.full((1,), 9.0)}, Epoch(1))
+        statistics.merge()
+        return statistics.loss, statistics.epoch_seen
+
+    parts = on_ranks(2, on_rank)
+    assert together([loss for loss, _ in parts], 7).tolist() == [0, 1, 2, 3, 4, 9, 9]
+    assert together([seen for _, seen in parts], 7).tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
 @given(

@@ -5,13 +5,14 @@
 
 import os
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from fits import CodedNet, DiceNet, ManualNet, Net, Points, SaveAt, ScoredNet, fit
 from forced_methods import Given, Impure
 from lightning.pytorch.callbacks import ModelCheckpoint
 from shards import shard_of
-from torch.utils.data import DistributedSampler, SubsetRandomSampler
+from torch.utils.data import DistributedSampler, Sampler, SubsetRandomSampler
 
 from kakurenbo_lightning import EpochPlan, SampleStatistics, Saving, SelectionGuard
 from kakurenbo_lightning.core.distributed import Ranks
@@ -128,6 +129,17 @@ def impure(scratch):
 def impure_rate(scratch):
     """Ranks that hide the same and scale the learning rate differently."""
     return failing(lambda: fit(Impure(hides=False), Net(), count=COUNT, batch_size=BATCH, max_epochs=3))
+
+
+@case("own_order")
+def own_order(scratch):
+    """Every rank shuffles for itself."""
+
+    class Shuffled(Sampler):
+        def __iter__(self):
+            return iter(np.random.default_rng(int(os.environ["RANK"])).permutation(COUNT).tolist())
+
+    return failing(lambda: fit(KAKURENBO, Net(), count=COUNT, batch_size=BATCH, loader={"shuffle": None, "sampler": Shuffled()}))
 
 
 @case("too_few")

@@ -16,6 +16,7 @@ from cases import CASES, case, failing
 from fits import CLASSES, FEATURES, Points, SaveAt, copy_of
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
@@ -216,6 +217,24 @@ def damaged(scratch):
         shard.write_bytes(content)
     dist.barrier()
     return failing(lambda: course("kakurenbo", fsdp2(), ckpt_path=scratch / "at.ckpt"))
+
+
+class CheckpointedNet(ShardedNet):
+    """Its first layer keeps no activations."""
+
+    def configure_model(self):
+        super().configure_model()
+        self.network[0] = checkpoint_wrapper(self.network[0])
+
+
+class CompiledNet(ShardedNet):
+    def configure_model(self):
+        super().configure_model()
+        self.network = torch.compile(self.network, backend="eager")
+
+
+for name, made in {"fsdp2_checkpointed": CheckpointedNet, "fsdp2_compiled": CompiledNet}.items():
+    CASES[name] = lambda scratch, made=made: [course("forget", fsdp2(), made=each) for each in (ShardedNet, made)]
 
 
 @case("fsdp2_mesh")

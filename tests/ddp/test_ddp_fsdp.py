@@ -144,3 +144,12 @@ def test_a_loss_that_is_split_over_processes_is_refused_by_name(ranks):
     for rank in ranks:
         assert rank["error"].startswith("OutputsError: ") and "is a distributed tensor (DTensor)" in rank["error"]
         assert "loss_parallel" in rank["error"]
+
+
+@pytest.mark.slow_cases("fsdp2_compiled")
+@cases("fsdp2", ["checkpointed", "compiled"])
+def test_a_wrapper_within_the_module_does_not_hide_its_parameters_from_a_restart(ranks):
+    """Activation checkpointing and ``torch.compile`` put a name of their own into those of the parameters."""
+    for plain, wrapped in ranks:
+        wrapped["weights"] = dict(zip(plain["weights"], wrapped["weights"].values(), strict=True))
+        assert_same_course(plain, wrapped)

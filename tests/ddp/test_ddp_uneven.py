@@ -121,6 +121,13 @@ def test_ranks_that_would_step_differently_all_say_so(ranks):
         assert "RuntimeError: impure chose differently on different ranks for epoch 1" in rank["error"]
 
 
+@one("own_order")
+def test_ranks_whose_samplers_list_an_epoch_differently_all_say_so(ranks):
+    """Else a sample is trained by two ranks, and what they recorded of it is added up."""
+    for rank in ranks:
+        assert "ConflictError: the train loader's sampler lists epoch 0 in another order on other ranks" in rank["error"]
+
+
 @one("too_few")
 def test_fewer_samples_than_ranks_are_refused_on_all_ranks(ranks):
     for rank in ranks:

@@ -77,7 +77,7 @@ def test_a_preset_gives_settings_together_and_those_beside_it_win():
         ValueError, match="infobatch has no presets: preset='fast' is not allowed; methods that have some: kakurenbo"
     ):
         SampleSelection("infobatch", preset="fast")
-    with pytest.raises(ValueError, match=r"max_fraction=0\.5 and save=0\.2 both say how much is hidden"):
+    with pytest.raises(ValueError, match=r"max_fraction=0\.5 \(of preset='fast'\) and save=0\.2 both say how much is hidden"):
         SampleSelection("kakurenbo", preset="fast", save=0.2)
 
 

@@ -8,6 +8,7 @@ from thread_ranks import on_ranks
 
 from kakurenbo_lightning import Epoch, SampleStatistics, available_methods, get_method
 from kakurenbo_lightning.core.permutation import shuffled
+from kakurenbo_lightning.core.plan import EpochPlan, SetPlan
 from kakurenbo_lightning.core.sharded_statistics import ShardedStatistics
 from kakurenbo_lightning.methods.registry import method_class
 
@@ -86,6 +87,19 @@ def test_weights_of_three_values_are_refused():
         weights = torch.arange(len(range(ranks.rank, 9, ranks.size))).float()
         with pytest.raises(ValueError, match="the loss weights 0, 1, 2, and others; with statistics='sharded' they may have two"):
             spread.plan(torch.zeros(len(weights), dtype=torch.bool), {}, weights)
+
+    on_ranks(2, on_rank)
+
+
+def test_a_saved_plan_with_weights_of_three_values_is_refused():
+    """A checkpoint of replicated statistics may hold one, whose weights would be lost."""
+
+    def on_rank(ranks):
+        saved = EpochPlan.everything(9), EpochPlan.hide(torch.arange(9) < 2, weights=torch.arange(9).float())
+        spread = ShardedStatistics(9, ranks).spread
+        assert isinstance(spread.adopted(saved[0], 9), SetPlan)
+        with pytest.raises(ValueError, match="the loss weights 0, 1, 2, and others; with statistics='sharded' they may have two"):
+            spread.adopted(saved[1], 9)
 
     on_ranks(2, on_rank)
 

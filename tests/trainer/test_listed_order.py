@@ -4,6 +4,7 @@ import random
 import threading
 from collections import Counter
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -347,6 +348,16 @@ def test_what_buckets_leave_out_is_trained_too(part):
     assert all(sorted([*spy.trained(epoch), *spy.hidden[epoch]]) == list(part) for epoch in range(4))
 
 
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("excluded", [{50}, {3, 50}, {0, 1, 2, 3, 4, 5, 100}])
+def test_a_few_samples_that_no_epoch_lists_are_not_among_those_that_one_leaves_out(batched, excluded):
+    """Samples that cannot be read, say, are not made part of the epoch, although each leaves out as many others."""
+    part = [index for index in ALL if index not in excluded]
+    loader = batches_of(Dropping(part=part)) if batched else by(Truncated(0, part))
+    order = ListedOrder(loader, 1)
+    assert all(sorted(order(epoch, 0).indices.tolist()) == part for epoch in range(30))
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_what_chance_left_out_at_first_may_be_listed_later(seed):
     """Of a sampler that drops its last batch some samples are in none of the first epochs."""
@@ -357,14 +368,14 @@ def test_what_chance_left_out_at_first_may_be_listed_later(seed):
 class Truncated(Sampler):
     """A permutation without its last few."""
 
-    def __init__(self, seed):
-        self.seed, self.epoch = seed, 0
+    def __init__(self, seed, part=range(COUNT)):
+        self.seed, self.part, self.epoch = seed, part, 0
 
     def set_epoch(self, epoch):
         self.epoch = epoch
 
     def __iter__(self):
-        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(COUNT)[:-7].tolist())
+        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.part)[:-7].tolist())
 
 
 def test_samples_that_fill_batches_are_trained_once():
@@ -410,3 +421,15 @@ def test_the_data_set_is_not_copied():
     data = Uncopied()
     order = ListedOrder(DataLoader(data, BATCH, sampler=Listing(ALL, source=data)), 1)
     assert order(0, 0).indices.tolist() == ALL
+
+
+@pytest.mark.parametrize("kept", [lambda trainer: trainer, lambda trainer: [trainer.lightning_module]])
+def test_a_sampler_that_keeps_the_trainer_or_the_module_copies_neither(kept):
+    class Uncopied(Net):
+        def __deepcopy__(self, memo):
+            raise AssertionError("it may take most of the device's memory")
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(Uncopied())
+    loader = DataLoader(Points(COUNT), BATCH, sampler=Listing(ALL, source=kept(trainer)))
+    assert ListedOrder(loader, 1)(0, 0).indices.tolist() == ALL
