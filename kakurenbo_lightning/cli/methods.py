@@ -68,12 +68,13 @@ def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
     own, common = own_and_common(cls)
     text = BLOCK.sub("The table above.\n", info.card.read_text(encoding="utf-8")) if info.card else inspect.getdoc(cls) or ""
+    presets = [line for preset in presets_of(cls) for line in ["", *textwrap.wrap(preset.replace("`", ""), width)]]
     return "\n".join(
         [
             *textwrap.wrap(about.replace(" -;", ""), width),
             "",
             *(aligned(HEAD, own, width) if own else ["no settings of its own"]),
-            *(line.replace("`", "") for line in presets_of(cls)),
+            *presets,
             "",
             *([*aligned(["common setting", *HEAD[1:]], common, width), ""] if common else []),
             *([f"--- {info.card}", ""] if info.card else []),
