@@ -217,6 +217,7 @@ QUOTED = {
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
     (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "arena-fractals"): lambda result, rows, million: arena(result["standings"]),
+    (BENCHMARKS, "arena-text"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
