@@ -46,17 +46,17 @@ class ArrivingShard:
         self.clear()
 
     def clear(self) -> None:
-        """No batch has arrived."""
+        """Forget all batches, as before the first one of the epoch arrives."""
         self.batch_size, self.steps = self._given_size, UNKNOWN
         self._sizes: dict[int, Sequence[int]] = {}  # of each rank, by batch
         self._keys: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # and loss weights, of this rank
         self._until = {self.first: self._before}  # samples of all ranks in the batches before
 
     def arrive(self, number: int, sizes: Sequence[int], keys: Tensor | None = None, weights: Tensor | None = None) -> None:
-        """Batch ``number`` is there.
+        """Note a batch that the loader has yielded.
 
         Args:
-            number: of it.
+            number: of the batch, from the epoch's first one on.
             sizes: how many samples each rank has.
             keys: those of this rank's, ``int64[b]`` on the CPU, where they have any.
             weights: of their losses, ``float32[b]``; ``None``: 1.
@@ -69,41 +69,41 @@ class ArrivingShard:
         self._until.pop(number - _KEPT, None)
 
     def end(self, steps: int) -> None:
-        """The epoch has so many batches."""
+        """Note that the stream has ended, after ``steps`` batches of the epoch."""
         self.steps = steps
 
     @property
     def total(self) -> int:
-        """See :meth:`Shard.total`; of the batches that have arrived."""
+        """Samples of the batches that have arrived, on all ranks together."""
         return max(self._until.values()) - self._before
 
     def step(self, number: int) -> Tensor:
-        """See :meth:`Shard.step`: the keys, on the CPU, where there are any, else :data:`NO_INDEX` for each sample."""
+        """The keys of batch ``number``, ``int64[b]`` on the CPU, where there are any; else :data:`NO_INDEX` for each sample."""
         keys = self._keys.get(number, (None, None))[0]
         if keys is not None:
             return keys
         return torch.full((self.batch_length(number),), NO_INDEX, device=self._device)
 
     def step_weights(self, number: int) -> Tensor | None:
-        """See :meth:`Shard.step_weights`."""
+        """The loss weights of batch ``number``, ``float32[b]`` on the device, or ``None`` for 1 everywhere."""
         weights = self._keys.get(number, (None, None))[1]
         return None if weights is None else weights.to(self._device, non_blocking=True)
 
     def step_total(self, number: int) -> int:
-        """See :meth:`Shard.step_total`."""
+        """Samples of batch ``number`` on all ranks together; 0 if it has not arrived."""
         return sum(self._sizes.get(number, ()))
 
     def batch_length(self, number: int) -> int:
-        """See :meth:`Shard.batch_length`."""
+        """Samples of batch ``number`` on this rank; 0 if it has not arrived."""
         sizes = self._sizes.get(number)
         return 0 if sizes is None else sizes[self._rank]
 
     def loss_scale(self, number: int) -> float:
-        """See :meth:`Shard.loss_scale`."""
+        """Factor on this rank's mean loss that makes the average of the ranks' gradients the mean over all samples."""
         return self.batch_length(number) * self._world_size / self.step_total(number)
 
     def samples_until(self, step: int) -> int:
-        """See :meth:`Shard.samples_until`.
+        """Samples that all ranks have in the batches before ``step``.
 
         Raises:
             ConflictError: batches are asked for that have not arrived.

@@ -296,7 +296,7 @@ class NoStatistics(SampleStatistics):
         super().__init__(0)
 
     def record(self, indices: Tensor, values: Mapping[str, Tensor], epoch: int) -> None:
-        """Forget them."""
+        """Keep nothing, because there is no row to keep it in."""
 
     def merge(self, records: bool = True) -> None:
         """There is nothing that the ranks could give each other."""

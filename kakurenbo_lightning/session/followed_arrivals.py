@@ -43,7 +43,7 @@ class FollowedArrivals(FollowedLoader):
         """The loader is the user's own, and so are the random numbers of its workers."""
 
     def plan(self, method: Method, epoch: Epoch, before: Plan | None) -> Plan:
-        """Whatever arrives."""
+        """Train whatever arrives: nothing is known of a sample before it does."""
         return EpochPlan.everything(0)
 
     def rows_to_score(self, method: Method, epoch: Epoch, before: Plan | None) -> Tensor:

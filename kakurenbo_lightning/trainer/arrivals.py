@@ -282,7 +282,7 @@ class ArrivingLoader:
 
     @property
     def num_workers(self) -> int:
-        """Of the user's loader."""
+        """Worker processes of the user's loader; 0 where it does not say."""
         return getattr(self._loader, "num_workers", 0)
 
     def __len__(self) -> int:

@@ -92,7 +92,7 @@ class Network(L.LightningModule):
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return plain SGD."""
+        """Return plain SGD over all parameters."""
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
@@ -103,11 +103,11 @@ class Seconds(L.Callback):
         self.clock, self.epochs = clock, []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of the first epoch."""
         self.epochs = [self.clock()]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Read the clock."""
+        """Read the clock, and start that of the next epoch."""
         self.epochs.append(self.clock())
 
 
