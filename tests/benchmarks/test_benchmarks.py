@@ -33,6 +33,7 @@ from recipes.benchmarks import (
     saving,
     selection,
     sharded,
+    strategies,
     sync,
     verification,
 )
@@ -75,6 +76,14 @@ SMALL = {
             and rows[-1]["simulated"]
         ),
     ),
+    strategies: (
+        "--steps 1 --turns 2 --batch-size 2",
+        "strategies",
+        lambda rows: (
+            [row["strategy"] for row in rows] == ["ddp", "fsdp2"]
+            and all(row[key]["median"] > 0 for row in rows for key in ("ratio", "control_ratio"))
+        ),
+    ),
     plans: ("--sizes 2e3 1e3 --repeats 2 --classes 5", "plans", plans_are_of_all_cases),
     saving: (
         "--samples 24 --batch-size 8 --width 8 --rounds 2 --shares 0.5",
@@ -114,7 +123,7 @@ SMALL = {
 }
 
 
-@pytest.mark.slow_cases("selection", "sharded", "verification", "sync", "recording", "plans")
+@pytest.mark.slow_cases("selection", "sharded", "strategies", "verification", "sync", "recording", "plans")
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_a_benchmark_end_to_end(module, tmp_path, capsys):
     path, (words, key, can_be) = tmp_path / "new" / "result.json", SMALL[module]
