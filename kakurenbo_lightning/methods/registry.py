@@ -119,7 +119,13 @@ def get_method(name: str, /, **settings: Any) -> Method:
     known = [field.name for field in fields(cls)]
     if "preset" in settings and "preset" not in known:
         preset = settings.pop("preset")
-        settings = {**_preset_of(cls, preset), **settings}
+        together = _preset_of(cls, preset)
+        if together and all(name in settings for name in together):  # a config of Hydra has each setting
+            raise ValueError(
+                f"{name}: preset={shown(preset)} has no effect, because all that it stands for is given beside it ({', '.join(together)}); "
+                "leave the preset out, or those settings (in kakurenbo-train: method=kakurenbo_fast)"
+            )
+        settings = {**together, **settings}
     for setting in settings:
         if setting not in known:
             own_share = [each for each in known if each in _SHARES and setting in _SHARES]

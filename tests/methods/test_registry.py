@@ -72,6 +72,10 @@ def test_a_preset_gives_settings_together_and_those_beside_it_win():
     assert Entry.of("kakurenbo:preset=fast,tau=0.5").name == 'kakurenbo preset="fast" tau=0.5'
     with pytest.raises(ValueError, match=r"kakurenbo: preset='fsat' is not known; did you mean 'fast'. available: fast"):
         get_method("kakurenbo", preset="fsat")
+    with pytest.raises(
+        ValueError, match=r"kakurenbo: preset='fast' has no effect, because all .* \(max_fraction, fractions, milestones"
+    ):
+        SampleSelection("kakurenbo", preset="fast", **{name: getattr(get_method("kakurenbo"), name) for name in together})
     assert get_method("kakurenbo", preset=None) == get_method("kakurenbo")
     with pytest.raises(
         ValueError, match="infobatch has no presets: preset='fast' is not allowed; methods that have some: kakurenbo"
