@@ -236,5 +236,5 @@ def check_equal_plans(plan: int, order: int, device: torch.device, method: str, 
         raise ConflictError(
             f"the train loader's sampler lists epoch {epoch} in another order on other ranks, so that samples would be trained twice, or "
             "by none. Let it draw from the random numbers of torch, numpy or random, or from a generator that it keeps (each is seeded for "
-            "an epoch), not from a new one without a seed, and let it not go through a set of strings, which every process orders anew"
+            "an epoch), not from a new one without a seed, and let it not go through a set of strings (each process orders it differently)"
         )

@@ -35,6 +35,10 @@ from recipes.benchmarks.report import Row
 from recipes.benchmarks.training import prepare, trainer
 
 STEPS_BETWEEN = 16  # training steps between two reference steps
+BELOW = (  # what is said below a table of such runs
+    "Mean +- standard deviation over the seeds; differences (in points) and ratios are to the baseline of the same seed. Time "
+    f"ratios are of CPU seconds of fit in units of a reference step that is timed every {STEPS_BETWEEN} steps."
+)
 CLOCKS = {"wall_s": time.perf_counter, "cpu_s": time.process_time}
 SGD = partial(torch.optim.SGD, momentum=0.9, nesterov=True, weight_decay=5e-4)
 OfASeed = Callable[[argparse.Namespace, int], list[Row]]

@@ -13,7 +13,7 @@ from typing import Any
 from kakurenbo_recipes.models import CifarResNet
 
 from recipes.benchmarks import report
-from recipes.benchmarks.fits import STEPS_BETWEEN, Fits, Row, cell, compared, measured, parser, shorter, title
+from recipes.benchmarks.fits import BELOW, Fits, Row, cell, compared, measured, parser, shorter, title
 
 TOPK: dict[str, Any] = {"score": "topk", "keep": 0.5, "pool": False}
 RUNS: dict[str, dict[str, Any]] = {
@@ -54,8 +54,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         title(settings),
         summary,
         columns,
-        "Mean +- standard deviation over the seeds; differences (in points) and ratios are to the baseline of the same seed. Time "
-        f"ratios are of CPU seconds of fit in units of a reference step that is timed every {STEPS_BETWEEN} steps.",
+        BELOW,
     )
     return rows
 

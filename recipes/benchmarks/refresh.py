@@ -21,7 +21,7 @@ from kakurenbo_lightning.methods.base import Epoch
 from kakurenbo_lightning.methods.hide.kakurenbo import Kakurenbo
 from recipes.benchmarks import report
 from recipes.benchmarks.arena import NETWORKS
-from recipes.benchmarks.fits import STEPS_BETWEEN, Fits, Row, cell, compared, measured, parser
+from recipes.benchmarks.fits import BELOW, Fits, Row, cell, compared, measured, parser
 
 HALF: dict[str, Any] = {"max_fraction": 0.5, "fractions": (1.0,), "milestones": ()}
 TURNS = 3
@@ -89,8 +89,7 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         f"Network {settings.network}, {settings.samples:,} images of {data}, {settings.epochs} epochs, {settings.seeds} seeds",
         summary,
         columns,
-        "Mean +- standard deviation over the seeds; differences (in points) and ratios are to the baseline of the same seed. Time "
-        f"ratios are of CPU seconds of fit in units of a reference step that is timed every {STEPS_BETWEEN} steps.",
+        BELOW,
     )
     return rows
 
