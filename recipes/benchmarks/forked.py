@@ -15,6 +15,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 GRACE_SECONDS = 10  # time between a rank's own end at its limit, when it prints its stack, and the kill
 FORKSERVER = multiprocessing.get_context("forkserver")
 FORKSERVER.set_forkserver_preload(["recipes.benchmarks.fault_run"])
@@ -71,6 +73,17 @@ def printed(log: Path, world_size: int, characters: int = 4000) -> str:
     return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-characters:]}" for file in files if file.exists())
 
 
+def renew_threads() -> None:
+    """Make this forked process ready to compute in several threads; to be called first, while it has only one.
+
+    PyTorch notes at a fork that the threads of its pool are gone and makes a new pool at the next use, without a lock. The
+    first backward pass of a process with DTensors starts eight threads at once, which all use the pool; where one of them
+    found the old pool removed and the new one not yet made, the process aborted ("Invalid thread pool!"). Seen with torch
+    2.14.1.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
 def _kill_group(process: multiprocessing.Process) -> None:
     """Kill a rank and all processes it started. SIGKILL, because Lightning traps SIGTERM."""
     if process.pid is None:
@@ -90,6 +103,7 @@ def _free_port() -> int:
 def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: int, port: int, log: str, seconds: float) -> None:
     """Run as one rank: leader of a process group, with a log and a time limit of its own. Never returns."""
     gc.freeze()  # what the server has imported is no garbage
+    renew_threads()
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)  # the start method of data loader workers
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

@@ -22,6 +22,8 @@ import share_cases  # noqa: F401  (likewise)
 import torch
 from cases import CASES
 
+from recipes.benchmarks.forked import renew_threads
+
 CASE_SECONDS = 60
 
 
@@ -55,6 +57,7 @@ def run_group(folder, world_size, names):
 
 def run_rank(folder, names, rank, world_size, port):
     """Run the cases as one rank, launched as by ``torchrun`` or a cluster; does not return."""
+    renew_threads()
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),

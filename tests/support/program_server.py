@@ -8,6 +8,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import torch
+
 LIBRARIES = (
     *("lightning.pytorch", "torchmetrics", "torchvision.transforms.v2", "timm", "datasets", "sklearn.datasets", "h5py"),
     *("pandas", "pyarrow.parquet", "matplotlib.pyplot", "hydra", "rich.table", "tensorboard.summary"),
@@ -35,6 +37,7 @@ def become(target, arguments, cwd, environment, output):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
+    torch.set_num_threads(torch.get_num_threads())  # see recipes.benchmarks.forked.renew_threads, which is not importable yet
     sys.argv = [target, *arguments]
     script = target.endswith(".py")
     sys.path[:1] = [str(Path(target).parent) if script else cwd, *environment["PYTHONPATH"].split(os.pathsep)]
