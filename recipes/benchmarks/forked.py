@@ -5,6 +5,7 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -45,7 +46,7 @@ def run_ranks(
     Raises:
         TimeLimitError: with what the ranks printed.
     """
-    port, ranks = _free_port(), []
+    port, ranks = free_port(), []
     for rank in range(world_size):
         arguments = (function, args, rank, world_size, port, f"{log}.{rank}.log", seconds)
         ranks.append(FORKSERVER.Process(target=_run_rank, args=arguments))
@@ -94,10 +95,17 @@ def _kill_group(process: multiprocessing.Process) -> None:
     process.join()
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def free_port() -> int:
+    """Return a port for `MASTER_PORT`, which nobody holds until rank 0 listens on it.
+
+    It is not among the ports that the system gives to whoever asks for any (32768 and up on Linux): every rank's Gloo takes
+    several of those, and one would now and then be this one.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1_000):  # not seeded: other processes choose too
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("1,000 ports between 20,000 and 32,000 were all in use.")
 
 
 def _run_rank(function: Callable[..., Any], args: tuple, rank: int, world_size: int, port: int, log: str, seconds: float) -> None:

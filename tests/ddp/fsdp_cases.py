@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection, available_methods
 from recipes.benchmarks.fault_run import irreducible_table
+from recipes.benchmarks.forked import free_port
 
 COUNT, BATCH, EPOCHS = 45, 4, 4
 # of methods that would hide next to nothing here by default
@@ -199,7 +200,8 @@ def elastic(scratch):
     faulthandler.dump_traceback_later(240, exit=True)  # another process has to start
     two = course("kakurenbo", fsdp2(), [SaveAt(scratch / "two.ckpt", 1, 2)])
     if os.environ["RANK"] == "0":
-        world = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(int(os.environ["MASTER_PORT"]) + 1)}
+        world = {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_PORT": str(free_port())}
+        world["PYTHONPATH"] = os.pathsep.join(sys.path)  # where this process found the tests' own modules
         subprocess.run([sys.executable, __file__, str(scratch)], env=os.environ | world, check=True, timeout=200)
     dist.barrier()
     again = course("kakurenbo", fsdp2(), ckpt_path=scratch / "one.ckpt")

@@ -9,7 +9,6 @@ import faulthandler
 import gc
 import json
 import os
-import socket
 import sys
 import traceback
 
@@ -22,7 +21,7 @@ import share_cases  # noqa: F401  (likewise)
 import torch
 from cases import CASES
 
-from recipes.benchmarks.forked import renew_threads
+from recipes.benchmarks.forked import free_port, renew_threads
 
 CASE_SECONDS = 60
 
@@ -42,10 +41,7 @@ def is_done(folder, name, world_size):
 
 def run_group(folder, world_size, names):
     """Fork the ranks and wait for all of them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
+    port, ranks = free_port(), []
     for rank in range(world_size):
         pid = os.fork()
         if pid == 0:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 
@@ -12,6 +11,8 @@ from kakurenbo_recipes.arena_sweep import check_arena
 from omegaconf import OmegaConf
 from processes import PATHS, REPOSITORY, program
 from recipe_runs import composed
+
+from recipes.benchmarks.forked import free_port
 
 TINY = ["trainer.max_epochs=1", "data.size=8", "data.subset=64", "model.width=4", "trainer.accelerator=cpu"]
 
@@ -133,11 +134,15 @@ def test_each_run_is_a_process_of_its_own_under_submitit(tmp_path):
 
 @pytest.mark.slow
 def test_two_machines_train_together(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     known = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": PATHS, "PYTHON": sys.executable}
-    known |= {"RUN": "first", "NODES": "2", "GPUS": "1", "MAIN": "127.0.0.1", "PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    known |= {
+        "RUN": "first",
+        "NODES": "2",
+        "GPUS": "1",
+        "MAIN": "127.0.0.1",
+        "PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
     script = REPOSITORY / "recipes" / "examples" / "torchrun.sh"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": tmp_path}
     words = ["bash", script, *TINY, "F=0.3", "data.subset=65"]
