@@ -133,6 +133,11 @@ class Method(ABC):
             return torch.empty(0, dtype=torch.int64)
         return previous.kept.complement() if isinstance(previous, SetPlan) else previous.hidden
 
+    @property
+    def scoring_mode(self) -> RefreshMode | None:
+        """Mode in which ``training_step`` may have to run on samples without training them; ``None`` if it never has to."""
+        return self.refresh_mode
+
     def chooses_in(self, epoch: Epoch) -> bool:
         """Whether the plan of ``epoch`` depends on the recorded values, so that hidden samples must be scored before it."""
         return False

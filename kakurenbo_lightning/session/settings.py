@@ -80,4 +80,5 @@ class SessionSettings:
             manual=manual,
             check_attribution=self.check_attribution,
             unweighted_rest=self.unweighted_rest,
+            scores=method.scoring_mode == "eval" and self.scorer is None and self.keep is None,  # by keys, none are made
         )

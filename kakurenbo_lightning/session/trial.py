@@ -79,7 +79,7 @@ class _Trial(pl.Callback):
         join(_Trial)
         self._session, self._function = session, function
         self.report: TrialReport | None = None
-        self._known: dict[tuple[tuple[str, ...], bool], tuple[Report | None, str]] = {}
+        self._known: dict[tuple[tuple[str, ...], bool, bool], tuple[Report | None, str]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the training step by the trial."""
@@ -87,7 +87,7 @@ class _Trial(pl.Callback):
 
     def _try(self, step: Callable[..., Any], *args: Any) -> Any:
         self._step, self._batch, self._rest = step, args[0], args[1:]
-        values, problem = self._outcome(("loss",), False)
+        values, problem = self._outcome(("loss",), False, False)
         infos = available_methods()
         problems = {name: self._problem(name) for name in infos}
         if values is not None:  # reports of methods that read more may name further values
@@ -115,18 +115,19 @@ class _Trial(pl.Callback):
                 BatchCheck(name, chosen.pooled or chosen.batches_per_choice > 1)(self._batch, self._size)
         except (ConflictError, TypeError) as error:
             return str(error)
-        return self._outcome(method.reads, method.weighs)[1]
+        return self._outcome(method.reads, method.weighs, method.scoring_mode == "eval")[1]
 
-    def _outcome(self, reads: tuple[str, ...], weighs: bool) -> tuple[Report | None, str]:
-        """What is verified for a method that reads these values, or why they are not available."""
-        if (reads, weighs) not in self._known:
-            self._known[reads, weighs] = self._observed(reads, weighs)
-        return self._known[reads, weighs]
+    def _outcome(self, reads: tuple[str, ...], weighs: bool, scores: bool) -> tuple[Report | None, str]:
+        """What is verified for a method that reads these values and may score samples, or why the values are not available."""
+        if (reads, weighs, scores) not in self._known:
+            self._known[reads, weighs, scores] = self._observed(reads, weighs, scores)
+        return self._known[reads, weighs, scores]
 
-    def _observed(self, reads: tuple[str, ...], weighs: bool) -> tuple[Report | None, str]:
+    def _observed(self, reads: tuple[str, ...], weighs: bool, scores: bool) -> tuple[Report | None, str]:
         adapter = self._session().adapter
         module: pl.LightningModule = adapter.trainer.lightning_module
-        outputs = SampleOutputs(reads, self._function, weighs=weighs, manual=not module.automatic_optimization)
+        manual = not module.automatic_optimization
+        outputs = SampleOutputs(reads, self._function, weighs=weighs, manual=manual, scores=scores)
         outputs.device = adapter.trainer.strategy.root_device
         step = partial(self._step, self._batch, *self._rest)
         try:

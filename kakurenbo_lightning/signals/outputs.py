@@ -54,6 +54,7 @@ class SampleOutputs:
         manual: whether the module uses manual optimization, so that a step that returns nothing may have trained.
         check_attribution: whether a loss whose rows are permuted, or depend on their batch, is an error.
         unweighted_rest: whether the rest of the loss belongs to no sample (a weight penalty), so that loss weights leave it as it is.
+        scores: whether there are scoring passes, in eval mode. If the step gives no values there, the first batch already raises the error.
 
     Attributes:
         report: what was verified; ``None`` before the first batch.
@@ -67,9 +68,11 @@ class SampleOutputs:
         manual: bool = False,
         check_attribution: bool = True,
         unweighted_rest: bool = False,
+        scores: bool = False,
     ) -> None:
         self._needs = Needs(reads, weighs, unweighted_rest, manual)
         self._sample_outputs, self._check_attribution = sample_outputs, check_attribution
+        self._scores = scores and sample_outputs is None
         self._watcher, self._captured = Watcher(), CapturedLoss()
         self._way: str | None = None
         self._weighs = False  # weights are registered and wait for the backward pass
@@ -152,7 +155,8 @@ class SampleOutputs:
             # a strategy's wrapper must not run on its own
             if replay is None and not (dist.is_available() and dist.is_initialized()):
                 replay = replayed(step, batch)
-            rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen)
+            tries = self._scores and not self._in_training
+            rehearsal = Rehearsal(scoring, replay, self._tests_attribution, kept, frozen, tries)
             # one sample proves nothing, but other ranks may have more and need this one
             idle = skips or (self._in_training and size == 1)
             values = self._decide(None if idle else outputs, recording, batch, rehearsal, "training", idle) or values
@@ -265,12 +269,20 @@ class SampleOutputs:
         """
         if self._sample_outputs is not None:
             values = self._call_function(batch, size, nullcontext)
-        else:
-            again = not self._in_training and size > 1 and self.report is not None and self.report.had_one_sample
+            self._needs.check(values, size, str(self.source))
+            return values
+        again = not self._in_training and size > 1 and self.report is not None and self.report.had_one_sample
+        try:
             if self._way is None or again:  # a resumed session scores before it trains
                 replay = replay or replayed(step, batch)
                 self._decide_scoring(step, batch, size, Rehearsal(nullcontext, replay, self._tests_attribution, kept, frozen))
-            values = self._read(*self._run_scoring(step, size, frozen), batch)
+            return self._scored(batch, size, frozen, step)
+        except OutputsError as error:
+            raise OutputsError(refusals.in_scoring_pass(str(error))) from error
+
+    def _scored(self, batch: Any, size: int, frozen: Scoring, step: Callable[[], Any]) -> Values:
+        """Run a step that is not trained, and return the values of its samples."""
+        values = self._read(*self._run_scoring(step, size, frozen), batch)
         self._needs.check(values, size, str(self.source))
         return values
 
@@ -341,4 +353,6 @@ class SampleOutputs:
                 raise OutputsError(refusals.DISTRIBUTED)
             self.report = verified_captured(needs, self._captured, outputs, recording, batch, rehearsal, self.report)
         self._way = self.report.way
+        if self.report.attribution.startswith("skipped"):  # else the step has run in eval mode, and has given its values
+            rehearsal.try_scoring(batch, recording.size, partial(self._scored, batch, recording.size, rehearsal.frozen))
         return values, self.report

@@ -96,6 +96,14 @@ def none_found(calls: Sequence[str], reasons: Sequence[str], partial: bool = Fal
     return f"per-sample values: the loss of this training_step cannot be split into one value for each sample: {what}. {has_none}{WAYS}"
 
 
+def in_scoring_pass(said: str) -> str:
+    """Error: what ``said`` says happened where the step ran without training."""
+    return (
+        "in a scoring pass, where training_step runs on samples without training them, in eval mode (self.training and "
+        f"self.trainer.training are False), and must return what it returns in training, whatever the mode: {said}"
+    )
+
+
 def mixed(calls: Sequence[str]) -> str:
     """Error: two criterion calls on one prediction, as in mixup."""
     return (

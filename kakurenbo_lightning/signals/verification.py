@@ -66,7 +66,8 @@ def _rehearsing(rehearsal: Rehearsal, size: int, others: int) -> Iterator[None]:
                 seed_everything(OTHER_NUMBERS + others - 1)
             yield
     except Exception as error:
-        raise StepFailed(f"a scoring pass failed ({type(error).__name__}: {error})") from error
+        said = refusals.without_lines(str(error), "in every mode")
+        raise StepFailed(f"a scoring pass failed ({type(error).__name__}: {said})") from error
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Rehearsal:
         wanted: whether attribution is to be tested.
         kept: makes a further context around the run, which restores what else it changes.
         frozen: makes a context in which no parameter of the network requires a gradient.
+        scores: whether the method makes scoring passes, so that one is tried.
         turn: called before each run with its size and the number of its set of random numbers (0: the same), because other ranks may
             have to run the step at the same time.
     """
@@ -88,6 +90,7 @@ class Rehearsal:
     wanted: bool = True
     kept: Callable[[], Any] = contextlib.nullcontext
     frozen: Callable[[], Any] = contextlib.nullcontext
+    scores: bool = False
     turn: Callable[[int, int], None] = lambda size, others: None
 
     def run(self, batch: Any, size: int) -> Any:
@@ -104,6 +107,24 @@ class Rehearsal:
         if self.replay is not None:
             with contextlib.suppress(StepFailed), _rehearsing(replace(self, turn=lambda size, others: None), size, 0):
                 self.run(batch, size)
+
+    def try_scoring(self, batch: Any, size: int, score: Callable[[Callable[[], Any]], object]) -> None:
+        """Make a scoring pass of a batch, if the method makes any and the step can run again. ``score`` is called with the step.
+
+        Raises:
+            OutputsError: it failed, as all scoring passes would.
+        """
+        if not self.scores or self.replay is None:
+            return
+        try:
+            with _rehearsing(self, size, 0):
+                score(partial(self.run, batch, size))
+        except StepFailed as failed:
+            error = failed.__cause__
+            # the graph of the training step, which holds memory now, is gone in a scoring pass
+            if not isinstance(error, torch.OutOfMemoryError):
+                said = str(error) if isinstance(error, OutputsError) else f"{type(error).__name__}: {error}"
+                raise OutputsError(refusals.in_scoring_pass(said)) from error
 
     @property
     def possible(self) -> bool:

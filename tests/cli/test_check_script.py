@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 
 from kakurenbo_lightning import SampleSelection, available_methods
 from kakurenbo_lightning.cli.check import main
-from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.errors import ConflictError, OutputsError
 
 NO_VALUES = {"baseline", "random", "random_cycle", "weighted"}
 
@@ -154,6 +154,35 @@ def test_gradients_that_are_there_stay():
     SampleSelection.check(module, items())
     assert module.network[0].weight.grad is gradient and bool((gradient == 1).all())
     assert module.network[0].bias.grad is None
+
+
+class ByMode(Module):
+    """Returns the values of samples in training alone."""
+
+    def __init__(self, asked):
+        super().__init__(F.cross_entropy)
+        self.asked = asked
+
+    def training_step(self, batch, batch_idx):
+        logits = self.network(batch[0])
+        losses = F.cross_entropy(logits, batch[1], reduction="none")
+        values = {"loss": losses.mean(), "sample_loss": losses, "logits": logits, "target": batch[1]}
+        return values if self.asked(self) else losses.mean()
+
+
+@pytest.mark.parametrize(
+    "asked", [lambda module: module.training, lambda module: module.trainer.training], ids=["module", "trainer"]
+)
+def test_values_that_are_returned_in_training_alone_are_no_use_in_a_scoring_pass(asked):
+    report = SampleSelection.check(ByMode(asked), items())
+    assert {*NO_VALUES, "infobatch", "seta", "rcap"} <= works(report)
+    assert not {"kakurenbo", "selective_backprop", "plb"} & works(report)
+    said = "in a scoring pass, where training_step runs on samples without training them"
+    assert said in report.methods["kakurenbo"] and "returned a Tensor" in report.methods["kakurenbo"]
+    assert "returned a Tensor" in report.values.attribution and "\n" not in report.values.attribution
+    with pytest.raises(OutputsError, match=said):
+        fit(ByMode(asked), items(), SampleSelection("kakurenbo"), max_epochs=1)
+    fit(ByMode(asked), items(), SampleSelection("infobatch"), max_epochs=2)
 
 
 def test_values_of_a_function():

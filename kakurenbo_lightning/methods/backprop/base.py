@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
-from kakurenbo_lightning.methods.base import Epoch, Method
+from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
 from kakurenbo_lightning.methods.settings import choice, flag, integer, number, optional, setting
 
 if TYPE_CHECKING:
@@ -101,6 +101,11 @@ class BackpropMethod(Method):
     needs_places: ClassVar[str] = "it chooses among the samples that have been loaded, so nothing could be left out before"
     pooled: ClassVar[bool] = True
     repeats: ClassVar[bool] = False
+
+    @property
+    def scoring_mode(self) -> RefreshMode | None:
+        """Eval mode: loaded batches are scored before some of their samples are trained."""
+        return "eval"
 
     @property
     def batches_per_choice(self) -> int:
