@@ -47,6 +47,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.keywords import keywords_of
 from kakurenbo_lightning.methods.registry import registered
+from kakurenbo_lightning.session.announcements import with_options
 from kakurenbo_lightning.session.control import check_guard
 from kakurenbo_lightning.session.epoch_state import Phase
 from kakurenbo_lightning.session.guard import SelectionGuard
@@ -172,7 +173,9 @@ class SampleSelection(pl.Callback):
     def _active(self) -> Session:
         """The session, in hooks that Lightning calls after ``setup``."""
         if self.session is None:
-            raise ConflictError("SampleSelection is used before Trainer.fit; add it to the Trainer's callbacks")
+            raise ConflictError(
+                "SampleSelection is used before Trainer.fit; add it to the Trainer's callbacks (wrap is called inside train_dataloader)"
+            )
         return self.session
 
     @staticmethod
@@ -191,6 +194,9 @@ class SampleSelection(pl.Callback):
         selection = SampleSelection("baseline", sample_outputs=sample_outputs)
         return run_trial(selection, model, data, sample_outputs, trainer_settings)
 
+    def __repr__(self) -> str:
+        return with_options(self.method, self._settings)
+
     def wrap(self, loader: DataLoader) -> DataLoader:
         """Let ``loader`` follow the selection, through Lightning's public API only.
 
@@ -202,13 +208,8 @@ class SampleSelection(pl.Callback):
         The returned loader hides its length, so that Lightning takes each epoch's end from its iterator. The price: no total in
         the progress bar, and ``estimated_stepping_batches`` is infinite.
         """
-        if self.session is None:
-            raise ConflictError(
-                "SampleSelection.wrap was called before Trainer.fit; call it inside train_dataloader, with the "
-                "SampleSelection that is among the Trainer's callbacks"
-            )
-        compatibility.check_wrap(self.method, self.session.adapter.trainer.max_epochs)
-        return self.session.follow(loader, self.session.begin_epoch, public=True)
+        compatibility.check_wrap(self.method, self._active.adapter.trainer.max_epochs)
+        return self._active.follow(loader, self._active.begin_epoch, public=True)
 
     def loss_scale(self, accumulate: int = 1) -> float:
         """Under manual optimization: the factor on a batch's mean loss, over ``accumulate``, that makes the gradient of a step of so many

@@ -19,6 +19,7 @@ from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods import available_methods, get_method
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.methods.course import StepCost, Table, Work, learned, play
+from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.methods.saving import share_setting
 from kakurenbo_lightning.methods.settings import shown
 from kakurenbo_lightning.session.profiling import Profile, profiled
@@ -187,12 +188,13 @@ def _best(offer: Offer) -> float:
 
 
 def _settings(name: str) -> list[dict[str, Any]]:
-    """The settings with which a method is simulated; several if it is simulated more than once."""
+    """The settings with which a method is simulated; several if it is simulated more than once, and each preset of it."""
+    presets = [{"preset": preset} for preset in method_class(name).presets]
     try:
         share = share_setting(get_method(name))
     except (TypeError, ValueError):  # some settings have no default
-        return [{}]
-    return PLAYED.get(name) or ([{share: 0.3}, {share: 0.5}] if share else [{}])
+        return [{}, *presets]
+    return [*(PLAYED.get(name) or ([{share: 0.3}, {share: 0.5}] if share else [{}])), *presets]
 
 
 def _offer(

@@ -115,7 +115,7 @@ def compare(
     }
     place = tempfile.TemporaryDirectory() if folder is None else nullcontext(folder)
     with place as path:
-        bar = bar_settings(desc="compare", unit="training")
+        bar = bar_settings(desc="compare", unit=" training")
 
         def run(training: Training) -> Row:
             return _trained(training, make_model, make_data, monitor, trainer)
@@ -187,12 +187,14 @@ def _with_bar(folder: Folder, comparison: Comparison, run: Callable[[Training], 
     with tqdm(**bar) as shown:
 
         def counted(training: Training) -> Row:
+            shown.total, shown.n = comparison.at_most(rows := folder.rows()), len(rows)
             shown.set_postfix_str(training.name)
-            row = run(training)
-            shown.update()
-            return row
+            return run(training)
 
-        return folder.train(comparison, counted)
+        rows = folder.train(comparison, counted)
+        shown.total = shown.n = len(rows)
+        shown.refresh()
+        return rows
 
 
 def _trained(

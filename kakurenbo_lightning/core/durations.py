@@ -1,4 +1,5 @@
-"""How long the steps of a training take, so that a stall or a busy machine does not change the answer: :class:`StepTimes`."""
+"""How long the steps of a training take, so that a stall, or load beside less than half of them, does not change the answer:
+:class:`StepTimes`."""
 
 from __future__ import annotations
 

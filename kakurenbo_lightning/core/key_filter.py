@@ -48,6 +48,9 @@ class KeyFilter:
         self._own()
         self._reset()
 
+    def __repr__(self) -> str:
+        return repr(self.field.setting)
+
     def _own(self) -> None:
         """The folder goes with this object."""
         weakref.finalize(self, _remove, self.folder, os.getpid())

@@ -80,6 +80,14 @@ def available_methods() -> dict[str, MethodInfo]:
     return {name: _describe(name, _METHODS[name]) for name in sorted(_METHODS)}
 
 
+def named_presets() -> dict[str, tuple[str, str]]:
+    """The presets of all methods under names of their own, as ``kakurenbo_fast``, each with its method and preset; those that are also the
+    name of a method are left out.
+    """
+    presets = {f"{name}_{preset}": (name, preset) for name in available_methods() for preset in _METHODS[name].presets}
+    return {name: each for name, each in presets.items() if name not in _METHODS}
+
+
 def registered() -> list[type[Method]]:
     """The settings dataclasses of all methods whose modules have been imported so far."""
     return list(_METHODS.values())

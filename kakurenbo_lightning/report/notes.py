@@ -10,12 +10,14 @@ from kakurenbo_lightning.report.tables import compared, rank
 
 NOTE = (
     "Runs that differ in their seed only are averaged. Seconds are the median step times the number of steps, the waits for batches, "
-    "refresh passes and selection, without validation: a machine that was busy for a while does not change them. Wall: what all of this "
-    "took. Difference and saving are against the baseline, in pairs of the same seed. Ideal: the most that can be saved, the share of the "
-    "baseline's samples that were not trained, less what the forward-only passes cost. Not resolved: the saving lies above the ideal by "
-    "more than noise, so the runs were not timed under the same conditions; time them again. Forwards are samples trained, refreshed and "
-    "scored; backwards are samples trained. Hidden: share of all presentations that were hidden, or scored and rejected. ± is the "
-    "standard deviation over the seeds."
+    "refresh passes and selection, without validation. That leaves out stalls, and load beside less than half of a run's steps; load "
+    "beside more of them, as of other trainings that come and go, slows the median step too, and then a saving may be several times "
+    "too large or too small: compare runs that had the machine for themselves, or the same load throughout. Wall: what all of this "
+    "took. Difference and saving are against the baseline, in pairs of the same seed. Ideal: the most that can be saved, the share of "
+    "the baseline's samples that were not trained, less what the forward-only passes cost. Not resolved: the saving lies above the "
+    "ideal by more than noise, so the runs were not timed under the same conditions; time them again. Forwards are samples trained, "
+    "refreshed and scored; backwards are samples trained. Hidden: share of all presentations that were hidden, or scored and "
+    "rejected. ± is the standard deviation over the seeds."
 )
 NO_BASELINE = "No baseline of the same data and network: add method=baseline, with the same seeds, for differences and savings."
 NO_DOCTOR = (

@@ -33,8 +33,8 @@ class Totals:
             the mean of the medians. This and the next four are 0 if not known: in a training resumed from a checkpoint that does not
             hold them.
         wait_seconds: waiting for batches, without stalls of the machine.
-        steady_train_seconds: ``step_seconds`` times the number of steps, plus ``wait_seconds``: what training would have taken on a
-            machine that is never busy with something else.
+        steady_train_seconds: ``step_seconds`` times the number of steps, plus ``wait_seconds``: what training would have taken
+            without stalls of the machine; load beside more than half of the steps is in it.
         steady_error_seconds: standard error of ``steady_train_seconds``.
         steady_refresh_seconds: forward-only passes, by their median time per sample.
         times: the durations from which the last five are computed. It is no sum, and checkpoints store it separately.
@@ -89,7 +89,7 @@ class Totals:
 
     @property
     def steady_seconds(self) -> float:
-        """:attr:`seconds` on a machine that is never busy with something else; the wall time if steps were not timed."""
+        """:attr:`seconds` without stalls of the machine (see :attr:`steady_train_seconds`); the wall time if steps were not timed."""
         if not self.steady_train_seconds:
             return self.seconds
         return self.steady_train_seconds + self.steady_refresh_seconds + self.select_seconds
@@ -122,14 +122,28 @@ class Totals:
         share = f" ({saved / whole:.1%}, ideal {self.ideal:.1%})" if whole > 0 else ""
         return f"estimated saving {saved:.1f} s of {whole:.1f} s{share}"
 
+    def _shares_of(self, family: str) -> tuple[int, int, str]:
+        """The counts from which shares are computed.
+
+        Returns:
+            The samples that plain training would have trained, at least 1; how many of them were hidden; and a remark on hidden
+            samples that it would not have trained, because ``limit_train_batches`` or ``max_steps`` cuts it off too.
+        """
+        hidden = self.samples_hidden
+        if family not in ("backprop", "draw") and not self.scoring_epochs:
+            hidden = max(0, min(hidden, self.samples_spared))
+        cut = self.samples_hidden - hidden
+        remark = f"; the Trainer's limits would have cut off {cut:,} of them anyway" if cut else ""
+        return max(1, self.samples_trained + hidden + self.samples_rejected), hidden, remark
+
     def table(self, family: str = "") -> list[str]:
         """What :meth:`summary` says as the lines of a small table, without counts of which there are none."""
-        left_out = self.samples_hidden + self.samples_rejected
-        known, plural = max(1, self.samples_trained + left_out), "" if self.scoring_epochs == 1 else "s"
+        left_out, plural = self.samples_hidden + self.samples_rejected, "" if self.scoring_epochs == 1 else "s"
+        known, hidden, cut = self._shares_of(family)
         again = f", {self.scoring_epochs} epoch{plural} of them before it started again" if self.scoring_epochs else ""
         counts = {
             "trained": (self.samples_trained, f"{self.samples_trained / known:.1%}{again}"),
-            "hidden": (self.samples_hidden, f"{self.samples_hidden / known:.1%}"),
+            "hidden": (self.samples_hidden, f"{hidden / known:.1%}{cut}"),
             "rejected": (self.samples_rejected, f"{self.samples_rejected / known:.1%}"),
             "scored": (self.samples_scored, "forward passes to choose by"),
             "refreshed": (self.samples_refreshed, "forward passes only"),
@@ -144,7 +158,7 @@ class Totals:
 
     def summary(self, family: str = "") -> str:
         """One line for the end of a session with a method of ``family``."""
-        known = max(1, self.samples_trained + self.samples_hidden + self.samples_rejected)
+        known, hidden, cut = self._shares_of(family)
         plural = "" if self.scoring_epochs == 1 else "s"
         scored = f" ({self.scoring_epochs} epoch{plural} of them before it started again)" if self.scoring_epochs else ""
         done = f"trained {self.samples_trained:,} samples{scored}"
@@ -153,7 +167,7 @@ class Totals:
                 f", scored {self.samples_scored:,} and rejected {self.samples_rejected:,} ({self.samples_rejected / known:.1%})"
             )
         if self.samples_hidden:
-            done += f", hid {self.samples_hidden:,} ({self.samples_hidden / known:.1%})"
+            done += f", hid {self.samples_hidden:,} ({hidden / known:.1%}{cut})"
             done += f", refreshed {self.samples_refreshed:,}" * (self.samples_refreshed > 0)
         if family == "draw":
             passes = f"; scored {self.samples_refreshed:,} in {self.refresh_seconds:.1f} s of {self.seconds:.1f} s"

@@ -49,9 +49,10 @@ class TrialReport:
     families: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = self.values.lines() if self.values is not None else ["the loss of each sample is not available, see below"]
         reasons = list(dict.fromkeys(reason for reason in self.methods.values() if reason))
-        brief = [refusals.without_lines(reason, "see below") for reason in reasons]
+        where = f", see [{reasons.index(self.problem) + 1}]" if self.problem in reasons else f": {self.problem}"
+        lines = self.values.lines() if self.values is not None else [f"the loss of each sample is not available{where}"]
+        brief = [refusals.without_lines(reason, "see the end") for reason in reasons]
         widths = [max(map(len, names)) for names in (["method", *self.methods], ["family", *self.families.values()])]
         rows = [("method", "family", "works")]
         for name, reason in self.methods.items():

@@ -150,7 +150,8 @@ class SampleOutputs:
         recording = self._captured.recording(size, graph=weights is not None)
         with self._watcher.watching(self._sight(decides), recording):
             outputs = step()
-        skips = self._skips(outputs) and not self._trained(values, recording)
+        # with manual optimization a step that returned nothing has trained, if its values are known nevertheless
+        skips = _skips(outputs) and not (self._needs.manual and (values is not None or bool(recording.calls)))
         if decides:
             # a strategy's wrapper must not run on its own
             if replay is None and not (dist.is_available() and dist.is_initialized()):
@@ -182,17 +183,6 @@ class SampleOutputs:
     @property
     def _tests_attribution(self) -> bool:
         return self._check_attribution and not self._needs.nothing and not (self._needs.manual and self._sample_outputs is None)
-
-    def _skips(self, outputs: Any) -> bool:
-        """Whether the user skips this batch: the step returns nothing, or a loss that was made from nothing (a leaf)."""
-        if isinstance(outputs, Mapping) and "sample_loss" in outputs:
-            return False
-        loss = loss_of(outputs)
-        return not isinstance(loss, Tensor) or (loss.requires_grad and loss.is_leaf)
-
-    def _trained(self, values: Values | None, recording: Recording) -> bool:
-        """Whether a step that returned nothing has trained: with manual optimization, if its values are known nevertheless."""
-        return self._needs.manual and (values is not None or bool(recording.calls))
 
     def _read(self, outputs: Any, recording: Recording, batch: Any, made: Any = None) -> Values:
         """Return the values of a step that has run."""
@@ -290,10 +280,11 @@ class SampleOutputs:
         """Run a step that is not trained; returns its outputs and the recorded calls."""
         captured = self._captured
         before = rng_state() if captured.throughout is None else None
+        sight = captured.sight if self._way == "captured" else NOTHING
 
         def run() -> tuple[Any, Recording]:
             recording = captured.recording(size, scoring=True)
-            with captured.scoring(frozen), self._watcher.watching(self._scoring_sight, recording):
+            with captured.scoring(frozen), self._watcher.watching(sight, recording):
                 return step(), recording
 
         outputs, recording = run()
@@ -318,10 +309,6 @@ class SampleOutputs:
             ):
                 outputs = step() if rehearsal.replay is None else rehearsal.run(batch, size)
             self._decide(outputs, recording, batch, rehearsal, "scoring")
-
-    @property
-    def _scoring_sight(self) -> Sight:
-        return self._captured.sight if self._way == "captured" else NOTHING
 
     # --- the first batch
 
@@ -356,3 +343,11 @@ class SampleOutputs:
         if self.report.attribution.startswith("skipped"):  # else the step has run in eval mode, and has given its values
             rehearsal.try_scoring(batch, recording.size, partial(self._scored, batch, recording.size, rehearsal.frozen))
         return values, self.report
+
+
+def _skips(outputs: Any) -> bool:
+    """Whether the user skips a batch: the step returns nothing, or a loss that was made from nothing (a leaf)."""
+    if isinstance(outputs, Mapping) and "sample_loss" in outputs:
+        return False
+    loss = loss_of(outputs)
+    return not isinstance(loss, Tensor) or (loss.requires_grad and loss.is_leaf)

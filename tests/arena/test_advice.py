@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.nn.parameter import is_lazy
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from kakurenbo_lightning import SampleSelection, advise, get_method
+from kakurenbo_lightning import SampleSelection, advise, available_methods, get_method
 from kakurenbo_lightning.arena.advice import Advice
 from kakurenbo_lightning.methods.course import StepCost, Work, learned, play
+from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.session.profiling import Profile, spread
 
 EPOCHS, SAMPLES, BATCH = 12, 400, 40
@@ -119,6 +120,10 @@ def test_every_method_has_an_offer_and_nothing_is_left_of_the_profile():
     assert offers["random max_fraction=0.3"].now == pytest.approx(0.3, abs=0.02)
     assert offers["random max_fraction=0.3"].most == pytest.approx(0.3, abs=0.02)
     assert offers["kakurenbo max_fraction=0.5"].most > 0 and offers["kakurenbo max_fraction=0.5"].traffic > 0
+    for name in available_methods():
+        for preset in method_class(name).presets:
+            assert offers[f"{name} preset={preset}"].most > 0
+    assert offers["kakurenbo preset=fast"].most > offers["kakurenbo max_fraction=0.5"].most
     assert "as long as before" in offers["plb"].why and math.isnan(offers["weighted"].most)
     text = str(found)
     assert "128 samples, 10 epochs on 4 ranks" in text and "random_cycle" in text

@@ -1,5 +1,6 @@
 """Which trainings a comparison is made of, and the folder that keeps them."""
 
+import io
 import json
 import multiprocessing
 import time
@@ -9,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from kakurenbo_lightning.arena import runs
+from kakurenbo_lightning.arena.compare import _with_bar
 from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder
 
 ENTRIES = [Entry("kakurenbo", {"max_fraction": 0.3}), Entry("kakurenbo", {"max_fraction": 0.5}), Entry("infobatch")]
@@ -103,6 +105,19 @@ def test_each_training_is_done_once_and_methods_share_controls(tmp_path):
     assert len(done) == len(set(done)) == len(rows) == 2 * len(per_seed)
     assert [name[-1] for name in done[:4]] == ["0", "0", "0", "0"]  # a seed is whole before the next one, as far as it can be
     Folder(tmp_path, {"epochs": 10}).train(comparison, pytest.fail)
+
+
+def test_a_bar_has_a_total_that_ends_at_what_was_trained(tmp_path):
+    comparison, text, totals = Comparison(ENTRIES, range(2), 10), io.StringIO(), []
+    folder = Folder(tmp_path, {"epochs": 10})
+
+    def run(training):
+        totals.append(comparison.at_most(folder.rows()))
+        return made(training)
+
+    rows = _with_bar(folder, comparison, run, {"unit": " training", "file": text, "mininterval": 0})
+    assert totals == sorted(totals, reverse=True) and totals[0] == 2 * (1 + 3 * len(ENTRIES)) and totals[-1] >= len(rows)
+    assert f"{len(rows)}/{len(rows)} " in text.getvalue() and f"0/{totals[0]} " in text.getvalue()
 
 
 def test_an_interrupted_training_is_done_again(tmp_path):

@@ -69,6 +69,7 @@ def test_a_loss_of_the_batch_works_with_methods_that_read_nothing():
     assert report.values is None and works(report) == NO_VALUES
     assert "cannot be split into one value for each sample" in report.problem
     text = str(report)
+    assert text.startswith("the loss of each sample is not available, see [1]\n")
     assert text.count("cannot be split into one value") == 1 and re.search(r"infobatch +hide +no, see \[1\]", text)
 
 
@@ -318,7 +319,7 @@ def test_the_lines_that_help_are_printed_once():
     for module in (regression, Module(dice)):
         text = str(SampleSelection.check(module, items()))
         assert text.count("sample_loss = F.cross_entropy(") == text.count("a regression (its values") == 1
-        assert "what training_step can return:" in text
+        assert "what training_step can return:" in text and "see below" not in text
 
 
 def test_help_teaches_by_examples(capsys):

@@ -8,8 +8,10 @@ from typing import Literal
 
 import pytest
 import torch
+from hydra.core.object_type import ObjectType
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from hydra_plugins import kakurenbo_methods
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, MissingMandatoryValue, ValidationError
 
@@ -17,6 +19,7 @@ from kakurenbo_lightning import Choice, HideMethod, SampleSelection, Saving, ava
 from kakurenbo_lightning.hydra_support import configs
 from kakurenbo_lightning.hydra_support.configs import method_config
 from kakurenbo_lightning.methods import registry
+from kakurenbo_lightning.methods.registry import named_presets
 from kakurenbo_lightning.methods.settings import number, setting
 from kakurenbo_lightning.session.checkpoint import describe_method
 
@@ -56,6 +59,22 @@ def test_a_config_makes_the_method_with_its_defaults(name):
     selection = instantiate(OmegaConf.structured(method_config(name)))
     assert isinstance(selection, SampleSelection)
     assert selection.method == get_method(name)
+
+
+@pytest.mark.parametrize("name", named_presets())
+def test_a_preset_has_a_config_of_its_own(name):
+    method, preset = named_presets()[name]
+    config = OmegaConf.structured(method_config(name))
+    assert instantiate(config).method == get_method(method, preset=preset)
+    assert OmegaConf.to_container(config).keys() == OmegaConf.to_container(OmegaConf.structured(method_config(method))).keys()
+    assert pickle.loads(pickle.dumps(method_config(name))) is method_config(name) is getattr(configs, name)
+
+
+def test_the_preset_of_kakurenbo_is_in_the_group():
+    group = kakurenbo_methods.MethodSource("kakurenbo-lightning", "kakurenbo://kakurenbo/method")
+    assert "kakurenbo_fast" in group.list("kakurenbo/method", ObjectType.CONFIG)
+    config = group.load_config("kakurenbo/method/kakurenbo_fast").config
+    assert (config.method, config.max_fraction, config.every_n_epochs) == ("kakurenbo", 0.5, 3)
 
 
 def test_settings_are_typed():

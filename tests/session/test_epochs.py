@@ -263,6 +263,11 @@ def test_only_what_would_have_been_trained_is_saved(limit, spared):
     totals = selection.totals
     assert (totals.samples_spared, totals.samples_hidden) == (spared, 128)
     assert (totals.saved_seconds > -totals.refresh_seconds - totals.select_seconds) == (spared > 0)
+    plain = totals.samples_trained + spared
+    assert (
+        f"{totals.samples_trained / plain:.1%}" in totals.table("hide")[0] and f"{spared / plain:.1%}" in totals.table("hide")[1]
+    )
+    assert (f"would have cut off {128 - spared} of them anyway" in totals.summary("hide")) == (spared < 128)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,19 @@ def test_the_log_says_what_a_method_does_with_the_settings_it_has(name, settings
     assert said in lines and untrue not in lines
 
 
+def test_the_callback_shows_what_the_log_says(caplog, capfd):
+    selection = SampleSelection("kakurenbo", preset="fast", seed=3, scorer=None, key=None)
+    settings = "kakurenbo(every_n_epochs=3, max_fraction=0.5, fractions=(1.0,), milestones=())"
+    assert repr(selection) == str(selection) == f"SampleSelection({settings}, seed=3)"
+    with caplog.at_level("INFO"):
+        fit(Net(), loader(64), selection, max_epochs=1)
+    assert f"SampleSelection: {settings} hides" in caplog.text + "".join(capfd.readouterr())
+    assert repr(SampleSelection("random")) == "SampleSelection(random())"
+    assert repr(SampleSelection("selective_backprop", scorer=Net())) == "SampleSelection(selective_backprop(), scorer=Net)"
+    assert "save=Saving(share=0.2" in repr(SampleSelection("kakurenbo", save=0.2))
+    assert repr(SampleSelection("infobatch", key="url")) == "SampleSelection(infobatch(), key='url')"
+
+
 def test_the_help_of_totals_names_its_counts():
     text = SampleSelection.totals.__doc__
     named = [name for name in re.findall(r"``(\w+)(?:\(\))?``", text) if name != "fit"]

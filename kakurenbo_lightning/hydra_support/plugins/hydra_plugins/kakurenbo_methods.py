@@ -50,10 +50,10 @@ class MethodSource(ConfigSource):
         return self.is_group(group) and name.removesuffix(".yaml") in self.list(group, ObjectType.CONFIG)
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """Return the names of all methods."""
-        from kakurenbo_lightning.methods.registry import available_methods
+        """Return the names of all methods and presets."""
+        from kakurenbo_lightning.methods.registry import available_methods, named_presets
 
-        return [] if results_filter is ObjectType.GROUP else list(available_methods())
+        return [] if results_filter is ObjectType.GROUP else sorted([*available_methods(), *named_presets()])
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Return the structured config of the method that ``config_path`` names."""
