@@ -174,7 +174,7 @@ def allows(words, value):
     if words == "the path of a file":
         return isinstance(value, str)
     if words.startswith("one number >= 0 for each sample"):
-        return callable(value) or allows_weights(value)
+        return value is None or callable(value) or allows_weights(value)  # None: not given yet, which no run takes
     assert words.startswith(("a list of ", "(first, end) with first < end")), f"the oracle does not know {words!r}"
     items = items_of(value)
     if items is None:

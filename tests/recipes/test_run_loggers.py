@@ -76,10 +76,11 @@ def check_records(folder, names):
 
 @pytest.mark.slow
 def test_compared_methods_are_runs_of_their_own_for_weights_and_biases(compose, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(compose(*TINY, "logger=wandb", "compare=[baseline,random]", "trainer.max_epochs=1", "trainer.log_every_n_steps=1"))
+    wandb.teardown()  # waits until its own process has written the end of each run
     found = check_records(tmp_path, ["baseline-seed0", "random-F0.3-seed0"])
     assert found["random-F0.3-seed0"]["group"] == "random-F0.3"
     assert [found[name]["settings"]["method"]["method"] for name in sorted(found)] == ["baseline", "random"]

@@ -1,6 +1,7 @@
 """`kakurenbo-search`: what is searched over, and a search that is killed, joined, refused or fails."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_a_search_with_other_settings_is_refused(searching, capsys):
 @pytest.mark.slow
 def test_a_search_trains(tmp_path):
     printed = program("kakurenbo_recipes.search", "F=interval(0.1,0.5)", *TINY, "--trials=2", cwd=tmp_path)
-    assert printed.count("trained 54 samples") == 2 and "2 runs" in printed, "ten of 64 images are held out"
+    assert "2 runs" in printed
+    logs = [path.read_text() for path in tmp_path.rglob("kakurenbo-train.log")]
+    assert len(logs) == 2 and all(re.search(r"trained +54 samples", log) for log in logs), "ten of 64 images are held out"
     assert {path.parent.name for path in tmp_path.rglob("results.json")} == {"0", "1"}
 
 
