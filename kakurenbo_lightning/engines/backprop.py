@@ -120,7 +120,7 @@ class BackpropEngine(Engine):
         self._decision, self._scored_versions = TrainBatch(), None
         extra = number >= self._shard.steps
         if not extra and self._check(batch, self._shard.batch_length(number)):
-            self._scoring.check(batch)
+            self._scoring.check(batch, number, self._shard.batch_length(number), self._outputs)
         if not extra and not self._method.scores(self._epoch, number, self._shard.expected, self.memory):
             self.counts.trained += self._shard.step_total(number)
             self.counts.steps += 1

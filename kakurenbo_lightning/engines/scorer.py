@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.distributed import rank_zero_warn
-from kakurenbo_lightning.errors import ConflictError, OutputsError
+from kakurenbo_lightning.engines.reference import explained
+from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.signals.returned import loss_of
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter
 from kakurenbo_lightning.trainer.compatibility import has_no_step
@@ -59,17 +60,9 @@ class Scorer:
     def _name(self) -> str:
         return f"scorer={type(self.module).__name__}"
 
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self) -> contextlib.AbstractContextManager[None]:
         """Let an error inside, where the scorer's step is run, say that the step is not the module's."""
-        try:
-            yield
-        except OutputsError as error:
-            raise OutputsError(f"{self._name}: of its own training_step, not of the module's: {error}") from error
-        except Exception as error:
-            if add_note := getattr(error, "add_note", None):  # since Python 3.11
-                add_note(f"SampleSelection: this was the step of {self._name}, which scores in the module's place")
-            raise
+        return explained(self._name, "which scores in the module's place")
 
     def _check(self, optimizers: int) -> None:
         name = self._name

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kakurenbo_lightning.core.batch_rows import like, map_tensors, plain
+from kakurenbo_lightning.engines.reference import Reference
 from kakurenbo_lightning.engines.scorer import Scorer
 from kakurenbo_lightning.errors import ConflictError
 from kakurenbo_lightning.methods.backprop.base import BackpropMethod
@@ -24,7 +25,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ScoringPass:
-    """Scores batches with the module, or with a small network in its place.
+    """Scores batches with the module, or with a small network in its place, and with the method's trained model, if it has one.
 
     Args:
         adapter: access to the Trainer.
@@ -34,25 +35,44 @@ class ScoringPass:
 
     def __init__(self, adapter: TrainerAdapter, method: BackpropMethod, scorer: Scorer | None) -> None:
         self._adapter, self._trainer, self._method, self._scorer = adapter, adapter.trainer, method, scorer
+        of_method = [(name, value) for name, value in vars(method).items() if value is not None and value is method.reference]
+        self._reference = next((Reference(adapter, frozen, name) for name, frozen in of_method), None)
         self._compiled: dict[nn.Module, Callable[..., Any]] = {}
-        self._of_scorer: SampleOutputs | None = None
+        self._outputs_of: dict[Scorer | Reference, SampleOutputs] = {}
 
-    def check(self, batch: Any) -> None:
-        """Raise ``ConflictError`` for a first batch that cannot be scored as the settings say."""
-        if self._method.scale != 1.0:
-            scaled_images(batch, self._method.scale)
+    def check(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> None:
+        """Raise an error for a first batch that cannot be scored as the settings say, or by the method's trained model. Collective.
 
-    def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
-        """Return the values of the ``size`` samples of a batch. ``outputs`` computes them from the module's step."""
-        module = self._trainer.lightning_module if self._scorer is None else self._scorer.module
+        Raises:
+            ConflictError: the settings do not fit the batch.
+            OutputsError: the trained model gives no losses.
+        """
         if self._method.scale != 1.0:
             batch = scaled_images(batch, self._method.scale)
-        if self._scorer is not None:
-            outputs = self._of_scorer = self._of_scorer or outputs.of_module(module)
-        # all ranks hold the same scorer, and so the same buffers
-        same = buffers_of_rank_zero(module) if self._scorer is None else contextlib.nullcontext()
-        of_scorer = contextlib.nullcontext() if self._scorer is None else self._scorer.explained()
-        with same, self._context(module), of_scorer:
+        if self._reference is not None:  # now, and not only after a warm-up
+            self._reference.check(self._values(self._reference, batch, number, size, outputs)["loss"])
+
+    def score(self, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
+        """Return the values of the ``size`` samples of a batch. ``outputs`` computes them from the module's step.
+
+        ``"reference"`` among them is the loss by the method's trained model, where it has one.
+        """
+        if self._method.scale != 1.0:
+            batch = scaled_images(batch, self._method.scale)
+        values = self._values(self._scorer, batch, number, size, outputs)
+        if self._reference is None:
+            return values
+        return {**values, "reference": self._values(self._reference, batch, number, size, outputs)["loss"]}
+
+    def _values(self, other: Scorer | Reference | None, batch: Any, number: int, size: int, outputs: SampleOutputs) -> Values:
+        """The values of a batch by the module, or by the ``other`` model."""
+        module = self._trainer.lightning_module if other is None else other.module
+        if other is not None:
+            outputs = self._outputs_of[other] = self._outputs_of.get(other) or outputs.of_module(module)
+        # all ranks hold the same other model, and so the same buffers
+        same = buffers_of_rank_zero(module) if other is None else contextlib.nullcontext()
+        of_other = contextlib.nullcontext() if other is None else other.explained()
+        with same, self._context(module), of_other:
             step = partial(call_training_step, self._trainer, module, batch, number)
             return outputs.score(step, batch, size, **replaying(self._trainer, module, number))
 

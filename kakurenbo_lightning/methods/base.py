@@ -70,6 +70,7 @@ class Method(ABC):
         weighs: whether its steps may carry loss weights.
         needs_classes: whether the class of each sample must be known.
         needs_index: whether each sample must be known by its index in a data set; if not, the method takes iterable data too.
+        without_index: the setting with which a method that needs an index does without; empty if there is none.
         changes_batches: whether its batches differ from those that the loader gives without the selection.
         needs_all_rows: why planning needs the rows of all samples on every rank; empty if a share is enough (``statistics="sharded"``).
         presets: sets of settings by name, which ``preset=`` gives together; settings given beside it win over them.
@@ -86,7 +87,8 @@ class Method(ABC):
     refresh_mode = None  # some methods make it a setting
     weighs = False
     needs_classes = False
-    needs_index: ClassVar[bool] = True
+    needs_index = True
+    without_index: ClassVar[str] = ""
     draws_ahead: ClassVar[int | None] = None  # batches that may be drawn ahead of training; None: any number
     changes_batches: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kakurenbo_lightning.core.plan import Plan, StreamPlan
 from kakurenbo_lightning.methods.base import Method
+from kakurenbo_lightning.methods.frozen_module import FrozenModule
 from kakurenbo_lightning.methods.per_sample import PerSample
 from kakurenbo_lightning.methods.settings import plain, shown
 
@@ -75,7 +76,7 @@ def is_same(old: Any, new: Any) -> bool:
 def _listed(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if isinstance(value, PerSample):
+    if isinstance(value, (PerSample, FrozenModule)):
         return value.as_setting()
     if inspect.isroutine(value):  # a function is compared by its name, as in pickle
         return f"{value.__module__}.{value.__qualname__}"

@@ -252,7 +252,11 @@ def check_arrivals(loader: Any, method: Method, public: bool, is_first: bool, ke
     kind = type(getattr(loader, "dataset", loader)).__name__
     if not keyed and (method.needs_index or method.needs_classes):
         known = {name: method_class(name) for name in available_methods()}
-        works = ", ".join(name for name, cls in known.items() if not cls.needs_index)
+        works = ", ".join(
+            f"{name} with {cls.without_index}" if cls.without_index else name
+            for name, cls in known.items()
+            if cls.without_index or not cls.needs_index
+        )
         what = f"{method.name} knows samples by their index" if method.needs_index else f"{method.name} needs their classes"
         by_key = "" if method.needs_places or method.needs_classes else "say what names a sample (SampleSelection(key=...)), "
         raise ConflictError(

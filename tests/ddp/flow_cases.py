@@ -3,7 +3,9 @@
 import os
 import warnings
 
-from backprop_cases import BATCH, COUNT, driven
+import torch
+import torch.nn.functional as F
+from backprop_cases import BATCH, COUNT, Small, driven
 from cases import CASES
 from fits import Points, SaveAt
 from flows import CountingFlow, Flow, SizedFlow
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.methods import Baseline, FixedRate, Katharopoulos, SelectiveBackprop
+from kakurenbo_lightning.methods import Baseline, FixedRate, Katharopoulos, RhoLoss, SelectiveBackprop
 
 
 def ranks():
@@ -43,6 +45,27 @@ def both(name, method, kind):
     CASES[name] = lambda scratch: {"indexed": driven(method, shuffle=False), "flowing": driven(method, train=flow(kind))}
 
 
+def rho(scratch):
+    """The same samples with an index, without, and by a table of the model's losses; and a model that each rank has for itself."""
+    model, points, table = Small(seed=7), Points(COUNT), scratch / f"table{ranks()[1]}.pt"
+    with torch.no_grad():
+        losses = F.cross_entropy(model.network(points.x), points.y, reduction="none")
+    torch.save({"irreducible": losses.float()}, table)
+
+    def run(irreducible, **settings):
+        return driven(RhoLoss(fraction=0.5, irreducible=irreducible), **settings)
+
+    made = {
+        "indexed": run(model, shuffle=False),
+        "flowing": run(model, train=flow()),
+        "by_table": run(str(table), shuffle=False),
+    }
+    try:
+        run(Small(seed=ranks()[1]), shuffle=False)
+    except ConflictError as error:
+        return {**made, "error": str(error)}
+
+
 def cut(scratch, method, batch):
     """A run that saves a checkpoint in epoch 1, and one that goes on from there."""
     (world_size, rank), path = ranks(), scratch / "cut.ckpt"
@@ -58,6 +81,7 @@ both("flow_baseline", Baseline(), Flow)
 both("flow_sb", SelectiveBackprop(), Flow)
 both("flow_sb_fixed", FixedRate(start=0.2), SizedFlow)
 both("flow_katharopoulos", Katharopoulos(threshold=0.0), SizedFlow)
+CASES["flow_rho_loss"] = rho
 for name, method in {"baseline": Baseline(), "sb": SelectiveBackprop()}.items():
     CASES[f"flow_uneven_{name}"] = lambda scratch, method=method: told(method, flow(counts=(41, 22)))
 CASES["flow_uneven_sized"] = lambda scratch: told(SelectiveBackprop(), flow(SizedFlow, counts=(22, 41)))

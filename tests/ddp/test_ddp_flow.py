@@ -4,21 +4,36 @@ import pytest
 from backprop_cases import EPOCHS
 from records import assert_same_bits, epochs
 
-SAME = ["flow_baseline", "flow_sb", "flow_sb_fixed", "flow_katharopoulos"]
+SAME = ["flow_baseline", "flow_sb", "flow_sb_fixed", "flow_katharopoulos", "flow_rho_loss"]
 
 
 @pytest.mark.slow_cases("flow_katharopoulos", "flow_sb_fixed")
 @pytest.mark.parametrize("ranks", SAME, indirect=True)
 def test_ranks_train_what_they_train_of_the_same_samples_with_an_index(ranks):
     for rank in ranks:
-        indexed, flowing = rank["indexed"], rank["flowing"]
-        assert flowing["global_step"] == indexed["global_step"]
-        assert flowing["totals"] == indexed["totals"]
-        assert_same_bits(flowing["weights"], indexed["weights"])
-        for epoch in range(EPOCHS):
-            mine, theirs = (made["epochs"][epoch] for made in (flowing, indexed))
-            assert [batch.tolist() for batch in mine["trained"]] == [batch.tolist() for batch in theirs["trained"]]
-            assert mine["counts"] == theirs["counts"]
+        assert_same_training(rank["flowing"], rank["indexed"])
+
+
+def assert_same_training(one, other):
+    assert one["global_step"] == other["global_step"]
+    assert one["totals"] == other["totals"]
+    assert_same_bits(one["weights"], other["weights"])
+    for epoch in range(EPOCHS):
+        mine, theirs = (made["epochs"][epoch] for made in (one, other))
+        assert [batch.tolist() for batch in mine["trained"]] == [batch.tolist() for batch in theirs["trained"]]
+        assert mine["counts"] == theirs["counts"]
+
+
+@pytest.mark.parametrize("ranks", ["flow_rho_loss"], indirect=True)
+def test_ranks_choose_by_a_model_what_they_choose_by_a_table_of_its_losses(ranks):
+    for rank in ranks:
+        assert_same_training(rank["by_table"], rank["indexed"])
+        assert rank["indexed"]["totals"]["samples_rejected"] > 20
+
+
+@pytest.mark.parametrize("ranks", ["flow_rho_loss"], indirect=True)
+def test_a_model_that_differs_from_rank_to_rank_is_an_error_on_every_rank(ranks):
+    assert all("irreducible=Small has other weights on each rank" in rank["error"] for rank in ranks)
 
 
 @pytest.mark.parametrize("ranks", ["flow_uneven_baseline", "flow_uneven_sb", "flow_uneven_sized"], indirect=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from driven import EPOCHS, Trained
 from flows import Flow, SizedFlow, flowing
+from held_out import rho
 from helpers import Net, Spy, fit, loader, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import LambdaLR
@@ -30,6 +31,7 @@ METHODS = {
     "sb_l2": SelectiveBackprop(score="l2"),
     "sb_fixed": FixedRate(start=0.2, end=0.9),
     "katharopoulos": Katharopoulos(threshold=0),
+    "rho_loss": rho(),
 }
 
 
@@ -57,7 +59,7 @@ def assert_same(one, other):
     assert all(torch.equal(x, y) for x, y in zip(na.state_dict().values(), nb.state_dict().values(), strict=True))
 
 
-@pytest.mark.quick("sb", "sb_fixed")
+@pytest.mark.quick("sb", "sb_fixed", "rho_loss")
 @pytest.mark.parametrize("kind", [Flow, SizedFlow])
 @pytest.mark.parametrize("name", METHODS)
 def test_iterable_data_trains_what_the_same_samples_with_an_index_do(name, kind):
@@ -213,7 +215,9 @@ def test_a_method_that_needs_an_index_names_those_that_do_not(name, tmp_path):
     settings = {"irreducible": tmp_path / "irreducible.pt"} if name == "rho_loss" else {}
     with pytest.raises(ConflictError, match=f"Flow is iterable data.* {name} knows samples by their index") as caught:
         fit(Net(), flowing(), SampleSelection(name, **settings))
-    assert str(caught.value).endswith("baseline, katharopoulos, sb_fixed, selective_backprop")
+    assert str(caught.value).endswith(
+        "baseline, katharopoulos, rho_loss with irreducible=a trained LightningModule, sb_fixed, selective_backprop"
+    )
 
 
 def test_batches_without_rows_are_refused():

@@ -1,5 +1,6 @@
 """Every backprop method against its reference in ``backprop_references.py``; see ``backprop_tester.py``."""
 
+import dataclasses
 import math
 
 import backprop_references as references
@@ -239,6 +240,18 @@ def test_the_average_of_t_begins_at_0_and_is_that_of_the_formula():
         u = 1 / len(g)
         t = 0.9 * t + 0.1 / math.sqrt(1 - ((g - u) ** 2).sum() / (g**2).sum())
         assert math.isclose(float(memory["t"]), t, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_rho_loss_by_a_model_chooses_as_the_reference_does_by_a_table_of_its_losses(name):
+    batch, row = BATCHES[name], ROWS["rho_loss"]
+    for by_table in variants(row):
+        table = torch.load(by_table.irreducible, weights_only=True)["irreducible"]
+        by_model = dataclasses.replace(by_table, irreducible=Net())
+        assert not by_model.needs_index and by_table.needs_index
+        values = {**batch.tensors(), "reference": table[list(batch.indices)]}
+        picked = by_model.select(values, torch.empty(0), {}, tester.generator(0))
+        tester.check_picked(picked, row.reference(by_table, batch.columns(), batch.indices, {}, tester.generator(0)))
 
 
 def test_samples_without_irreducible_loss_are_never_chosen_and_are_counted():

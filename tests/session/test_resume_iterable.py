@@ -5,6 +5,7 @@ import torch
 from cuts import SaveAt
 from driven import Trained
 from flows import CountingFlow, Flow, SizedCountingFlow, flowing
+from held_out import rho
 from helpers import Net, Points, fit, loader
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -23,6 +24,7 @@ METHODS = {
     "carry": SelectiveBackprop(history=40, leftover="carry"),
     "fixed": FixedRate(start=0.2, end=0.9),
     "katharopoulos": Katharopoulos(threshold=0),
+    "rho_loss": rho(),
 }
 CUTS = {  # an epoch of 61 samples has eight batches, and, where a short step trains what is left, one more
     "start": ("on_train_epoch_start", 2, 0),
@@ -81,7 +83,7 @@ def test_a_cut_run_resumes_exactly_where_the_loader_keeps_its_place(cut, tmp_pat
     assert_resumes_exactly(tmp_path / "cut.ckpt", METHODS["sb"], stateful, cut)
 
 
-@pytest.mark.quick("fixed", "katharopoulos")
+@pytest.mark.quick("fixed", "katharopoulos", "rho_loss")
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", [CountingFlow, SizedCountingFlow])
 def test_every_method_resumes_exactly(method, kind, tmp_path):

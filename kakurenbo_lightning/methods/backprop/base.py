@@ -11,6 +11,7 @@ from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.plan import EpochPlan, Plan
 from kakurenbo_lightning.core.statistics import SampleStatistics
 from kakurenbo_lightning.methods.base import Epoch, Method, RefreshMode
+from kakurenbo_lightning.methods.frozen_module import FrozenModule
 from kakurenbo_lightning.methods.settings import choice, flag, integer, number, optional, setting
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ class BackpropMethod(Method):
         return "eval"
 
     @property
+    def reference(self) -> FrozenModule | None:
+        """A trained model that computes a loss of each scored sample too, ``values["reference"]`` in :meth:`select`; ``None``: there is
+        none."""
+        return None
+
+    @property
     def batches_per_choice(self) -> int:
         """Number of loaded batches that are scored before one choice is made among all of them."""
         return 1
@@ -139,7 +146,7 @@ class BackpropMethod(Method):
         """Choose the samples to train. Pure, except for drawing from ``generator``.
 
         Args:
-            values: values of the scored samples, each ``[n]``, on their device.
+            values: values of the scored samples, each ``[n]``, on their device: what the method reads, and the ``reference``'s loss.
             indices: ``int64[n]``, their data set indices.
             memory: the method's memory, after :meth:`learn` has seen these samples.
             generator: CPU random stream of this batch and rank.
