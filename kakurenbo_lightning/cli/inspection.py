@@ -18,6 +18,7 @@ from kakurenbo_lightning.core.lazy_torch import torch
 from kakurenbo_lightning.core.sharded_checkpoint import META, check_sharded, is_sharded_checkpoint
 from kakurenbo_lightning.errors import DamagedCheckpointError, MismatchError, NoSelectionError
 from kakurenbo_lightning.methods import available_methods
+from kakurenbo_lightning.methods.registry import method_class
 from kakurenbo_lightning.record.schema import json_ready
 from kakurenbo_lightning.session.totals import Totals
 
@@ -181,9 +182,12 @@ def position(found: Mapping[str, Any]) -> str:
 
 def page(found: Mapping[str, Any], family: str = "") -> str:
     """Format the summary as a page of text for the terminal."""
-    from kakurenbo_lightning.session.plain_values import brief
+    from kakurenbo_lightning.session.plain_values import brief, default_settings, is_same
 
-    settings = ", ".join(f"{name}={brief(value)}" for name, value in found["settings"].items())
+    is_known = found["method"] in available_methods()  # not if it is the user's own, which only the training imports
+    usual = default_settings(method_class(found["method"])) if is_known else {}
+    changed = {name: value for name, value in found["settings"].items() if not (name in usual and is_same(value, usual[name]))}
+    settings = ", ".join(f"{name}={brief(value)}" for name, value in changed.items())
     right = found["correct"]
     lines = {
         "method": f"{found['method']}({settings})",

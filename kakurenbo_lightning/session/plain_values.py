@@ -56,7 +56,7 @@ def plain_settings(method: Method) -> dict[str, Any]:
     return {field.name: as_plain(_listed(getattr(method, field.name)), f"{method.name}.{field.name}") for field in fields(method)}
 
 
-def default_settings(method: Method) -> dict[str, Any]:
+def default_settings(method: Method | type[Method]) -> dict[str, Any]:
     """Defaults of those fields of a method that have one, in the form that :func:`is_same` compares."""
     return {field.name: field.default for field in fields(method) if field.default is not MISSING}
 

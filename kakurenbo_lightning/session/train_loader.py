@@ -14,7 +14,7 @@ from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epo
 from kakurenbo_lightning.core.sharded_statistics import ShardedStatistics
 from kakurenbo_lightning.core.statistics import TARGET, NoStatistics, SampleStatistics
 from kakurenbo_lightning.core.universe import Universe
-from kakurenbo_lightning.errors import ConflictError
+from kakurenbo_lightning.errors import ConflictError, MismatchError
 from kakurenbo_lightning.methods.base import Method
 from kakurenbo_lightning.session.epoch_state import EpochState
 from kakurenbo_lightning.session.followed_arrivals import FollowedArrivals
@@ -103,8 +103,13 @@ class TrainLoader:
         self._planner.check(self.data.statistics.total)
 
     def explain(self, exception: BaseException, state: EpochState) -> None:
-        """Note on an exception of a fit how far this rank was, once batches were asked for: workers may die before an epoch is planned."""
-        if not (self._adapter.is_fitting and self.is_known and self.data.sampler.was_iterated):
+        """Note on an exception of a fit how far this rank was, once batches were asked for: workers may die before an epoch is planned.
+
+        A checkpoint that does not fit is refused before this rank is anywhere.
+        """
+        if isinstance(exception, MismatchError) or not (
+            self._adapter.is_fitting and self.is_known and self.data.sampler.was_iterated
+        ):
             return
         add_note = getattr(exception, "add_note", None)  # since Python 3.11
         explained = any(note.endswith(EXPLAINED) for note in getattr(exception, "__notes__", ()))

@@ -30,7 +30,7 @@ def said(capsys, *arguments):
 def test_a_page_says_method_epoch_and_hidden_share(tmp_path, capsys):
     selection = hide_then_grow(seed=7)
     text = said(capsys, saved(tmp_path, selection))
-    assert "kakurenbo(" in text and "max_fraction=0.5" in text
+    assert "kakurenbo(" in text and "max_fraction=0.5" in text and "drop_top" not in text, "settings that are not the defaults"
     assert "epoch 2 (counted from 0), step 16, after 4 batches of the epoch" in text and "64 samples" in text
     assert "hidden now  32 (50.0%)" in text and "learning rate x 2.000" in text
     assert re.search(r"^so far      trained .* \(of whole epochs\)$", text, re.MULTILINE)

@@ -17,7 +17,13 @@ from omegaconf import open_dict
 from recipe_runs import CONFIGS
 
 # started with these very words by tests/hydra_support/test_app.py, tests/test_lightning_cli.py and tests/methods/test_plugin.py
-STARTED_ELSEWHERE = ("python src/train.py", "python main.py fit", "python try_it.py", "pytest test_mean_loss.py")
+STARTED_ELSEWHERE = (
+    "python src/train.py",
+    "srun python train.py",
+    "python main.py fit",
+    "python try_it.py",
+    "pytest test_mean_loss.py",
+)
 OTHERS = ("pipx run pre-commit install",)
 PLUGIN = "kakurenbo_lightning/methods/ADDING.md"  # its method is not installed here
 

@@ -58,6 +58,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name_and_can_be_forced(che
         fit(selection(), train=train(), ckpt_path=checkpoint, max_epochs=4)
     for word in [*words, "on_mismatch='reset'"]:
         assert word in str(error.value)
+    assert not any("when this happened" in note for note in getattr(error.value, "__notes__", ())), "nobody is anywhere yet"
     forced = selection()
     forced._settings = replace(forced._settings, on_mismatch="reset")
     with pytest.warns(UserWarning, match="the selection starts from the beginning"):
