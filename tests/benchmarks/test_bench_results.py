@@ -216,6 +216,7 @@ QUOTED = {
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
     (BENCHMARKS, "advice"): lambda result, rows, million: advice(rows),
     (BENCHMARKS, "arena"): lambda result, rows, million: arena(result["standings"]),
+    (BENCHMARKS, "arena-wide"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "arena-fractals"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "arena-text"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
@@ -262,7 +263,7 @@ def test_a_document_quotes_the_figures_of_a_file(document, name):
 def test_each_file_is_quoted_and_each_named_file_is_there():
     documents = [REPOSITORY / "README.md", *DOCS.glob("*.md"), BENCHMARKS, *METHODS.parent.rglob("*.md")]
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
-    arenas = {f"{name}{dark}.png" for name in ("arena", "arena-fractals") for dark in ("", "-dark")}
+    arenas = {f"{name}{dark}.png" for name in ("arena", "arena-fractals", "arena-wide") for dark in ("", "-dark")}
     quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png"} | arenas
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}
 

@@ -13,7 +13,7 @@ DECOY = torch.frombuffer(bytearray(b"PK\x05\x06" + bytes(40)), dtype=torch.uint8
 
 @pytest.fixture
 def folder(tmp_path):
-    dcp.save({"values": VALUES, "decoy": DECOY, "plain": {"step": 3}}, checkpoint_id=tmp_path / "x.ckpt", no_dist=True)
+    dcp.save({"values": VALUES, "decoy": DECOY, "plain": {"step": 3}}, checkpoint_id=tmp_path / "x.ckpt")
     torch.save({"callbacks": {}, "values": VALUES}, tmp_path / "x.ckpt" / META)
     return tmp_path / "x.ckpt"
 
