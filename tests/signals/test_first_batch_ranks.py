@@ -124,9 +124,14 @@ def said(tmp_path_factory):
         )
         for rank in range(2)
     ]
+    try:
+        printed = [process.communicate(timeout=240) for process in ranks]
+    finally:
+        for process in ranks:  # one that hangs would outlive the tests
+            process.kill()
+            process.wait()
     found = []
-    for process in ranks:
-        out, errors = process.communicate(timeout=240)
+    for process, (out, errors) in zip(ranks, printed, strict=True):
         assert process.returncode == 0, out + errors[-3000:]
         lines = [line.split(" | ", 2) for line in out.splitlines() if " | " in line]
         found.append({name: (int(runs), outcome) for name, runs, outcome in lines})
