@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flavoured import FLAVOURS, run_apart
 from helpers import Net, Points, SureNet, fit, loader
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
@@ -16,7 +15,6 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, default_collate
 
 from kakurenbo_lightning import SampleSelection, get_method
 from kakurenbo_lightning.errors import ConflictError
-from recipes.benchmarks.forked import printed, run_ranks
 
 SAMPLES = 61
 
@@ -378,24 +376,3 @@ def test_a_run_without_an_end_may_reach_any_epoch():
 
     selection = SampleSelection("kakurenbo", start_epoch=99, fractions=(1.0,), milestones=())
     assert idle_warnings(selection, Stopping(), max_epochs=-1) == []
-
-
-# --- a training in processes of its own
-
-
-@pytest.mark.slow_cases("ddp_notebook")  # another name of it
-@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_notebook"])
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_it_is_said_that_totals_are_not_there_after_the_fit(flavour, strategy, tmp_path):
-    log = tmp_path / "log"
-    assert run_ranks(run_apart, (flavour, strategy), log=log) == [0], printed(log, 1)
-    said = printed(log, 1, 20_000)
-    assert said.count("so totals, statistics and plan are not there in the process that called fit") == 1
-    assert "totals here: 0 statistics here: None" in said
-
-
-def test_nothing_of_the_kind_is_said_where_they_are_there():
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        fit(Net(), loader(SAMPLES), SampleSelection("kakurenbo"))
-    assert not [warning for warning in said if "processes of its own" in str(warning.message)]
