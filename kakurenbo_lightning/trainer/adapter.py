@@ -25,6 +25,7 @@ from kakurenbo_lightning.core.distributed import Ranks
 from kakurenbo_lightning.core.flavour import AnyTrainer, is_instance
 from kakurenbo_lightning.trainer.lr_schedule import Progress
 from kakurenbo_lightning.trainer.module_state import ModuleState
+from kakurenbo_lightning.trainer.progress import shown_in
 from kakurenbo_lightning.trainer.sharded import settle
 from kakurenbo_lightning.trainer.strategy_compatibility import wraps_parameters
 
@@ -73,23 +74,6 @@ def _has(root: object, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def _shown_in(bar: Any, shown: Callable[[], Mapping[str, float]]) -> Callable[[], None]:
-    """Let a progress bar, or ``None``, show more; what is returned undoes it."""
-    if bar is None:
-        return lambda: None
-    usual, own = (
-        bar.get_metrics,
-        {name: each for name, each in vars(bar).items() if name == "get_metrics"},
-    )  # of the user's, perhaps
-    bar.get_metrics = lambda *args: {**shown(), **usual(*args)}
-
-    def undo() -> None:
-        vars(bar).pop("get_metrics", None)
-        vars(bar).update(own)
-
-    return undo
 
 
 def validation_metrics(trainer: AnyTrainer) -> Mapping[str, Any]:
@@ -248,7 +232,7 @@ class TrainerAdapter:
 
         It is logged nowhere, so that no metric of the user's shares a name with it.
         """
-        self._leave_bar = _shown_in(self.trainer.progress_bar_callback, shown)
+        self._leave_bar = shown_in(self.trainer.progress_bar_callback, shown)
 
     def release(self) -> None:
         """Undo every wrapping: training step, validation, batches, loader, progress bar."""

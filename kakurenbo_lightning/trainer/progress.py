@@ -1,9 +1,9 @@
-"""The bar of a scoring pass, below the Trainer's own."""
+"""What the Trainer's bar shows more, and the bar of a scoring pass below it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch.callbacks import RichProgressBar
@@ -21,6 +21,21 @@ def has_bar(trainer: AnyTrainer) -> bool:
     """Whether this process shows the progress of training."""
     bar = trainer.progress_bar_callback
     return trainer.is_global_zero and bar is not None and not bar.is_disabled
+
+
+def shown_in(bar: Any, shown: Callable[[], Mapping[str, float]]) -> Callable[[], None]:
+    """Let a progress bar, or ``None``, show more; what is returned undoes it."""
+    if bar is None:
+        return lambda: None
+    usual = bar.get_metrics
+    own = {name: each for name, each in vars(bar).items() if name == "get_metrics"}  # of the user's, perhaps
+    bar.get_metrics = lambda *args: {**shown(), **usual(*args)}
+
+    def undo() -> None:
+        vars(bar).pop("get_metrics", None)
+        vars(bar).update(own)
+
+    return undo
 
 
 def with_bar(loader: DataLoader, trainer: AnyTrainer, samples: int, batches: int) -> Iterable[Any]:
