@@ -185,6 +185,12 @@ def doctor(rows):
         yield f"| {row['run']} | {area} | {row['flagged']['mean']:,.0f} | {' | '.join(shares)} |"
 
 
+def copies(summary):
+    parts = (("copies", ",.0f", 1), ("chance", ".2f", 100), ("found", ".1f", 100), ("precision", ".1f", 100))
+    for row in summary:
+        yield f"| {row['run']} | {' | '.join(written(row[name], *form).replace('+-', '±') for name, *form in parts)} |"
+
+
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
@@ -221,6 +227,7 @@ QUOTED = {
     (BENCHMARKS, "arena-text"): lambda result, rows, million: arena(result["standings"]),
     (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
+    (BENCHMARKS, "copies"): lambda result, rows, million: copies(result["summary"]),
     (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
     (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
     (DOCS / "scale.md", "sharded"): lambda result, rows, million: sharded(rows),
