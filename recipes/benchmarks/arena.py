@@ -30,12 +30,27 @@ from recipes.benchmarks.fits import SETTINGS, Fits, parser
 from recipes.benchmarks.tasks import TASKS
 from recipes.benchmarks.training import prepare
 
-SETS: dict[str, tuple[str, ...]] = {  # rho_loss needs a table of irreducible losses, and weighted the user's weights
+SETS: dict[str, tuple[str, ...]] = {  # every method but those of kakurenbo_recipes.arena_sweep.NEED_MORE; random is a control
     "first": ("kakurenbo", "infobatch", "selective_backprop"),
     "wide": (
         *(f"kakurenbo:max_fraction={f},every_n_epochs={n}" for f in (0.3, 0.5, 0.7) for n in (1, 3)),
-        *("kakurenbo:max_fraction=0.5,fractions=[1.0],milestones=[]", "infobatch", "seta", "random_cycle", "forget_online"),
-        *("forget:static_epochs=4", "el2n:score_epochs=[2,4]", "selective_backprop", "selective_backprop:beta=2", "stale_sb"),
+        *(
+            "kakurenbo:max_fraction=0.5,fractions=[1.0],milestones=[]",
+            "infobatch",
+            "seta",
+            "orderdp",
+            "ies",
+            "rcap",
+            "random_cycle",
+        ),
+        *(
+            "forget_online",
+            "forget:static_epochs=4",
+            "el2n:score_epochs=[2,4]",
+            "selective_backprop",
+            "selective_backprop:beta=2",
+            "stale_sb",
+        ),
         *("sb_fixed", "katharopoulos", "iswr", "owc", "lb", "nlb", "plb", "peb"),
     ),
 }

@@ -21,7 +21,10 @@ from kakurenbo_lightning.cli.text_table import terminal_width
 from kakurenbo_recipes.log import say
 from kakurenbo_recipes.settings import MACHINE, check_setting
 
-NEED_MORE = ("baseline", "rho_loss", "weighted")  # the baseline is always included; the others need values from the user
+NEED_MORE = {
+    "rho_loss": "irreducible losses or a trained module",
+    "weighted": "your weights",
+}  # methods that cannot run by name alone
 WIDTH = 140
 ONLY = {  # what is compared is trained for whole epochs, scored after the last one, and leaves out what its method does
     **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False, "trainer.check_val_every_n_epoch": 1},
@@ -56,7 +59,7 @@ class ArenaSweeper(Sweeper):
         from kakurenbo_lightning.arena.verdict import standings, table
 
         choices, fixed = self._read([*(f"{name}={value}" for name, value in self._params.items() if value), *arguments])
-        methods = choices["method"] or ([] if self._variants else [name for name in available_methods() if name not in NEED_MORE])
+        methods = choices["method"] or ([] if self._variants else every_method())
         entries = [Entry(name) for name in methods if name != "baseline"] + [Entry.of(text) for text in self._variants]
         seeds, epochs = [int(seed) for seed in choices["seed"]] or [0], self._config.trainer.max_epochs
         check_arena(self._config)
@@ -101,6 +104,13 @@ class ArenaSweeper(Sweeper):
         totals = result["totals"]
         counts = {name: value for name, value in totals.items() if "samples" in name}
         return {"score": result["score"], "metric": result["metric"], "cost": totals["steady_seconds"], **counts}
+
+
+def every_method() -> list[str]:
+    """Return the methods that run by their name alone, and say which are left out."""
+    left_out = " and ".join(f"{name} ({needed})" for name, needed in NEED_MORE.items())
+    say(f"Every method but {left_out}. To add one: hydra.sweeper.variants=['weighted:weights=weights.pt'].")
+    return [name for name in available_methods() if name not in NEED_MORE]
 
 
 def check_arena(config: DictConfig) -> None:

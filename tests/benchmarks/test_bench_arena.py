@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from bench_helpers import tiny_cifar
+from kakurenbo_recipes.arena_sweep import NEED_MORE
 
+from kakurenbo_lightning import available_methods
 from kakurenbo_lightning.arena.runs import Entry
 from recipes.benchmarks import arena, tasks
 
@@ -54,6 +56,11 @@ def test_methods_are_read_with_their_settings():
     )
     for name, texts in arena.SETS.items():
         assert all(arena.entry(text).method for text in texts), name
+
+
+def test_the_wide_set_is_every_method_that_runs_by_its_name_alone():
+    methods = {arena.entry(text).method for text in arena.SETS["wide"]}
+    assert methods == set(available_methods()) - {"baseline", "random"} - set(NEED_MORE)  # both are controls
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from kakurenbo_recipes.arena_sweep import check_arena
+from kakurenbo_recipes.arena_sweep import check_arena, every_method
 from omegaconf import OmegaConf
 from processes import PATHS, REPOSITORY, program
 from recipe_runs import composed
@@ -168,3 +168,12 @@ def test_the_torchrun_example_names_what_it_lacks_and_is_short(missing):
     done = subprocess.run(["bash", script], env={"PATH": os.environ["PATH"], **known}, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and f"{missing}: is " in done.stderr
     assert len(script.read_text().splitlines()) < 60
+
+
+def test_methods_that_need_more_than_a_name_are_said_to_be_left_out(capsys):
+    names = every_method()
+    assert "kakurenbo" in names and not {"weighted", "rho_loss"} & set(names)
+    assert (
+        "Every method but rho_loss (irreducible losses or a trained module) and weighted (your weights)"
+        in capsys.readouterr().out
+    )
