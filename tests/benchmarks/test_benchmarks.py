@@ -110,7 +110,7 @@ SMALL = {
         "--batch-size 8 --rounds 2",
         "losses",
         lambda rows: (
-            ["F.cross_entropy" in row["source"] for row in rows] == [True, False, False, False]
+            ["F.cross_entropy" in row["source"] for row in rows] == [True, False, False, True, False]
             and all(row["first_batch_steps"]["median"] > 0 for row in rows)
         ),
     ),
