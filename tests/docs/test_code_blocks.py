@@ -12,6 +12,8 @@ from helpers import Net, Points, loader
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from processes import program
+from torch.testing import assert_close
+from torch.utils.data import IterableDataset
 
 import kakurenbo_lightning
 from kakurenbo_lightning import SampleSelection
@@ -94,6 +96,25 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
                 assert 0 < own.callbacks[0].plan.hidden_fraction <= 0.5
     finally:
         registry._METHODS.pop("half", None)  # other tests go through all methods there are
+
+
+def test_the_stateful_loader_of_streams_md_goes_on_at_the_next_line(tmp_path, monkeypatch):
+    (block,) = (block for block in blocks("docs/streams.md", "python") if "StatefulDataLoader" in block)
+    made, cut, resumed = re.split(r"^(?=train\()", block, flags=re.MULTILINE)
+
+    def run(folder, *parts):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        L.seed_everything(0)
+        names = {**what_readers_have(), "IterableDataset": IterableDataset}
+        for part in (made, *parts):
+            exec(compile(part, "streams.md", "exec", dont_inherit=True), names)
+        return names["model"].state_dict()
+
+    run("cut", cut)
+    progress = torch.load("checkpoints/last.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert 0 < progress["current"]["completed"] < 64 // 8
+    assert_close(run("resumed", cut, resumed), run("whole", resumed.replace('"last"', "None")), rtol=0, atol=0)
 
 
 ONE = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}  # as torchrun says it
