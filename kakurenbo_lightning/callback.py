@@ -59,7 +59,7 @@ from kakurenbo_lightning.session.totals import Totals
 from kakurenbo_lightning.session.trial import TrialReport, run_trial
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.adapter import TrainerAdapter, inside_wrapper
-from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, check_before_loading
+from kakurenbo_lightning.trainer.checkpoint_io import AtomicCheckpointIO, guard_folders
 from kakurenbo_lightning.trainer.key_compatibility import checked_key
 from kakurenbo_lightning.trainer.loader_compatibility import check_not_followed, check_wrapped, in_place_of, only_loader
 from kakurenbo_lightning.trainer.sharding_compatibility import check_spread, check_values
@@ -378,7 +378,7 @@ def _stand_between(session: Session) -> None:
     if is_class(type(strategy.checkpoint_io), TorchCheckpointIO):
         strategy.checkpoint_io = AtomicCheckpointIO()
     if is_instance(strategy, ModelParallelStrategy) or is_instance(strategy, FSDPStrategy):
-        check_before_loading(strategy)
+        guard_folders(strategy)
 
 
 def _swapped(session: Session, loaders: Any) -> Any:

@@ -181,18 +181,20 @@ def _described(value: object) -> str:
 
 
 def _with_bar(folder: Folder, comparison: Comparison, run: Callable[[Training], Row], bar: Mapping[str, Any]) -> dict[str, Row]:
-    """Train what is missing, with a progress bar that counts trainings."""
+    """Train what is missing, with a progress bar that counts the trainings of this call: a shared folder may hold others."""
     from tqdm import tqdm  # a dependency of Lightning
 
     with tqdm(**bar) as shown:
 
         def counted(training: Training) -> Row:
-            shown.total, shown.n = comparison.at_most(rows := folder.rows()), len(rows)
+            shown.total = shown.n + comparison.left(folder.rows())
             shown.set_postfix_str(training.name)
-            return run(training)
+            row = run(training)
+            shown.update()
+            return row
 
         rows = folder.train(comparison, counted)
-        shown.total = shown.n = len(rows)
+        shown.total = shown.n  # other processes may have run what was left
         shown.refresh()
         return rows
 

@@ -162,15 +162,15 @@ class Comparison:
             found |= {training.name: training for training in wanted if training.name not in rows}
         yield from found.values()
 
-    def at_most(self, rows: Mapping[str, Row]) -> int:
-        """How many trainings there are, if no two controls that are not known yet are one training. ``rows`` as in :meth:`missing`."""
+    def left(self, rows: Mapping[str, Row]) -> int:
+        """How many of its trainings are still to do, if no two controls that are not known yet are one. ``rows`` as in :meth:`missing`."""
         unknown = sum(
             self.baseline(seed).name not in rows or self.of(entry, seed).name not in rows
             for seed in self.seeds
             for entry in self.entries
             if entry.method != BASELINE
         )
-        return len(rows) + sum(1 for _ in self.missing(rows)) + 2 * unknown
+        return sum(1 for _ in self.missing(rows)) + 2 * unknown
 
 
 class Folder:

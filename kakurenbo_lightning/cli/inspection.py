@@ -83,13 +83,18 @@ def _checkpoint(path: Path, trust: bool) -> Any:
     if not sharded and not path.is_file():
         there = f"; it holds {', '.join(sorted(file.name for file in path.glob('*.ckpt'))[:5])}" if path.is_dir() else ""
         raise NoSelectionError(f"CHECKPOINT={str(path)!r} is not a file{there}; give a .ckpt that Lightning saved")
-    whole, path = path, path / META if sharded else path
+    if sharded:
+        try:
+            check_sharded(path)
+        except DamagedCheckpointError as error:
+            raise NoSelectionError(str(error)) from None
+        path = path / META
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"
     if not zipped and not is_old_format(path):
         raise NoSelectionError(f"{path} is not a Lightning checkpoint (no zip file); give a .ckpt that it saved")
     try:
-        (check_sharded if sharded else check_whole)(whole)
+        check_whole(path)
         return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except DamagedCheckpointError as error:
         raise NoSelectionError(str(error)) from None

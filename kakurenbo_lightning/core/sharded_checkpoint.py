@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import pickletools
@@ -23,25 +24,68 @@ _END_SIZE, _LARGE_SIZE = 22, 20
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a folder that Lightning's ``ModelParallelStrategy`` or ``FSDPStrategy`` saved."""
-    return (path / META).is_file()
+    """Whether ``path`` is a folder that Lightning's ``ModelParallelStrategy`` or ``FSDPStrategy`` saved, or began to save."""
+    return (path / META).is_file() or (path / LIST).is_file() or next(path.glob(f"*{SHARDS}"), None) is not None
 
 
-def parts_of(folder: Path) -> list[Path]:
-    """The files of a sharded checkpoint that are to be there. Its list is read without running what a pickle may hold.
+def begin(folder: Path) -> None:
+    """Let a sharded checkpoint that is to be saved over count as unfinished from now on.
+
+    Its files are written one after the other, each in the place of an old one, so a training that is killed meanwhile leaves new weights
+    beside old ones, each file whole. ``meta.pt`` is written last: until then it is empty.
+    """
+    if (folder / META).is_file():
+        with contextlib.suppress(OSError):  # writing the rest of the folder fails then, with an error on every process
+            (folder / META).write_bytes(b"")
+
+
+def parts_of(folder: Path) -> dict[Path, int]:
+    """The files of a sharded checkpoint that are to be there, each with the bytes it has at least by the list of what is in them.
+
+    The list is read without running what a pickle may hold.
 
     Raises:
-        DamagedCheckpointError: the list cannot be read.
+        DamagedCheckpointError: the checkpoint is not finished, or its list cannot be read.
     """
+    meta = folder / META
+    if not meta.is_file() or not meta.stat().st_size:
+        raise DamagedCheckpointError(
+            f"checkpoint {folder} is not finished: {META}, which is written last, is {'empty' if meta.is_file() else 'not there'}. Perhaps "
+            f"its training was killed while it saved; {FIX}"
+        )
     try:
-        words = [argument for _, argument, _ in pickletools.genops((folder / LIST).read_bytes()) if isinstance(argument, str)]
-    except (OSError, ValueError, struct.error) as error:
+        words = list(_words((folder / LIST).read_bytes()))
+    except (OSError, ValueError, LookupError, struct.error) as error:
         raise DamagedCheckpointError(f"checkpoint {folder} is truncated or damaged ({LIST}: {error}); {FIX}") from error
-    return [folder / META, *(folder / name for name in sorted({Path(word).name for word in words if word.endswith(SHARDS)}))]
+    sizes = {word: 0 for word in words if isinstance(word, str) and word.endswith(SHARDS)}
+    for place, word in enumerate(words):
+        if word in sizes:
+            match words[place + 1 : place + 5]:  # of each tensor in the file
+                case ["offset", int(offset), "length", int(length)]:
+                    sizes[word] = max(sizes[word], offset + length)
+    return {meta: 1, **{folder / Path(name).name: size for name, size in sorted(sizes.items())}}
 
 
-def check_part(part: Path) -> None:
+def _words(pickled: bytes) -> Iterator[str | int | None]:
+    """Yield the strings and integers of a pickle in their order, also where it repeats one; ``None`` for what is neither."""
+    memo: list[str | int | None] = []
+    word: str | int | None = None
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name == "MEMOIZE":
+            memo.append(word)
+        elif operation.name not in ("FRAME", "PROTO"):  # not of what is pickled
+            word = argument if isinstance(argument, (str, int)) else None
+            if operation.name in ("BINGET", "LONG_BINGET") and isinstance(word, int):
+                word = memo[word]
+            yield word
+
+
+def check_part(part: Path, size: int = 0) -> None:
     """Compare a file of a sharded checkpoint with the checksums in it; one of shards is a row of files of ``torch.save``.
+
+    Args:
+        part: the file.
+        size: bytes that it has at least: one that is cut off between two tensors has the checksums of what is left.
 
     Raises:
         DamagedCheckpointError: naming the file, what is wrong and what to do.
@@ -51,6 +95,8 @@ def check_part(part: Path) -> None:
         return
     damaged = None
     try:
+        if part.stat().st_size < size:
+            raise EOFError(f"it has {part.stat().st_size} of {size} bytes")
         with part.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             for start, end in _archives(content):
                 with zipfile.ZipFile(io.BufferedReader(_Slice(content, start, end))) as archive:
@@ -63,8 +109,8 @@ def check_part(part: Path) -> None:
 
 def check_sharded(folder: Path) -> None:
     """:func:`check_part` of each file of a sharded checkpoint."""
-    for part in parts_of(folder):
-        check_part(part)
+    for part, size in parts_of(folder).items():
+        check_part(part, size)
 
 
 def _archives(content: mmap.mmap) -> Iterator[tuple[int, int]]:

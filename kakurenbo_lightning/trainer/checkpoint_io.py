@@ -16,7 +16,7 @@ from kakurenbo_lightning.core.atomic import replacing
 from kakurenbo_lightning.core.checkpoint_file import FIX, check_whole, is_cut_off, is_old_format
 from kakurenbo_lightning.core.distributed import gather, process, world_size
 from kakurenbo_lightning.core.flavour import join
-from kakurenbo_lightning.core.sharded_checkpoint import check_part, is_sharded_checkpoint, parts_of
+from kakurenbo_lightning.core.sharded_checkpoint import begin, check_part, parts_of
 from kakurenbo_lightning.errors import DamagedCheckpointError
 
 
@@ -75,27 +75,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise DamagedCheckpointError(f"checkpoint {path} is damaged ({_first_line(error)}); {FIX}") from error
 
 
-def check_before_loading(strategy: Any) -> None:
-    """Let ``strategy``, which reads checkpoints itself and not through a plug-in, refuse a damaged one on every process. It stays so.
+def guard_folders(strategy: Any) -> None:
+    """Let ``strategy``, which saves and reads checkpoints itself and not through a plug-in, refuse a damaged one on every process.
 
-    The processes share the files of a sharded checkpoint: each is read by one of them.
+    The processes share the files of a sharded checkpoint: each is read by one of them. One that was being saved when its training was
+    killed is known by its ``meta.pt``. The strategy stays so.
     """
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, *args: Any, **kwargs: Any) -> None:
+        if process() == 0 and "://" not in str(filepath):
+            begin(Path(filepath))  # no process writes before all have told this one what they have to write
+        type(strategy).save_checkpoint(strategy, checkpoint, filepath, *args, **kwargs)
 
     def load_checkpoint(path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if "://" not in str(path):
             _check_together(Path(strategy.broadcast(path)))
         return type(strategy).load_checkpoint(strategy, path, *args, **kwargs)
 
-    strategy.load_checkpoint = load_checkpoint
+    strategy.save_checkpoint, strategy.load_checkpoint = save_checkpoint, load_checkpoint
 
 
 def _check_together(path: Path) -> None:
     """Raise ``DamagedCheckpointError`` on every process when a file of the checkpoint is damaged. Lightning names one that is not there."""
     error = None
     try:
-        parts = parts_of(path) if is_sharded_checkpoint(path) else [path] if path.is_file() else []
-        for part in parts[process() :: world_size()]:
-            check_part(part)
+        parts = parts_of(path) if path.is_dir() else {path: 0} if path.is_file() else {}
+        for part, size in list(parts.items())[process() :: world_size()]:
+            check_part(part, size)
     except DamagedCheckpointError as damaged:
         error = str(damaged)
     if found := next(filter(None, gather(error)), None):

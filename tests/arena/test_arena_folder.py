@@ -3,6 +3,7 @@
 import io
 import json
 import multiprocessing
+import re
 import time
 from collections import Counter
 
@@ -107,17 +108,37 @@ def test_each_training_is_done_once_and_methods_share_controls(tmp_path):
     Folder(tmp_path, {"epochs": 10}).train(comparison, pytest.fail)
 
 
-def test_a_bar_has_a_total_that_ends_at_what_was_trained(tmp_path):
-    comparison, text, totals = Comparison(ENTRIES, range(2), 10), io.StringIO(), []
-    folder = Folder(tmp_path, {"epochs": 10})
+def counts_of(text):
+    """Trainings done and in all, as a bar showed them one after the other, each once."""
+    return list(dict.fromkeys((int(done), int(total)) for done, total in re.findall(r"(\d+)/(\d+) ", text.getvalue())))
+
+
+def shown(folder, comparison):
+    text, done = io.StringIO(), []
 
     def run(training):
-        totals.append(comparison.at_most(folder.rows()))
+        done.append(training.name)
         return made(training)
 
-    rows = _with_bar(folder, comparison, run, {"unit": " training", "file": text, "mininterval": 0})
-    assert totals == sorted(totals, reverse=True) and totals[0] == 2 * (1 + 3 * len(ENTRIES)) and totals[-1] >= len(rows)
-    assert f"{len(rows)}/{len(rows)} " in text.getvalue() and f"0/{totals[0]} " in text.getvalue()
+    _with_bar(folder, comparison, run, {"unit": " training", "file": text, "mininterval": 0})
+    return counts_of(text), done
+
+
+def test_a_bar_has_a_total_that_ends_at_what_was_trained(tmp_path):
+    counts, done = shown(Folder(tmp_path, {"epochs": 10}), Comparison(ENTRIES, range(2), 10))
+    totals = [total for _, total in counts]
+    assert totals == sorted(totals, reverse=True) and totals[0] == 2 * (1 + 3 * len(ENTRIES))
+    assert counts[0][0] == 0 and counts[-1] == (len(done), len(done)) == (12, 12)
+
+
+def test_a_bar_counts_only_what_the_call_trains_where_the_folder_has_more(tmp_path):
+    """Trainings of another method are there, and the baselines that both share."""
+    folder = Folder(tmp_path, {"epochs": 10})
+    folder.train(Comparison(ENTRIES[2:], range(3), 10), made)
+    counts, done = shown(folder, Comparison(ENTRIES[:1], range(3), 10))
+    assert done == [f"kakurenbo-max_fraction=0.3-epochs=10-seed={seed}" for seed in range(3)]
+    assert counts[0] == (0, 9) and counts[-1] == (3, 3), "until a method has trained, two controls may be needed of each"
+    assert shown(folder, Comparison(ENTRIES[:1], range(3), 10)) == ([], [])
 
 
 def test_an_interrupted_training_is_done_again(tmp_path):

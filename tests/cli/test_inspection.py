@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 import torch.nn.functional as F
 from helpers import Net, SureNet, fit, hide_then_grow, loader
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -134,6 +135,13 @@ def test_a_truncated_checkpoint_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(path)])
     assert "truncated or damaged" in capsys.readouterr().err
+
+
+def test_a_sharded_checkpoint_that_is_not_finished_is_named(tmp_path, capsys):
+    dcp.save({"values": torch.ones(3)}, checkpoint_id=tmp_path / "last.ckpt")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "last.ckpt")])
+    assert "last.ckpt is not finished: meta.pt, which is written last, is not there" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_checkpoint_of_the_old_format_is_read(tmp_path, capsys):

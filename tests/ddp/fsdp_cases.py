@@ -2,6 +2,8 @@
 
 import faulthandler
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import warnings
@@ -17,6 +19,7 @@ from fits import CLASSES, FEATURES, Points, SaveAt, copy_of
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, loss_parallel, parallelize_module
@@ -208,17 +211,84 @@ def elastic(scratch):
     return {"two": two, "one": torch.load(scratch / "one.pt", weights_only=True), "again": again}
 
 
+def first_byte_of_a_checksum(content):
+    content[content.index(b"PK\x01\x02") + 16] ^= 1
+    return content
+
+
+def half(content):
+    return content[: len(content) // 2]
+
+
+def first_tensor(content):
+    return content[: content.index(b"PK\x03\x04", content.index(b"PK\x05\x06"))]
+
+
+# what of a folder is damaged, and how: ``None`` for a file that is not there
+DAMAGES = {
+    "changed": ("__1_0.distcp", first_byte_of_a_checksum),
+    "shard": ("__1_0.distcp", None),
+    "half shard": ("__1_0.distcp", half),
+    "first tensor": ("__1_0.distcp", first_tensor),
+    "list": (".metadata", None),
+    "half list": (".metadata", half),
+    "meta": ("meta.pt", None),
+    "half meta": ("meta.pt", half),
+}
+
+
+def resuming(path, damage=None):
+    """The error of a training that goes on from ``path``, to which the first process does ``damage`` before."""
+    if os.environ["RANK"] == "0" and damage is not None:
+        damage()
+    dist.barrier()
+    return failing(lambda: course("kakurenbo", fsdp2(), ckpt_path=path))["error"]
+
+
 @case("fsdp2_damaged")
 def damaged(scratch):
-    """A byte of the second rank's shard is another one."""
+    """The error of each damage."""
     course("kakurenbo", fsdp2(), [SaveAt(scratch / "at.ckpt", 1, 2)])
-    shard = scratch / "at.ckpt" / "__1_0.distcp"
-    if os.environ["RANK"] == "0":
-        content = bytearray(shard.read_bytes())
-        content[content.index(b"PK\x01\x02") + 16] ^= 1  # of a checksum
-        shard.write_bytes(content)
+
+    def error(name):
+        file, change = DAMAGES[name]
+        path = shutil.copytree(scratch / "at.ckpt", scratch / name / "at.ckpt") / file if os.environ["RANK"] == "0" else None
+
+        def damage():
+            content = bytearray(path.read_bytes())
+            path.unlink()
+            if change is not None:
+                path.write_bytes(change(content))
+
+        return resuming(scratch / name / "at.ckpt", damage)
+
+    return {name: error(name) for name in DAMAGES}
+
+
+@case("fsdp2_unfinished")
+def unfinished(scratch):
+    """``last.ckpt`` is saved over, and the disk of the second process takes no more before its shard is begun."""
+    path = scratch / "last.ckpt"
+    course("kakurenbo", fsdp2(), [SaveAt(path, 1, 2)])
+    old = (path / "__1_0.distcp").read_bytes()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Full(SaveAt):
+        def on_train_batch_end(self, trainer, *args):
+            if os.environ["RANK"] == "1" and trainer.current_epoch == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, unlimited[1]))
+            super().on_train_batch_end(trainer, *args)
+
+    try:
+        course("kakurenbo", fsdp2(), [Full(path, 2, 2)])
+        saving = "none"
+    except CheckpointException as error:
+        saving = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     dist.barrier()
-    return failing(lambda: course("kakurenbo", fsdp2(), ckpt_path=scratch / "at.ckpt"))
+    cut = (path / "__1_0.distcp").stat().st_size < len(old)
+    dist.barrier()
+    return {"saving": saving, "cut": cut, "error": resuming(path, lambda: (path / "__1_0.distcp").write_bytes(old))}
 
 
 class CheckpointedNet(ShardedNet):

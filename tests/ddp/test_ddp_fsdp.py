@@ -124,9 +124,33 @@ def test_tensor_parallelism_alone_draws_the_same_in_every_process(ranks):
 
 @pytest.mark.slow
 @cases("fsdp2", ["damaged"])
-def test_a_damaged_shard_is_named_on_every_rank(ranks):
+def test_a_damaged_folder_is_named_on_every_rank(ranks):
+    said = {
+        **{"changed": "__1_0.distcp is damaged: ", "shard": "__1_0.distcp is truncated or damaged ([Errno 2]"},
+        **{
+            "half shard": "__1_0.distcp is truncated or damaged (it has ",
+            "first tensor": "__1_0.distcp is truncated or damaged (it has ",
+        },
+        **{"list": " is truncated or damaged (.metadata: [Errno 2]", "half list": " is truncated or damaged (.metadata: "},
+        **{
+            "meta": " is not finished: meta.pt, which is written last, is not there",
+            "half meta": "/meta.pt is truncated or damaged (",
+        },
+    }
     for rank in ranks:
-        assert "__1_0.distcp is damaged: " in rank["error"] and rank["error"].count("checkpoint /") == 1
+        assert rank.keys() == said.keys()
+        for name, error in rank.items():
+            assert error.startswith("DamagedCheckpointError: checkpoint /") and f"/{name}/at.ckpt" in error
+            assert said[name] in error and error.endswith("; resume from an earlier checkpoint")
+
+
+@pytest.mark.slow
+@cases("fsdp2", ["unfinished"])
+def test_a_folder_that_was_being_saved_over_is_named_though_each_of_its_files_is_whole(ranks):
+    for rank in ranks:
+        assert rank["cut"] and "File too large" in rank["saving"]
+        assert "/last.ckpt is not finished: meta.pt, which is written last, is empty. " in rank["error"]
+        assert rank["error"].endswith("; resume from an earlier checkpoint")
 
 
 @pytest.mark.slow

@@ -11,14 +11,20 @@ from doc_pages import blocks, text_of, with_blocks
 from helpers import Net, Points, loader
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from processes import program
+from torch.testing import assert_close
+from torch.utils.data import IterableDataset
 
 import kakurenbo_lightning
 from kakurenbo_lightning import SampleSelection
+from kakurenbo_lightning.cli.inspection import selection_in
 from kakurenbo_lightning.methods import registry
 from kakurenbo_lightning.record import RunRecorder
+from recipes.benchmarks.forked import free_port
 
 # its blocks need each other's files, or train for longer; run where it says
 ELSEWHERE = {"kakurenbo_lightning/methods/ADDING.md": "tests/methods/test_plugin.py and test_cards.py"}
+PROGRAM = "# train.py\n"  # run in processes of its own
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -79,7 +85,10 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
     names = what_readers_have()
     try:
         for block in blocks(page, "python"):
-            exec(compile(block, page, "exec", dont_inherit=True), names)
+            code = compile(block, page, "exec", dont_inherit=True)
+            if block.startswith(PROGRAM):
+                continue
+            exec(code, names)
             if "class Half" in block:
                 own = names["trainer"]
                 own.fit_loop.max_epochs = 4
@@ -87,6 +96,49 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, capsys):
                 assert 0 < own.callbacks[0].plan.hidden_fraction <= 0.5
     finally:
         registry._METHODS.pop("half", None)  # other tests go through all methods there are
+
+
+def test_the_stateful_loader_of_streams_md_goes_on_at_the_next_line(tmp_path, monkeypatch):
+    (block,) = (block for block in blocks("docs/streams.md", "python") if "StatefulDataLoader" in block)
+    made, cut, resumed = re.split(r"^(?=train\()", block, flags=re.MULTILINE)
+
+    def run(folder, *parts):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        L.seed_everything(0)
+        names = {**what_readers_have(), "IterableDataset": IterableDataset}
+        for part in (made, *parts):
+            exec(compile(part, "streams.md", "exec", dont_inherit=True), names)
+        return names["model"].state_dict()
+
+    run("cut", cut)
+    progress = torch.load("checkpoints/last.ckpt", weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert 0 < progress["current"]["completed"] < 64 // 8
+    assert_close(run("resumed", cut, resumed), run("whole", resumed.replace('"last"', "None")), rtol=0, atol=0)
+
+
+ONE = {"WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}  # as torchrun says it
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_program_of_strategies_md_trains_and_goes_on_from_its_folder(processes, tmp_path):
+    (block,) = (block for block in blocks("docs/strategies.md", "python") if block.startswith(PROGRAM))
+    last = tmp_path / "checkpoints" / "last.ckpt"
+
+    def run():
+        if processes > 1:
+            return program("torch.distributed.run", "--nproc-per-node=2", "train.py", cwd=tmp_path)
+        world = {**ONE, "TORCHELASTIC_RUN_ID": "docs", "MASTER_PORT": free_port()}
+        return program("train.py", cwd=tmp_path, **{name: str(value) for name, value in world.items()})
+
+    reached = []
+    for epochs in (4, 8):
+        (tmp_path / "train.py").write_text(block.replace("max_epochs=10", f"max_epochs={epochs}"))
+        assert (f"Restoring states from the checkpoint path at {last}" in run()) is (epochs == 8)
+        state, _, steps = selection_in(last)
+        reached.append((state.epoch.epoch, steps))
+    assert reached[0][0] < 4 < reached[1][0] < 8 and steps < 8 * 256 // 16 // processes, "some were hidden"
+    assert len(list(last.glob("*.distcp"))) == processes
 
 
 def test_the_loops_without_a_trainer_hide_samples(tmp_path, monkeypatch):

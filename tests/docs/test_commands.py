@@ -16,8 +16,10 @@ from kakurenbo_recipes.schema import TrainSchema, names_of
 from omegaconf import open_dict
 from recipe_runs import CONFIGS
 
-# started with these very words by tests/hydra_support/test_app.py, tests/test_lightning_cli.py and tests/methods/test_plugin.py
+# started with these very words by tests/hydra_support/test_app.py, tests/test_lightning_cli.py, tests/methods/test_plugin.py and
+# test_code_blocks.py
 STARTED_ELSEWHERE = (
+    "torchrun --nproc-per-node=2 train.py",
     "python src/train.py",
     "srun python train.py",
     "python main.py fit",
