@@ -102,7 +102,6 @@ class SampleSelection(pl.Callback):
 
     Attributes:
         session: the selection within the Trainer it is used with; ``None`` before ``fit``.
-        keep: with ``key``, says of a sample of iterable data, also in workers, whether the epoch trains it (docs/streams.md).
 
     Raises:
         ValueError: unknown method, a setting out of range; later: a Trainer, loader or data set that cannot work. The message names the
@@ -145,6 +144,7 @@ class SampleSelection(pl.Callback):
         self.session: Session | None = None
         self._settings = SessionSettings(scorer=scorer, save=saving, guard=check_guard(guard, self.method), keep=keep, **checked)
         self.keep: Callable[..., bool] = keep or no_key
+        """With ``key``, for the pipeline of iterable data: says of a sample, also in workers, whether the epoch trains it."""
         self._sample_outputs = check(sample_outputs=sample_outputs)["sample_outputs"]
         self._watch = Stopwatch()
         self._left: WeakSet[pl.Trainer] = WeakSet()  # Trainers whose session was given up for that of another one

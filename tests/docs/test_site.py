@@ -5,9 +5,12 @@ from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from doc_pages import CONFIG, HOOKS, PAGES, REPOSITORY, blocks, prose, text_of
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+
+import kakurenbo_lightning
 
 LONGEST, WIDEST = 120, 84  # characters of a line of prose, and of code that fits a page of 1280 pixels
 OURS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
@@ -63,6 +66,18 @@ def test_links_lead_to_files_and_headings(site):
             if not target.is_file() or (anchor and target.suffix == ".html" and anchor not in site[target].anchors):
                 lost.append(f"{path.name}: {link}")
     assert lost == []
+
+
+def test_the_page_of_the_api_has_what_it_lists_and_what_the_package_exports(site):
+    (anchors,) = (page.anchors for path, page in site.items() if path.name == "api.html")
+    listed = set()
+    for block in text_of("docs/api.md").split("\n::: ")[1:]:
+        name, _, settings = block.partition("\n")
+        members = (yaml.safe_load(settings.partition("\n\n")[0]) or {"options": {}})["options"].get("members") or []
+        listed |= {name, *(f"{name}.{member}" for member in members)}
+    assert len(listed) > 60 and listed - anchors == {"kakurenbo_lightning.errors"}  # its classes have headings, it has none
+    assert set(kakurenbo_lightning.__all__) <= {anchor.rpartition(".")[2] for anchor in anchors}
+    assert {"keep", "BackpropMethod", "DrawMethod", "StreamMethod", "read_runs"} <= {each.rpartition(".")[2] for each in listed}
 
 
 def test_a_browser_fetches_nothing_from_elsewhere(site):
