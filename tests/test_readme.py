@@ -49,18 +49,24 @@ def test_its_sentence_on_a_redundant_set_has_the_figures_of_that_arena():
     assert f"{score} % against {other} %, {written(one['over_time'], '.2f', 100)} points above a baseline" in README
     fast = standings["kakurenbo every_n_epochs=3 fractions=[1.0] max_fraction=0.5 milestones=[]"]
     assert f'`preset="fast"`: {written(fast["score"], ".2f", 100)} % in {written(fast["time"], ".2f", 1)}.' in README
+    assert fast["survives"] == "yes" and "Both are better than both controls." in README
 
 
 def test_its_table_has_the_figures_of_the_arena():
-    """Those of recipes/benchmarks/results/arena.json; so has the sentence on what does not pay."""
+    """Those of recipes/benchmarks/results/arena.json, with its verdicts."""
     standings = of_arena("arena")
     for row, name in ROWS.items():
         one = standings[name]
         cells = [written(one[key], form, scale) for key, form, scale in (("score", ".2f", 100), ("time", ".2f", 1))]
         cells += [written(one[key], "+.2f", 100) for key in ("over_random", "over_time")]
-        assert f"| {row} | {' | '.join(cells)} |" in README
-    loser = standings["selective_backprop"]
-    assert (
-        f"`selective_backprop` ended {-100 * loser['over_time']['mean']:.2f} points below a baseline that took as long" in README
-    )
+        assert f"| {row} | {' | '.join([*cells, one['survives']])} |" in README
     assert ("One seed so far" in README) is (min(standings[name]["seeds"] for name in ROWS.values()) == 1)
+
+
+def test_its_sentence_on_what_does_not_pay_has_a_resolved_figure():
+    standings = of_arena("arena-wide")
+    loser, text = standings["selective_backprop"], " ".join(README.split())
+    below = written({"mean": -loser["over_time"]["mean"]}, ".2f", 100)
+    assert f"`selective_backprop` ended {below} points below a baseline that took as long" in text
+    assert loser["over_time"]["interval"][1] < 0, "beyond the 95 % interval"
+    assert "yes" not in {one["survives"] for one in standings.values()}, "no method was resolved to be better than both"

@@ -67,7 +67,7 @@ def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
     """Describe one method: its facts, its settings, and its card, or its docstring if it has no card."""
     about = f"{info.name}: {info.summary}. {info.paper}; family {info.family}; {info.bytes_per_sample} bytes of state per sample."
     own, common = own_and_common(cls)
-    text = BLOCK.sub("The table above.\n", info.card.read_text(encoding="utf-8")) if info.card else inspect.getdoc(cls) or ""
+    text = shown(info.card.read_text(encoding="utf-8")) if info.card else inspect.getdoc(cls) or ""
     presets = [line for preset in presets_of(cls) for line in ["", *textwrap.wrap(preset.replace("`", ""), width)]]
     return "\n".join(
         [
@@ -81,6 +81,11 @@ def explanation(info: MethodInfo, cls: type[Method], width: int) -> str:
             *(reflowed(text, width) if info.card else text.splitlines()),
         ]
     )
+
+
+def shown(card: str) -> str:
+    """Return the text of a card without its settings table, which is shown above it, and without comments."""
+    return re.sub(r"^<!--.*?-->\n", "", BLOCK.sub("The table above.\n", card), flags=re.MULTILINE)
 
 
 def reflowed(markdown: str, width: int) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """What `advise` forecasts against what trainings then save: twelve methods with settings, on digits or CIFAR-10 with the CIFAR ResNet-8.
 
 The forecast is made before anything is trained, from 50 steps and a scoring pass: what is saved if samples stay as they are (now) and when
-all are right and sure (most). What a training saved is its CPU time against its baseline's, in units of a reference step (see
+all are right and sure (most). `off` is how far a training's saving was from the latter, because these networks end right and sure of nearly
+every sample. What a training saved is its CPU time against its baseline's, in units of a reference step (see
 `recipes.benchmarks.fits`); the forecast is of those steps and passes, so both leave validation out.
 """
 
@@ -35,8 +36,7 @@ def of_a_seed(settings: argparse.Namespace, seed: int) -> list[Row]:
         name = " ".join([method, *(f"{key}={value}" for key, value in chosen.items())])
         row, offer = fits.run(name, seed, method, **chosen), offers[name]
         saved = 1 - row["cost"] / baseline["cost"]
-        low, high = sorted((offer.now, offer.most))
-        rows.append(row | {"now": offer.now, "most": offer.most, "saved": saved, "off": max(0.0, low - saved, saved - high)})
+        rows.append(row | {"now": offer.now, "most": offer.most, "saved": saved, "off": abs(saved - offer.most)})
     return [{**dict.fromkeys(KEYS), **compared(row, baseline)} for row in rows]
 
 
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     columns = {
         "run": lambda row: row["run"],
         "now, %": cell("now", ".1f", 100),
-        "at most, %": cell("most", ".1f", 100),
+        "all sure, %": cell("most", ".1f", 100),
         "saved, %": cell("saved", ".1f", 100),
-        "outside, points": cell("off", ".1f", 100),
+        "off, points": cell("off", ".1f", 100),
         "test accuracy, %": cell("accuracy", ".2f", 100),
         "to baseline": cell("difference", "+.2f", 100),
         "CPU seconds": cell("cpu_s", ".1f"),
