@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,9 @@ from kakurenbo_lightning import available_methods
 from kakurenbo_lightning.cli.text_table import terminal_width
 from kakurenbo_recipes.log import say
 from kakurenbo_recipes.settings import MACHINE, check_setting
+
+if TYPE_CHECKING:
+    from kakurenbo_lightning.arena.runs import Comparison
 
 NEED_MORE = ("baseline", "rho_loss", "weighted")  # the baseline is always included; the others need values from the user
 WIDTH = 140
@@ -51,7 +55,7 @@ class ArenaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Train what is missing in `hydra.sweep.dir`, print the table, and return the rows by name of the training."""
+        """Train what is missing in `hydra.sweep.dir`, print the table, draw it, and return the rows by name of the training."""
         from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Training
         from kakurenbo_lightning.arena.verdict import standings, table
 
@@ -70,6 +74,10 @@ class ArenaSweeper(Sweeper):
         rows = folder.train(comparison, run)
         say(f"\n{epochs} epochs, {len(seeds)} seeds; time and trained samples are those of the baseline x")
         say("\n".join(table(standings(comparison, rows), terminal_width(WIDTH))))
+        chosen = self._config.hydra.runtime.choices
+        title = f"Data {chosen.data}, model {chosen.model}, {epochs} epochs"
+        if picture := write_picture(comparison, rows, folder.path / "arena.png", title):
+            say(f"picture: {picture}")
         return rows
 
     def _read(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -101,6 +109,17 @@ class ArenaSweeper(Sweeper):
         totals = result["totals"]
         counts = {name: value for name, value in totals.items() if "samples" in name}
         return {"score": result["score"], "metric": result["metric"], "cost": totals["steady_seconds"], **counts}
+
+
+def write_picture(comparison: Comparison, rows: Mapping[str, dict[str, Any]], target: Path, title: str) -> Path | None:
+    """Draw scores against time, for light pages and beside it for dark ones; None if every training diverged."""
+    from kakurenbo_lightning.arena.plot import draw
+
+    metrics = [row["metric"] for row in rows.values() if math.isfinite(row["score"])]
+    if not metrics:
+        return None
+    draw(comparison, rows, target, score=f"validation {metrics[0]}", title=title)
+    return target
 
 
 def check_arena(config: DictConfig) -> None:
