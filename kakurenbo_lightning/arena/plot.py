@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,10 @@ from kakurenbo_lightning.report.point_labels import label_points
 from kakurenbo_lightning.report.style import COLOURS, RC, in_the_dark, raster, saved
 
 SIZE, DPI = (7.0, 4.4), 200  # inches, and pixels of one: sharp where a page shows it 700 pixels wide
+EDGE, LEGEND_EDGE = 0.01, 0.06  # where texts begin, shares of the figure's width
 NEAR = 0.004  # of an axis' length: points nearer than this have one label
 GREY = "#777777"
+PRESET, SETTING = re.compile(r'preset="\w+"'), re.compile(r" (?=\w+=)")  # settings that are a preset, and where one begins
 READING = "A method pays where it lies above both of its controls."
 BEATEN = "A method pays where it lies below both of its controls."
 LETTERS: dict[Any, Any] = {
@@ -72,10 +76,10 @@ def draw(
         score: its name, for the axis; values from 0 to 1 are shown in percent.
         title: what was trained on, below the heading.
     """
-    table = _table(comparison, rows, higher_is_better)
+    links = [(entry.title, control) for entry in comparison.entries for control in controls_of(comparison, entry, rows)]
+    table = _table(comparison, rows, higher_is_better, {control for _, control in links})
     percent = bool(higher_is_better and table["score"].between(0, 1).all())
     table[["score", "score_std"]] *= 100 if percent else 1
-    links = [(entry.name, control) for entry in comparison.entries for control in controls_of(comparison, entry, rows)]
     words = (f"{score} (%)" if percent else score, title, higher_is_better, _seeds(comparison, rows))
     target.parent.mkdir(parents=True, exist_ok=True)
     themes = {"": {}} if target.suffix in (".svg", ".pdf") else {"": {}, "-dark": NIGHT}
@@ -98,10 +102,13 @@ def _seeds(comparison: Comparison, rows: Mapping[str, Row]) -> str:
     return f"mean ± deviation of {most if least == most else f'{least} to {most}'} seeds"
 
 
-def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool) -> pd.DataFrame:
-    """The points that are known, the baseline first and the best method next, and which kind each is: one of `LOOKS`, else a method."""
-    table, methods = pd.DataFrame(points(comparison, rows)), {entry.name for entry in comparison.entries}
-    table = table[np.isfinite(table["time"]) & np.isfinite(table["score"])].copy()
+def _table(comparison: Comparison, rows: Mapping[str, Row], higher_is_better: bool, controls: Set[str]) -> pd.DataFrame:
+    """The points of what is compared, the baseline first and the best method next, and which kind each is: one of `LOOKS`, else a
+    method. Others may be trained too.
+    """
+    table, methods = pd.DataFrame(points(comparison, rows)), {entry.title for entry in comparison.entries}
+    known = np.isfinite(table["time"]) & np.isfinite(table["score"])
+    table = table[known & table["group"].isin({BASELINE, *methods, *controls})].copy()
     control = {BASELINE: SHORT, RANDOM: CHANCE}
     table["kind"] = [
         WHOLE if group == BASELINE else "method" if group in methods else control.get(method, "method")
@@ -122,19 +129,18 @@ def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title
     colours = dict(
         zip(dict.fromkeys(row.method for row in _rows(table) if row.kind == "method"), itertools.cycle(COLOURS), strict=False)
     )
-    figure = Figure(figsize=(SIZE[0], SIZE[1] + 0.145 * len(key)), layout="constrained")
-    axes = figure.subplots()
+    figure, ink = Figure(figsize=SIZE, layout="constrained"), rcParams["text.color"]
+    key = {_wrapped(figure, line, rcParams["legend.fontsize"], LEGEND_EDGE): method for line, method in key.items()}
+    said = [f"{title}."] * bool(title) + [f"{seeds.capitalize()}. {READING if rising else BEATEN}"]
     heading = f"Is it worth it? {label.removesuffix(' (%)').capitalize()} against training time"
-    figure.suptitle(f"{heading}\n\n", x=0.01, ha="left", fontsize=12, fontweight="bold")  # the two lines are for the text below
-    about = f"{f'{title}, ' if title else ''}{seeds}.\n{READING if rising else BEATEN}"
-    figure.text(0.01, 1 - 0.32 / figure.get_figheight(), about, fontsize=8.5, va="top")
+    _write_head(figure, heading, said, SIZE[1] + 0.145 * sum(line.count("\n") + 1 for line in key))
+    axes = figure.subplots()
     lines = _draw_points(axes, table, links, colours)
     axes.set(
         xlabel="← better    training time, that of the baseline being 1",
-        ylabel=f"{label}    {'better →' if rising else '← better'}",
+        ylabel=textwrap.fill(f"{label}    {'better →' if rising else '← better'}", 34),
     )
     axes.margins(0.07, 0.1)
-    ink = rcParams["text.color"]
     handles = [
         Line2D([], [], linestyle="none", label=name, color=GREY if name != WHOLE else ink, **look) for name, look in LOOKS.items()
     ]
@@ -144,6 +150,29 @@ def _figure(table: pd.DataFrame, links: list[tuple[str, str]], label: str, title
     figure.draw_without_rendering()  # for the layout, in which labels find their places
     label_points(axes, table[["time", "score"]].to_numpy(float), names, 8.5, lines)
     return figure
+
+
+def _write_head(figure: Figure, heading: str, said: Iterable[str], height: float) -> None:
+    """Write the heading and sentences below it, and make the figure so many inches high, or more if these need many lines."""
+    heading = _wrapped(figure, heading, 12, fontweight="bold")
+    about = "\n".join(_wrapped(figure, sentence, 8.5) for sentence in said)
+    above, below = heading.count("\n"), about.count("\n") + 1
+    figure.set_figheight(height + 0.2 * (above + below - 2))
+    # the layout knows the heading alone: its empty lines are the room for what is below
+    figure.suptitle(heading + "\n" * below, x=EDGE, ha="left", fontsize=12, fontweight="bold")
+    figure.text(EDGE, 1 - (0.32 + 0.2 * above) / figure.get_figheight(), about, fontsize=8.5, va="top")
+
+
+def _wrapped(figure: Figure, text: str, size: float, left: float = EDGE, **look: Any) -> str:
+    """The text in as many lines as it needs to end within the figure, when it begins at ``left`` (a share of its width)."""
+    for columns in range(min(len(text), 140), 10, -1):
+        shown = "\n".join(textwrap.wrap(text, columns))
+        drawn = figure.text(left, 0.5, shown, fontsize=size, **look)
+        end = drawn.get_window_extent().x1
+        drawn.remove()
+        if end <= (1 - EDGE) * figure.bbox.x1:
+            return shown
+    return text
 
 
 def _draw_points(axes: Axes, table: pd.DataFrame, links: list[tuple[str, str]], colours: Mapping[str, str]) -> np.ndarray:
@@ -181,7 +210,8 @@ def _labels(table: pd.DataFrame) -> tuple[dict[int, str], dict[str, str]]:
     """The label of each point by its place, the baseline and methods alone, and by its line of the legend the method of each that
     has a number.
 
-    A method with several settings has a number for each; points that lie on each other have one label.
+    A method as it is by default has its name alone, and one with a preset that too; of other settings each has a number, if there
+    are several. Points that lie on each other have one label.
     """
     chosen: Any = table[table["kind"].isin((WHOLE, "method"))]
     spans = [float(np.ptp(table[axis])) or 1.0 for axis in ("time", "score")]
@@ -190,11 +220,13 @@ def _labels(table: pd.DataFrame) -> tuple[dict[int, str], dict[str, str]]:
     numbers = {method: itertools.count(1) for method in chosen["method"].unique()}
     several = chosen["method"].value_counts()
     for place, row in chosen.iterrows():
-        settings = row["group"].removeprefix(row["method"]).strip().replace("[]", "none")
-        name = row["method"]
-        if several[name] > 1:
-            name = f"{name} {next(numbers[name])}"
-            key[f"{name}: {settings.replace(' ', ', ') or 'as it is by default'}"] = row["method"]
+        name, settings = row["method"], row["group"].removeprefix(row["method"]).strip()
+        own = f" {settings}"
+        if several[name] == 1:
+            own = ""
+        elif settings and not PRESET.fullmatch(settings):
+            own = f" {next(numbers[name])}"
+            key[f"{name}{own}: {SETTING.sub(', ', settings.replace('[]', 'none'))}"] = name
         same = [
             other
             for other in found
@@ -203,8 +235,8 @@ def _labels(table: pd.DataFrame) -> tuple[dict[int, str], dict[str, str]]:
             )
             < NEAR
         ]
-        if same and several[row["method"]] > 1 and table.loc[same[0], "method"] == row["method"]:
-            found[same[0]] += f", {name.rpartition(' ')[2]}"
+        if same and own.strip() and table.loc[same[0], "method"] == name:
+            found[same[0]] += f",{own}"
         else:
-            found[int(place)] = name
+            found[int(place)] = name + own.rstrip()
     return found, dict(sorted(key.items()))

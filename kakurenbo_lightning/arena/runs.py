@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from kakurenbo_lightning.methods.registry import get_method
+from kakurenbo_lightning.methods.registry import get_method, method_class
 
 BASELINE, RANDOM = "baseline", "random"
 ORDER = "comparison.json"  # file that holds what all trainings of a folder have in common
@@ -70,8 +70,27 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The method and its settings, for tables and for names of files."""
-        return " ".join([self.method, *(f"{name}={json.dumps(value)}" for name, value in sorted(self.settings.items()))])
+        """The method and its settings, for names of files and for what is kept: it stays the same when a preset changes."""
+        return " ".join([self.method, *self._written(self.settings)])
+
+    @property
+    def title(self) -> str:
+        """The method and its settings as tables and pictures show them: those of a preset by its name, ``kakurenbo preset="fast"``."""
+        return " ".join([self.method, *self.parts])
+
+    @property
+    def parts(self) -> list[str]:
+        """The settings as the title has them, one by one, a preset first."""
+        mine = get_method(self.method, **self.settings)
+        for preset, together in method_class(self.method).presets.items():
+            if all(getattr(mine, name) == value for name, value in together.items()):
+                others = {name: value for name, value in self.settings.items() if name not in {*together, "preset"}}
+                return self._written({"preset": preset}) + self._written(others)
+        return self._written(self.settings)
+
+    @staticmethod
+    def _written(settings: Mapping[str, Any]) -> list[str]:
+        return [f"{name}={json.dumps(value)}" for name, value in sorted(settings.items())]
 
 
 @dataclass(frozen=True)

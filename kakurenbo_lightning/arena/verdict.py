@@ -72,7 +72,7 @@ class Standing:
     """The result of one method over all seeds.
 
     Attributes:
-        name: name and settings of the method.
+        entry: the method and its settings.
         score: scores of its trainings.
         gain: improvement of its score over the baseline of the same seed; positive is better for either kind of score.
         over_random: improvement over hiding the same share at random.
@@ -82,7 +82,7 @@ class Standing:
         refreshed: its number of samples in scoring passes over hidden ones, relative to the baseline's trained samples.
     """
 
-    name: str
+    entry: Entry
     score: Spread
     gain: Spread
     over_random: Spread
@@ -90,6 +90,11 @@ class Standing:
     time: Spread
     trained: Spread
     refreshed: Spread = Spread(())
+
+    @property
+    def name(self) -> str:
+        """Name and settings of the method."""
+        return self.entry.name
 
     @property
     def is_timed(self) -> bool:
@@ -106,7 +111,7 @@ class Standing:
         one of its trainings diverged; else ``not resolved``. Without reliable times the baseline of equal time had the wrong length.
         ``-`` for the baseline, which has no controls.
         """
-        if self.name == BASELINE:
+        if self.entry.method == BASELINE:
             return "-"
         if not all(map(math.isfinite, self.score.values)):
             return "no"
@@ -127,7 +132,7 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
     better = 1 if higher_is_better else -1
     scores = Spread(tuple(row["score"] for seed in comparison.seeds if (row := rows.get(comparison.baseline(seed).name))))
     none, one = Spread(()), Spread((1.0,))
-    found = [Standing(BASELINE, scores, none, none, none, one, one)]
+    found = [Standing(Entry(BASELINE), scores, none, none, none, one, one)]
     for entry in comparison.entries:
         figures: dict[str, list[float]] = {name: [] for name in FIGURES}
         for seed in comparison.seeds:
@@ -142,14 +147,14 @@ def standings(comparison: Comparison, rows: Mapping[str, Row], higher_is_better:
             for name, control in zip(("over_random", "over_time"), comparison.controls(row, baseline), strict=True):
                 if control.name in rows:
                     figures[name].append(better * (row["score"] - rows[control.name]["score"]))
-        found.append(Standing(entry.name, **{name: Spread(tuple(values)) for name, values in figures.items()}))
+        found.append(Standing(entry, **{name: Spread(tuple(values)) for name, values in figures.items()}))
     return found
 
 
 def group_of(comparison: Comparison, training: Training) -> str:
     """What a training and those of other seeds have in common: the method, its settings, and how many epochs where others have more."""
     epochs = "" if training.epochs == comparison.epochs else f", {training.epochs} epoch{'s' * (training.epochs != 1)}"
-    return training.entry.name + epochs
+    return training.entry.title + epochs
 
 
 def controls_of(comparison: Comparison, entry: Entry, rows: Mapping[str, Row]) -> dict[str, None]:
@@ -192,7 +197,7 @@ def table(found: Sequence[Standing], width: int, percent: bool = True) -> list[s
     scale = 100.0 if percent else 1.0
     cells = [
         (
-            one.name,
+            one.entry.title,
             one.score.written(scale=scale),
             one.gain.written(sign="+", scale=scale),
             one.time.written() + " ?" * (not one.is_timed),

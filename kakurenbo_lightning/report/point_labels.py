@@ -85,7 +85,9 @@ def _badness(
     outside = (low < corners[0] + 1).any() or (high > corners[1] - 1).any()
     far = np.linalg.norm(others - middle, axis=1)
     own = np.linalg.norm(offset)
-    mistaken = reach == REACHES[0] and (far < 1.6 * own).any()  # no line says whose it is
+    # a long text may begin or end at another point, far from its middle
+    beside = np.linalg.norm(np.maximum(np.abs(others - middle) - half, 0), axis=1) < MARKER + REACHES[1]
+    mistaken = reach == REACHES[0] and ((far < 1.6 * own) | beside).any()  # no line says whose it is
     along = np.clip((others - spots[place]) @ offset / own**2, 0, 1)[:, None]
     crossed = (np.linalg.norm(others - spots[place] - along * offset, axis=1) < MARKER).sum() if reach > REACHES[0] else 0
     return 100.0 * (covered + outside + mistaken) + 40.0 * (far <= own).any() + 30.0 * crossed + reach

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -21,10 +22,13 @@ from kakurenbo_lightning.cli.text_table import terminal_width
 from kakurenbo_recipes.log import say
 from kakurenbo_recipes.settings import MACHINE, check_setting
 
-NEED_MORE = {
+if TYPE_CHECKING:
+    from kakurenbo_lightning.arena.runs import Comparison
+
+NEED_MORE = {  # methods that cannot run by name alone
     "rho_loss": "irreducible losses or a trained module",
     "weighted": "your weights",
-}  # methods that cannot run by name alone
+}
 WIDTH = 140
 ONLY = {  # what is compared is trained for whole epochs, scored after the last one, and leaves out what its method does
     **{"trainer.max_steps": -1, "trainer.max_time": None, "trainer.fast_dev_run": False, "trainer.check_val_every_n_epoch": 1},
@@ -54,7 +58,7 @@ class ArenaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Train what is missing in `hydra.sweep.dir`, print the table, and return the rows by name of the training."""
+        """Train what is missing in `hydra.sweep.dir`, print the table, draw it, and return the rows by name of the training."""
         from kakurenbo_lightning.arena.runs import Comparison, Entry, Folder, Training
         from kakurenbo_lightning.arena.verdict import standings, table
 
@@ -73,6 +77,10 @@ class ArenaSweeper(Sweeper):
         rows = folder.train(comparison, run)
         say(f"\n{epochs} epochs, {len(seeds)} seeds; time and trained samples are those of the baseline x")
         say("\n".join(table(standings(comparison, rows), terminal_width(WIDTH))))
+        chosen = self._config.hydra.runtime.choices
+        title = f"Data {chosen.data}, model {chosen.model}, {epochs} epochs"
+        if picture := write_picture(comparison, rows, folder.path / "arena.png", title):
+            say(f"picture: {picture}")
         return rows
 
     def _read(self, arguments: list[str]) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -111,6 +119,17 @@ def every_method() -> list[str]:
     left_out = " and ".join(f"{name} ({needed})" for name, needed in NEED_MORE.items())
     say(f"Every method but {left_out}. To add one: hydra.sweeper.variants=['weighted:weights=weights.pt'].")
     return [name for name in available_methods() if name not in NEED_MORE]
+
+
+def write_picture(comparison: Comparison, rows: Mapping[str, dict[str, Any]], target: Path, title: str) -> Path | None:
+    """Draw scores against time, for light pages and beside it for dark ones; None if every training diverged."""
+    from kakurenbo_lightning.arena.plot import draw
+
+    metrics = [row["metric"] for row in rows.values() if math.isfinite(row["score"])]
+    if not metrics:
+        return None
+    draw(comparison, rows, target, score=f"validation {metrics[0]}", title=title)
+    return target
 
 
 def check_arena(config: DictConfig) -> None:

@@ -1,17 +1,19 @@
 """Grids and launchers as a user starts them, and two machines of a torchrun training."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 
 import pytest
-from kakurenbo_recipes.arena_sweep import check_arena, every_method
+from kakurenbo_recipes.arena_sweep import check_arena, every_method, write_picture
 from omegaconf import OmegaConf
 from processes import PATHS, REPOSITORY, program
 from recipe_runs import composed
 
+from kakurenbo_lightning.arena.runs import Comparison, Entry
 from recipes.benchmarks.forked import free_port
 
 TINY = ["trainer.max_epochs=1", "data.size=8", "data.subset=64", "model.width=4", "trainer.accelerator=cpu"]
@@ -54,6 +56,8 @@ def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_sa
     names = [path.stem for path in files]
     assert {"baseline-epochs=2-seed=0", "random-epochs=2-seed=0"} < set(names) and any("max_fraction" in name for name in names)
     assert "not resolved" in said and "to equal time" in said
+    assert "picture: outputs/arena/arena.png" in said
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("arena.png", "arena-dark.png"))
     lost = folder / "random-epochs=2-seed=0.json"
     lost.unlink()  # its folder is there still, as a kill leaves it
     program("kakurenbo_recipes.train", *ARENA, cwd=tmp_path)
@@ -61,6 +65,19 @@ def test_an_arena_has_every_control_goes_on_where_it_was_killed_and_gives_the_sa
     assert all(path.read_text() == text for path, text in files.items() if path != lost)
     said = program("kakurenbo_recipes.train", *ARENA, "optimizer.lr=0.5", cwd=tmp_path, fails=True)
     assert "holds trainings that cannot be compared with these: settings=" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("score", [0.9, math.nan])
+def test_an_arena_has_a_picture_unless_every_training_diverged(tmp_path, score):
+    comparison = Comparison([Entry("random")], [0], 2)
+    figures = {"metric": "accuracy", "score": score, "cost": 1.0, "samples_trained": 100, "epochs": 2, "seed": 0}
+    rows = {
+        training.name: {"method": training.entry.method, "settings": {}, **figures}
+        for training in (comparison.baseline(0), comparison.of(Entry("random"), 0))
+    }
+    target = write_picture(comparison, rows, tmp_path / "arena.png", "Data digits, model resnet8, 2 epochs")
+    assert target == (tmp_path / "arena.png" if math.isfinite(score) else None)
+    assert {path.name for path in tmp_path.iterdir()} == ({"arena.png", "arena-dark.png"} if target else set())
 
 
 @pytest.mark.slow_cases("kakurenbos", "cannot be read as METHOD:SETTING=VALUE", "0.5 is no setting's name")
