@@ -16,6 +16,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from cases import CASES, case, failing
 from fits import CLASSES, FEATURES, Points, SaveAt, copy_of
+from flow_cases import flow
+from flows import SizedFlow
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -26,6 +28,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import DataLoader
 
 from kakurenbo_lightning import SampleSelection, available_methods
+from kakurenbo_lightning.methods import RhoLoss
 from recipes.benchmarks.fault_run import irreducible_table
 from recipes.benchmarks.forked import free_port
 
@@ -126,8 +129,8 @@ def whole(tensors):
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone() for name, value in tensors}
 
 
-def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=ShardedNet, **settings):
-    """Train on all processes and return what happened."""
+def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=ShardedNet, train=None, **settings):
+    """Train on all processes, on ``train`` where it is given, and return what happened."""
     torch.manual_seed(0)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     selection, net = SampleSelection(method, seed=3, **settings_of(method)), made(dropout)
@@ -144,7 +147,9 @@ def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=Sha
     )
     data = Points(COUNT)
     with warnings.catch_warnings(record=True) as warned:
-        trainer.fit(net, DataLoader(data, BATCH, shuffle=True), DataLoader(data, 8), ckpt_path=ckpt_path)
+        trainer.fit(
+            net, DataLoader(data, BATCH, shuffle=True) if train is None else train, DataLoader(data, 8), ckpt_path=ckpt_path
+        )
     return {
         "epochs": record.epochs,
         "weights": whole(net.named_parameters()),
@@ -195,6 +200,43 @@ def tensor_parallel_cut(scratch):
     """Cut within an epoch."""
     whole = two_by_two("kakurenbo", [SaveAt(scratch / "at.ckpt", 1, 2)])
     return {"whole": whole, "resumed": two_by_two("kakurenbo", ckpt_path=scratch / "at.ckpt")}
+
+
+def held_out():
+    """A model of irreducible losses, which nobody shards."""
+    model = ShardedNet()
+    with torch.no_grad():
+        weight = model.network[0].weight
+        weight.add_(torch.linspace(-1, 1, weight.numel()).view_as(weight))
+    return model
+
+
+def rho(irreducible, strategy, **settings):
+    return course(RhoLoss(fraction=0.5, irreducible=irreducible), strategy, **settings)
+
+
+@case("fsdp2_rho_model")
+def rho_by_a_model(scratch):
+    """Under DDP and FSDP2, cut and resumed, and by a table of the same losses."""
+    model, points, path = held_out().eval(), Points(COUNT), scratch / "at.ckpt"
+    with torch.no_grad():
+        losses = F.cross_entropy(model.network(points.x), points.y, reduction="none")
+    table = scratch / f"table{os.environ['RANK']}.pt"
+    torch.save({"irreducible": losses.float()}, table)
+    return {
+        "ddp": rho(held_out(), "ddp"),
+        "sharded": rho(held_out(), fsdp2(), callbacks=[SaveAt(path, 1, 2)]),
+        "resumed": rho(held_out(), fsdp2(), ckpt_path=path),
+        "by_table": rho(table, fsdp2()),
+    }
+
+
+@case("fsdp2_rho_flow")
+def rho_of_iterable_data(scratch):
+    """Under DDP and FSDP2."""
+    return {
+        name: rho(held_out(), kind(), train=flow(SizedFlow)) for name, kind in {"ddp": lambda: "ddp", "sharded": fsdp2}.items()
+    }
 
 
 @case("fsdp2_elastic")

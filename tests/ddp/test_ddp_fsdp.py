@@ -83,6 +83,24 @@ def test_a_sharded_checkpoint_is_inspected(ranks):
 
 
 @pytest.mark.slow
+@cases("fsdp2", ["rho_model"])
+def test_a_model_of_irreducible_losses_chooses_under_fsdp2_what_it_does_under_ddp_and_its_table(ranks):
+    for rank in ranks:
+        assert_same_course(rank["ddp"], rank["sharded"])
+        assert_same_course(rank["by_table"], rank["sharded"])
+        assert_goes_on(rank["sharded"], rank["resumed"])
+        assert rank["sharded"]["totals"]["samples_rejected"] > 20
+
+
+@pytest.mark.slow
+@cases("fsdp2", ["rho_flow"])
+def test_a_model_of_irreducible_losses_chooses_from_iterable_data_under_fsdp2_what_it_does_under_ddp(ranks):
+    for rank in ranks:
+        assert_same_course(rank["ddp"], rank["sharded"])
+        assert rank["sharded"]["totals"]["samples_rejected"] > 20
+
+
+@pytest.mark.slow
 @cases("fsdp2", ["elastic"])
 def test_a_sharded_checkpoint_of_two_goes_on_on_one_and_back_on_two(ranks):
     """Every sample that is not hidden is trained once in each epoch, whatever it was cut into."""

@@ -1,9 +1,12 @@
 """litdata's StreamingDataLoader, on a folder of chunks that the test makes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cuts import SaveAt
 from driven import Trained
+from held_out import held_out, losses_of, rho
 from helpers import Net, Points, fit
 from keyed import LineNet
 from litdata import StreamingDataLoader, StreamingDataset
@@ -42,8 +45,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(folder, *callbacks, workers=0, ckpt_path=None, method="selective_backprop"):
-    train = StreamingDataLoader(StreamingDataset(folder, shuffle=True, seed=1), batch_size=BATCH, num_workers=workers)
+def loader_of(folder, workers=0, shuffle=True):
+    return StreamingDataLoader(StreamingDataset(folder, shuffle=shuffle, seed=1), batch_size=BATCH, num_workers=workers)
+
+
+def run(folder, *callbacks, workers=0, ckpt_path=None, method="selective_backprop", train=None):
+    train = loader_of(folder, workers) if train is None else train
     selection, seen, net = SampleSelection(method, seed=3), Seen(), RowsNet(dropout=0.0)
     made = fit(net, train, selection, seen, *callbacks, ckpt_path=ckpt_path, max_epochs=3)
     return made, selection, seen, net
@@ -55,6 +62,24 @@ def test_a_folder_of_chunks_is_trained_from(folder, workers):
     assert sorted(seen.indices(0)) == list(range(COUNT))
     assert selection.totals.samples_scored == 2 * COUNT
     assert 0 < selection.totals.samples_rejected < 2 * COUNT
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rho_loss_chooses_by_a_model_what_it_chooses_from_a_list_by_a_table_of_its_losses(folder, workers, tmp_path):
+    rows = [
+        dict(zip(batch, row, strict=True))
+        for batch in loader_of(folder, workers, False)
+        for row in zip(*batch.values(), strict=True)
+    ]
+    x, y = (torch.stack([row[name] for row in rows]) for name in ("x", "y"))
+    torch.save({"irreducible": losses_of(held_out(), SimpleNamespace(x=x, y=y))}, tmp_path / "table.pt")
+    _, by_table, seen, net = run(folder, method=rho(tmp_path / "table.pt"), train=DataLoader(rows, BATCH))
+    _, by_model, seen_of_chunks, net_of_chunks = run(
+        folder, method=rho(held_out(RowsNet)), train=loader_of(folder, workers, False)
+    )
+    assert [seen_of_chunks.indices(epoch) for epoch in range(3)] == [seen.indices(epoch) for epoch in range(3)]
+    assert by_model.totals.samples_rejected == by_table.totals.samples_rejected == 2 * COUNT // 2
+    torch.testing.assert_close(net_of_chunks.state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cut", [("on_train_batch_end", 1, 3), ("on_train_batch_end", 1, 7), ("on_train_epoch_end", 1)])

@@ -1,14 +1,17 @@
 """Streams of webdataset and Hugging Face datasets, read from real shards that the tests make."""
 
+from types import SimpleNamespace
+
 import datasets
 import pytest
 import torch
 import webdataset as wds
 from cuts import SaveAt
 from driven import Trained
+from held_out import held_out, losses_of, rho
 from helpers import Net, Points, fit
 from keyed import LineNet
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from kakurenbo_lightning import SampleSelection
@@ -71,6 +74,18 @@ def test_a_web_loader_with_workers_is_trained_from(shards):
     _, selection, seen, _ = run(web_loader(shards, workers=2, shuffle=16))
     assert sorted(seen.indices(0)) == list(range(COUNT))
     assert selection.totals.samples_scored == 2 * COUNT
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_rho_loss_chooses_from_shards_by_a_model_what_it_chooses_from_a_list_by_a_table_of_its_losses(shards, workers, tmp_path):
+    x, y, number = (torch.cat(parts) for parts in zip(*web_loader(shards, workers), strict=True))
+    torch.save({"irreducible": losses_of(held_out(), SimpleNamespace(x=x, y=y))}, tmp_path / "table.pt")
+    rows = DataLoader(TensorDataset(x, y, number), BATCH)
+    _, by_table, seen, net = run(rows, method=rho(tmp_path / "table.pt"))
+    _, by_model, seen_of_shards, net_of_shards = run(web_loader(shards, workers), method=rho(held_out(RowsNet)))
+    assert [seen_of_shards.indices(epoch) for epoch in range(3)] == [seen.indices(epoch) for epoch in range(3)]
+    assert by_model.totals.samples_rejected == by_table.totals.samples_rejected == 2 * COUNT // 2
+    torch.testing.assert_close(net_of_shards.state_dict(), net.state_dict(), rtol=0, atol=0)
 
 
 def test_samples_of_a_web_dataset_that_are_not_batched_are_refused(shards):
