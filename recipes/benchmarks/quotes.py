@@ -17,10 +17,12 @@ import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kakurenbo_lightning import available_methods, get_method
 from kakurenbo_lightning.arena.runs import BASELINE, Entry
 from kakurenbo_lightning.methods.registry import method_class
+from kakurenbo_lightning.methods.settings import settings_of
 from recipes.benchmarks.arena import conditions_of
 from recipes.benchmarks.fits import written
 from recipes.benchmarks.report import Row
@@ -100,11 +102,17 @@ def entries(result: Row) -> dict[str, Entry]:
 
 def label(entry: Entry) -> str:
     """Name a method with the fewest settings that say the same, for a reader: those that are not the default or the preset's."""
-    chosen = vars(get_method(entry.method, **entry.settings))
-    found = []
-    for preset in (None, *method_class(entry.method).presets):
+    cls = method_class(entry.method)
+
+    def settings(**given: Any) -> dict[str, Any]:
+        method = get_method(entry.method, **given)
+        return {name: getattr(method, name) for name, declared in settings_of(cls).items() if declared}
+
+    chosen, found = settings(**entry.settings), []
+    for preset in (None, *cls.presets):
         base = {"preset": preset} if preset else {}
-        unlike = {name: value for name, value in chosen.items() if vars(get_method(entry.method, **base))[name] != value}
+        usual = settings(**base)
+        unlike = {name: value for name, value in chosen.items() if usual[name] != value}
         found.append([f"`{name}={json.dumps(value)}`" for name, value in {**base, **unlike}.items()])
     return ", ".join([f"`{entry.method}`", *min(found, key=len)])
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import mean
 
 import pytest
 from processes import REPOSITORY
@@ -184,6 +185,18 @@ def copies(summary):
         yield f"| {row['run']} | {' | '.join(written(row[name], *form).replace('+-', '±') for name, *form in parts)} |"
 
 
+def limits(summary):
+    means = {
+        row["run"]: [100 * row[name]["mean"] for name in ("candidates", "hidden", "moved_back", "scored")] for row in summary
+    }
+    for epoch in range(len(summary) // 2):
+        figures = [f"{figure:.1f}" for run in ("defaults", "fast") for figure in means[f"{run}, epoch {epoch}"]]
+        yield f"| {epoch} | {' | '.join(figures)} |"
+    for run in ("defaults", "fast"):
+        yield f"{mean(hidden for name, (_, hidden, _, _) in means.items() if name.startswith(run)):.1f} % are hidden on average"
+        yield f"{mean(scored for name, (_, _, _, scored) in means.items() if name.startswith(run)):.1f} %"
+
+
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
@@ -222,6 +235,7 @@ QUOTED = {
     (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
     (BENCHMARKS, "doctor"): lambda result, rows, million: doctor(rows),
     (BENCHMARKS, "copies"): lambda result, rows, million: copies(result["summary"]),
+    (BENCHMARKS, "limits"): lambda result, rows, million: limits(result["summary"]),
     (BENCHMARKS, "sharded"): lambda result, rows, million: sharded(rows),
     (BENCHMARKS, "sharded-simulated"): lambda result, rows, million: sharded(rows[1:]),
     (DOCS / "scale.md", "sharded"): lambda result, rows, million: sharded(rows),
