@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from browser import found_in
 from doc_pages import CONFIG, HOOKS, PAGES, REPOSITORY, blocks, prose, text_of
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
@@ -131,3 +132,13 @@ def test_a_picture_for_dark_pages_is_shown_by_the_palette(site):
             for name, kind in ((light, "light"), (dark, "dark"))
         ]
         assert shown == names
+
+
+def test_a_browser_scrolls_no_page_sideways_and_shows_its_pictures(site, tmp_path):
+    """A wide table or block of code scrolls by itself; the first page has a picture for each palette, of which one is shown."""
+    paths = [path for path in site if path.name in ("index.html", "choosing.html", "reports.html", "benchmarks.html")]
+    paths = [path for path in paths if path.parent.name == "documentation"]
+    what = "{scrolls, window: root.clientWidth, lost: [...page.images].filter(image => image.naturalWidth < 2).length}"
+    found = found_in(paths, what, tmp_path, patience=1500)  # Material's script puts tables into frames that scroll
+    assert len(found) == 8 and all(one["window"] > width - 20 for _, width, one in found)
+    assert [(path.name, width) for path, width, one in found if one["scrolls"] or one["lost"]] == []

@@ -1,24 +1,16 @@
 """The report's page, and the files beside it."""
 
 import csv
-import html
-import json
 import re
-import shutil
-import subprocess
 
 import pytest
+from browser import found_in
 from PIL import Image
 from report_runs import RunFolder, grid_runs, groups_of, write_sweep
 
 from kakurenbo_lightning.report import write_report
 
 FIGURES = ("overview", "scores", "pareto", "time_to_error", "selection", "f_tau", "phases", "losses", "classes", "samples_1")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
 
 
 @pytest.fixture(scope="module")
@@ -101,23 +93,12 @@ def test_a_page_of_twenty_runs_is_light_and_needs_no_network(tmp_path, groups, s
 
 
 def test_a_browser_shows_every_table_and_image_at_desktop_and_phone_width(report, tmp_path):
-    if BROWSER is None:
-        pytest.skip("no chromium or google-chrome here: apt-get install chromium")
-    page = html.escape((report / "report.html").read_text())
-    probe = """<script>addEventListener("load", () => { document.body.dataset.found = JSON.stringify(
-        [...document.querySelectorAll("iframe")].map(frame => { const page = frame.contentDocument; return {
-            images: page.images.length, decoded: [...page.images].filter(image => image.naturalWidth > 1).length,
-            widest: Math.max(...[...page.querySelectorAll("figure > img")].map(image => image.clientWidth)),
-            without_text: [...page.images].filter(image => !image.alt).length,
-            rows: [...page.querySelectorAll("table")].map(table => table.tBodies[0].rows.length),
-            wide: page.documentElement.scrollWidth, window: page.documentElement.clientWidth}})) })</script>"""
-    frames = "".join(f'<iframe width="{width}" height="900" style="border: 0" srcdoc="{page}"></iframe>' for width in (1280, 390))
-    (tmp_path / "probe.html").write_text(f"<!DOCTYPE html><body>{probe}{frames}</body>")
-    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'probe.html'}"]
-    dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    found = json.loads(html.unescape(re.search(r'data-found="([^"]*)"', dumped)[1]))
-    for width, one in zip((1280, 390), found, strict=True):
+    what = """{images: page.images.length, decoded: [...page.images].filter(image => image.naturalWidth > 1).length, scrolls,
+        widest: Math.max(...[...page.querySelectorAll("figure > img")].map(image => image.clientWidth)),
+        without_text: [...page.images].filter(image => !image.alt).length, window: root.clientWidth,
+        rows: [...page.querySelectorAll("table")].map(table => table.tBodies[0].rows.length)}"""
+    for _, width, one in found_in([report / "report.html"], what, tmp_path):
         assert one["images"] > 7 + 2 * 3 * 4 and one["decoded"] == one["images"] and one["without_text"] == 0
         assert one["rows"] == [7, 12]
-        assert one["window"] > width - 20 and one["wide"] <= one["window"]
+        assert one["window"] > width - 20 and not one["scrolls"]
         assert 300 < one["widest"] <= one["window"]
