@@ -23,7 +23,8 @@ Piece = dict[str, "Tensor"]
 
 
 class ShardedStatistics(SampleStatistics):
-    """The rows of index i are on rank i % R alone, as row i // R; all columns are of this rank's rows.
+    """The rows of index i are on rank i % R alone, as row i // R; all columns are of this rank's rows. Each process is a rank here, also
+    under tensor parallelism, where those that train the same samples have other rows each, and one of them records.
 
     What a rank records stays with it until :meth:`merge` gives it to the owners: loss, confidence, correctness and the place of the row,
     10 bytes a record. Memory: 11 bytes for each of N / R rows and those of ``columns``, and up to 13 for each record since the last merge.
@@ -114,8 +115,12 @@ class ShardedStatistics(SampleStatistics):
         return self._pieces[-1]
 
     def merge(self, records: bool = True) -> None:
-        """Give every record since the last merge to the owner of its row, which writes it. Each process is a rank, and records."""
-        pieces, self._pieces = self._pieces, []
+        """Give every record since the last merge to the owner of its row, which writes it.
+
+        Args:
+            records: what this process recorded counts; not so where another one records for its data-parallel rank.
+        """
+        pieces, self._pieces = self._pieces if records else [], []
         if pieces:
             pieces[-1] = {name: value[: self._filled] for name, value in pieces[-1].items()}
         self._filled = 0

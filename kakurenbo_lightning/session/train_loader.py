@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kakurenbo_lightning.core.class_labels import targets_of
 from kakurenbo_lightning.core.collectives import Collectives
+from kakurenbo_lightning.core.distributed import process, world_size
 from kakurenbo_lightning.core.fingerprint import loader_fingerprint
 from kakurenbo_lightning.core.keyed_statistics import KeyedStatistics
 from kakurenbo_lightning.core.seeded_dataset import num_samples, set_dataset_epoch
@@ -170,10 +171,9 @@ def follow_loader(
     if sharded:
         check_sharded_loader(order, public)
     if before is None:
-        ranks = adapter.ranks
-        together = Collectives(ranks.rank, ranks.size) if sharded and ranks.size > 1 else None
+        together = Collectives(process(), world_size()) if sharded and world_size() > 1 else None
         statistics, known = empty_statistics(method, loader.dataset, together), loader_fingerprint(loader)
-        warn_of_loader(loader, ranks.size)
+        warn_of_loader(loader, adapter.ranks.size)
     else:
         check_length(num_samples(loader.dataset), before.statistics.total)
         same = loader.dataset is before.loader.dataset  # the user may change it in place
@@ -226,7 +226,7 @@ def empty_statistics(method: Method, dataset: Dataset, ranks: Collectives | None
     Args:
         method: the selection method.
         dataset: of the train loader.
-        ranks: that have a share of the rows each; ``None``: all rows are here.
+        ranks: the processes that have a share of the rows each; ``None``: all rows are here.
     """
     if ranks is not None:
         return ShardedStatistics(num_samples(dataset), ranks, method.columns)

@@ -9,8 +9,6 @@ from kakurenbo_lightning.methods.registry import available_methods, method_class
 from kakurenbo_lightning.trainer import compatibility
 from kakurenbo_lightning.trainer.loader_compatibility import LoaderOrder
 
-STRATEGIES = ("DDPStrategy", "SingleDeviceStrategy")  # one process group, of which each rank trains other samples
-
 
 def check_values(values: str, statistics: str, method: Method) -> None:
     """Raise ``ValueError`` for ``values`` that the method does not plan by, and for a method that needs the statistics of all samples on
@@ -48,16 +46,9 @@ def _is_older(method: Method, name: str) -> bool:
 
 
 def check_spread(trainer: AnyTrainer, statistics: str) -> None:
-    """Where statistics are sharded, refuse a strategy whose ranks cannot each have a share, and a callback that reads all statistics on
-    one rank."""
+    """Raise ``ConflictError`` for a callback that reads the statistics of all samples on one rank, where they are sharded."""
     if statistics != "sharded" or trainer.world_size == 1:
         return
-    strategy = type(trainer.strategy).__name__
-    if not any(base.__name__ in STRATEGIES for base in type(trainer.strategy).__mro__):
-        raise ConflictError(
-            f"SampleSelection(statistics='sharded') is not allowed with Trainer(strategy={strategy}); use strategy='ddp', or "
-            "statistics='replicated'"
-        )
     for callback in trainer.callbacks:
         if any(base.__name__ == "RunRecorder" for base in type(callback).__mro__):
             raise ConflictError(

@@ -129,11 +129,21 @@ def whole(tensors):
     return {name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone() for name, value in tensors}
 
 
-def course(method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=ShardedNet, train=None, **settings):
+def course(
+    method,
+    strategy,
+    callbacks=(),
+    ckpt_path=None,
+    dropout=0.1,
+    made=ShardedNet,
+    train=None,
+    statistics="replicated",
+    **settings,
+):
     """Train on all processes, on ``train`` where it is given, and return what happened."""
     torch.manual_seed(0)
     world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    selection, net = SampleSelection(method, seed=3, **settings_of(method)), made(dropout)
+    selection, net = SampleSelection(method, seed=3, statistics=statistics, **settings_of(method)), made(dropout)
     record = Course(selection)
     usual = {"max_epochs": EPOCHS, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(
@@ -193,6 +203,28 @@ CASES["fsdp2_cut_scoring"] = lambda scratch: cut(scratch, "forget", (0, 2))
 def two_by_two(method, callbacks=(), ckpt_path=None):
     """The training of two data-parallel ranks of two processes each."""
     return course(method, ModelParallelStrategy(2, 2), callbacks, ckpt_path, dropout=0)
+
+
+KINDS, SHARED = ("replicated", "sharded"), ("kakurenbo", "infobatch", "forget")  # the last one starts the training again
+for name in SHARED:
+    CASES[f"fsdp2_share_{name}"] = lambda scratch, name=name: {kind: course(name, fsdp2(), statistics=kind) for kind in KINDS}
+
+
+@case("fsdp2_share_cut")
+def share_cut(scratch):
+    """Shares of the statistics go on from a checkpoint of all rows, within an epoch, and all rows from one of shares."""
+    whole = {kind: course("kakurenbo", fsdp2(), [SaveAt(scratch / f"{kind}.ckpt", 1, 2)], statistics=kind) for kind in KINDS}
+    ways = dict(zip(KINDS, reversed(KINDS), strict=True))
+    resumed = {
+        other: course("kakurenbo", fsdp2(), ckpt_path=scratch / f"{kind}.ckpt", statistics=other) for kind, other in ways.items()
+    }
+    return {"whole": whole, "resumed": resumed}
+
+
+@case("tensor_parallel_share")
+def tensor_parallel_share(scratch):
+    """Each of the four processes has a share of the rows; two of them record."""
+    return {kind: course("kakurenbo", ModelParallelStrategy(2, 2), dropout=0, statistics=kind) for kind in KINDS}
 
 
 @case("tensor_parallel_cut")

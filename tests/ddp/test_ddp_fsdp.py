@@ -72,6 +72,43 @@ def test_fsdp2_cut_and_resumed_equals_uncut(ranks, request):
         assert_goes_on(rank["whole"], rank["resumed"])
 
 
+def comparable(course, share=slice(None)):
+    """A training without the checksums, which the two kinds of statistics make differently, and of its statistics the rows in ``share``."""
+
+    def rows(statistics):
+        return {name: column[share].clone() for name, column in statistics.items()}
+
+    epochs = {n: {**epoch, "checksum": 0, "statistics": rows(epoch["statistics"])} for n, epoch in course["epochs"].items()}
+    return {**course, "epochs": epochs, "statistics": rows(course["statistics"])}
+
+
+def assert_shares_change_nothing(ranks):
+    """Statistics of which each process has a share plan, to the bit, what replicated ones do."""
+    for process, found in enumerate(ranks):
+        assert any(len(epoch["hidden"]) for epoch in found["replicated"]["epochs"].values())
+        assert_same_course(comparable(found["replicated"], slice(process, None, len(ranks))), comparable(found["sharded"]))
+
+
+@slow_cases("fsdp2_share", ("kakurenbo", "infobatch", "forget"))
+@cases("fsdp2_share", ("kakurenbo", "infobatch", "forget"))
+def test_sharded_statistics_choose_and_train_under_fsdp2_what_replicated_ones_do(ranks):
+    assert_shares_change_nothing(ranks)
+
+
+@pytest.mark.slow
+@cases("tensor_parallel", ["share"])
+def test_sharded_statistics_are_spread_over_all_processes_of_tensor_parallelism(ranks):
+    assert_shares_change_nothing(ranks)
+
+
+@pytest.mark.slow
+@cases("fsdp2", ["share_cut"])
+def test_either_kind_of_statistics_goes_on_from_a_folder_of_the_other(ranks):
+    for found in ranks:
+        for kind, resumed in found["resumed"].items():
+            assert_goes_on(found["whole"][kind], resumed)
+
+
 @cases("fsdp2_cut", ["kakurenbo"])
 def test_a_sharded_checkpoint_is_inspected(ranks):
     state, _, steps = selection_in(Path(ranks[0]["path"]))
