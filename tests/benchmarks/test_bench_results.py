@@ -348,3 +348,14 @@ def test_the_row_on_memory_names_every_method_that_takes_more():
     for name, info in available_methods().items():
         if info.card and METHODS in info.card.parents:
             assert named.get(name, of_a_draw if info.family == "draw" else 12) == info.bytes_per_sample, name
+
+
+def test_what_was_not_measured_again_is_named():
+    """Since 2026-11-20, when the files were first written: overhead and savings of older code."""
+    dates = {path.stem: json.loads(path.read_text())["machine"]["date"] for path in RESULTS.glob("*.json")}
+    old = sorted(name for name, date in dates.items() if date == "2026-11-20")
+    assert f"Measured on 2026-11-20 and not again since: {', '.join(old)}." in " ".join(BENCHMARKS.read_text().split())
+    quoted = [name for name in old if (DOCS / "results.md", name) in QUOTED]
+    assert f"quoted here, {', '.join(quoted)} are of 2026-11-20" in " ".join((DOCS / "results.md").read_text().split())
+    torch = {json.loads((RESULTS / f"{name}.json").read_text())["machine"]["torch"].partition("+")[0] for name in dates}
+    assert f"torch {' or '.join(sorted(torch))}" in " ".join(BENCHMARKS.read_text().split())
