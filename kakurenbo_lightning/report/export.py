@@ -27,8 +27,8 @@ def export(runs: list[Run], path: Path) -> str:
 
     Args:
         runs: what was read; only one can be written.
-        path: its ending says for whom: ``.csv`` has the columns index, given_label, label_quality and is_label_issue of cleanlab's
-            ``get_label_issues``, ``.json`` fields for FiftyOne's ``set_values``.
+        path: its ending says for whom: ``.csv`` has the columns index, given_label, label_quality and is_label_issue, as in cleanlab's
+            ``CleanLearning.get_label_issues``, whose predicted_label is not recorded; ``.json`` fields for FiftyOne's ``set_values``.
 
     Raises:
         ValueError: one sentence: another ending, several runs, or a run without judged samples.

@@ -7,6 +7,7 @@ from statistics import mean
 import pytest
 from processes import REPOSITORY
 
+from kakurenbo_lightning import available_methods
 from recipes.benchmarks import quotes
 from recipes.benchmarks.fits import written
 from recipes.benchmarks.report import compact
@@ -69,6 +70,29 @@ def stale(rows):
 def saving(rows):
     yield from (f"{100 * row[key]:.1f} %" for row in rows[1:] for key in ("saving", "ideal_saving"))
     yield from (f"{100 * row['achieved']:.1f} %" for row in rows[2:])
+
+
+def how_near(result, rows):
+    """The sentences on the ideal saving, and on what a forward pass takes."""
+    thirty, half = rows[2:4]
+    yield f"the forward pass took {100 * result['forward_s'] / result['full_s']:.0f} % of an epoch"
+    yield f"hiding 30 % saved {100 * thirty['saving']:.1f} % of the time and hiding half {100 * half['saving']:.1f} %"
+    yield f"{100 * thirty['achieved']:.1f} % and {100 * half['achieved']:.1f} % of the ideal"
+
+
+def forward_passes(result, rows):
+    yield f"{100 * result['forward_s'] / result['full_s']:.0f} % o"  # of training, or on ResNet-8
+    yield f"iding 30 % saved {100 * rows[2]['saving']:.0f} % of the time"
+
+
+def quarter(rows):
+    """The paragraph of docs/results.md on a quarter of the images."""
+    baseline, infobatch, alike, _, own, random, in_time = rows
+    shares = [f"{100 * row['accuracy']['mean']:.1f}" for row in (own, baseline, random, in_time, alike, infobatch)]
+    yield f"({shares[0]} against {shares[1]} %) in {own['time_ratio']['mean']:.2f} of its time"
+    yield f"hiding as much at random ({shares[2]} %) and a baseline of equal time ({shares[3]} %)"
+    yield f"takes {infobatch['time_ratio']['mean']:.2f} of the time and loses {-100 * infobatch['difference']['mean']:.1f} points there"
+    yield f"no better than random ({shares[4]} against {shares[5]} %)"
 
 
 def save(rows):
@@ -262,9 +286,30 @@ QUOTED = {
         f"{million['times_faster']:.0f} times",
         f"({rows[-1]['seconds']:.1f} s)",
     ],
-    (DOCS / "results.md", "drawing"): lambda result, rows, million: [f"{1e3 * million['both_s']['median']:.2f} ms at N = 1.28M"],
-    (DOCS / "results.md", "saving"): lambda result, rows, million: [f"{100 * rows[2]['achieved']:.1f} %"],
-    (DOCS / "results.md", "overhead"): lambda result, rows, million: [f"{rows[1]['ratio']:.4f}"],
+    (DOCS / "results.md", "drawing"): lambda result, rows, million: [
+        f"{1e3 * million['both_s']['median']:.2f} ms at N = 1.28M",
+        f"{1e3 * rows[-1]['both_s']['median']:.2f} ms at 100M",
+    ],
+    (DOCS / "results.md", "overhead-plb"): lambda result, rows, million: [
+        f"{rows[0]['ratio']:.3f} times a plain one (a second plain one: {rows[0]['control_ratio']:.3f})"
+    ],
+    (DOCS / "results.md", "saving"): lambda result, rows, million: how_near(result, rows),
+    (DOCS / "choosing.md", "saving"): lambda result, rows, million: forward_passes(result, rows),
+    (REPOSITORY / "README.md", "saving"): lambda result, rows, million: forward_passes(result, rows),
+    (DOCS / "faq.md", "saving"): lambda result, rows, million: list(forward_passes(result, rows))[:1],
+    (DOCS / "choosing.md", "save"): lambda result, rows, million: [
+        "{:.0f} to {:.0f} % of a step".format(
+            *(100 * end(row["forward_share"]["mean"] for row in rows[1:]) for end in (min, max))
+        )
+    ],
+    (DOCS / "results.md", "controls"): lambda result, rows, million: quarter(rows),
+    (DOCS / "reports.md", "doctor"): lambda result, rows, million: [
+        f"{100 * rows[0]['precision']['mean']:.1f} % are among the {rows[0]['flagged']['mean']:,.0f} with the lowest average margin"
+    ],
+    (DOCS / "results.md", "overhead"): lambda result, rows, million: [
+        f"{rows[1]['ratio']:.4f}",
+        "{:.2f} to {:.2f} ms more".format(*sorted(row["extra_us_per_step"] / 1e3 for row in rows[:2])),
+    ],
 }
 
 
@@ -291,3 +336,26 @@ def test_a_file_is_as_benchmarks_write_it(path):
     result = json.loads(path.read_text())
     assert path.read_text() == compact(result)
     assert result["benchmark"] == re.sub(r"-\w+$", "", path.stem) and "recipes.benchmarks." in result["machine"]["command"]
+
+
+def test_the_row_on_memory_names_every_method_that_takes_more():
+    row = next(line for line in (DOCS / "results.md").read_text().splitlines() if line.startswith("| memory on the device"))
+    said, _, _ = row.partition(";")
+    of_a_draw = int(re.search(r"the draw family and `rcap` (\d+)", said)[1])
+    named = {
+        name: int(size) for names, size in re.findall(r"((?:`\w+`, )*`\w+`) (\d+)", said) for name in re.findall(r"\w+", names)
+    }
+    for name, info in available_methods().items():
+        if info.card and METHODS in info.card.parents:
+            assert named.get(name, of_a_draw if info.family == "draw" else 12) == info.bytes_per_sample, name
+
+
+def test_what_was_not_measured_again_is_named():
+    """Since 2026-11-20, when the files were first written: overhead and savings of older code."""
+    dates = {path.stem: json.loads(path.read_text())["machine"]["date"] for path in RESULTS.glob("*.json")}
+    old = sorted(name for name, date in dates.items() if date == "2026-11-20")
+    assert f"Measured on 2026-11-20 and not again since: {', '.join(old)}." in " ".join(BENCHMARKS.read_text().split())
+    quoted = [name for name in old if (DOCS / "results.md", name) in QUOTED]
+    assert f"quoted here, {', '.join(quoted)} are of 2026-11-20" in " ".join((DOCS / "results.md").read_text().split())
+    torch = {json.loads((RESULTS / f"{name}.json").read_text())["machine"]["torch"].partition("+")[0] for name in dates}
+    assert f"torch {' or '.join(sorted(torch))}" in " ".join(BENCHMARKS.read_text().split())
