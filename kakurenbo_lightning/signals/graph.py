@@ -106,6 +106,20 @@ def gradient_edges(edges: Sequence[Edge]) -> list[GradientEdge]:
     return [GradientEdge(*edge) for edge in edges]
 
 
+@contextlib.contextmanager
+def _hooks_aside(tensor: Tensor) -> Iterator[None]:
+    """Take the tensor's own backward hooks away inside, because DeepSpeed's on the loss reduce gradients and divide the loss's."""
+    hooks = tensor._backward_hooks
+    kept = dict(hooks or {})
+    if hooks is not None:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        if hooks is not None:
+            hooks.update(kept)
+
+
 def gradients(loss: Tensor, edges: Sequence[Edge], create_graph: bool = False) -> list[Tensor | None]:
     """The gradient of ``loss`` with respect to each of ``edges``, by a backward pass over the nodes between.
 
@@ -115,6 +129,7 @@ def gradients(loss: Tensor, edges: Sequence[Edge], create_graph: bool = False) -
         One gradient per edge; ``None`` where the loss does not depend on it.
     """
     with contextlib.ExitStack() as stopped:
+        stopped.enter_context(_hooks_aside(loss))
         for node, output in dict.fromkeys(edges) if len(edges) > 1 else ():
             handle = node.register_prehook(lambda given, output=output: (*given[:output], None, *given[output + 1 :]))
             stopped.callback(handle.remove)

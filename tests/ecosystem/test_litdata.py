@@ -104,6 +104,21 @@ class Kept(IterableDataset):
         return filter(self.keep, iter(self.data))
 
 
+class Numbered(StreamingDataset):
+    """Yields the number of a sample too, as docs/streams.md says."""
+
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "found": int(getattr(index, "index", index))}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_subclass_yields_the_number_of_a_sample(folder, workers):
+    batches = list(StreamingDataLoader(Numbered(folder, shuffle=True, seed=1), batch_size=BATCH, num_workers=workers))
+    numbers = torch.cat([batch["number"] for batch in batches])
+    assert sorted(numbers.tolist()) == list(range(COUNT)) != numbers.tolist()
+    assert torch.equal(torch.cat([batch["found"] for batch in batches]), numbers)
+
+
 def keyed_run(folder, *callbacks, workers=0, ckpt_path=None):
     selection, seen, net = SampleSelection("random", seed=3, key="number"), Seen(), RowsNet(dropout=0.0)
     data = Kept(StreamingDataset(folder, shuffle=True, seed=1), selection.keep)

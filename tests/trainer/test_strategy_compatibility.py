@@ -1,4 +1,4 @@
-"""docs/strategies.md says which strategy works with which family, and what is refused says the same."""
+"""docs/strategies.md says which strategy works with which family, and what is refused says the same; stand-ins for FSDP1 and ZeRO."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import Net, loader, trainer
+from lightning.pytorch.plugins import DeepSpeedPrecision
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
@@ -17,7 +18,7 @@ from torch import nn
 
 from kakurenbo_lightning import SampleSelection
 from kakurenbo_lightning.errors import ConflictError
-from kakurenbo_lightning.methods import PLB, Baseline, El2n, Kakurenbo, SelectiveBackprop
+from kakurenbo_lightning.methods import PLB, Baseline, El2n, InfoBatch, Kakurenbo, SelectiveBackprop
 from kakurenbo_lightning.trainer.lr_schedule import LearningRateFactor
 from kakurenbo_lightning.trainer.strategy_compatibility import check_strategy
 
@@ -86,7 +87,7 @@ def test_a_function_outside_of_a_wrapped_module_is_refused():
         check_strategy(asked, Kakurenbo(), dict)
 
 
-# --- a strategy of the same surface as FSDP1's, which cannot run on a CPU
+# --- strategies of the same surface as FSDP1's and DeepSpeed's, which Lightning does not start on a CPU
 
 
 class Wrapper(nn.Module):
@@ -106,15 +107,84 @@ class Wrapper(nn.Module):
             self.inside -= 1
 
 
-def wrapped_setup(self, trainer):
+class Engine(Wrapper):
+    """Has DeepSpeed's backward pass and step: one of each for every batch, and no other backward pass may touch what it returns."""
+
+    def __init__(self, module, optimizer):
+        super().__init__(module)
+        self.optimizer, self.steps, self.runs_backward, self.waits = optimizer, 0, False, False
+
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        for tensor in outputs.values() if isinstance(outputs, dict) else [outputs]:
+            if tensor.requires_grad:
+                tensor.register_hook(self.reduce)
+        return outputs
+
+    def reduce(self, gradient):
+        assert self.runs_backward, "DeepSpeed would reduce gradients here"
+
+    def backward(self, loss):
+        assert not self.waits
+        self.runs_backward, self.waits = True, True
+        loss.backward()
+        self.runs_backward = False
+
+    def step(self):
+        assert self.waits
+        self.waits = False
+        self.steps += 1
+        self.optimizer.step()
+
+
+class ZeroOptimizer:
+    """Is no optimizer of torch, holds one, and lets it step one group of parameters at a time, as ZeRO 1 and 2 do."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+    state = property(lambda self: self.optimizer.state)
+
+    def step(self):
+        groups = self.optimizer.param_groups
+        for group in groups:
+            self.optimizer.param_groups = [group]
+            self.optimizer.step()
+        self.optimizer.param_groups = groups
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+
+def set_up_fsdp1(self, trainer):
     SingleDeviceStrategy.setup(self, trainer)
     self.model = Wrapper(self.lightning_module)
 
 
-def stand_in():
-    """Takes FSDP1's name, by which it is known."""
-    content = {"__module__": FSDPStrategy.__module__, "setup": wrapped_setup}
-    return type("FSDPStrategy", (SingleDeviceStrategy,), content)("cpu")
+def set_up_deepspeed(self, trainer):
+    """The optimizer is made as by Lightning, and goes into DeepSpeed's."""
+    SingleDeviceStrategy.setup(self, trainer)
+    (optimizer,) = self.optimizers
+    self.optimizers = [ZeroOptimizer(optimizer)]
+    self.model = Engine(self.lightning_module, self.optimizers[0])
+
+
+def stand_in(kind, precision=None, **content):
+    """Takes the name of the strategy ``kind``, by which it is known, but for ``content`` a strategy of one device."""
+    content |= {"__module__": kind.__module__}
+    return type(kind.__name__, (SingleDeviceStrategy,), content)("cpu", precision_plugin=precision)
+
+
+def fsdp1():
+    return stand_in(FSDPStrategy, setup=set_up_fsdp1)
+
+
+def zero(stage):
+    """With Lightning's own precision for DeepSpeed, which runs the engine's backward pass and step."""
+    config = {"zero_optimization": {"stage": stage}}
+    content = {"setup": set_up_deepspeed, "config": config, "handles_gradient_accumulation": True}
+    return stand_in(DeepSpeedStrategy, DeepSpeedPrecision("32-true"), **content)
 
 
 class Inside(Net):
@@ -159,8 +229,30 @@ def course(module, method, **settings):
 def test_scoring_passes_and_the_first_batch_go_through_the_wrapper(method, module):
     plain, wrapped = module(), module()
     course(plain, method, accelerator="cpu")
-    made = course(wrapped, method, strategy=stand_in())
+    made = course(wrapped, method, strategy=fsdp1())
     assert wrapped.trained == plain.trained and made.strategy.model.calls > len(plain.trained)
+    assert all(map(torch.equal, plain.state_dict().values(), wrapped.state_dict().values()))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "module"),
+    [
+        (Kakurenbo(tau=0.0, max_fraction=0.5), Inside),
+        (InfoBatch(end_fraction=0.0), Inside),
+        (PLB(), Inside),
+        (Kakurenbo(tau=0.0, max_fraction=0.5), Told),
+        (PLB(), Told),
+    ],
+)
+def test_zero_1_and_2_hide_and_draw_what_one_device_does(method, module, stage):
+    """Every batch has one backward pass and one step of the engine; the first batch is verified, and the rate scaled, beside these."""
+    plain, wrapped = module(), module()
+    course(plain, method, accelerator="cpu")
+    made = course(wrapped, method, strategy=zero(stage))
+    engine = made.strategy.model
+    assert wrapped.trained == plain.trained
+    assert engine.steps == made.global_step == len(plain.trained) < engine.calls
     assert all(map(torch.equal, plain.state_dict().values(), wrapped.state_dict().values()))
 
 
