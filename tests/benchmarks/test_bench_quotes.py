@@ -160,6 +160,7 @@ def on_every_method():
 
 def of_results_md():
     yield from on_every_method()
+    yield from of_deep()
     of_wide = [of("arena-wide", {} if beta == 1 else {"beta": beta}, "selective_backprop") for beta in (1, 2)]
     one, two = of_wide
     yield f"`selective_backprop` takes {times(one)} of the time, {times(two)} with `beta=2`, and ends {points(one, 'gain').split()[0]} and"
@@ -179,6 +180,10 @@ def of_results_md():
 def of_the_benchmarks():
     yield from on_every_method()
     yield from of_the_short_list()
+    yield from of_deep()
+    deep = of("arena-deep", FAST)
+    yield f"(95 % intervals {interval(deep, 'over_random')} and {interval(deep, 'over_time')})"
+    yield f"({interval(deep, 'gain', '+.2f')})"
     found = standings_of("arena-wide")
     own = [one for name, one in found.items() if name.startswith("kakurenbo")]
     gains = sorted((f"{-100 * one['gain']['mean']:.1f}" for one in own), key=float)
@@ -250,6 +255,18 @@ def of_the_card():
     assert seven["survives"] == preset["survives"] == fast["survives"] == "yes"
     yield f"takes half of the time at {points(seven, 'gain', '+.2f')} points, and the preset itself {times(preset)} of it at"
     yield f"{points(preset, 'gain', '+.2f')}, both above their controls beyond the interval"
+
+
+def of_deep():
+    """Sentences on the deeper network that two documents share."""
+    fast, info = of("arena-deep", FAST), of("arena-deep", {}, "infobatch")
+    assert [name for name, one in standings_of("arena-deep").items() if one["survives"] == "yes"] == [fast["name"]]
+    assert fast["gain"]["mean"] > 0 and resolved(fast, "gain") == 0
+    parts = [points(fast, name).split()[0] for name in ("over_random", "over_time", "gain")]
+    yield f"takes {times(fast)} of the time, {parts[0]} points above hiding as much at random"
+    yield f"and {parts[1]} above a baseline of equal time"
+    yield f"{parts[2]} points above the baseline"
+    yield f"InfoBatch ends {points(info, 'gain').split()[0]} points below"
 
 
 def of_choosing():

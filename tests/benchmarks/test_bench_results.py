@@ -254,6 +254,7 @@ QUOTED = {
     (DOCS / "choosing.md", "advice"): lambda result, rows, million: list(advice(rows))[-2:],
     (BENCHMARKS, "arena"): lambda result, rows, million: quotes.all_rows(result),
     (BENCHMARKS, "arena-wide"): lambda result, rows, million: quotes.all_rows(result),
+    (BENCHMARKS, "arena-deep"): lambda result, rows, million: quotes.all_rows(result),
     (BENCHMARKS, "arena-fractals"): lambda result, rows, million: quotes.all_rows(result),
     (BENCHMARKS, "arena-text"): lambda result, rows, million: quotes.all_rows(result),
     (BENCHMARKS, "refresh"): lambda result, rows, million: refreshed(result["summary"]),
@@ -325,7 +326,7 @@ def test_each_file_is_quoted_and_each_named_file_is_there():
     named = {name for path in documents for name in re.findall(r"results/([\w-]+\.\w+)", path.read_text())}
     # the sentences on arena-tried are in test_bench_quotes.py
     arenas = {"arena-tried.json"} | {
-        f"{name}{dark}.png" for name in ("arena", "arena-fractals", "arena-wide") for dark in ("", "-dark")
+        f"{name}{dark}.png" for name in ("arena", "arena-deep", "arena-fractals", "arena-wide") for dark in ("", "-dark")
     }
     quoted = {f"{name}.json" for _, name in QUOTED} | {"stale.png", "draws.png"} | arenas
     assert named <= quoted == {path.name for path in RESULTS.iterdir()}
