@@ -15,7 +15,7 @@ STAMP = .installed-$(shell $(PYTHON) -c "import hashlib; print(hashlib.sha256(op
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-all test-oldest test-ecosystem test-gpu coverage bench controls losers lint docs release-check clean
+.PHONY: help venv train test test-all test-oldest test-ecosystem test-gpu coverage bench controls losers lint docs screenshots release-check clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -65,6 +65,9 @@ lint: $(VENV)/$(STAMP) ## check style, formatting and types
 
 docs: $(VENV)/$(STAMP) ## build the documentation into build/docs, without a network; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .ci/mkdocs.yml
+
+screenshots: $(VENV)/$(STAMP) ## train on digits and make the pictures of programs in docs/ (needs chromium)
+	$(BIN)/python .ci/screenshots.py
 
 release-check: $(VENV)/$(STAMP) ## build sdist and wheel, install the wheel with core dependencies alone and train with it
 	PYTHON="$(PYTHON)" .ci/release-check $(BIN)/python "$(RELEASE_VENV)"

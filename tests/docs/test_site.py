@@ -1,6 +1,7 @@
 """The documentation is built strictly, without a network, and no link in it leads nowhere."""
 
 import logging
+import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +14,7 @@ from mkdocs.config import load_config
 
 import kakurenbo_lightning
 
+PICTURES = {"training.svg": "getting_started", "report.png": "reports", "doctor.png": "reports"}  # by `make screenshots`
 LONGEST, WIDEST = 120, 84  # characters of a line of prose, and of code that fits a page of 1280 pixels
 OURS = sorted(path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "docs").glob("*.md"))
 
@@ -109,6 +111,18 @@ def test_a_block_of_code_is_in_a_language_that_is_tested():
     assert {page for page in PAGES for name, _ in blocks(page) if name in ("toml", "markdown")} == {
         "kakurenbo_lightning/methods/ADDING.md"
     }
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_of_a_program_is_small_described_on_its_page_and_made_by_a_command(name):
+    assert f'"{name}"' in (REPOSITORY / ".ci/screenshots.py").read_text()
+    assert 2_000 < (REPOSITORY / "docs" / name).stat().st_size < 150_000
+    assert re.search(rf"^!\[[^\]]{{30,}}\]\({name}\)$", text_of(f"docs/{PICTURES[name]}.md"), re.M)
+
+
+def test_a_picture_of_a_terminal_needs_no_font_from_elsewhere():
+    addresses = re.findall(r"url\(([^)]*)\)|href=.([^'\" ]*)", (REPOSITORY / "docs/training.svg").read_text())
+    assert all(address.startswith("#") for pair in addresses for address in pair if address)
 
 
 @pytest.mark.parametrize("page", OURS)
