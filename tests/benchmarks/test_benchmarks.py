@@ -1,7 +1,10 @@
 """The benchmarks, at toy size: what they compare is equal, what they compute is right, what they write is JSON."""
 
+import argparse
+import importlib
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -331,6 +334,7 @@ def fake_python(folder, fails=""):
         f"""#!/bin/bash
 [ "$1" = -m ] || exec "{sys.executable}" "$@"
 name=${{2##*.}}
+printf "%q " "$@" >> "{folder}/calls" && echo >> "{folder}/calls"
 [ "$name" != "{fails}" ] || exit 1
 target=
 for word; do
@@ -361,3 +365,23 @@ def test_gpu_leaves_one_json_whatever_fails(tmp_path, device, fails):
     )
     assert set(result) == (names - {failed}) | {"failed"}
     assert result["failed"] == ([failed] if failed else [])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_benchmarks_take_what_gpu_gives_them(tmp_path, device, monkeypatch):
+    """Each is started up to where it has read its arguments: all of them at toy size would take minutes, most of them for imports."""
+    variables = {"PYTHON": str(fake_python(tmp_path)), "DEVICE": device, "OUT": str(tmp_path / "out"), "WHEELS": str(tmp_path)}
+    subprocess.run(["bash", str(GPU)], env=os.environ | variables | {"DATA_ROOT": str(tmp_path)}, check=True, timeout=60)
+    calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    parse = argparse.ArgumentParser.parse_args
+
+    def then_end(self, *arguments, **settings):
+        parse(self, *arguments, **settings)
+        raise StopIteration
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_end)
+    programs = [words for words in calls if words[1].startswith("recipes.benchmarks.")]
+    assert len(programs) == 6 and len(calls) == 7  # and `kakurenbo_recipes.train`, whose settings Hydra takes
+    for _, module, *arguments in programs:
+        with pytest.raises(StopIteration):
+            importlib.import_module(module).main(arguments)
