@@ -69,7 +69,13 @@ def test_no_text_leaves_the_picture(file, tmp_path, monkeypatch):
 
 def test_long_words_have_more_lines(tmp_path, monkeypatch):
     score = "balanced_accuracy_over_every_class_of_the_validation_set"
-    figure, *_ = drawn_from(RESULTS[0], tmp_path, monkeypatch, title="a network of 27,000 parameters, " * 9, score=score)
+    figure, *_ = drawn_from(
+        RESULTS[0].with_name("arena-fractals.json"),
+        tmp_path,
+        monkeypatch,
+        title="a network of 27,000 parameters, " * 9,
+        score=score,
+    )
     assert cut_off(figure) == [] and "\n" in figure.get_suptitle().strip() and figure.get_figheight() > plot.SIZE[1] + 1
 
 
