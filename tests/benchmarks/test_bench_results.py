@@ -221,6 +221,16 @@ def limits(summary):
         yield f"{mean(scored for name, (_, _, _, scored) in means.items() if name.startswith(run)):.1f} %"
 
 
+def strategies(result, rows):
+    def interval(one):
+        return f"{one['median']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+
+    for row in rows:
+        yield f"| {row['strategy']} | {row['plain_ms']:.1f} ms | {interval(row['ratio'])} | {interval(row['control_ratio'])} |"
+    against = result["fsdp2_against_ddp"]
+    yield f"{against['median']:.3f} of that under DDP ({against['low']:.3f} to {against['high']:.3f})"
+
+
 # by document and file, what makes the quoted figures of the result, its rows and its row of 1.28 million samples
 QUOTED = {
     (METHODS / "hide/infobatch.md", "controls"): lambda result, rows, million: controls(rows),
@@ -247,6 +257,8 @@ QUOTED = {
     (BENCHMARKS, "verification"): lambda result, rows, million: [
         f"{row['first_batch_steps']['median']:.2f} | {row['later_ratio']['median']:.3f}" for row in rows
     ],
+    (BENCHMARKS, "strategies"): lambda result, rows, million: strategies(result, rows),
+    (DOCS / "strategies.md", "strategies"): lambda result, rows, million: list(strategies(result, rows))[-1:],
     (BENCHMARKS, "selection"): lambda result, rows, million: [f"{row['ns_per_sample']:.0f} ns" for row in rows],
     (BENCHMARKS, "plans"): lambda result, rows, million: plans(rows),
     (BENCHMARKS, "saving"): lambda result, rows, million: saving(rows),
