@@ -51,7 +51,7 @@ def check_checkpoint(cfg: DictConfig) -> None:
     hint = (
         f"Its newest: ckpt_path={str(found[-1])!r}."
         if found
-        else "ckpt_path=last hydra.run.dir=outputs/DATE/TIME continues a run."
+        else "A run goes on by its own command with ckpt_path=last hydra.run.dir=outputs/DATE/TIME."
     )
     is_sharded = (Path(path) / "meta.pt").is_file()  # a sharded checkpoint is a folder with this file
     is_file = Path(path).is_file() and (is_zipfile(path) or is_old_format(Path(path)))
