@@ -130,15 +130,7 @@ def whole(tensors):
 
 
 def course(
-    method,
-    strategy,
-    callbacks=(),
-    ckpt_path=None,
-    dropout=0.1,
-    made=ShardedNet,
-    train=None,
-    statistics="replicated",
-    **settings,
+    method, strategy, callbacks=(), ckpt_path=None, dropout=0.1, made=ShardedNet, train=None, statistics="replicated", **settings
 ):
     """Train on all processes, on ``train`` where it is given, and return what happened."""
     torch.manual_seed(0)
